@@ -1,0 +1,26 @@
+"""In what ways is a vision model invariant or equivariant, where, on which images, and is it more than insensitivity?
+
+The names below load what is behind them when they are first used (SPEC 1), so `import eedkit` itself is light.
+"""
+
+import lazy_loader as _lazy
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submodules=["lab", "probe", "report", "results", "study", "theory"],
+    submod_attrs={
+        "lab": ["images"],
+        "probe.measure": ["measure"],
+        "probe.metrics": ["METRICS", "Metric"],
+        "report": ["plots"],
+        "results": ["verdicts"],
+        "results.store": ["open"],
+        "results.summary": ["compare", "concat", "summarise"],
+        "study.study": ["Study"],
+        "theory": ["actions", "distances", "groups"],
+        "theory.groups": ["Group"],
+    },
+)
+__all__ = sorted([*__all__, "__version__"])

@@ -1,0 +1,1 @@
+"""One model, one stream of images, one labelled Dataset."""

@@ -1,0 +1,178 @@
+"""Images from wherever they are -> batches that respect the null's chains, with stable sample ids and labels.
+
+Knows torch and duck types (tensor, DataLoader, Hugging Face or torch Dataset), never a data set by name.
+Holds one batch and two samples.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eedkit.theory.deviation import CHAIN
+
+IMAGE_KEYS = ("image", "pixel_values", "img")
+LABEL_KEYS = ("label", "labels", "target")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image (C, H, W) with its row in the results, its stable id and its label (None without labels)."""
+
+    row: int
+    id: Any
+    image: Tensor
+    label: Any = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of `Sample`s and how many there are (None when the source does not say)."""
+
+    samples: Iterator[Sample]
+    length: int | None
+
+
+def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -> Stream:
+    """Samples of a tensor (n, C, H, W), a DataLoader or another iterable of batches, or a data set with `len` and items.
+
+    A tensor and a data set are read in a seeded order, as the null asks for; a DataLoader keeps its own. An item or batch
+    is an image, an (image, label) tuple, or a dict with image, label and id under their usual names. uint8 and PIL images
+    are scaled to [0, 1].
+
+    Raises
+    ------
+    ValueError
+        There is no image, images differ in size, or labels differ in number.
+    TypeError
+        `images` is none of these.
+    """
+    if isinstance(images, torch.utils.data.DataLoader) or not hasattr(images, "__getitem__"):
+        if not isinstance(images, Iterable):
+            raise TypeError(
+                f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}"
+            )
+        return Stream(_same_size(_from_batches(images, labels)), None)
+    n = len(images)
+    if n == 0:
+        raise ValueError("there is no image to measure on; expected at least one")
+    if isinstance(images, Tensor) and images.dim() != 4:
+        raise ValueError(f"images must have shape (n, C, H, W), got {tuple(images.shape)}")
+    if labels is not None and len(labels) != n:
+        raise ValueError(f"expected one label for each of {n} images, got {len(labels)}")
+    order = np.random.default_rng(seed).permutation(n)
+    return Stream(_same_size(_from_items(images, labels, order)), n)
+
+
+def cut(samples: Iterable, batch_size: int, *, length: int = CHAIN) -> Iterator[tuple[list, bool]]:
+    """Cut a stream of unknown length into batches that respect `deviation.chains`: (the batch, whether a chain ends).
+
+    Looks two samples ahead, because a last chain of one joins the one before.
+
+    >>> list(cut("abcdefghi", 3, length=4))
+    [(['a', 'b', 'c'], False), (['d'], True), (['e', 'f', 'g'], False), (['h', 'i'], True)]
+    """
+    samples, ahead, batch, filled = iter(samples), [], [], 0
+    while True:
+        while len(ahead) < 3:
+            following = next(samples, None)
+            if following is None:
+                break
+            ahead.append(following)
+        if not ahead:
+            return
+        batch.append(ahead.pop(0))
+        filled += 1
+        ends = not ahead or (filled >= length and len(ahead) != 1)
+        if ends or len(batch) == batch_size:
+            yield batch, ends
+            batch = []
+        if ends:
+            filled = 0
+
+
+class Fingerprint:
+    """A checksum of images, ids and labels that does not depend on the order in which they come."""
+
+    def __init__(self) -> None:
+        self._sum, self._n = 0, 0
+
+    def update(self, sample: Sample) -> None:
+        """Add one sample."""
+        head = f"{sample.id}|{sample.label}|{tuple(sample.image.shape)}".encode()
+        self._sum += zlib.crc32(sample.image.contiguous().numpy().tobytes(), zlib.crc32(head))
+        self._n += 1
+
+    def __str__(self) -> str:
+        return f"{self._n}-{self._sum % 2**64:016x}"
+
+
+def _from_items(images: Any, labels: Sequence | None, order: np.ndarray) -> Iterator[Sample]:
+    for row in order.tolist():
+        image, label, name = _parts(images[row])
+        yield Sample(
+            row, row if name is None else name, _as_float(image), _scalar(label if labels is None else labels[row])
+        )
+
+
+def _from_batches(batches: Iterable, labels: Sequence | None) -> Iterator[Sample]:
+    row = 0
+    for batch in batches:
+        images, own, names = _parts(batch)
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"a batch of images must be a tensor (b, C, H, W), got {shape}")
+        for i, image in enumerate(images):
+            if labels is not None and row >= len(labels):
+                raise ValueError(f"got {len(labels)} labels, but more images")
+            label = labels[row] if labels is not None else None if own is None else own[i]
+            yield Sample(row, row if names is None else _scalar(names[i]), _as_float(image), _scalar(label))
+            row += 1
+    if row == 0:
+        raise ValueError("there is no image to measure on; expected at least one")
+    if labels is not None and len(labels) != row:
+        raise ValueError(f"expected one label for each of {row} images, got {len(labels)}")
+
+
+def _parts(item: Any) -> tuple[Any, Any, Any]:
+    """(image, label, id) of an item or a batch."""
+    if isinstance(item, dict):
+        found = [key for key in IMAGE_KEYS if key in item]
+        if not found:
+            raise ValueError(f"expected an image under one of {', '.join(IMAGE_KEYS)}, got keys {', '.join(item)}")
+        label = next((item[key] for key in LABEL_KEYS if key in item), None)
+        return item[found[0]], label, item.get("id")
+    if isinstance(item, tuple | list):
+        return item[0], item[1] if len(item) > 1 else None, None
+    return item, None, None
+
+
+def _as_float(image: Any) -> Tensor:
+    if not isinstance(image, Tensor):
+        array = np.asarray(image)
+        image = torch.from_numpy(np.array(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)))
+    return image / 255 if image.dtype == torch.uint8 else image
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor | np.generic) else value
+
+
+def _same_size(samples: Iterator[Sample]) -> Iterator[Sample]:
+    first = None
+    for sample in samples:
+        first = first or sample
+        if sample.image.shape != first.image.shape:
+            raise ValueError(
+                f"images must have one size, but sample {first.id} is {_size(first)} and sample {sample.id} is "
+                f"{_size(sample)}; resize or crop first"
+            )
+        yield sample
+
+
+def _size(sample: Sample) -> str:
+    return "×".join(map(str, sample.image.shape))

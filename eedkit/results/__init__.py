@@ -1,0 +1,1 @@
+"""Labelled results: schema, summaries, verdicts, storage. Knows xarray and never torch."""

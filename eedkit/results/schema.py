@@ -1,0 +1,89 @@
+"""The schema of results: names, dimensions, units; checked when a Dataset is made, saved and opened.
+
+Knows xarray and never torch. What a reader must know of a distance travels as attributes of its variable.
+"""
+
+import json
+
+import numpy as np
+import xarray as xr
+
+SCHEMA = 1
+"""Grows when a Dataset written by this version cannot be read by an earlier one."""
+
+DIMS = ("model", "layer", "element", "sample")
+"""Every dimension, in the order in which every variable has them."""
+
+BESIDE = {
+    "latent_norm": ("model", "layer", "sample"),
+    "latent_pair_cosine": ("model", "layer"),
+    "dead_fraction": ("model", "layer"),
+    "prediction": ("model", "element", "sample"),
+    "confidence": ("model", "element", "sample"),
+}
+"""What is recorded beside the metrics."""
+
+LAYER_COORDS = ("depth", "layer_type", "channels", "height", "width", "kernel_order")
+"""Coordinates on (model, layer); compare across architectures by `depth`."""
+
+METRIC_ATTRS = ("long_name", "units", "best", "upper", "scale", "equation", "source")
+
+
+class SchemaError(ValueError):
+    """A Dataset is not what eedkit writes; the message names what is missing or wrong."""
+
+
+def metrics_of(ds: xr.Dataset) -> list[str]:
+    """The names of the metrics in a Dataset, in order.
+
+    >>> metrics_of(xr.Dataset({"latent": ((), 0.0, {"best": -1.0}), "confidence": ((), 1.0)}))
+    ['latent']
+    """
+    return [name for name, variable in ds.data_vars.items() if "best" in variable.attrs and not name.endswith("_null")]
+
+
+def validate(ds: xr.Dataset) -> xr.Dataset:
+    """The Dataset itself, when it has the dimensions, coordinates, units and provenance of the schema.
+
+    Raises
+    ------
+    SchemaError
+        Something is missing, has other dimensions or another type, or was written by a newer eedkit.
+    """
+    if int(ds.attrs.get("schema", 0)) > SCHEMA:
+        raise SchemaError(f"written with schema {ds.attrs['schema']}, this eedkit reads up to {SCHEMA}; upgrade eedkit")
+    problems = []
+    for dim in DIMS:
+        if dim not in ds.dims or dim not in ds.coords:
+            problems.append(f"no labelled dimension {dim!r}")
+        elif len(set(ds[dim].values.tolist())) < ds.sizes[dim]:
+            problems.append(f"labels on {dim!r} repeat")
+    problems += [f"no coordinate {name!r}" for name in ("angle", *LAYER_COORDS) if name not in ds.coords]
+    problems += [f"no attribute {name!r}" for name in ("group", "schema", "eedkit_version") if name not in ds.attrs]
+    metrics = metrics_of(ds)
+    if not metrics:
+        problems.append("no metric (a variable with the attribute 'best')")
+    for name in metrics:
+        problems += [f"{name} has no attribute {attr!r}" for attr in METRIC_ATTRS if attr not in ds[name].attrs]
+        for variable in (name, f"{name}_null"):
+            if variable in ds:
+                problems += _wrong_dims(ds[variable], (DIMS, tuple(d for d in DIMS if d != "layer")))
+                if ds[variable].dtype != np.float32:
+                    problems.append(f"{variable} has dtype {ds[variable].dtype}, not float32")
+    for name, dims in BESIDE.items():
+        if name in ds:
+            problems += _wrong_dims(ds[name], (dims,))
+    if problems:
+        raise SchemaError("not a Dataset of eedkit's schema: " + "; ".join(problems))
+    return ds
+
+
+def _wrong_dims(variable: xr.DataArray, allowed: tuple[tuple[str, ...], ...]) -> list[str]:
+    if variable.dims in allowed:
+        return []
+    return [f"{variable.name} has dims {variable.dims}, expected {' or '.join(map(str, allowed))}"]
+
+
+def as_json(value: object) -> str:
+    """Provenance that Zarr and netCDF both hold: sorted JSON text."""
+    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
