@@ -1,0 +1,232 @@
+"""Recipes: how the bundled networks come to be, from a name and a seed to weights in a safetensors file.
+
+Knows networks and images, never metrics or results. A recipe on the digits trains in seconds; a second call reads its file.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from eedkit.errors import unknown
+from eedkit.lab import images as lab_images
+from eedkit.lab.networks import WIDTHS, GroupCNN
+from eedkit.theory import actions
+from eedkit.theory.actions import Action
+
+VERSION = 1
+"""Part of every fingerprint: to be raised when the same recipe would come out otherwise."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is built and trained; with a seed it stands for one set of weights.
+
+    Parameters
+    ----------
+    layers : group of the network's convolutions; "C1" for a plain CNN
+    augment : group from which every training image gets a random element; "C1" for none
+    epochs : passes over the training images; 0 leaves the random weights
+    data, size : training images and the side that they are resized to (odd, where exactness is the point)
+    widths, batch_size, rate : channels per block of the plain network; of the optimiser
+    """
+
+    layers: str = "C1"
+    augment: str = "C1"
+    epochs: int = 15
+    data: str = "digits/train"
+    size: int = 17
+    widths: tuple[int, ...] = WIDTHS
+    batch_size: int = 64
+    rate: float = 5e-3
+
+
+def recipes(group: str = "C4") -> dict[str, Recipe]:
+    """The bundled study's recipes for a group, by name.
+
+    >>> recipes("D4")["augmented"].augment
+    'D4'
+    """
+    return {
+        "random": Recipe(epochs=0),
+        "plain": Recipe(),
+        "augmented": Recipe(augment=group),
+        "equivariant": Recipe(layers=group),
+    }
+
+
+def pool(
+    names: Sequence[str] = ("random", "plain", "augmented", "equivariant"),
+    *,
+    seeds: int = 5,
+    group: str = "C4",
+    cache: str | Path | None = None,
+    progress: bool = True,
+    **changes: object,
+) -> dict[tuple[str, int], nn.Module]:
+    """Networks for every recipe and seed, in eval mode, keyed by (recipe, seed); `changes` are fields of `Recipe`.
+
+    Raises
+    ------
+    ValueError
+        A recipe or a field is unknown; near names are listed.
+    """
+    known = recipes(group)
+    for name in names:
+        if name not in known:
+            raise ValueError(unknown("recipe", name, known))
+    for field in changes:
+        if field not in Recipe.__dataclass_fields__:
+            raise ValueError(unknown("field of a recipe", field, Recipe.__dataclass_fields__))
+    trained = {}
+    with tqdm(total=len(names) * seeds, desc="training", unit="network", disable=not progress) as bar:
+        for name in names:
+            # random weights stay random, whatever the others' training is changed to
+            own = {k: v for k, v in changes.items() if k != "epochs" or known[name].epochs}
+            for seed in range(seeds):
+                bar.set_description(f"training {name}, seed {seed}")
+                trained[name, seed] = train(replace(known[name], **own), seed=seed, cache=cache)
+                bar.update()
+    return trained
+
+
+def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, progress: bool = False) -> GroupCNN:
+    """The network of a recipe and a seed, in eval mode; trained once, then read from `cache`.
+
+    The same recipe, seed, data and machine give the same weights. The random state of the process is left as found.
+
+    Parameters
+    ----------
+    cache : folder for the weights; None takes $EEDKIT_CACHE, or ~/.cache/eedkit
+
+    >>> net = train(Recipe(epochs=0), seed=1)
+    >>> net.training
+    False
+    """
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    images = lab_images.load(recipe.data, size=recipe.size)
+    classes, channels = images.features["label"].num_classes, images[0]["image"].shape[0]
+    with isolate_rng():
+        torch.manual_seed(seed)
+        network = GroupCNN(recipe.layers, classes=classes, channels=channels, widths=recipe.widths)
+        if recipe.epochs:
+            _fill(network, images, recipe, seed, cache, progress)
+    return network.eval()
+
+
+def _fill(network: GroupCNN, images, recipe: Recipe, seed: int, cache: str | Path | None, progress: bool) -> None:
+    """Read the trained weights into the network, or train it and write them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    about = {**asdict(recipe), "seed": seed, "images": lab_images.fingerprint(images), "version": VERSION}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder(cache) / f"{digest}.safetensors"
+    if path.exists():
+        try:
+            network.load_state_dict(load_file(path))
+            return
+        except SafetensorError as error:
+            warnings.warn(f"{path} cannot be read ({error}); training that network again", stacklevel=3)
+    x, y, _ = lab_images.tensors(images)
+    _fit(network, x, y, recipe, seed, progress)
+    about |= {"torch": torch.__version__, "train_accuracy": _accuracy(network, x, y)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(network.state_dict(), beside, metadata={key: json.dumps(value) for key, value in about.items()})
+    beside.replace(path)
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Where trained weights are kept: `cache`, or $EEDKIT_CACHE, or ~/.cache/eedkit.
+
+    >>> cache_folder("weights").name
+    'weights'
+    """
+    return Path(cache or os.environ.get("EEDKIT_CACHE") or Path.home() / ".cache" / "eedkit").expanduser()
+
+
+def augmented(images: Tensor, action: Action) -> Tensor:
+    """Every image of a batch moved by an element of its own, drawn evenly from the group with torch's random state.
+
+    >>> augmented(torch.ones(2, 1, 3, 3), actions.spatial("C4")).shape
+    torch.Size([2, 1, 3, 3])
+    """
+    if action.group.order == 1:
+        return images
+    drawn = torch.randint(action.group.order, (len(images),), device=images.device)
+    moved = torch.empty_like(images)
+    for g in range(action.group.order):
+        moved[drawn == g] = action(g, images[drawn == g])
+    return moved
+
+
+def _fit(network: GroupCNN, x: Tensor, y: Tensor, recipe: Recipe, seed: int, progress: bool) -> None:
+    import lightning
+    from torch.utils.data import DataLoader, TensorDataset
+
+    action = actions.spatial(recipe.augment)
+
+    class Supervised(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+            images, labels = batch
+            return F.cross_entropy(self.network(augmented(images, action)), labels)
+
+        def configure_optimizers(self) -> dict:
+            optimiser = torch.optim.AdamW(self.parameters(), lr=recipe.rate)
+            steps = int(self.trainer.estimated_stepping_batches)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=steps)
+            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    loader = DataLoader(
+        TensorDataset(x, y), recipe.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
+    )
+    with _quiet():
+        trainer = lightning.Trainer(
+            max_epochs=recipe.epochs,
+            accelerator="auto",
+            devices=1,
+            deterministic=True,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+        )
+        trainer.fit(Supervised(), loader)
+    network.cpu()
+
+
+@torch.no_grad()
+def _accuracy(network: GroupCNN, x: Tensor, y: Tensor) -> float:
+    return (network.eval()(x).argmax(-1) == y).double().mean().item()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notes on hardware, workers and tips, which say nothing about a network of 80,000 weights."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,452 @@
+import io
+import os
+import pickle
+import re
+import runpy
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eedkit.lab.images import BUNDLED, fingerprint, load, tensors
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture(scope="module")
+def build():
+    """data/build.py, which lies outside the package."""
+    return SimpleNamespace(**runpy.run_path(str(DATA / "build.py")))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """What each parquet file holds, read without eedkit: spec -> {id: (pixels, class name)}."""
+
+    def read(spec):
+        rows = datasets.Dataset.from_parquet(str(DATA / f"{spec}.parquet"), cache_dir=tmp_path_factory.getbasetemp())
+        names = rows.features["label"].names
+        return {row["id"]: (np.asarray(row["image"]), names[row["label"]]) for row in rows}
+
+    return {spec: read(spec) for spec in BUNDLED}
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of three and two images, 6×10; the k-th is 10k everywhere."""
+    for k, name in enumerate(["cat/a.png", "cat/b.png", "cat/c.png", "dog/a.png", "dog/b.PNG"]):
+        save(tmp_path / "pets[1]" / name, np.full((6, 10), 10 * k))
+    (tmp_path / "pets[1]" / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path / "pets[1]"
+
+
+def parquet(path, columns, **features):
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features) if features else None).to_parquet(path)
+    return path
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+class TestFiles:
+    def test_bundled_names_exactly_the_files_that_are_there(self):
+        assert sorted(BUNDLED) == sorted(str(f.relative_to(DATA).with_suffix("")) for f in DATA.glob("*/*.parquet"))
+
+    def test_all_of_it_is_under_six_megabytes(self):
+        assert sum(f.stat().st_size for f in DATA.rglob("*") if f.is_file()) < 6e6
+
+    @pytest.mark.parametrize(
+        ("spec", "classes", "per_class", "shape"),
+        [
+            ("letters/train", 26, 60, (32, 32)),
+            ("letters/test", 26, 20, (32, 32)),
+            ("patches/train", 12, 60, (32, 32, 3)),
+            ("patches/test", 12, 25, (32, 32, 3)),
+            ("faces/test", 2, 100, (25, 25)),
+        ],
+    )
+    def test_counts_and_shapes_of_the_balanced_sets(self, stored, spec, classes, per_class, shape):
+        counts = Counter(name for _, name in stored[spec].values())
+        assert list(counts.values()) == [per_class] * classes
+        assert {pixels.shape for pixels, _ in stored[spec].values()} == {shape}
+
+    def test_digits_are_all_of_scikit_learn_s_split_in_proportion(self, stored):
+        from sklearn.datasets import load_digits
+
+        source = load_digits()
+        train, test = stored["digits/train"], stored["digits/test"]
+        assert (len(train), len(test), len(train | test)) == (1400, 397, 1797)
+        for name, (pixels, label) in (train | test).items():
+            index = int(name.removeprefix("digits-"))
+            assert str(source.target[index]) == label
+            assert np.abs(pixels / 255 * 16 - source.images[index]).max() < 0.04  # half a grey level
+        for label, count in Counter(name for _, name in test.values()).items():
+            assert abs(count - 397 / 1797 * (source.target == int(label)).sum()) < 1
+
+    def test_no_id_is_in_two_files(self, stored):
+        everything = [name for rows in stored.values() for name in rows]
+        assert len(set(everything)) == len(everything) == 1797 + 26 * 80 + 12 * 85 + 200
+
+    def test_no_image_is_in_train_and_test(self, stored):
+        for name in ("digits", "letters", "patches"):
+            pixels = [
+                {image.tobytes() for image, _ in stored[f"{name}/{split}"].values()} for split in ("train", "test")
+            ]
+            assert not pixels[0] & pixels[1], name
+
+    def test_digits_and_letters_are_bright_strokes_on_a_dark_ground(self, stored):
+        for spec in ("digits/train", "digits/test", "letters/train", "letters/test"):
+            images = np.stack([pixels for pixels, _ in stored[spec].values()])
+            corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+            assert np.median(corners) == 0, spec
+            assert (images.max((1, 2)) > 128).all(), spec
+
+    def test_letters_keep_away_from_the_frame(self, stored):
+        for spec in ("letters/train", "letters/test"):
+            for name, (pixels, _) in stored[spec].items():
+                assert pixels[1:-1, 1:-1].sum() == pixels.sum() > 0, name
+
+    def test_letters_train_and_test_share_no_font_family(self, stored):
+        fonts = [
+            {name.split("-", 2)[2].rsplit("-", 1)[0] for name in stored[f"letters/{s}"]} for s in ("train", "test")
+        ]
+        assert [len(f) for f in fonts] == [15, 5]
+        families = [{re.match("DejaVu(Sans|SansMono|Serif)|STIX|cmss|cm", font)[0] for font in f} for f in fonts]
+        assert families[0].isdisjoint(families[1])
+
+    def test_patches_share_no_pixel(self, stored, build):
+        for name in build.PICTURES:
+            picture, owner = build.picture(name), {}
+            for spec in ("patches/train", "patches/test"):
+                for key, (pixels, label) in stored[spec].items():
+                    if label != name:
+                        continue
+                    row, column = (32 * int(i) for i in re.fullmatch(rf"patches-{name}-r(\d+)c(\d+)", key).groups())
+                    assert np.array_equal(picture[row : row + 32, column : column + 32], pixels), key
+                    for pixel in ((row + i, column + j) for i in range(32) for j in range(32)):
+                        assert owner.setdefault(pixel, key) == key
+            assert len(owner) == 85 * 32 * 32
+
+    def test_patches_of_train_and_test_come_from_different_columns(self, stored):
+        columns = [
+            {(label, key[-2:]) for key, (_, label) in stored[f"patches/{split}"].items()} for split in ("train", "test")
+        ]
+        assert columns[0].isdisjoint(columns[1])
+
+    def test_no_patch_is_nearly_constant(self, stored):
+        for spec in ("patches/train", "patches/test"):
+            for name, (pixels, _) in stored[spec].items():
+                assert np.asarray(Image.fromarray(pixels).convert("L")).std() >= 8, name
+
+    def test_rows_are_not_sorted_by_class(self):
+        for spec in BUNDLED:
+            labels = np.array(load(spec)["label"][:])
+            assert (np.diff(labels) == 0).mean() < 2 / len(set(labels)), spec
+
+    @pytest.mark.parametrize("name", ["digits", "letters", "patches", "faces"])
+    def test_build_makes_the_same_pixels_labels_and_ids_again(self, stored, build, name):
+        again = build.MAKERS[name]()
+        assert {f"{name}/{split}" for split in again} == {spec for spec in BUNDLED if spec.startswith(name)}
+        for split, rows in again.items():
+            rows = {row.id: (row.pixels, build.NAMES[name][row.label]) for row in rows}
+            kept = stored[f"{name}/{split}"]
+            assert rows.keys() == kept.keys()
+            assert all(rows[i][1] == kept[i][1] and np.array_equal(rows[i][0], kept[i][0]) for i in rows)
+
+    @pytest.mark.parametrize("name", ["digits", "letters", "patches", "faces"])
+    def test_cards_state_origin_licence_and_the_true_counts(self, stored, name):
+        card = (DATA / name / "README.md").read_text(encoding="utf-8")
+        assert all(f"**{word}" in card for word in ("Origin", "Licence", "How made", "Beware"))
+        splits = [s for s in ("train", "test") if f"{name}/{s}" in stored]
+        rows = [
+            [cell.strip(" *") for cell in line.strip("|").split("|")] for line in card.splitlines() if line[:1] == "|"
+        ]
+        assert rows[0] == ["class", *splits]
+        told = {label: tuple(map(int, counts)) for label, *counts in rows[2:]}
+        true = [Counter(label for _, label in stored[f"{name}/{s}"].values()) for s in splits]
+        assert told.pop("all") == tuple(c.total() for c in true)
+        assert told == {label: tuple(c[label] for c in true) for label in true[0]}
+
+
+class TestLoad:
+    def test_item_is_a_float_image_an_int_and_a_string(self, stored):
+        item = load("digits/test")[3]
+        pixels, label = stored["digits/test"][item["id"]]
+        assert set(item) == {"image", "label", "id"}
+        assert item["image"].dtype == torch.float32
+        assert type(item["label"]) is int
+        assert str(item["label"]) == label
+        assert torch.equal(item["image"], torch.tensor(pixels / 255, dtype=torch.float32)[None])
+
+    def test_class_names_stay_with_the_dataset(self):
+        assert load("faces/test").features["label"].names == ["face", "not_face"]
+
+    def test_colour_stays_colour_and_channels_come_first(self, stored):
+        item = load("patches/test")[0]
+        pixels, _ = stored["patches/test"][item["id"]]
+        assert torch.equal(item["image"], torch.tensor(pixels / 255, dtype=torch.float32).permute(2, 0, 1))
+
+    def test_channels_convert_both_ways(self):
+        grey, colour = load("digits/test")[0]["image"], load("digits/test", channels=3)[0]["image"]
+        assert torch.equal(colour, grey.expand(3, -1, -1))
+        photo, luma = load("patches/test")[0]["image"], load("patches/test", channels=1)[0]["image"]
+        weighted = (photo * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+        assert luma.shape == (1, 32, 32)
+        assert (luma - weighted).abs().max() <= 1.01 / 255
+
+    def test_size_enlarges_bilinearly_like_torch(self):
+        small, large = load("digits/test")[0]["image"], load("digits/test", size=17)[0]["image"]
+        expected = torch.nn.functional.interpolate(small[None], (17, 17), mode="bilinear", align_corners=False)[0]
+        assert (large - expected).abs().max() <= 1.01 / 255
+
+    def test_size_shrinks_with_antialiasing(self, tmp_path):
+        stripes = np.tile([0, 255], (64, 32))  # without antialiasing: one of the two, or a moiré
+        save(tmp_path / "s" / "a" / "stripes.png", stripes)
+        image = load(tmp_path / "s", size=8)[0]["image"]
+        assert image.shape == (1, 8, 8)
+        assert (image - 0.5).abs().max() < 0.05
+
+    def test_oblong_images_are_cropped_to_the_central_square(self, tmp_path):
+        pixels = np.zeros((6, 10))
+        pixels[:, 2:8] = 200
+        save(tmp_path / "s" / "a" / "wide.png", pixels)
+        save(tmp_path / "s" / "b" / "tall.png", pixels.T)
+        wide, tall = (row["image"] for row in load(tmp_path / "s", size=6))
+        assert torch.equal(wide, torch.full((1, 6, 6), 200 / 255))
+        assert torch.equal(tall, wide)
+
+    def test_a_turned_camera_is_put_upright(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # "rotate by 90 degrees clockwise to see it upright"
+        pixels = np.array([[0, 50], [100, 200], [0, 0]], dtype=np.uint8)
+        (tmp_path / "s" / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "s" / "a" / "x.png", exif=exif)
+        shown = load(tmp_path / "s")[0]["image"][0] * 255
+        assert torch.equal(shown.round(), torch.tensor(np.rot90(pixels, -1).astype(np.float32)))
+
+    @pytest.mark.parametrize("n", [1, 7, 50, 333])
+    def test_n_takes_each_class_s_share_to_within_one(self, n):
+        labels = Counter(load("digits/train")["label"][:])
+        part = Counter(load("digits/train", n=n, seed=1)["label"][:])
+        assert part.total() == n
+        assert all(abs(part[c] - n * labels[c] / 1400) <= 1 for c in labels)
+
+    def test_n_takes_shares_of_unequal_classes(self, tmp_path):
+        labels = [0] * 90 + [1] * 10
+        path = parquet(tmp_path / "x.parquet", {"image": [png([[i]]) for i in range(100)], "label": labels})
+        assert Counter(load(path, n=20)["label"][:]) == {0: 18, 1: 2}
+
+    def test_n_is_seeded_and_smaller_subsets_lie_in_larger_ones(self):
+        ids = {(n, seed): load("letters/test", n=n, seed=seed)["id"][:] for n in (40, 90) for seed in (0, 1)}
+        assert ids[40, 0] == load("letters/test", n=40, seed=0)["id"][:]
+        assert set(ids[40, 0]) < set(ids[90, 0])
+        assert set(ids[40, 0]) != set(ids[40, 1])
+
+    def test_one_column_can_be_read_alone_and_labels_without_decoding(self, monkeypatch):
+        assert load("faces/test").select_columns(["image"])[0]["image"].shape == (1, 25, 25)
+        assert len(set(load("faces/test")["id"])) == 200
+        monkeypatch.setattr(Image, "open", lambda *a: pytest.fail("decoded an image"))
+        assert Counter(load("faces/test").select_columns("label")["label"]) == {0: 100, 1: 100}
+
+    def test_feeds_a_data_loader_and_survives_pickling(self):
+        data = pickle.loads(pickle.dumps(load("digits/test", size=17)))
+        batch = next(iter(torch.utils.data.DataLoader(data, batch_size=5)))
+        images, labels, ids = tensors(load("digits/test", size=17))
+        assert torch.equal(batch["image"], images[:5])
+        assert torch.equal(batch["label"], labels[:5])
+        assert batch["id"] == ids[:5]
+
+    def test_bundled_sets_are_read_in_silence(self, capfd):
+        tensors(load("digits/test", n=30))
+        assert capfd.readouterr() == ("", "")
+
+    def test_installed_package_reads_its_own_copy(self, tmp_path, monkeypatch):
+        module = tmp_path / "eedkit" / "lab" / "images.py"
+        (tmp_path / "eedkit" / "_data" / "digits").mkdir(parents=True)
+        parquet(tmp_path / "eedkit" / "_data" / "digits" / "test.parquet", {"image": [png([[7]])], "label": [4]})
+        monkeypatch.setattr("eedkit.lab.images.__file__", str(module))
+        assert load("digits/test")["label"][:] == [4]
+
+
+class TestOwnFiles:
+    def test_folder_gives_classes_in_order_and_ids_by_class_and_file(self, folder):
+        images, labels, ids = tensors(load(folder))
+        assert ids == ["cat/a.png", "cat/b.png", "cat/c.png", "dog/a.png", "dog/b.PNG"]
+        assert labels.tolist() == [0, 0, 0, 1, 1]
+        assert load(folder).features["label"].names == ["cat", "dog"]
+        assert (images[:, 0, 0, 0] * 255).round().tolist() == [0, 10, 20, 30, 40]
+
+    def test_relative_folder_is_found_and_outlives_a_change_of_directory(self, folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(folder.parent)
+        data = load("pets[1]")
+        monkeypatch.chdir(tmp_path.parent)
+        assert data[1]["image"].shape == (1, 6, 10)
+
+    def test_folder_without_class_folders_is_refused(self, folder):
+        for wrong in (folder / "cat", folder.parent):
+            with pytest.raises(ValueError, match="must hold a folder for each class"):
+                load(wrong)
+
+    def test_parquet_keeps_its_ids_and_takes_its_only_image_and_class_columns(self, tmp_path):
+        names = datasets.ClassLabel(names=["no", "yes"])
+        columns = {"img": [png([[5]]), png([[6]])], "answer": [1, 0], "id": [70, 71], "other": [0.5, 0.1]}
+        kinds = {
+            "img": datasets.Image(),
+            "answer": names,
+            "id": datasets.Value("int32"),
+            "other": datasets.Value("float32"),
+        }
+        data = load(parquet(tmp_path / "x.parquet", columns, **kinds))
+        assert [data[0]["label"], data[0]["id"], data[1]["id"]] == [1, "70", "71"]
+        assert set(data.features) == {"image", "label", "id"}
+
+    def test_parquet_without_ids_or_labels_is_numbered_by_name_wherever_it_lies(self, tmp_path):
+        for place in ("here", "there"):
+            (tmp_path / place).mkdir()
+            data = load(parquet(tmp_path / place / "mine.parquet", {"image": [png([[5]]), png([[6]])]}))
+            assert data["id"][:] == ["mine-0000", "mine-0001"]
+            assert data["label"][:] == [-1, -1]
+
+    def test_words_as_labels_become_classes(self, tmp_path):
+        data = load(parquet(tmp_path / "x.parquet", {"image": [png([[5]])] * 2, "label": ["dog", "cat"]}))
+        assert data["label"][:] == [1, 0]
+        assert data.features["label"].names == ["cat", "dog"]
+
+    def test_columns_that_cannot_be_told_apart_are_refused(self, tmp_path):
+        two = {name: datasets.ClassLabel(names=["a", "b"]) for name in ("fine", "coarse")}
+        path = parquet(
+            tmp_path / "x.parquet", {"i": [png([[5]])], "fine": [0], "coarse": [1]}, i=datasets.Image(), **two
+        )
+        with pytest.raises(ValueError, match=r"needs a column 'label'.*it has: i, fine, coarse"):
+            load(path)
+        with pytest.raises(ValueError, match=r"needs a column 'image'.*it has: x"):
+            load(parquet(tmp_path / "y.parquet", {"x": [1.0]}))
+
+    def test_shared_ids_are_refused(self, tmp_path):
+        path = parquet(tmp_path / "x.parquet", {"image": [png([[5]])] * 2, "id": ["a", "a"]})
+        with pytest.raises(ValueError, match="1 ids that several images share, such as 'a'"):
+            load(path)
+
+    def test_broken_image_file_is_named(self, folder):
+        whole = (folder / "dog" / "a.png").read_bytes()
+        for broken in (b"not a picture", whole[: len(whole) // 2]):
+            (folder / "dog" / "a.png").write_bytes(broken)
+            with pytest.raises(ValueError, match=r"cannot read the image .*dog.a\.png"):
+                tensors(load(folder))
+
+    def test_broken_image_in_a_parquet_file_is_named_by_its_id(self, tmp_path):
+        bad = {"bytes": b"junk", "path": None}
+        with pytest.raises(ValueError, match="cannot read the image x-0001"):
+            tensors(load(parquet(tmp_path / "x.parquet", {"image": [png([[5]]), bad]})))
+
+    def test_sixteen_bits_are_refused_rather_than_cut(self, tmp_path):
+        (tmp_path / "s" / "a").mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(tmp_path / "s" / "a" / "deep.png")
+        with pytest.raises(ValueError, match=r"deep\.png has pixels of mode I;16"):
+            load(tmp_path / "s")[0]
+
+    def test_file_that_is_not_parquet_is_named(self, tmp_path):
+        (tmp_path / "x.parquet").write_text("hello")
+        with pytest.raises(ValueError, match=r"x\.parquet is not a parquet file"):
+            load(tmp_path / "x.parquet")
+
+    def test_mixed_sizes_say_how_to_load_them(self, tmp_path):
+        save(tmp_path / "s" / "a" / "1.png", np.zeros((4, 4)))
+        save(tmp_path / "s" / "a" / "2.png", np.zeros((5, 4, 3)))
+        with pytest.raises(ValueError, match=r"2 shapes \(1×4×4, 3×5×4"):
+            tensors(load(tmp_path / "s"))
+        assert tensors(load(tmp_path / "s", size=4, channels=1))[0].shape == (2, 1, 4, 4)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("wrong", ["digit/test", "digits", "digits/tset", "Digits/test"])
+    def test_mistyped_name_fails_at_once_and_names_the_near_ones(self, wrong):
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match=r"did you mean 'digits/test'|or 'digits/test'"):
+            load(wrong)
+        assert time.perf_counter() - start < 1
+
+    def test_name_like_a_hub_repository_never_reaches_for_the_hub(self, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+        with pytest.raises(ValueError, match="spelled 'hub:owner/name/split'"):
+            load("ylecun/mnist")
+
+    @pytest.mark.parametrize("wrong", ["hub:mnist", "hub:ylecun/mnist", "hub:a/b/c/d", "hub:a//c"])
+    def test_hub_repositories_are_spelled_in_full(self, wrong, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+        with pytest.raises(ValueError, match="spelled 'hub:owner/name/split'"):
+            load(wrong)
+
+    def test_hub_is_asked_for_exactly_what_was_named(self, monkeypatch):
+        asked = []
+        rows = datasets.Dataset.from_dict({"image": [png([[5]])], "label": [3]})
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
+        assert load("hub:ylecun/mnist/test")[0]["id"] == "hub:ylecun/mnist/test-0000"
+        assert asked == [(("ylecun/mnist",), {"split": "test"})]
+
+    def test_hub_without_network_says_which_file_to_put_where(self, tmp_path):
+        code = "from eedkit.lab.images import load; load('hub:ylecun/mnist/test')"
+        offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, timeout=60)
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("ConnectionError: cannot reach the hub for ylecun/mnist")
+        assert "put that file here and load('test.parquet')" in last
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"n": 398}, "has 397 images, cannot take n=398"),
+            ({"n": 0}, "cannot take n=0"),
+            ({"channels": 2}, "channels must be 1, 3 or None, got 2"),
+            ({"size": 0}, "size must be at least 1 pixel, got 0"),
+        ],
+    )
+    def test_bad_arguments_are_refused(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            load("digits/test", **arguments)
+
+    def test_empty_file_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="holds no images"):
+            load(parquet(tmp_path / "x.parquet", {"image": []}, image=datasets.Image()))
+
+
+class TestFingerprint:
+    def test_is_this_number_on_every_machine(self):
+        assert fingerprint(load("digits/test", size=17)) == "36b6f0c75aedbab7"
+
+    def test_changes_with_pixels_labels_ids_and_order(self, tmp_path):
+        rows = {"image": [png([[5]]), png([[6]])], "label": [0, 1], "id": ["a", "b"]}
+        others = [
+            rows | {"image": [png([[5]]), png([[7]])]},
+            rows | {"label": [0, 0]},
+            rows | {"id": ["a", "c"]},
+            {name: column[::-1] for name, column in rows.items()},
+        ]
+        prints = [fingerprint(load(parquet(tmp_path / f"{i}.parquet", r))) for i, r in enumerate([rows, rows, *others])]
+        assert prints[0] == prints[1]
+        assert len(set(prints)) == 5
+
+    def test_does_not_depend_on_how_the_pixels_are_stored(self, tmp_path):
+        pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "BMP")
+        columns = [{"image": [image], "id": ["a"]} for image in (png(pixels), {"bytes": file.getvalue(), "path": None})]
+        one, two = (load(parquet(tmp_path / f"{i}.parquet", c)) for i, c in enumerate(columns))
+        assert fingerprint(one) == fingerprint(two)
