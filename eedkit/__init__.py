@@ -9,18 +9,14 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["lab", "probe", "report", "results", "study", "theory"],
+    submodules=["lab", "probe", "report", "results", "theory"],
     submod_attrs={
-        "lab": ["images"],
         "probe.measure": ["measure"],
         "probe.metrics": ["METRICS", "Metric"],
         "report": ["plots"],
         "results": ["verdicts"],
         "results.store": ["open"],
         "results.summary": ["compare", "concat", "summarise"],
-        "study.study": ["Study"],
         "theory": ["actions", "distances", "groups"],
-        "theory.groups": ["Group"],
     },
 )
-__all__ = sorted([*__all__, "__version__"])

@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
@@ -115,22 +116,38 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
     """
     from lightning.pytorch.utilities.seed import isolate_rng
 
-    images = lab_images.load(recipe.data, size=recipe.size)
-    classes, channels = images.features["label"].num_classes, images[0]["image"].shape[0]
+    images = _images(recipe.data, recipe.size)
     with isolate_rng():
         torch.manual_seed(seed)
-        network = GroupCNN(recipe.layers, classes=classes, channels=channels, widths=recipe.widths)
+        network = GroupCNN(recipe.layers, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
         if recipe.epochs:
             _fill(network, images, recipe, seed, cache, progress)
     return network.eval()
 
 
-def _fill(network: GroupCNN, images, recipe: Recipe, seed: int, cache: str | Path | None, progress: bool) -> None:
+@dataclass(frozen=True)
+class _Images:
+    x: Tensor
+    y: Tensor
+    classes: int
+    fingerprint: str
+
+
+@lru_cache(maxsize=2)
+def _images(data: str, size: int) -> _Images:
+    dataset = lab_images.load(data, size=size)
+    x, y, _ = lab_images.tensors(dataset)
+    return _Images(x, y, dataset.features["label"].num_classes, lab_images.fingerprint(dataset))
+
+
+def _fill(
+    network: GroupCNN, images: _Images, recipe: Recipe, seed: int, cache: str | Path | None, progress: bool
+) -> None:
     """Read the trained weights into the network, or train it and write them."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    about = {**asdict(recipe), "seed": seed, "images": lab_images.fingerprint(images), "version": VERSION}
+    about = {**asdict(recipe), "seed": seed, "images": images.fingerprint, "version": VERSION}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder(cache) / f"{digest}.safetensors"
     if path.exists():
@@ -139,9 +156,8 @@ def _fill(network: GroupCNN, images, recipe: Recipe, seed: int, cache: str | Pat
             return
         except SafetensorError as error:
             warnings.warn(f"{path} cannot be read ({error}); training that network again", stacklevel=3)
-    x, y, _ = lab_images.tensors(images)
-    _fit(network, x, y, recipe, seed, progress)
-    about |= {"torch": torch.__version__, "train_accuracy": _accuracy(network, x, y)}
+    _fit(network, images, recipe, seed, progress)
+    about |= {"torch": torch.__version__, "train_accuracy": _accuracy(network, images)}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}.partial")
     save_file(network.state_dict(), beside, metadata={key: json.dumps(value) for key, value in about.items()})
@@ -172,7 +188,7 @@ def augmented(images: Tensor, action: Action) -> Tensor:
     return moved
 
 
-def _fit(network: GroupCNN, x: Tensor, y: Tensor, recipe: Recipe, seed: int, progress: bool) -> None:
+def _fit(network: GroupCNN, images: _Images, recipe: Recipe, seed: int, progress: bool) -> None:
     import lightning
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -184,8 +200,8 @@ def _fit(network: GroupCNN, x: Tensor, y: Tensor, recipe: Recipe, seed: int, pro
             self.network = network
 
         def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-            images, labels = batch
-            return F.cross_entropy(self.network(augmented(images, action)), labels)
+            x, y = batch
+            return F.cross_entropy(self.network(augmented(x, action)), y)
 
         def configure_optimizers(self) -> dict:
             optimiser = torch.optim.AdamW(self.parameters(), lr=recipe.rate)
@@ -194,7 +210,10 @@ def _fit(network: GroupCNN, x: Tensor, y: Tensor, recipe: Recipe, seed: int, pro
             return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     loader = DataLoader(
-        TensorDataset(x, y), recipe.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
+        TensorDataset(images.x, images.y),
+        recipe.batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(seed),
     )
     with _quiet():
         trainer = lightning.Trainer(
@@ -212,8 +231,8 @@ def _fit(network: GroupCNN, x: Tensor, y: Tensor, recipe: Recipe, seed: int, pro
 
 
 @torch.no_grad()
-def _accuracy(network: GroupCNN, x: Tensor, y: Tensor) -> float:
-    return (network.eval()(x).argmax(-1) == y).double().mean().item()
+def _accuracy(network: GroupCNN, images: _Images) -> float:
+    return (network.eval()(images.x).argmax(-1) == images.y).double().mean().item()
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def tap(
     [torch.Size([4, 3])]
     """
     seen: dict[Layer, Any] = {}
-    calls: Counter[str] = Counter()
+    calls, entered = Counter[str](), Counter[str]()
     wanted = {(layer.path, layer.call): layer for layer in layers if layer.role != "latent"}
 
     def on_output(path: str) -> Callable:
@@ -77,11 +77,17 @@ def tap(
 
     def on_input(layer: Layer) -> Callable:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen[layer] = reduce(layer, first_tensor((*args, *kwargs.values())))
+            entered[layer.path] += 1
+            if entered[layer.path] == layer.call:
+                seen[layer] = reduce(layer, first_tensor((*args, *kwargs.values())))
 
         return hook
 
-    hooks = [model.register_forward_pre_hook(lambda *_: calls.clear())]
+    def start(*_: Any) -> None:
+        calls.clear()
+        entered.clear()
+
+    hooks = [model.register_forward_pre_hook(start)]
     try:
         for path in {path for path, _ in wanted}:
             hooks.append(model.get_submodule(path).register_forward_hook(on_output(path)))
@@ -172,16 +178,17 @@ def find_layers(
 
 
 def _execution(model: nn.Module, images: Tensor) -> tuple[list[Layer], dict[str, tuple], Tensor]:
-    """Every module call but the root's in order; for each module (input shape, depth, output shape) of its last call."""
+    """Every module call but the root's in order; for each module (input shape, depth, number) of its last call."""
     events: list[tuple[str, int, str, tuple, int]] = []
     inputs: dict[str, tuple] = {}
-    calls: Counter[str] = Counter()
+    calls, entered = Counter[str](), Counter[str]()
     leaves = 0
 
     def before(path: str) -> Callable:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-            inputs[path] = (tuple(tensors[0].shape[1:]), leaves) if tensors else ((), leaves)
+            entered[path] += 1
+            inputs[path] = (tuple(tensors[0].shape[1:]) if tensors else (), leaves, entered[path])
 
         return hook
 
@@ -208,8 +215,8 @@ def _execution(model: nn.Module, images: Tensor) -> tuple[list[Layer], dict[str,
     finally:
         for hook in hooks:
             hook.remove()
-    ran = [Layer(path, call, kind, shape, done / leaves) for path, call, kind, shape, done in events]
-    return ran, {path: (shape, done / max(leaves, 1)) for path, (shape, done) in inputs.items()}, output
+    ran = [Layer(path, call, kind, shape, done / max(leaves, 1)) for path, call, kind, shape, done in events]
+    return ran, {path: (shape, done / max(leaves, 1), call) for path, (shape, done, call) in inputs.items()}, output
 
 
 def _block_paths(model: nn.Module) -> list[str]:
@@ -236,8 +243,8 @@ def _latent_layer(model: nn.Module, inputs: dict[str, tuple], output: Tensor, he
         raise ValueError(unknown("head", head, [path for path in inputs if path]))
     if head not in inputs:
         raise ValueError(f"the head {head!r} does not run in a forward pass; name one that does")
-    shape, depth = inputs[head]
-    return Layer(head, 1, type(modules[head]).__name__, shape, depth, "latent")
+    shape, depth, call = inputs[head]
+    return Layer(head, call, type(modules[head]).__name__, shape, depth, "latent")
 
 
 def _find_head(model: nn.Module, modules: dict[str, nn.Module], inputs: dict[str, tuple], output: Tensor) -> str:

@@ -164,11 +164,11 @@ def _label(swept: Swept, action: Action, metrics: Sequence[Metric], name: str) -
         "model": _text([name]),
         "layer": _text([layer.name for layer in found]),
         "element": _text(group.elements),
-        "sample": swept.ids,
+        "sample": _text(swept.ids) if isinstance(swept.ids[0], str) else swept.ids,
         "angle": ("element", list(group.angles), {"units": "degree", "long_name": "rotation, counter-clockwise"}),
     }
     if any(label is not None for label in swept.labels):
-        coords["label"] = ("sample", swept.labels)
+        coords["label"] = ("sample", _text(swept.labels) if isinstance(swept.labels[0], str) else swept.labels)
     for metric in metrics:
         dims = schema.DIMS if metric.where != "output" else ("model", "element", "sample")
         attrs = _attributes(metric, swept.reasons[metric.name])
@@ -180,7 +180,10 @@ def _label(swept: Swept, action: Action, metrics: Sequence[Metric], name: str) -
             reasons = _reasons(swept.arrays[metric.name], swept.reasons[metric.name])
             coords[f"{metric.name}_nan_reason"] = (("model", "layer"), _text(reasons)[None])
     where = {metric.where for metric in metrics}
-    beside = {"long_name": "predicted class", "units": "1"}, {"long_name": "probability of the prediction", "units": "1"}
+    beside = (
+        {"long_name": "predicted class", "units": "1"},
+        {"long_name": "probability of the prediction", "units": "1"},
+    )
     for key, attrs in zip(("prediction", "confidence"), beside, strict=True):
         if not np.isnan(swept.arrays["confidence"]).all():
             variables[key] = (schema.BESIDE[key], swept.arrays[key][None], attrs)
@@ -217,7 +220,9 @@ def _attributes(metric: Metric, reasons: list[str]) -> dict[str, Any]:
 def _reasons(values: np.ndarray, reasons: list[str]) -> list[str]:
     """Why a layer is undefined; where single samples are, how many."""
     samples = np.isnan(values).any(1).sum(-1)
-    partly = [f"undefined for {k} of {values.shape[-1]} samples, whose features are not finite or all zero" for k in samples]
+    partly = [
+        f"undefined for {k} of {values.shape[-1]} samples, whose features are not finite or all zero" for k in samples
+    ]
     return [reason or (part if k else "") for reason, part, k in zip(reasons, partly, samples, strict=True)]
 
 

@@ -51,11 +51,12 @@ def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -
     TypeError
         `images` is none of these.
     """
+    if isinstance(images, str | dict) or not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
+        split = "; choose one of its splits" if isinstance(images, dict) else ""
+        raise TypeError(
+            f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}{split}"
+        )
     if isinstance(images, torch.utils.data.DataLoader) or not hasattr(images, "__getitem__"):
-        if not isinstance(images, Iterable):
-            raise TypeError(
-                f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}"
-            )
         return Stream(_same_size(_from_batches(images, labels)), None)
     n = len(images)
     if n == 0:
@@ -104,7 +105,7 @@ class Fingerprint:
     def update(self, sample: Sample) -> None:
         """Add one sample."""
         head = f"{sample.id}|{sample.label}|{tuple(sample.image.shape)}".encode()
-        self._sum += zlib.crc32(sample.image.contiguous().numpy().tobytes(), zlib.crc32(head))
+        self._sum += zlib.crc32(sample.image.cpu().contiguous().view(torch.uint8).numpy().tobytes(), zlib.crc32(head))
         self._n += 1
 
     def __str__(self) -> str:
@@ -165,6 +166,10 @@ def _scalar(value: Any) -> Any:
 def _same_size(samples: Iterator[Sample]) -> Iterator[Sample]:
     first = None
     for sample in samples:
+        if sample.image.dim() != 3:
+            raise ValueError(
+                f"an image must have shape (C, H, W), got {tuple(sample.image.shape)} for sample {sample.id}"
+            )
         first = first or sample
         if sample.image.shape != first.image.shape:
             raise ValueError(

@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from eedkit.probe import capture, stream
 from eedkit.probe.capture import Layer
@@ -63,17 +63,21 @@ def sweep(
         The action does not fit the images, a null is asked for and there is one sample, or the model's output is not
         finite (the sample, the element and the first such layer are named).
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None to choose one by the images' size, got {batch_size}")
     device = torch.device(device)
     first = next(source.samples)
     for g in range(action.group.order):
         action(g, first.image)
     batch_size = batch_size or default_batch_size(first.image.shape)
     with capture.evaluating(model, device), arithmetic(precision, device) as dtype:
-        found = capture.find_layers(model, first.image[None].to(device, dtype), layers=layers, head=head)
+        found = capture.find_layers(model, first.image[None].to(device, dtype, copy=True), layers=layers, head=head)
         tables = Tables(capacity=source.length or 4 * batch_size, batch_size=batch_size, device=device)
         work = _Pass(model, found, action, metrics, null, tables, device, dtype, first.image)
         bar = tqdm(total=source.length, desc=progress, unit="image", disable=progress is None, leave=False)
-        with bar, capture.tap(model, found, work.on_layer):
+        # the model's autocast must not reach the distances: it would take their dot products in half precision
+        on_layer = torch.autocast(device.type, enabled=False)(work.on_layer)
+        with bar, capture.tap(model, found, on_layer):
             for batch, ends in stream.cut(chain([first], source.samples), batch_size):
                 work.run(batch, ends=ends)
                 bar.update(len(batch))
@@ -147,7 +151,7 @@ class _Pass:
         self.device, self.dtype, self.layers = device, dtype, layers
         self.inner = [layer for layer in layers if layer.role != "output"]
         self.position = {layer: p for p, layer in enumerate(self.inner)}
-        self.g, self.ends, self.size = 0, False, 0
+        self.g, self.ends, self.size, self.ran = 0, False, 0, set()
         self.ids, self.labels, self.fingerprint = {}, {}, stream.Fingerprint()
         order, rows = action.group.order, len(self.inner)
         for metric in metrics:
@@ -177,9 +181,9 @@ class _Pass:
 
     def on_layer(self, layer: Layer, z: Tensor) -> None:
         """Runs inside the hook: compare, write, keep nothing but copies of what the next element is compared with."""
+        self.ran.add(layer)
         if not z.dim() or len(z) != self.size:
-            for track in self.tracks[layer]:
-                track.reason = f"its output has shape {tuple(z.shape)} for a batch of {self.size} images"
+            self._drop(layer, f"its output has shape {tuple(z.shape)} for a batch of {self.size} images")
             return
         if z.dtype in HALF.values():
             z = z.float()
@@ -190,6 +194,10 @@ class _Pass:
             self._at_output(z, features)
         else:
             self._beside(layer, z, features)
+
+    def _drop(self, layer: Layer, reason: str) -> None:
+        for track in self.tracks[layer]:
+            track.reason = track.reason or reason
 
     def _at_output(self, z: Tensor, features: dict) -> None:
         self.tables["_finite"][self.g, : len(z)] = z.isfinite().flatten(1).all(1).to(torch.int8)
@@ -222,7 +230,12 @@ class _Pass:
         images = torch.stack([sample.image for sample in batch]).to(self.device, self.dtype)
         for g in range(self.action.group.order):
             self.g = g
-            self.model(self.action(g, images))
+            self.ran.clear()
+            # a copy, since a model may work in place on its input
+            self.model(self.action(g, images).clone())
+            for layer in self.layers:
+                if layer not in self.ran:
+                    self._drop(layer, "it does not run in every forward pass")
         self.tables.flush(rows, ends=ends)
         self._refuse_infinite(batch, rows)
 
@@ -252,6 +265,10 @@ class _Pass:
             metric.name: [t.reason for layer in self.layers for t in self.tracks[layer] if t.metric is metric]
             for metric in self.metrics
         }
+        for layer in self.layers:
+            for track in self.tracks[layer]:
+                if track.reason:
+                    self._forget(layer, track.metric)
         kernels = {
             layer: t.kernel_order for layer in self.inner for t in self.tracks[layer] if t.metric.where == "maps"
         }
@@ -260,6 +277,16 @@ class _Pass:
             self.inner, arrays, reasons, [kernels.get(layer, 0) for layer in self.inner], self.pair_cosines, dead,
             [self.ids[row] for row in range(n)], [self.labels[row] for row in range(n)], str(self.fingerprint),
         )  # fmt: skip
+
+    def _forget(self, layer: Layer, metric: Metric) -> None:
+        """NaN also for the batches before the one in which the layer turned out to be undefined."""
+        at, names = self.position.get(layer, ...), [metric.name, f"{metric.name}_null"]
+        if metric.features is pooled:
+            names.append("latent_norm")
+            self.pair_cosines[at] = PairCosine()
+        for name in names:
+            if name in self.tables.arrays:
+                self.tables.arrays[name][at] = np.nan
 
 
 def _no_map(layer: Layer, image: Tensor) -> str:

@@ -53,8 +53,8 @@ def _cosine(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     norms = torch.linalg.vector_norm(a, dim=-1), torch.linalg.vector_norm(b, dim=-1)
     zero = norms[0] == 0, norms[1] == 0
     both = zero[0] & zero[1]
-    # dividing twice, since the product of two small norms may underflow; NaN stays NaN
-    cosine = torch.where(zero[0] | zero[1], both.to(dot.dtype), dot / norms[0] / norms[1])
+    # dividing twice, since the product of two small norms may underflow; 0 · dot is 0, or NaN beside a NaN, which stays
+    cosine = torch.where(zero[0] | zero[1], both + 0 * dot, dot / norms[0] / norms[1])
     return cosine.clamp(-1, 1), both
 
 

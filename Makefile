@@ -1,0 +1,36 @@
+# Two commands do everything: `make report` and `make test`. Both make $(VENV) when it is missing; a second call installs nothing.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.eedkit-installed
+PROFILE ?= quick
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint lab data
+
+help:  ## this text
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@echo "  VENV=path uses another environment, PROFILE=name another profile of notebooks/profiles/"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "eedkit needs Python 3.11 or newer; name one with PYTHON=path"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+report: $(INSTALLED)  ## run the bundled study on real images, leave an illustrated report in reports/
+	$(BIN)/python -m eedkit report --profile $(PROFILE) --out reports
+
+test: $(INSTALLED) lint  ## check style and run every test
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## check style alone
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+	$(BIN)/python -m jupyterlab notebooks
+
+data: $(INSTALLED)  ## make the bundled images again
+	$(BIN)/python data/build.py

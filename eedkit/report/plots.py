@@ -1,0 +1,330 @@
+"""Figures of results: EED by depth, by group element, by class, and against its null.
+
+Knows Datasets and tables of `summarise`, never models. Every figure is a matplotlib Figure; it costs at most one `summarise`.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eedkit.errors import unknown
+from eedkit.results import schema
+from eedkit.results.summary import INSENSITIVE, summarise
+from eedkit.results.verdicts import mean_interval
+
+_COLOURS = sns.color_palette("colorblind").as_hex()
+KNOWN = {"random": _COLOURS[7], "plain": _COLOURS[0], "augmented": _COLOURS[1], "equivariant": _COLOURS[2]}
+"""Colours of the bundled recipes, the same in every figure; others take the rest of seaborn's colour-blind palette."""
+MARKERS = "osD^vPX*<>"
+FLOOR = 1e-7
+"""Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
+
+
+def depth_profile(
+    results: xr.Dataset | pd.DataFrame,
+    *,
+    metric: str = "channelwise",
+    relative: bool = False,
+    by: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """EED of one metric by depth: one line per model, or per recipe with a 95 % band over its seeds.
+
+    Without seeds the band is the bootstrap interval over samples. Hollow markers flag insensitive models.
+
+    Parameters
+    ----------
+    results : Dataset, or a table of `summarise`
+    relative : draw (E − m*) / (E_null − m*) instead of E
+    by : coordinate of `model` to group by; None takes `recipe` when there is one
+    """
+    table, by = _table(results, by)
+    value = "relative" if relative else "estimate"
+    rows = table[(table.metric == metric) & table[value].notna()]
+    if rows.empty:
+        raise ValueError(unknown("metric with values", metric, table[table[value].notna()].metric.unique()))
+    with _figure(title or f"Where in the network is it equivariant? {_title(results, metric)}") as (fig, ax):
+        for name, style in _styles(rows[by]).items():
+            points = [_point(group, value) for _, group in rows[rows[by] == name].groupby("depth")]
+            x, mid, low, high, insensitive = (np.array(column) for column in zip(*points, strict=True))
+            ax.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            ax.plot(x, mid, color=style["color"], linewidth=1.8)
+            for flag in (False, True):
+                face = {"markerfacecolor": "white"} if flag else {}
+                at = insensitive == flag
+                ax.plot(x[at], mid[at], linestyle="", markersize=7, **style, **face, label=None)
+            ax.plot([], [], **style, label=name)
+        if rows.insensitive.any():
+            ax.plot([], [], linestyle="", marker="o", markerfacecolor="white", color="0.3", label="hollow: insensitive")
+        ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
+        ax.set_xlim(0, 1)
+        scale = "0: perfectly equivariant, 1: no better than an unrelated image; " if relative else ""
+        _note(ax, scale + _replicates(rows, by))
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
+def orbit_rose(
+    results: xr.Dataset,
+    *,
+    metric: str = "latent",
+    layer: str = "latent",
+    by: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """EED by group element on a polar axis: the angle is the rotation, the radius E − m* of that element.
+
+    Mirrored elements are drawn dashed. With a recipe's seeds the points are means over them, with 95 % intervals.
+
+    Raises
+    ------
+    ValueError
+        The group has fewer than two rotations; `class_heatmap` shows such.
+    """
+    angles = results.angle.values
+    if len(set(angles.tolist())) < 2:
+        raise ValueError(f"an orbit's rose needs rotations, but {results.attrs['group']} has none; use class_heatmap")
+    values = _pointwise(results, metric, layer).mean("sample") - results[metric].attrs["best"]
+    by = _by(results, by)
+    names = _column(results, by)
+    mirrored = np.array([str(element).startswith("m") for element in results.element.values])
+    with _figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
+        for name, style in _styles(names).items():
+            ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
+            for part, line in ((~mirrored, "-"), (mirrored, "--")):
+                if not part.any():
+                    continue
+                mid, low, high = np.array([_spread(row) for row in ours[part]]).T
+                turn = np.deg2rad(angles[part])
+                closed = np.append(np.arange(len(turn)), 0)
+                ax.plot(turn[closed], mid[closed], linestyle=line, linewidth=1.6, color=style["color"])
+                ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", markersize=6, capsize=2, **style)
+            ax.plot([], [], **style, label=name)
+        if mirrored.any():
+            ax.plot([], [], "--", color="0.3", label="dashed: mirrored")
+        labels = dict(zip(angles[~mirrored], results.element.values[~mirrored], strict=True))
+        ax.set_xticks(np.deg2rad(sorted(labels)), [f"{labels[a]}" for a in sorted(labels)])
+        ax.set_rlabel_position(float(np.diff(sorted(labels))[0]) / 2)
+        ax.set_ylim(bottom=0)
+        ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
+        _note(
+            ax,
+            f"radius: {_label(results, metric, False)} above its best value, mean over {results.sizes['sample']} images",
+        )
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.12, 0.5))
+    return fig
+
+
+def class_heatmap(
+    results: xr.Dataset,
+    *,
+    metric: str = "latent",
+    layer: str = "latent",
+    by: str | None = None,
+    class_names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """EED by class and group element, one panel per model (or recipe, its seeds averaged), on one colour scale.
+
+    Raises
+    ------
+    ValueError
+        The images had no labels.
+    """
+    if "label" not in results.coords:
+        raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
+    by = _by(results, by)
+    values = _pointwise(results, metric, layer).groupby("label").mean("sample")
+    names = _column(results, by)
+    kinds = list(dict.fromkeys(names.tolist()))
+    labels = [class_names[k] if class_names is not None else k for k in values.label.values]
+    panels = [
+        values.isel(model=np.flatnonzero(names == kind)).mean("model").transpose("label", "element") for kind in kinds
+    ]
+    low, high = min(float(p.min()) for p in panels), max(float(p.max()) for p in panels)
+    across = min(len(kinds), 4)
+    down = -(-len(kinds) // across)
+    with sns.axes_style("white"):
+        fig = _blank((1.6 + 2.3 * across, 1.2 + 0.3 * len(labels) * down))
+        axes = np.atleast_1d(fig.subplots(down, across, sharey=True, squeeze=False)).ravel()
+        for ax in axes[len(kinds) :]:
+            ax.set_visible(False)
+        for ax, kind, panel in zip(axes, kinds, panels, strict=False):
+            cells = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
+            digits = ".2f" if max(abs(low), abs(high)) >= 0.1 else ".0e"
+            numbers = {
+                "annot": len(labels) <= 12 and panel.sizes["element"] <= 8,
+                "fmt": digits,
+                "annot_kws": {"size": 7},
+            }
+            sns.heatmap(panel.values, ax=ax, xticklabels=results.element.values, yticklabels=labels, **cells, **numbers)
+            ax.set_title(kind, fontsize=11)
+            ax.set(xlabel="element", ylabel="class" if ax is axes[0] else "")
+            ax.tick_params(axis="y", rotation=0)
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
+        fig.colorbar(scale, ax=axes[: len(kinds)].tolist(), label=_label(results, metric, False), shrink=0.8)
+        fig.suptitle(title or f"On which classes? {_title(results, metric)}", fontsize=12)
+    return fig
+
+
+def calibration(
+    results: xr.Dataset | pd.DataFrame,
+    *,
+    metric: str = "latent",
+    layer: str | None = None,
+    by: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Is it invariance, or insensitivity? E − m* against E_null − m*, one point per model, on logarithmic axes *[ours]*.
+
+    Diagonals are contours of the relative value: 1 is no better than an unrelated image. Left of the shaded edge the null
+    gap is under 1 % of the distance's scale: the model is insensitive on these images, whatever its E.
+    """
+    table, by = _table(results, by)
+    layer = layer or ("latent" if metric.startswith("latent") else "output")
+    rows = table[(table.metric == metric) & (table.layer == layer) & table.null.notna()]
+    if rows.empty:
+        raise ValueError(f"no {metric} with a null at {layer}; measure it with null=True")
+    best = rows.best.iloc[0]
+    gaps, values = (rows.null - best).clip(lower=FLOOR), (rows.estimate - best).clip(lower=FLOOR)
+    with _figure(title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, ax):
+        ax.set(xscale="log", yscale="log")
+        left, right = min(gaps.min(), 0.005) / 2, gaps.max() * 2
+        bottom, top = min(values.min(), 0.001) / 2, max(values.max(), right) * 2
+        for level in (1.0, 0.1, 0.01, 0.001):
+            ax.plot([left, right], [level * left, level * right], color="0.75", linewidth=0.8, zorder=0)
+            if bottom < level * right < top:
+                ax.annotate(f"{level:g}", (right, level * right), color="0.45", fontsize=8, va="center")
+        edges = rows.scale * INSENSITIVE
+        if edges.nunique() == 1:
+            ax.axvspan(left, edges.iloc[0], color="0.92", zorder=-1)
+            ax.text(edges.iloc[0] * 0.93, top / 1.3, "insensitive", ha="right", va="top", color="0.4", fontsize=9)
+        for name, style in _styles(rows[by]).items():
+            ours = rows[by] == name
+            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **style, label=name)
+        ax.set_xlim(left, right)
+        ax.set_ylim(bottom, top)
+        ax.set(xlabel="unrelated image: null − best value", ylabel=f"{_label(results, metric, False)} − best value")
+        exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
+        _note(ax, f"grey diagonals: relative value{exact}")
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
+    return fig
+
+
+def save(fig: Figure, path: str | PathLike) -> Path:
+    """Write a figure as PNG and SVG, the same bytes every time; gives the PNG's path.
+
+    Parameters
+    ----------
+    path : without extension; folders are made
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    png = path.with_name(path.name + ".png")
+    with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path"}):
+        fig.savefig(png, dpi=160, bbox_inches="tight", metadata={"Software": None})
+        fig.savefig(path.with_name(path.name + ".svg"), bbox_inches="tight", metadata={"Date": None})
+    return png
+
+
+@contextmanager
+def _figure(title: str, *, polar: bool = False):
+    with sns.axes_style("whitegrid"), mpl.rc_context({"axes.edgecolor": "0.4", "axes.titlesize": 12}):
+        fig = _blank((6.4, 4.2))
+        ax = fig.add_subplot(projection="polar" if polar else None)
+        fig.suptitle(title, fontsize=12)
+        yield fig, ax
+
+
+def _blank(size: tuple[float, float]) -> Figure:
+    """A figure that Jupyter shows where it is the value of a cell, and not a second time because pyplot holds it."""
+    fig = plt.figure(figsize=size, layout="constrained")
+    plt.close(fig)
+    return fig
+
+
+def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, str]:
+    table = results if isinstance(results, pd.DataFrame) else summarise(results)
+    return table, by or ("recipe" if "recipe" in table else "model")
+
+
+def _by(results: xr.Dataset, by: str | None) -> str:
+    return by or ("recipe" if "recipe" in results.coords else "model")
+
+
+def _column(results: xr.Dataset, by: str) -> np.ndarray:
+    if by not in results.coords or results[by].dims != ("model",):
+        about = [name for name, c in results.coords.items() if c.dims == ("model",)]
+        raise ValueError(unknown("coordinate along model", by, about))
+    return results[by].values
+
+
+def _pointwise(results: xr.Dataset, metric: str, layer: str) -> xr.DataArray:
+    if metric not in schema.metrics_of(results):
+        raise ValueError(unknown("metric", metric, schema.metrics_of(results)))
+    values = results[metric]
+    if "layer" not in values.dims:
+        return values
+    if layer not in results.layer.values:
+        raise ValueError(unknown("layer", layer, results.layer.values.tolist()))
+    return values.sel(layer=layer)
+
+
+def _styles(names: Sequence) -> dict:
+    kinds = list(dict.fromkeys(names))
+    spare = [colour for colour in _COLOURS if colour not in KNOWN.values()]
+    rest = iter(sns.color_palette("husl", len(kinds)).as_hex() if len(kinds) > len(spare) else spare)
+    return {
+        kind: {"color": KNOWN.get(kind) or next(rest), "marker": MARKERS[i % len(MARKERS)]}
+        for i, kind in enumerate(kinds)
+    }
+
+
+def _point(group: pd.DataFrame, value: str) -> tuple[float, float, float, float, bool]:
+    x, flag = group.depth.iloc[0], bool(group.insensitive.any())
+    if len(group) > 1:
+        return (x, *_spread(group[value].to_numpy()), flag)
+    low, high = ("relative_low", "relative_high") if value == "relative" else ("low", "high")
+    return x, group[value].iloc[0], group[low].iloc[0], group[high].iloc[0], flag
+
+
+def _spread(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % interval over replicates; no interval for a single one."""
+    return mean_interval(values) if len(values) > 1 else (values[0],) * 3
+
+
+def _replicates(rows: pd.DataFrame, by: str) -> str:
+    models = rows.groupby(by).model.nunique()
+    n = rows.n.iloc[0]
+    if models.max() > 1:
+        return f"bands: 95 % over {models.max()} seeds; {n} images"
+    return f"bands: 95 % bootstrap over {n} images"
+
+
+def _note(ax: Axes, text: str) -> None:
+    ax.figure.text(0.5, -0.02, text, ha="center", va="top", fontsize=8, color="0.35")
+
+
+def _title(results: xr.Dataset | pd.DataFrame, metric: str) -> str:
+    return f"({_attribute(results, metric, 'long_name') or metric})"
+
+
+def _label(results: xr.Dataset | pd.DataFrame, metric: str, relative: bool) -> str:
+    if relative:
+        return f"relative {metric} EED"
+    unit = _attribute(results, metric, "units")
+    return f"{metric} EED" + (f" ({unit})" if unit and unit != "1" else "")
+
+
+def _attribute(results: xr.Dataset | pd.DataFrame, metric: str, name: str) -> str:
+    return results[metric].attrs.get(name, "") if isinstance(results, xr.Dataset) else ""

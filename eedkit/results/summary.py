@@ -1,0 +1,270 @@
+"""Averages of pointwise results: G-EED with intervals, calibration against the null, paired comparisons, joins.
+
+Knows xarray, pandas and scipy, never torch. Costs `resamples` means over the samples, in batches of bounded memory.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from eedkit.errors import unknown
+from eedkit.results import schema
+
+INSENSITIVE = 0.01
+"""A null gap below this part of the distance's scale flags a model as insensitive on these images."""
+NOISE = 1e-5
+"""A null gap below this part of the scale is numerical noise: no relative value."""
+NO_LAYER = "the model has no such layer"
+"""Why a model joined to others is NaN at a layer that only they have."""
+SMALL_PAIR_COSINE = 0.05
+"""M at or below this leaves latent / M without meaning."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One metric of one model at one layer: per-sample means over the elements, and what calibrates them."""
+
+    keys: dict
+    values: np.ndarray
+    null: np.ndarray | None
+    best: float
+    scale: float
+    pair_cosine: float
+    reason: str
+
+
+def summarise(ds: xr.Dataset, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0) -> pd.DataFrame:
+    """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
+
+    One row per model, metric and layer. Intervals are percentile bootstrap intervals with the sample as the unit.
+
+    Columns
+    -------
+    estimate, low, high : E and its interval
+    null : the same against unrelated samples *[ours]*
+    relative, relative_low, relative_high : (E − m*) / (E_null − m*), m* the best value: 0 is perfectly equivariant, 1 no
+        better than an unrelated image; its interval resamples E and E_null together *[ours]*
+    insensitive : whether E_null − m* is under 1 % of the distance's scale: the model hardly tells images apart
+    pair_cosine, normalised : M and E / M, for the latent cosine
+    best, scale : m*, and what the null gap is judged against
+    n : samples
+    reason : why something in the row is NaN
+
+    Raises
+    ------
+    ValueError
+        The Dataset is not of eedkit's schema (`SchemaError`), or the confidence is not between 0 and 1.
+
+    >>> import eedkit as ek, torch
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
+    >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", progress=False)
+    >>> ek.summarise(ds).query("metric == 'latent' and layer == 'latent'").n.item()
+    8
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    schema.validate(ds)
+    options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
+    return pd.DataFrame([_row(cell, options) for cell in _cells(ds)])
+
+
+def compare(
+    ds: xr.Dataset, baseline: str, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0
+) -> pd.DataFrame:
+    """Paired differences of E between every model and a baseline, on the same samples.
+
+    Positive means less invariant than the baseline. One row per other model, metric and layer that both have, with the
+    difference of E and of the relative value, each with a percentile bootstrap interval (unit: the sample).
+
+    Raises
+    ------
+    ValueError
+        There is no model called `baseline`; near names are listed.
+
+    >>> import eedkit as ek, torch
+    >>> nets = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3)) for _ in "ab"]
+    >>> images = torch.rand(8, 1, 5, 5)
+    >>> ds = ek.concat([ek.measure(n, images, group="C4", name=k, progress=False) for k, n in zip("ab", nets)])
+    >>> ek.compare(ds, "a").model.unique().tolist()
+    ['b']
+    """
+    schema.validate(ds)
+    if baseline not in ds.model.values:
+        raise ValueError(unknown("model", baseline, ds.model.values.tolist()))
+    cells = {tuple(cell.keys[k] for k in ("model", "metric", "layer")): cell for cell in _cells(ds)}
+    options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
+    rows = []
+    for (model, metric, layer), cell in cells.items():
+        base = cells.get((baseline, metric, layer))
+        if model == baseline or base is None or cell.reason or base.reason:
+            continue
+        row = {**cell.keys, "baseline": baseline, "difference": (cell.values - base.values).mean()}
+        row["low"], row["high"] = _interval((cell.values - base.values,), np.mean, options)
+        blocked = _no_relative(cell) or _no_relative(base)
+        if not blocked:
+            data = cell.values, cell.null, base.values, base.null
+            gap = _relative_difference(cell.best)
+            row["relative_difference"] = gap(*data)
+            row["relative_low"], row["relative_high"] = _interval(data, gap, options)
+        rows.append({**row, "n": len(cell.values), "reason": blocked})
+    return pd.DataFrame(rows)
+
+
+def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
+    """Models side by side: outer join on `layer` in the order of appearance, the same elements and samples required.
+
+    A model without some layer has NaN there, with the reason. Compare across architectures by the coordinate `depth`.
+
+    Parameters
+    ----------
+    about : coordinates along `model`, one value per model: `recipe=[…], seed=[…]`; figures and verdicts group by these
+
+    Raises
+    ------
+    ValueError
+        Nothing to join, a model label appears twice, or the Datasets differ in group, metrics or images.
+    """
+    datasets = list(datasets)
+    if not datasets:
+        raise ValueError("nothing to join: expected at least one Dataset")
+    first = schema.validate(datasets[0])
+    for ds in datasets[1:]:
+        schema.validate(ds)
+        for what in ("group", "action", "data"):
+            if ds.attrs.get(what) != first.attrs.get(what):
+                names = first.model.values[0], ds.model.values[0]
+                raise ValueError(
+                    f"{names[0]} and {names[1]} differ in {what}: {first.attrs.get(what)} and {ds.attrs.get(what)}; "
+                    "measure both with the same group on the same images"
+                )
+        if set(ds.data_vars) != set(first.data_vars):
+            odd = sorted(set(ds.data_vars) ^ set(first.data_vars))
+            raise ValueError(f"every model needs the same metrics, but these are not in all: {', '.join(odd)}")
+    names = [name for ds in datasets for name in ds.model.values.tolist()]
+    if len(set(names)) < len(names):
+        raise ValueError(f"model labels repeat: {', '.join(names)}; give each measure() another name=")
+    layers = list(dict.fromkeys(layer for ds in datasets for layer in ds.layer.values.tolist()))
+    # the paper's latent layer stays last, whatever layers a later model adds
+    layers = sorted(layers, key=lambda layer: layer == "latent")
+    wide = [ds.reindex(layer=np.array(layers, dtype=object), fill_value=_fill(ds)) for ds in datasets]
+    joined = xr.concat(
+        wide, dim="model", join="exact", coords="minimal", compat="override", combine_attrs="drop_conflicts"
+    )
+    # strings as objects: Zarr has no stable form for fixed-width ones
+    columns = {name: np.array([*values, None], dtype=object)[:-1] for name, values in about.items()}
+    numeric = {
+        name: column.astype(type(column[0])) for name, column in columns.items() if not isinstance(column[0], str)
+    }
+    joined = joined.assign_coords({name: ("model", column) for name, column in (columns | numeric).items()})
+    return schema.validate(joined.transpose(*schema.DIMS))
+
+
+def _fill(ds: xr.Dataset) -> dict[str, object]:
+    blank = {name: 0 if c.dtype.kind in "iu" else np.nan for name, c in ds.variables.items() if c.dtype.kind in "iuf"}
+    reasons = {name: NO_LAYER for name in ds.coords if str(name).endswith("_nan_reason")}
+    return {**blank, "layer_type": "", **reasons}
+
+
+def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
+    about = [name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights")]
+    for model in ds.model.values.tolist():
+        one = ds.sel(model=model)
+        keys = {"model": model, **{name: one[name].item() for name in about}}
+        for metric in schema.metrics_of(ds):
+            values = one[metric].mean("element", skipna=False)
+            null = one[f"{metric}_null"].mean("element", skipna=False) if f"{metric}_null" in ds else None
+            if "layer" in values.dims:
+                for layer in ds.layer.values.tolist():
+                    at = {"layer": layer}
+                    if one[f"{metric}_nan_reason"].sel(at).item() == NO_LAYER:
+                        continue
+                    below = null.sel(at) if null is not None else None
+                    where = {"metric": metric, "layer": layer, "depth": one.depth.sel(at).item()}
+                    yield _cell(one.sel(at), metric, keys | where, values.sel(at), below)
+            else:
+                where = {"metric": metric, "layer": "output", "depth": 1.0}
+                yield _cell(one, metric, keys | where, values, null)
+
+
+def _cell(at: xr.Dataset, metric: str, keys: dict, values: xr.DataArray, null: xr.DataArray | None) -> _Cell:
+    attrs = at[metric].attrs
+    reason = at[f"{metric}_nan_reason"].item() if f"{metric}_nan_reason" in at.coords else attrs.get("nan_reason", "")
+    scale = attrs["scale"]
+    if isinstance(scale, str):
+        scale = at[scale].mean().item()
+    pair = at["latent_pair_cosine"].item() if metric in ("latent", "latent_unit") else np.nan
+    array = np.asarray(values, dtype=np.float64)
+    if not reason and np.isnan(array).any():
+        reason = f"undefined for {np.isnan(array).sum()} of {len(array)} samples"
+    return _Cell(
+        keys, array, None if null is None else np.asarray(null, dtype=np.float64), attrs["best"], scale, pair, reason
+    )
+
+
+def _no_relative(cell: _Cell) -> str:
+    """Why a cell has no relative value; empty when it has one."""
+    if cell.null is None:
+        return "measured without a null"
+    if np.isnan(cell.best):
+        return "the distance has no best value"
+    gap = cell.null.mean() - cell.best
+    if not gap >= NOISE * cell.scale:
+        return f"the null gap {gap:.2g} is within numerical noise: the model does not tell these images apart"
+    return ""
+
+
+def _row(cell: _Cell, options: dict) -> dict:
+    nan = float("nan")
+    row = {**cell.keys, "estimate": nan, "low": nan, "high": nan, "null": nan, "relative": nan}
+    row |= {"relative_low": nan, "relative_high": nan, "insensitive": False, "pair_cosine": cell.pair_cosine}
+    row |= {"normalised": nan, "best": cell.best, "scale": cell.scale, "n": len(cell.values), "reason": cell.reason}
+    if cell.reason:
+        return row
+    row["estimate"] = cell.values.mean()
+    row["low"], row["high"] = _interval((cell.values,), np.mean, options)
+    reasons = [_no_relative(cell)]
+    if cell.null is not None:
+        row["null"] = cell.null.mean()
+        row["insensitive"] = bool(row["null"] - cell.best < INSENSITIVE * cell.scale)
+    if not reasons[0]:
+        relative = _relative(cell.best)
+        row["relative"] = relative(cell.values, cell.null)
+        row["relative_low"], row["relative_high"] = _interval((cell.values, cell.null), relative, options)
+    if cell.pair_cosine > SMALL_PAIR_COSINE:
+        row["normalised"] = row["estimate"] / cell.pair_cosine
+    elif not np.isnan(cell.pair_cosine):
+        reasons.append(f"M = {cell.pair_cosine:.3g} is not above {SMALL_PAIR_COSINE}, so E / M has no meaning")
+    return row | {"reason": "; ".join(filter(None, reasons))}
+
+
+def _relative(best: float) -> Callable:
+    def relative(values: np.ndarray, null: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (values.mean(axis) - best) / (null.mean(axis) - best)
+
+    return relative
+
+
+def _relative_difference(best: float) -> Callable:
+    relative = _relative(best)
+
+    def difference(values, null, base, base_null, axis: int = -1) -> np.ndarray:
+        return relative(values, null, axis) - relative(base, base_null, axis)
+
+    return difference
+
+
+def _interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
+    """Percentile bootstrap interval over the samples, all arrays resampled together; NaN for a single sample."""
+    from scipy.stats import bootstrap
+
+    n = len(data[0])
+    if n < 2:
+        return float("nan"), float("nan")
+    batch = max(1, 2**24 // (n * len(data)))
+    found = bootstrap(
+        data, statistic, paired=True, vectorized=True, axis=-1, method="percentile", batch=batch, **options
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

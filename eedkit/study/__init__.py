@@ -1,1 +1,0 @@
-"""Many measurements: models × data sets × groups."""

@@ -1,0 +1,174 @@
+"""Equation 4 as slow loops in float64, to hold eedkit against. Imports nothing from eedkit, on purpose.
+
+Everything takes and gives numpy arrays; images are (C, H, W) and orbits (g, n, *z).
+"""
+
+import math
+
+import numpy as np
+
+ELEMENTS = {
+    "C2": ["e", "r180"],
+    "C4": ["e", "r90", "r180", "r270"],
+    "D4": ["e", "r90", "r180", "r270", "m", "mr90", "mr180", "mr270"],
+    "flip": ["e", "m"],
+    "shift2": ["e", "s1"],
+    "shift4": ["e", "s1", "s2", "s3"],
+}
+
+
+def move(group, element, x):
+    """What an element does to the last two axes of x: rN counter-clockwise, m mirrors left-right afterwards, sK rolls down."""
+    if element.startswith("m"):
+        return np.flip(move(group, element[1:] or "e", x), -1).copy()
+    if element.startswith("r"):
+        return np.rot90(x, int(element[1:]) // 90, axes=(-2, -1)).copy()
+    if element.startswith("s"):
+        height, n = x.shape[-2], int(group.removeprefix("shift"))
+        assert height % n == 0
+        return np.roll(x, int(element[1:]) * height // n, axis=-2)
+    assert element == "e"
+    return x.copy()
+
+
+def stay(group, element, x):
+    """The trivial action."""
+    return x
+
+
+def move_fields(group, element, x):
+    """C_n on fields of its regular representation: every map turns, and map k of a field becomes map g + k."""
+    order, g = len(ELEMENTS[group]), ELEMENTS[group].index(element)
+    moved = np.empty_like(x)
+    for field in range(len(x) // order):
+        for k in range(order):
+            moved[field * order + (g + k) % order] = move(group, element, x[field * order + k])
+    return moved
+
+
+def kernel(group, act, shape):
+    """Indices of the elements that leave an array of different numbers as it is."""
+    probe = np.arange(math.prod(shape), dtype=float).reshape(shape)
+    return [g for g, element in enumerate(ELEMENTS[group]) if np.array_equal(act(group, element, probe), probe)]
+
+
+def f_hat(orbit_of_x, of_kernel):
+    """Equation 2."""
+    total = np.zeros_like(orbit_of_x[0])
+    for k in of_kernel:
+        total = total + orbit_of_x[k]
+    return total / len(of_kernel)
+
+
+def eed(orbit, group, act, m, of_kernel, partner=None):
+    """The integrand of equation 4, (g, n); with `partner` (index of another sample for every sample) the null."""
+    order, n = orbit.shape[:2]
+    values = np.full((order, n), np.nan)
+    for g, element in enumerate(ELEMENTS[group]):
+        for i in range(n):
+            other = i if partner is None else partner[i]
+            values[g, i] = m(orbit[g, i], act(group, element, f_hat(orbit[:, other], of_kernel)))
+    return values
+
+
+def orbits(f, images, group):
+    """f(gx) for every element and image: (g, n, *z)."""
+    return np.stack([[f(move(group, element, x)) for x in images] for element in ELEMENTS[group]])
+
+
+def partners(n, order=None, length=256):
+    """For every sample its unrelated sample: the next one in its chain of the order, and the first after the last."""
+    order = list(range(n)) if order is None else list(order)
+    chains, rest = [], order
+    while rest:
+        chains.append(rest[:length])
+        rest = rest[length:]
+    if len(chains) > 1 and len(chains[-1]) == 1:
+        alone = chains.pop()
+        chains[-1] = chains[-1] + alone
+    partner = {}
+    for chain in chains:
+        for here, following in zip(chain, chain[1:] + chain[:1], strict=True):
+            partner[here] = following
+    return [partner[i] for i in range(n)]
+
+
+def seeded_order(n, seed):
+    return np.random.default_rng(seed).permutation(n).tolist()
+
+
+def cosine(a, b):
+    a, b = np.ravel(a).tolist(), np.ravel(b).tolist()
+    dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+    norms = math.sqrt(math.fsum(x * x for x in a)), math.sqrt(math.fsum(y * y for y in b))
+    if norms == (0.0, 0.0):
+        return 1.0
+    if 0.0 in norms:
+        return 0.0
+    return dot / (norms[0] * norms[1])
+
+
+def channelwise(a, b, dead="agree"):
+    total, counted = 0.0, 0
+    for i in range(len(a)):
+        if not a[i].any() and not b[i].any():
+            if dead == "skip":
+                continue
+            total += 1.0 if dead == "agree" else 0.0
+        else:
+            total += cosine(a[i], b[i])
+        counted += 1
+    return -total / counted if counted else math.nan
+
+
+def latent(a, b):
+    return -cosine(a, b)
+
+
+def euclidean(a, b):
+    return math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)))
+
+
+def kl(p, q):
+    return math.fsum(x * math.log(x / y) for x, y in zip(p.tolist(), q.tolist(), strict=True) if x > 0)
+
+
+def kl_reverse(p, q):
+    return kl(q, p)
+
+
+def js(p, q):
+    return (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
+
+
+def tv(p, q):
+    return max(0.0, math.fsum(x - y for x, y in zip(p.tolist(), q.tolist(), strict=True) if x > y))
+
+
+def hellinger(p, q):
+    affinity = math.fsum(math.sqrt(x * y) for x, y in zip(p.tolist(), q.tolist(), strict=True))
+    return math.sqrt(max(0.0, 1 - affinity))
+
+
+def cross_entropy(p, q):
+    return -math.fsum(x * math.log(y) for x, y in zip(p.tolist(), q.tolist(), strict=True) if x > 0)
+
+
+def entropy(p):
+    return -math.fsum(x * math.log(x) for x in p.tolist() if x > 0)
+
+
+def softmax(scores):
+    e = np.exp(scores - scores.max())
+    return e / e.sum()
+
+
+def unit(v):
+    length = math.sqrt(math.fsum(x * x for x in v.tolist()))
+    return v / length if length else v
+
+
+def mean_pair_cosine(vectors):
+    """The mean cosine over all pairs of different vectors, one pair at a time."""
+    pairs = [cosine(a, b) for i, a in enumerate(vectors) for b in vectors[i + 1 :]]
+    return math.fsum(pairs) / len(pairs)

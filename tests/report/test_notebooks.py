@@ -1,0 +1,293 @@
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from eedkit.report import notebooks
+from eedkit.report.notebooks import ReportError, check, parameters, profile, report
+from eedkit.report.terminal import Terminal
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch, home):
+    monkeypatch.setattr(notebooks, "folder", lambda: home)
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """A run that starts is a failure."""
+    monkeypatch.setattr(notebooks, "_execute", lambda *_: pytest.fail("a notebook was run"))
+
+
+def test_parameters_are_the_literals_of_the_tagged_cell(home):
+    wanted = {"out": "reports", "seeds": 2, "margin": 0.1, "name": None, "groups": ["C4"]}
+    assert parameters(home / "00_story.ipynb") == wanted
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os",
+        "x = 1 + n",
+        "x = range(3)",
+        "x: int",
+        "x += 1",
+        "def f(): ...",
+        "'text'",
+        "a, b = 1, 2",
+        "x = (",
+        "x: int = 'a'",
+    ],
+)
+def test_a_parameters_cell_holds_literals_alone(book, tmp_path, line):
+    with pytest.raises(ReportError, match=r"parameters cell|default of x"):
+        parameters(book(tmp_path / "a.ipynb", "# A", defaults=line))
+
+
+def test_there_is_one_parameters_cell(book, tmp_path):
+    path = book(tmp_path / "a.ipynb", "# A", "x = 1")
+    notebook = nbformat.read(path, 4)
+    for tagged in ([1, 2], []):
+        for i, cell in enumerate(notebook.cells):
+            cell.metadata["tags"] = ["parameters"] if i in tagged else []
+        nbformat.write(notebook, path)
+        with pytest.raises(ReportError, match=f"found {len(tagged)}"):
+            parameters(path)
+
+
+def test_an_annotation_that_is_not_understood_is_refused(book, tmp_path):
+    with pytest.raises(ReportError, match="annotation"):
+        parameters(book(tmp_path / "a.ipynb", "# A", defaults="x: Sequence[int] = []"))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"seeds": np.int64(3)}, {"seeds": 3}),
+        ({"margin": 1}, {"margin": 1}),
+        ({"margin": np.float32(0.5)}, {"margin": 0.5}),
+        ({"name": Path("a") / "b"}, {"name": os.path.join("a", "b")}),
+        ({"name": None}, {"name": None}),
+        ({"groups": ("C4", "D4")}, {"groups": ["C4", "D4"]}),
+    ],
+)
+def test_check_normalises_what_papermill_would_garble(home, given, kept):
+    result = check(home / "00_story.ipynb", given)
+    assert result == kept
+    assert [type(v) for v in result.values()] == [type(v) for v in kept.values()]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seeds": 1.5},
+        {"seeds": True},
+        {"seeds": "3"},
+        {"margin": "wide"},
+        {"name": 3},
+        {"groups": "C4"},
+        {"groups": [4]},
+    ],
+)
+def test_check_refuses_another_type(home, given):
+    with pytest.raises(ReportError, match=f"00_story: {next(iter(given))} takes"):
+        check(home / "00_story.ipynb", given)
+
+
+def test_without_annotation_the_default_says_the_type(book, tmp_path):
+    path = book(tmp_path / "a.ipynb", "# A", defaults="n = 1\nrate = 0.1\nfree = None")
+    assert check(path, {"rate": 1, "free": "anything"}) == {"rate": 1, "free": "anything"}
+    with pytest.raises(ReportError, match="n takes int, got float"):
+        check(path, {"n": 0.5})
+
+
+def test_an_unknown_parameter_names_the_near_and_all(home):
+    with pytest.raises(ReportError, match=r"no parameter 'seed'; did you mean 'seeds'\? \(all 5: out, seeds"):
+        check(home / "00_story.ipynb", {"seed": 1})
+
+
+def test_a_number_that_yaml_reads_as_text_says_so(home):
+    with pytest.raises(ReportError, match=r"1\.0e-3"):
+        check(home / "00_story.ipynb", {"margin": "1e-3"})
+
+
+def test_profile_reads_and_checks(home, tmp_path):
+    assert profile("quick") == {"00_story": {"seeds": 3, "groups": ["C4", "D4"]}}
+    (tmp_path / "own.yaml").write_text("00_story:\n")
+    assert profile(tmp_path / "own.yaml") == {"00_story": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("00_stori: {}", "no notebook '00_stori'; did you mean '00_story'"),
+        ("00_story: {seed: 1}", "no parameter 'seed'"),
+        ("00_story: {seeds: one}", "seeds takes int"),
+        ("00_story: {out: elsewhere}", "--out"),
+        ("00_story: 3", "takes `parameter: value` lines"),
+        ("- 00_story", "got a list"),
+        ("00_story: [", "not YAML"),
+        ("!!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_a_profile_is_strict(tmp_path, text, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(ReportError, match=message):
+        profile(path)
+
+
+def test_an_unknown_profile_lists_those_there_are():
+    with pytest.raises(ReportError, match=r"no profile 'quik'; did you mean 'quick'\? \(all 2: quick, tiny\)"):
+        profile("quik")
+    with pytest.raises(ReportError, match=r"no profile file .*nowhere\.yaml"):
+        profile("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"profile": "none"}, "no profile"),
+        ({"notebooks": ["00_start"]}, "no notebook"),
+        ({"notebooks": []}, "nothing to run"),
+        ({"parameters": {"sees": 1}}, "no parameter 'sees'; did you mean 'seeds'"),
+        ({"parameters": {"seeds": "many"}}, "seeds takes int"),
+        ({"parameters": {"out": "elsewhere"}}, "--out"),
+    ],
+)
+@pytest.mark.usefixtures("never")
+def test_what_cannot_be_run_is_refused_before_anything_runs(tmp_path, asked, message):
+    with pytest.raises(ReportError, match=message):
+        report(tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("never")
+def test_a_notebook_without_out_is_refused(book, tmp_path, monkeypatch):
+    book(tmp_path / "nb" / "a.ipynb", "# A", defaults="seeds: int = 1")
+    (tmp_path / "nb" / "profiles").mkdir()
+    (tmp_path / "nb" / "profiles" / "quick.yaml").write_text("")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path / "nb")
+    with pytest.raises(ReportError, match="out: str"):
+        report(tmp_path / "out")
+
+
+def test_the_notebook_gets_profile_then_parameters_and_the_absolute_folder(made):
+    executed = nbformat.read(made.out / "00_story.ipynb", 4)
+    injected = next(c.source for c in executed.cells if "injected-parameters" in c.metadata.get("tags", ()))
+    for line in ("seeds = 3", "margin = 1", 'groups = ["C4", "D4"]', "name = None", f'out = "{made.out}"'):
+        assert line in injected.splitlines()
+    printed = "".join(o.text for c in executed.cells for o in c.get("outputs", ()) if o.get("name") == "stdout")
+    assert printed == "seeds 3 margin 1 groups ['C4', 'D4'] name None\n"
+
+
+def test_braces_in_the_folder_stay(made):
+    assert made.out.name == "re{port}s"
+    assert {"00_story.ipynb", "00_story.html", "index.html"} <= {f.name for f in made.out.iterdir()}
+    assert (made.out / "figures" / "00_story_depth.png").stat().st_size > 1000
+
+
+def test_failures_name_notebook_cell_and_error_and_stop_nobody(made):
+    raises, dies = made.error.failed
+    assert (raises.stem, raises.failure.cell, raises.failure.error) == (
+        "01_raises",
+        4,
+        "ZeroDivisionError: division by zero",
+    )
+    assert raises.failure.source == "1 / 0"
+    # papermill's file says "completed" of every cell of a killed kernel: the failure is known from its exception.
+    assert (dies.stem, dies.failure.cell) == ("02_dies", 3)
+    assert "kernel died" in dies.failure.error
+    assert str(made.error).splitlines()[0] == "01_raises, cell 4: ZeroDivisionError: division by zero"
+    assert made.error.index == made.out / "index.html"
+
+
+def test_a_log_gets_plain_lines(made):
+    lines = made.log.splitlines()
+    assert lines[0] == "[1/3] 00_story"
+    assert any(line.startswith("[1/3] 00_story: done in ") for line in lines)
+    assert any(
+        line.startswith("[2/3] 01_raises: FAILED after ") and "cell 4: ZeroDivisionError" in line for line in lines
+    )
+    assert "\r" not in made.log
+    assert "\x1b" not in made.log
+    assert len(lines) < 12
+
+
+def test_the_environment_is_given_back(made):
+    assert "TQDM_MININTERVAL" not in os.environ
+    assert logging.getLogger("papermill").level == logging.NOTSET
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_the_newest_bar_in_one_live_line():
+    terminal = Terminal(screen := Screen())
+    terminal.cell(2, 9)
+    for piece in ("\rtraining:  0%", "\rtrain", "ing: 50%"):
+        terminal.write(piece)
+    assert screen.getvalue().endswith("\r\x1b[Kcell 2/9 training: 50%")
+    assert "\n" not in screen.getvalue()
+
+
+def test_a_warning_between_bars_stays():
+    terminal = Terminal(screen := Screen())
+    for piece in ("\rtraining: 100%\n", "UserWarn", "ing: odd\n", "\r 0%"):
+        terminal.write(piece)
+    assert "    UserWarning: odd\n" in screen.getvalue()
+
+
+def test_a_log_shows_bars_at_a_bearable_rate_and_never_a_stale_one(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    terminal = Terminal(log := io.StringIO(), every=10)
+    for second in range(25):
+        now = 100.0 + second
+        terminal.write(f"\r\x1b[Atraining: {second}/25")
+    assert log.getvalue().split() == ["training:", "0/25", "training:", "10/25", "training:", "20/25"]
+
+
+@pytest.mark.notebook
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_an_interrupt_ends_kernel_and_command(book, tmp_path):
+    book(
+        tmp_path / "nb" / "a.ipynb",
+        "# A",
+        "import os, pathlib, time\npathlib.Path(out, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)",
+    )
+    (tmp_path / "nb" / "profiles").mkdir()
+    (tmp_path / "nb" / "profiles" / "quick.yaml").write_text("")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.html").write_text("from an earlier run")
+    command = (
+        "import sys, pathlib; from eedkit.report import notebooks; from eedkit.cli import app;"
+        "notebooks.folder = lambda: pathlib.Path(sys.argv.pop()); home = notebooks.folder(); notebooks.folder = lambda: home; app()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "report", "--out", tmp_path / "out", tmp_path / "nb"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid = tmp_path / "out" / "pid"
+    deadline = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "unknown parameter" not in said  # what papermill says of `name: str | None = None`
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert "not run" in (tmp_path / "out" / "index.html").read_text()

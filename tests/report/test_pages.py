@@ -1,0 +1,251 @@
+import os
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+
+from eedkit.report import pages
+from eedkit.report.pages import Run, markdown, mathml, write_index, write_page
+
+FACTS = {
+    "profile": "tiny",
+    "date": "2026-01-01 00:00 UTC",
+    "device": "CPU, 2 cores",
+    "eedkit": "0.1.0",
+    "torch": "2.15.0",
+}
+
+
+class Loads(HTMLParser):
+    """Every address that a page loads or that its styles import; links in prose and XML names of vocabularies are not loaded."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.style = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.style = tag == "style"
+        if tag in {"script", "link", "iframe", "object", "embed", "base"}:
+            self.found.append(tag)
+        for name, value in attributes:
+            loading = name in {"src", "srcset", "data", "poster", "background", "xlink:href"} or (
+                name == "href" and tag != "a"
+            )
+            if loading and re.match(r"\s*(https?:)?//", value or ""):
+                self.found.append(value)
+            if name == "style" or name.startswith("on"):
+                self.handle_data(value or "", style=True)
+
+    def handle_data(self, data, style=False):
+        if self.style or style:
+            self.found += re.findall(r"@import[^;]*|url\(\s*['\"]?(?:https?:)?//[^)]*", data)
+
+    def handle_endtag(self, tag):
+        self.style = False
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<script>1</script>",
+        '<img src="https://x.org/a.png">',
+        '<link href="//x.org/a.css">',
+        "<style>@import 'a';</style>",
+        '<p style="background: url(http://x.org)">',
+    ],
+)
+def test_the_scan_sees_a_load(page):
+    assert Loads(page).found
+
+
+def test_no_page_loads_anything(made):
+    assert set(made.pages) == {"index", "00_story", "01_raises", "02_dies"}
+    assert {name: Loads(page).found for name, page in made.pages.items()} == {name: [] for name in made.pages}
+    assert 'href="https://example.org/paper"' in made.pages["00_story"]
+
+
+def test_a_browser_is_told_to_load_nothing(made):
+    for page in made.pages.values():
+        assert "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'" in page
+
+
+def test_scripts_and_widgets_of_a_notebook_do_not_reach_its_page(tmp_path):
+    outputs = [
+        nbformat.v4.new_output("display_data", {"application/javascript": "evil()", "text/plain": "<js>"}),
+        nbformat.v4.new_output(
+            "display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "HBox()"}
+        ),
+        nbformat.v4.new_output("display_data", {"text/latex": "$x^2$", "text/plain": "x**2"}),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    page = write_page(Run(tmp_path / "a.ipynb", tmp_path / "a.ipynb", {}, 1.0), tmp_path, FACTS).read_text()
+    assert Loads(page).found == []
+    assert "evil" not in page
+    assert "HBox" not in page
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("$x$", "<mi>x</mi>"),
+        ("a\n\n$$\nx\n\n+ y\n$$\n\nb", "<mi>x</mi><mo>&#x0002B;</mo><mi>y</mi>"),
+        ("inside $$x$$ prose", 'display="block"'),
+        (r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "<mtable"),
+        (r"$\mathbb R$", "&#x0211D;"),
+        (r"$a \sim b$", "<mo>&#x0223C;</mo>"),
+        (r"$\$5$", "<mi>&#x00024;</mi>"),
+        ("| a |\n|---|\n| $x$ |", "<mi>x</mi>"),
+        ("> is $x$ so?", "<mi>x</mi>"),
+    ],
+)
+def test_formulas_become_mathml(source, wanted):
+    html = markdown(source)
+    assert wanted in html
+    assert html.count("<math") == 1
+    assert "$" not in html
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "`$x$`",
+        "`$$x$$`",
+        "text `$$x$$`\n`$$y$$`",
+        "```\n$$x$$\n```",
+        "    $x$ indented",
+        r"\$5 and \$6",
+        "$5 and $6",
+        "price $5, see `$HOME`",
+        "`$a` and `b$`",
+    ],
+)
+def test_a_dollar_that_is_no_formula_stays(source):
+    html = markdown(source)
+    assert "<math" not in html
+    assert re.sub(r"<[^>]+>", "", html).count("$") == source.count("$")
+
+
+@pytest.mark.parametrize(
+    "tex", [r"\frac{1}{", "x^", r"\nosuchcommand{x}", r"a & b", "}", r"\left( x", r"\begin{nosuch} a & b \end{nosuch}"]
+)
+def test_a_formula_that_cannot_be_converted_stays_readable(tex):
+    assert mathml(tex) == f'<code class="formula">${tex.replace("&", "&amp;")}$</code>'
+    assert mathml(tex, block=True).startswith('<code class="formula">$$')
+
+
+def test_the_story_page_shows_text_figure_table_and_no_progress(made):
+    page = made.pages["00_story"]
+    body = page[page.index("<main>") : page.index("</main>")]
+    assert page.count("<h1>") == 1  # the heading is the page's, not said twice
+    assert re.search(r"<h1>Is <math.*</math> the orbit mean\?</h1>", page)
+    assert "<title>Is " in page
+    assert "<blockquote>" in body
+    assert (
+        '<img alt="Figure: Is $\\hat f$ the orbit mean?" src="data:image/png;base64,' in body or 'alt="Figure: ' in body
+    )
+    assert '<table border="1" class="dataframe">' in body
+    assert "seeds 3 margin 1" in body
+    assert "training seed" not in page
+    assert "plt.show" not in page
+    assert "<code>$HOME</code>" in body
+    assert "$$not math$$" in body
+    assert '<code class="formula">$\\frac{1}{$</code>' in body
+
+
+def test_a_page_says_what_it_was_made_with(made):
+    page = made.pages["00_story"]
+    for text in (
+        '<a href="index.html">',
+        "profile <b>quick</b>",
+        "<th>margin</th><td><code>1</code>",
+        "<th>torch</th>",
+        "<th>xarray</th>",
+        "<th>Python</th>",
+        "<th>device</th>",
+        "<th>eedkit</th>",
+    ):
+        assert text in page
+    assert 'href="figures/00_story_depth.svg"' in page
+    assert str(made.out) not in page
+
+
+def test_a_failed_page_shows_the_error_and_stops_there(made):
+    page = made.pages["01_raises"]
+    assert "<b>This notebook failed</b> in cell 4: ZeroDivisionError: division by zero" in page
+    assert "before" in page
+    assert "<pre>1 / 0</pre>" in page
+    assert "<summary>Traceback</summary>" in page
+    assert "\x1b[" not in page
+    assert "papermill-error-cell" not in page
+    assert "Never read" not in page
+    assert "the kernel died" in made.pages["02_dies"]
+
+
+def test_the_index_has_a_card_for_each_notebook(made):
+    index = made.pages["index"]
+    story, raises, dies = re.findall(r"<article.*?</article>", index, re.S)
+    assert '<a href="00_story.html">Is <math' in story
+    assert "Does <code>measure</code> agree with <math" in story
+    assert "And on which images?" in story
+    assert 'src="figures/00_story_depth.png"' in story
+    assert re.search(r"done · \d+(\.\d)? s", story)
+    assert "<b>failed</b> in cell 4: ZeroDivisionError" in raises
+    assert "<img" not in raises
+    assert "<b>failed</b> in cell 3: the kernel died" in dies
+    assert "profile <b>quick</b>" in index
+    assert "torch 2." in index
+
+
+def test_what_was_not_run_is_said_and_an_older_figure_is_not_shown(made, home, tmp_path):
+    (tmp_path / "figures").mkdir()
+    figure = tmp_path / "figures" / "00_story_depth.png"
+    figure.write_bytes((made.out / "figures" / figure.name).read_bytes())
+    waiting = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {})
+    done = replace(waiting, seconds=1.0, started=1000.0)
+    for run, shown in ((waiting, False), (done, True)):
+        index = write_index([run], tmp_path, FACTS).read_text()
+        assert ("<img" in index) is shown
+        assert ("not run" in index) is not shown
+        assert ('href="00_story.html"' in index) is shown
+    os.utime(figure, (900, 900))
+    assert "<img" not in write_index([done], tmp_path, FACTS).read_text()
+
+
+def test_a_page_lists_the_figures_of_its_run_alone(made, home, tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name, written in (("depth.svg", 2000), ("data.txt", 2000), ("older.svg", 900)):
+        (tmp_path / "figures" / name).write_text("")
+        os.utime(tmp_path / "figures" / name, (written, written))
+    run = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {}, 1.0, started=1000.0)
+    page = write_page(run, tmp_path, FACTS).read_text()
+    assert re.findall('href="figures/([^"]*)"', page) == ["depth.svg"]
+    # The key figure that the notebook announces was not written: the card says so, not nothing.
+    assert "it wrote no figure <code>00_story_depth</code>" in write_index([run], tmp_path, FACTS).read_text()
+    assert "it wrote no figure" not in made.pages["index"]
+
+
+def test_code_is_shown_when_asked_for(made, home, tmp_path):
+    run = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {}, 1.0)
+    page = write_page(run, tmp_path, FACTS, code=True).read_text()
+    assert "savefig" in page
+
+
+def test_a_title_is_text_not_markup_of_the_page(tmp_path):
+    path = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Is a < b?\n\nText.")]), path)
+    page = write_page(Run(path, path, {"name": "<script>"}, 1.0), tmp_path, FACTS).read_text()
+    assert "<title>Is a &lt; b? – eedkit</title>" in page
+    assert "<script>" not in page
+
+
+def test_without_an_executed_notebook_the_page_still_says_why(tmp_path, home):
+    failure = pages.Failure(-1, 0, "", "NoSuchKernel: python3", "")
+    run = Run(home / "00_story.ipynb", tmp_path / "missing.ipynb", {}, 1.0, 0.0, failure)
+    page = write_page(run, tmp_path, FACTS).read_text()
+    assert "before its first cell: NoSuchKernel: python3" in page

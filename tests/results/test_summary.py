@@ -1,0 +1,214 @@
+"""Averages, intervals, calibration and joins, on Datasets made by hand whose answers are known."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import eedkit as ek
+from eedkit.results.schema import SCHEMA, SchemaError
+
+LATENT = {
+    "long_name": "latent", "units": "1", "best": -1.0, "upper": 1.0, "scale": 1.0, "equation": "m", "source": "eq. 6",
+}  # fmt: skip
+
+
+def result(values, null=None, *, model="a", layers=("one", "latent"), pair=0.5, reasons=None, **attrs):
+    """A Dataset of the schema whose `latent` holds the given (layer, element, sample) values."""
+    values = np.asarray(values, dtype=np.float32)
+    dims = ("model", "layer", "element", "sample")
+    data = {"latent": (dims, values[None], {**LATENT, **attrs})}
+    if null is not None:
+        data["latent_null"] = (dims, np.asarray(null, dtype=np.float32)[None], {**LATENT, **attrs})
+    data["latent_pair_cosine"] = (("model", "layer"), [[pair] * len(layers)])
+    n = values.shape[2]
+    data["latent_norm"] = (("model", "layer", "sample"), np.full((1, len(layers), n), 4.0, np.float32))
+    on_layer = {
+        "depth": [np.linspace(0, 1, len(layers))], "layer_type": [["Block"] * len(layers)],
+        "channels": [[3] * len(layers)], "height": [[5] * len(layers)], "width": [[5] * len(layers)],
+        "kernel_order": [[1] * len(layers)], "latent_nan_reason": [list(reasons or [""] * len(layers))],
+    }  # fmt: skip
+    coords = {
+        "model": np.array([model], dtype=object),
+        "layer": np.array(layers, dtype=object),
+        "element": np.array(["e", "r180"], dtype=object),
+        "sample": np.arange(n),
+        "angle": ("element", [0.0, 180.0]),
+        **{k: (("model", "layer"), np.array(v, dtype=object if isinstance(v[0][0], str) else None)) for k, v in on_layer.items()},
+    }  # fmt: skip
+    attrs = {"group": "C2", "action": "spatial", "data": "x", "schema": SCHEMA, "eedkit_version": "0"}
+    return xr.Dataset(data, coords, attrs)
+
+
+@pytest.fixture
+def spread():
+    """200 samples around −0.8 against a null around −0.2, so that relative is about (−0.8 + 1) / (−0.2 + 1) = 0.25."""
+    rng = np.random.default_rng(0)
+    values = -0.8 + 0.1 * rng.standard_normal((2, 2, 200))
+    null = -0.2 + 0.1 * rng.standard_normal((2, 2, 200))
+    return values, null
+
+
+def row(ds, layer="latent", **options):
+    table = ek.summarise(ds, **options)
+    return table[table.layer == layer].iloc[0]
+
+
+def test_estimate_null_relative_and_normalised_are_the_formulas(spread):
+    values, null = spread
+    found = row(result(values, null))
+    estimate, unrelated = values[1].mean(), null[1].mean()
+    assert found.estimate == pytest.approx(estimate, abs=1e-6)
+    assert found.null == pytest.approx(unrelated, abs=1e-6)
+    assert found.relative == pytest.approx((estimate + 1) / (unrelated + 1), abs=1e-6)
+    assert found.normalised == pytest.approx(estimate / 0.5, abs=1e-6)
+    assert (found.n, found.reason, bool(found.insensitive)) == (200, "", False)
+
+
+def test_interval_is_the_textbook_one_with_the_sample_as_unit(spread):
+    values, null = spread
+    found = row(result(values, null), resamples=4999)
+    per_sample = values[1].mean(0)
+    half = 1.96 * per_sample.std(ddof=1) / np.sqrt(200)
+    assert found.low == pytest.approx(per_sample.mean() - half, abs=0.15 * half)
+    assert found.high == pytest.approx(per_sample.mean() + half, abs=0.15 * half)
+
+
+def test_relative_interval_resamples_estimate_and_null_together():
+    rng = np.random.default_rng(1)
+    gap = rng.uniform(0.1, 1.0, 300)
+    null = np.broadcast_to(-1 + gap, (2, 2, 300))
+    values = -1 + 0.3 * (null + 1)
+    found = row(result(values, null))
+    assert found.high - found.low > 0.01
+    assert found.relative_low == pytest.approx(0.3, abs=1e-5)
+    assert found.relative_high == pytest.approx(0.3, abs=1e-5)
+
+
+def test_wider_confidence_gives_a_wider_interval_and_the_same_seed_the_same_one(spread):
+    ds = result(*spread)
+    narrow, wide = row(ds, confidence=0.5), row(ds, confidence=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert row(ds, seed=3).low == row(ds, seed=3).low != row(ds, seed=4).low
+    with pytest.raises(ValueError, match="between 0 and 1, got 95"):
+        ek.summarise(ds, confidence=95)
+
+
+def test_small_null_gap_is_flagged_insensitive_but_still_relative():
+    ds = result(np.full((2, 2, 9), -0.998), np.full((2, 2, 9), -0.996))
+    found = row(ds)
+    assert found.insensitive
+    assert found.relative == pytest.approx(0.5, abs=1e-3)
+
+
+def test_null_gap_within_noise_has_no_relative_value_and_says_why():
+    found = row(result(np.full((2, 2, 9), -1.0), np.full((2, 2, 9), -1 + 5e-6)))
+    assert found.insensitive
+    assert np.isnan(found.relative)
+    assert "numerical noise" in found.reason
+
+
+def test_a_distance_without_a_scale_is_judged_by_the_length_of_the_features():
+    wide = row(result(np.full((2, 2, 9), 0.01), np.full((2, 2, 9), 0.039), best=0.0, scale="latent_norm"))
+    narrow = row(result(np.full((2, 2, 9), 0.01), np.full((2, 2, 9), 0.041), best=0.0, scale="latent_norm"))
+    assert (bool(wide.insensitive), bool(narrow.insensitive)) == (True, False)
+
+
+def test_small_pair_cosine_leaves_no_normalised_value_and_says_why(spread):
+    found = row(result(*spread, pair=0.04))
+    assert np.isnan(found.normalised)
+    assert "M = 0.04" in found.reason
+
+
+def test_without_a_null_there_is_no_relative_value(spread):
+    found = row(result(spread[0]))
+    assert np.isnan(found.relative)
+    assert np.isnan(found.null)
+    assert "without a null" in found.reason
+
+
+def test_one_undefined_sample_is_not_averaged_away(spread):
+    values, null = spread
+    values[1, 1, 7] = np.nan
+    found = row(result(values, null))
+    assert np.isnan(found.estimate)
+    assert "1 of 200 samples" in found.reason
+
+
+def test_an_undefined_layer_keeps_its_reason(spread):
+    values, null = spread
+    values[0] = np.nan
+    found = row(result(values, null, reasons=["its maps have one pixel", ""]), layer="one")
+    assert np.isnan(found.estimate)
+    assert found.reason == "its maps have one pixel"
+
+
+def test_identity_can_be_left_out(spread):
+    values, null = spread
+    ds = result(values, null).drop_sel(element="e")
+    assert row(ds).estimate == pytest.approx(values[1, 1].mean(), abs=1e-6)
+
+
+def test_compare_is_paired_so_what_samples_share_cancels(spread):
+    values, null = spread
+    both = ek.concat([result(values, null, model="a"), result(values + 0.05, null, model="b")])
+    found = ek.compare(both, "a").query("layer == 'latent'").iloc[0]
+    assert found.difference == pytest.approx(0.05, abs=1e-6)
+    assert found.low == pytest.approx(0.05, abs=1e-6)
+    assert found.high == pytest.approx(0.05, abs=1e-6)
+    assert found.relative_difference == pytest.approx(0.05 / (null[1].mean() + 1), abs=1e-4)
+    with pytest.raises(ValueError, match="no model 'c'"):
+        ek.compare(both, "c")
+
+
+def test_concat_joins_other_layers_with_the_reason(spread):
+    values, null = spread
+    joined = ek.concat(
+        [result(values, null), result(values, null, model="b", layers=("two", "latent"))], recipe=["x", "y"], seed=[0, 1]
+    )
+    assert joined.layer.values.tolist() == ["one", "two", "latent"]
+    assert np.isnan(joined.latent.sel(model="a", layer="two")).all()
+    assert joined.latent_nan_reason.sel(model="a", layer="two").item() == "the model has no such layer"
+    assert joined.latent.sel(model="b", layer="two").values == pytest.approx(values[0], abs=1e-6)
+    assert joined.latent_nan_reason.sel(model="b", layer="two").item() == ""
+    table = ek.summarise(joined)
+    assert table[["model", "layer", "recipe", "seed"]].values.tolist() == [
+        ["a", "one", "x", 0], ["a", "latent", "x", 0], ["b", "two", "y", 1], ["b", "latent", "y", 1],
+    ]  # fmt: skip
+
+
+def test_concat_refuses_what_does_not_belong_together(spread):
+    values, null = spread
+    a = result(values, null)
+    with pytest.raises(ValueError, match="labels repeat"):
+        ek.concat([a, a])
+    other = result(values, null, model="b")
+    with pytest.raises(ValueError, match="differ in data"):
+        ek.concat([a, other.assign_attrs(data="y")])
+    with pytest.raises(ValueError, match="latent_null"):
+        ek.concat([a, other.drop_vars("latent_null")])
+    with pytest.raises(ValueError, match="at least one"):
+        ek.concat([])
+
+
+def test_validate_names_everything_that_is_wrong(spread):
+    ds = result(*spread)
+    assert ds.eed.validate() is ds
+    broken = ds.drop_vars("depth").assign_attrs(group=None)
+    del broken.attrs["group"]
+    broken["latent"] = broken.latent.transpose("sample", ...)
+    with pytest.raises(SchemaError, match=r"'depth'.*'group'.*latent has dims") as error:
+        broken.eed.validate()
+    assert "latent_null" not in str(error.value)
+    with pytest.raises(SchemaError, match="upgrade eedkit"):
+        ds.assign_attrs(schema=SCHEMA + 1).eed.validate()
+    with pytest.raises(SchemaError, match="no metric"):
+        ds.drop_vars(["latent", "latent_null"]).eed.validate()
+    with pytest.raises(SchemaError, match="float64, not float32"):
+        ds.assign(latent=ds.latent.astype("float64")).eed.validate()
+
+
+def test_accessor_gives_what_the_functions_give(spread):
+    ds = ek.concat([result(*spread), result(*spread, model="b")])
+    assert ds.eed.metrics == ["latent"]
+    assert ds.eed.summarise().equals(ek.summarise(ds))
+    assert ds.eed.compare("a").equals(ek.compare(ds, "a"))

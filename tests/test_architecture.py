@@ -1,0 +1,171 @@
+"""The one-way imports of the house, a light `import eedkit`, and what measuring may not need."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "eedkit"
+
+UPSTREAM = {
+    "theory": set(),
+    "results": set(),
+    "probe": {"theory"},
+    "lab": {"theory"},
+    "study": {"theory", "probe", "lab", "results"},
+    "report": {"theory", "probe", "lab", "results", "study"},
+    "cli": {"theory", "probe", "lab", "results", "study", "report"},
+    "__main__": {"cli"},
+}
+"""Which parts each part may import, beside itself and `errors`; probe/measure.py may also import results."""
+
+
+def imports(source, package):
+    """Absolute names of everything that a module of `package` imports, wherever in it: also relative and inside functions.
+
+    >>> sorted(imports("import a.b\\ndef f():\\n    from ..c import d\\n", "x.y"))
+    ['a.b', 'x.c', 'x.c.d']
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+            "load",
+        ):
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "eedkit":
+            found.add(f"eedkit.{node.attr}")
+    return found
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE)
+        package = ".".join(("eedkit", *inside.parts[:-1]))
+        yield inside.as_posix(), imports(path.read_text(encoding="utf-8"), package)
+
+
+MODULES = dict(modules())
+LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "plots": "report", "verdicts": "results",
+        "open": "results", "compare": "results", "concat": "results", "summarise": "results", "Study": "study",
+        "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
+
+
+def parts_imported(names):
+    """Which parts of the package these names come from; a name that `eedkit` itself hands out counts as its home."""
+    second = {name.split(".")[1] for name in names if name.startswith("eedkit.")}
+    return {LAZY.get(part, part) for part in second} - {"errors", "__version__"}
+
+
+def test_there_is_something_to_check():
+    assert len(MODULES) > 10
+    assert "eedkit.theory" in MODULES["probe/sweep.py"]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in ("__init__.py", "errors.py")])
+def test_imports_go_one_way(module):
+    part = module.split("/")[0].removesuffix(".py")
+    allowed = UPSTREAM[part] | {part} | ({"results"} if module == "probe/measure.py" else set())
+    assert parts_imported(MODULES[module]) <= allowed
+
+
+def test_the_check_sees_relative_lazy_and_attribute_imports():
+    source = "def f():\n    from ..report import plots\n    import eedkit as ek\n    eedkit.lab\n    import_module('eedkit.study')"
+    assert parts_imported(imports(source, "eedkit.probe")) == {"report", "lab", "study"}
+
+
+def test_errors_stands_alone():
+    assert not parts_imported(MODULES["errors.py"])
+
+
+def third_party(module):
+    return {name.split(".")[0] for name in MODULES[module]} - {"eedkit"} - set(sys.stdlib_module_names)
+
+
+def test_theory_knows_torch_alone_and_results_never_torch():
+    theory = set().union(*(third_party(m) for m in MODULES if m.startswith("theory/")))
+    results = set().union(*(third_party(m) for m in MODULES if m.startswith("results/")))
+    assert theory <= {"torch", "lazy_loader"}
+    assert not results & {"torch", "torchvision", "timm"}
+
+
+def test_tensors_become_labels_in_measure_alone():
+    assert [m for m in MODULES if m.startswith("probe/") and "xarray" in third_party(m)] == ["probe/measure.py"]
+    assert [m for m in MODULES if "torch" in third_party(m) and "eedkit.results.schema" in MODULES[m]] == [
+        "probe/measure.py"
+    ]
+
+
+def python(code, cwd):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_import_eedkit_is_light(tmp_path):
+    heavy = [
+        "torch",
+        "xarray",
+        "pandas",
+        "matplotlib",
+        "numpy",
+        "seaborn",
+        "torchvision",
+        "datasets",
+        "scipy",
+        "papermill",
+    ]
+    done = python(f"import eedkit, sys; print([m for m in {heavy} if m in sys.modules])", tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+BLOCKED = [
+    "zarr",
+    "dask",
+    "distributed",
+    "datasets",
+    "papermill",
+    "nbconvert",
+    "lightning",
+    "scipy",
+    "sklearn",
+    "skimage",
+]
+BLOCKED += ["typer", "jupyterlab", "PIL", "timm", "torchvision", "matplotlib", "seaborn"]
+
+MEASURE_WITHOUT = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Missing(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED}:
+            return None
+        return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Missing
+try:
+    import zarr
+except ModuleNotFoundError:
+    import torch, eedkit as ek
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(50, 3))
+    ds = ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
+    print(round(float(ds.latent.sel(layer="latent").mean()), 6), [m for m in {BLOCKED} if m in sys.modules])
+"""
+
+
+def test_measuring_needs_only_torch_numpy_pandas_xarray(tmp_path):
+    done = python(MEASURE_WITHOUT, tmp_path)
+    assert done.returncode == 0, done.stderr
+    value, seen = done.stdout.split(maxsplit=1)
+    assert -1 <= float(value) < 0
+    assert seen.strip() == "[]"

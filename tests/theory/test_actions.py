@@ -1,0 +1,288 @@
+"""Actions: the law, exactness, kernels, and what is refused. Moves are compared with numpy's."""
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from eedkit.theory import groups
+from eedkit.theory.actions import Action, check_action, is_faithful, kernel, linear, quotient, regular, spatial, trivial
+from eedkit.theory.groups import Group
+
+EXACT = ["C1", "C2", "C4", "D1", "D2", "D4", "flip", "shift1", "shift2", "shift3", "shift4", "shift6", "C2*flip"]
+EXACT += [
+    "shift2*flip",
+    "shift4*flip",
+    "flip*shift3",
+    "C2*C2",
+    "shift2*C2",
+    "flip*flip",
+    "shift2*shift3",
+    "C2*flip*shift2",
+]
+S3 = [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (1, 0, 2), (2, 1, 0)]
+
+
+def s3():
+    """S3 by permutations, and its permutation matrices ρ(g) e_k = e_g(k)."""
+    table = [[S3.index(tuple(g[h[k]] for k in range(3))) for h in S3] for g in S3]
+    matrices = torch.zeros(6, 3, 3)
+    for i, g in enumerate(S3):
+        for k in range(3):
+            matrices[i, g[k], k] = 1
+    return Group("S3", [str(p) for p in S3], table), matrices
+
+
+def obeys_the_law(action: Action, z: Tensor) -> bool:
+    """φ(g, φ(h, z)) = φ(gh, z) bit for bit, φ(e, z) = z, and nothing changes shape."""
+    group = action.group
+    same = torch.equal(action(0, z), z)
+    for g in range(group.order):
+        for h in range(group.order):
+            once, twice = action(group.table[g][h], z), action(g, action(h, z))
+            same &= torch.equal(once, twice) and once.shape == z.shape
+    return same
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(EXACT), st.sampled_from([12, 24]), st.lists(st.integers(1, 3), max_size=2), st.integers(0, 2**30)
+)
+def test_every_exact_action_obeys_the_group_law_bit_for_bit(name, side, leading, seed):
+    z = torch.rand(*leading, side, side, generator=torch.Generator().manual_seed(seed))
+    assert obeys_the_law(spatial(name), z)
+    assert check_action(spatial(name), z) == 0
+    assert obeys_the_law(trivial(name), z)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["C1", "C2", "C4", "D1", "D2", "D4", "flip", "C2*flip"]), st.integers(1, 7))
+def test_turns_and_mirrors_are_exact_at_every_square_size(name, side):
+    assert obeys_the_law(spatial(name), torch.rand(2, side, side))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["C2", "C4", "D4", "shift2*flip"]), st.integers(1, 3), st.integers(0, 2**30))
+def test_the_regular_action_obeys_the_group_law_bit_for_bit(name, fields, seed):
+    action = regular(name)
+    z = torch.rand(2, fields * action.group.order, 4, 4, generator=torch.Generator().manual_seed(seed))
+    assert obeys_the_law(action, z)
+
+
+@pytest.mark.parametrize("group", ["C2", "C4", "D4", "flip", "shift2", "shift4"])
+def test_elements_move_images_as_numpy_does(group):
+    x = np.random.default_rng(0).random((2, 3, 8, 8))
+    action = spatial(group)
+    assert list(action.group.elements) == oracles.ELEMENTS[group]
+    for element in action.group.elements:
+        np.testing.assert_array_equal(action(element, torch.from_numpy(x)), oracles.move(group, element, x))
+
+
+def test_rotations_are_counter_clockwise_and_mirrors_come_after_them():
+    x = torch.tensor([[1, 2], [3, 4]])
+    d4 = spatial("D4")
+    assert d4("r90", x).tolist() == [[2, 4], [1, 3]]
+    assert torch.equal(d4("r90", x), torch.rot90(x, 1, (-2, -1)))
+    assert d4("m", x).tolist() == [[2, 1], [4, 3]]
+    assert d4("mr90", x).tolist() == [[4, 2], [3, 1]]
+
+
+def test_shifts_roll_downwards_by_a_part_of_the_height():
+    column = torch.arange(8).reshape(8, 1)
+    assert spatial("shift4")("s1", column).flatten().tolist() == [6, 7, 0, 1, 2, 3, 4, 5]
+    assert spatial("shift4")("s3", column).flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 1]
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 6, 9])
+def test_shifts_are_refused_where_the_height_is_not_divisible(height):
+    with pytest.raises(ValueError, match=f"shifts by 1/4 of the height need .* got {height}"):
+        spatial("shift4")("s1", torch.zeros(1, height, 8))
+
+
+@pytest.mark.parametrize("name", ["C4", "D4"])
+def test_quarter_turns_refuse_images_that_are_not_square(name):
+    with pytest.raises(ValueError, match="quarter turns need square images, got 28×32; centre-crop or pad first"):
+        spatial(name)("r90", torch.zeros(1, 28, 32))
+
+
+def test_rot90_of_a_3_by_4_image_composes_but_changes_shape_and_is_caught():
+    careless = Action("careless", groups.parse("C4"), lambda g, z: torch.rot90(z, g, (-2, -1)))
+    x = torch.rand(3, 4)
+    assert torch.equal(torch.rot90(torch.rot90(x, 1), 1), torch.rot90(x, 2))
+    with pytest.raises(
+        ValueError, match=r"careless: r90 turned shape \(3, 4\) into \(4, 3\); an action keeps the shape"
+    ):
+        check_action(careless, x)
+    with pytest.raises(ValueError, match="an action keeps the shape"):
+        kernel(careless, (3, 4))
+
+
+def test_half_turns_and_mirrors_need_no_square():
+    assert obeys_the_law(spatial("D2"), torch.rand(2, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["C4*flip", "flip*C4", "shift4*C4", "shift3*C2", "D4*flip"])
+def test_products_whose_moves_do_not_commute_are_no_action(name):
+    with pytest.raises(ValueError, match=rf"spatial is no action of {name.replace('*', '[*]')}: .* and then .* is not"):
+        spatial(name)
+
+
+@pytest.mark.parametrize("name", ["C3", "C8", "D3", "C8*flip"])
+def test_rotations_that_interpolate_are_refused(name):
+    with pytest.raises(ValueError, match="which is no quarter turn and would interpolate"):
+        spatial(name)
+
+
+def test_a_group_without_moves_has_no_spatial_action():
+    with pytest.raises(ValueError, match="S3 has no moves on the plane; give an Action of your own"):
+        spatial(s3()[0])
+
+
+def test_the_action_of_a_homomorphism_in_the_wrong_order_is_refused():
+    group, _ = s3()
+    backwards = Action("backwards", group, lambda g, z: z[list(S3[g])])
+    forwards = Action("forwards", group, lambda g, z: z[[S3[g].index(k) for k in range(3)]])
+    assert check_action(forwards, torch.arange(3.0)) == 0
+    with pytest.raises(ValueError, match=r"backwards is no action of S3: .* and then .* is not"):
+        check_action(backwards, torch.arange(3.0))
+
+
+def test_an_identity_that_moves_is_refused():
+    action = Action("drifts", groups.parse("C1"), lambda g, z: z + 1)
+    with pytest.raises(ValueError, match="drifts is no action of C1: e is not the identity"):
+        check_action(action, torch.zeros(2))
+
+
+def test_check_action_tells_how_far_an_inexact_action_is_off():
+    action = Action("rough", groups.parse("C2"), lambda g, z: -z * 1.01 if g else z)
+    assert check_action(action, torch.ones(3), atol=0.1) == pytest.approx(1.01**2 - 1, abs=1e-6)
+    with pytest.raises(
+        ValueError, match=r"rough is no action of C2: r180 and then r180 is not e \(off by 0.0201, allowed 0.01\)"
+    ):
+        check_action(action, torch.ones(3), atol=0.01)
+
+
+def test_linear_acts_by_its_matrices_on_vectors():
+    group, matrices = s3()
+    v = torch.rand(5, 3)
+    for g in range(6):
+        expected = np.stack([matrices[g].numpy() @ row for row in v.numpy()])
+        np.testing.assert_allclose(linear(group, matrices)(g, v), expected, atol=1e-6)
+    assert kernel(linear(group, matrices), (3,)) == (0,)
+
+
+def test_linear_by_a_non_faithful_representation_has_its_kernel():
+    group, matrices = s3()
+    sign = torch.det(matrices).reshape(6, 1, 1)
+    assert kernel(linear(group, sign), (1,)) == (0, 1, 2)
+
+
+def test_linear_acts_by_rotation_matrices_within_rounding():
+    turns = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in (2 * math.pi * k / 5 for k in range(5))]
+    action = linear("C5", torch.tensor(turns, dtype=torch.float64))
+    v = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert action(1, v).tolist() == pytest.approx([math.cos(math.radians(72)), math.sin(math.radians(72))])
+    assert is_faithful(action, (2,))
+
+
+def test_matrices_that_are_no_representation_are_refused():
+    group, matrices = s3()
+    with pytest.raises(ValueError, match=r"linear is no action of S3: .* and then .* is not"):
+        linear(group, matrices.transpose(1, 2))
+    with pytest.raises(ValueError, match="expected one square matrix for each of 6 elements, got"):
+        linear(group, matrices[:5])
+    with pytest.raises(ValueError, match="expected one square matrix for each of 6 elements, got"):
+        linear(group, matrices[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("action", "shape", "expected"),
+    [
+        (spatial("C4"), (6, 6), (0,)),
+        (spatial("C4"), (2, 2), (0,)),
+        (spatial("C4"), (1, 1), (0, 1, 2, 3)),
+        (spatial("C4"), (7, 1, 1), (0, 1, 2, 3)),
+        (spatial("D4"), (3, 3), (0,)),
+        (spatial("flip"), (5, 1), (0, 1)),
+        (spatial("D2"), (1, 5), (0, 3)),
+        (spatial("D2"), (5, 1), (0, 2)),
+        (spatial("C2*C2"), (3, 3), (0, 3)),
+        (trivial("D4"), (3, 3), tuple(range(8))),
+        (regular("C4"), (4, 1, 1), (0,)),
+        (quotient("C4", spatial("C2"), [0, 1, 0, 1]), (3, 3), (0, 2)),
+        (quotient("C4", spatial("C2"), [0, 1, 0, 1]), (1, 1), (0, 1, 2, 3)),
+        (quotient("D4", spatial("flip"), [0, 0, 0, 0, 1, 1, 1, 1]), (3, 3), (0, 1, 2, 3)),
+    ],
+)
+def test_the_kernel_belongs_to_the_shape(action, shape, expected):
+    assert kernel(action, shape) == expected
+    assert is_faithful(action, shape) == (expected == (0,))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(EXACT), st.sampled_from([(12, 12), (12, 1), (1, 12), (1, 1), (6, 2)]))
+def test_the_kernel_is_a_normal_subgroup(name, shape):
+    action = spatial(name)
+    try:
+        found = set(kernel(action, shape))
+    except ValueError:
+        return
+    group = action.group
+    assert 0 in found
+    assert all(group.table[a][b] in found for a in found for b in found)
+    assert all(group.inverse(a) in found for a in found)
+    assert all(group.table[group.table[g][a]][group.inverse(g)] in found for a in found for g in range(group.order))
+
+
+def test_a_quotient_acts_as_the_image_does():
+    through = quotient("C4", spatial("flip"), [0, 1, 0, 1])
+    x = torch.rand(2, 3, 4)
+    assert obeys_the_law(through, x)
+    assert torch.equal(through("r270", x), x.flip(-1))
+    assert torch.equal(through("r180", x), x)
+
+
+@pytest.mark.parametrize("projection", [[0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 1, 0]])
+def test_a_projection_that_is_no_homomorphism_is_refused(projection):
+    with pytest.raises(ValueError, match=r"not a homomorphism onto flip: π\(\w+ \w+\) differs from π\(\w+\) π\(\w+\)"):
+        quotient("C4", spatial("flip"), projection)
+
+
+def test_a_projection_names_an_image_for_every_element():
+    with pytest.raises(ValueError, match="a projection of C4 names 4 images, got 3"):
+        quotient("C4", spatial("flip"), [0, 1, 0])
+
+
+def test_the_regular_action_moves_every_map_and_sends_map_h_to_map_gh():
+    z = np.random.default_rng(1).random((8, 3, 3))
+    for element in oracles.ELEMENTS["C4"]:
+        np.testing.assert_array_equal(
+            regular("C4")(element, torch.from_numpy(z)), oracles.move_fields("C4", element, z)
+        )
+
+
+def test_the_regular_action_of_a_non_abelian_group_multiplies_from_the_left():
+    z = torch.arange(8.0).reshape(8, 1, 1)
+    d4 = groups.parse("D4")
+    moved = regular("D4")("r90", z).flatten().tolist()
+    for h in range(8):
+        assert moved[d4.table[1][h]] == h
+
+
+def test_fields_need_divisible_channels():
+    with pytest.raises(ValueError, match="fields of C4 need channels divisible by 4, got 6"):
+        regular("C4")(1, torch.zeros(2, 6, 3, 3))
+    with pytest.raises(ValueError, match="fields of C4 need channels divisible by 4, got 0"):
+        regular("C4")(1, torch.zeros(3, 3))
+
+
+def test_an_action_of_ones_own_with_a_group_of_ones_own():
+    group, _ = s3()
+    action = Action("colours", group, lambda g, z: z[..., [S3[g].index(k) for k in range(3)], :, :])
+    assert obeys_the_law(action, torch.rand(2, 3, 4, 5))
+    assert is_faithful(action, (3, 4, 5))

@@ -1,0 +1,201 @@
+"""Distances against float64 loops and textbook identities."""
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from eedkit.theory import distances
+from eedkit.theory.distances import DISTANCES
+
+NUMBERS = st.floats(-100, 100).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
+VECTORS = arrays(np.float64, 4, elements=NUMBERS)
+MAPS = arrays(np.float64, (3, 2, 2), elements=NUMBERS)
+PROBABILITIES = arrays(np.float64, 4, elements=st.floats(1e-6, 1)).map(lambda w: w / w.sum())
+SPARSE = arrays(np.float64, 4, elements=st.sampled_from([0.0, 0.5, 1.0, 2.0])).filter(np.any).map(lambda w: w / w.sum())
+
+OF_VECTORS = {"negative_cosine": oracles.latent, "euclidean": oracles.euclidean}
+OF_MAPS = {
+    "channelwise_negative_cosine": lambda a, b: oracles.channelwise(a, b, "agree"),
+    "channelwise_negative_cosine_zero": lambda a, b: oracles.channelwise(a, b, "zero"),
+    "channelwise_negative_cosine_skip": lambda a, b: oracles.channelwise(a, b, "skip"),
+}
+OF_PROBABILITIES = {
+    "kl": oracles.kl,
+    "kl_reverse": oracles.kl_reverse,
+    "jensen_shannon": oracles.js,
+    "total_variation": oracles.tv,
+    "hellinger": oracles.hellinger,
+    "cross_entropy": oracles.cross_entropy,
+}
+SPACES = {**dict.fromkeys(OF_VECTORS, VECTORS), **dict.fromkeys(OF_MAPS, MAPS)}
+SPACES |= dict.fromkeys(OF_PROBABILITIES, PROBABILITIES)
+ORACLES = {**OF_VECTORS, **OF_MAPS, **OF_PROBABILITIES}
+
+
+def value(name, a, b):
+    return DISTANCES[name](torch.from_numpy(a), torch.from_numpy(b)).item()
+
+
+def test_every_distance_has_an_oracle_and_its_own_name():
+    assert set(ORACLES) == set(DISTANCES)
+    assert all(distance.name == name for name, distance in DISTANCES.items())
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_distance_is_what_the_loop_says(name, data):
+    a, b = data.draw(SPACES[name]), data.draw(SPACES[name])
+    assert value(name, a, b) == pytest.approx(ORACLES[name](a, b), rel=1e-6, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_point_against_itself_is_best_and_nothing_is_beyond_the_bounds(name, data):
+    distance, a, b = DISTANCES[name], data.draw(SPACES[name]), data.draw(SPACES[name])
+    if name == "cross_entropy":
+        assert value(name, a, a) == pytest.approx(oracles.entropy(a))
+        assert value(name, a, b) >= value(name, a, a) - 1e-9
+    elif "zero" in name or "skip" in name:
+        live = a + np.where(np.abs(a).sum((1, 2), keepdims=True) == 0, 1.0, 0.0)
+        assert value(name, live, live) == pytest.approx(distance.best)
+    else:
+        assert value(name, a, a) == pytest.approx(distance.best, abs=1e-7)
+        assert distance.best - 1e-9 <= value(name, a, b) <= distance.upper + 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name, distance in DISTANCES.items() if distance.is_metric])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_metric_is_symmetric_and_obeys_the_triangle_inequality(name, data):
+    a, b, c = (data.draw(SPACES[name]) for _ in range(3))
+    assert value(name, a, b) == pytest.approx(value(name, b, a), abs=1e-12)
+    assert value(name, a, c) <= value(name, a, b) + value(name, b, c) + 1e-9
+    assert (value(name, a, b) == 0) == bool((a == b).all()) or np.allclose(a, b, atol=1e-7)
+
+
+def test_those_that_are_called_metrics_are_the_ones_textbooks_call_so():
+    metrics = {name for name, distance in DISTANCES.items() if distance.is_metric}
+    assert metrics == {"euclidean", "total_variation", "hellinger"}
+
+
+def test_values_known_from_textbooks():
+    p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    half = torch.tensor([0.5, 0.5])
+    assert distances.kl(p, half).item() == pytest.approx(math.log(2))
+    assert distances.kl(half, p).item() == math.inf
+    assert distances.kl_reverse(half, p).item() == pytest.approx(math.log(2))
+    assert distances.jensen_shannon(p, q).item() == pytest.approx(math.log(2))
+    assert distances.total_variation(p, q).item() == 1
+    assert distances.hellinger(p, q).item() == pytest.approx(1)
+    assert distances.cross_entropy(half, half).item() == pytest.approx(math.log(2))
+    assert distances.euclidean(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])).item() == 5
+    assert distances.negative_cosine(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 1.0])).item() == pytest.approx(
+        -math.sqrt(0.5)
+    )
+    assert distances.negative_cosine(torch.tensor([2.0]), torch.tensor([-1.0])).item() == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(PROBABILITIES, PROBABILITIES)
+def test_divergences_are_ordered_as_pinsker_and_le_cam_say(p, q):
+    kl, js, tv, hellinger = (value(n, p, q) for n in ("kl", "jensen_shannon", "total_variation", "hellinger"))
+    assert 2 * tv**2 <= kl + 1e-9
+    assert hellinger**2 <= tv + 1e-9
+    assert tv <= math.sqrt(2) * hellinger + 1e-7
+    assert js <= math.log(2) * tv + 1e-9
+    assert hellinger**2 <= kl / 2 + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(SPARSE, SPARSE)
+def test_classes_of_probability_zero_add_nothing_unless_q_denies_them(p, q):
+    denied = bool(((p > 0) & (q == 0)).any())
+    expected = math.inf if denied else oracles.kl(p, q)
+    assert value("kl", p, q) == pytest.approx(expected, abs=1e-9)
+    assert value("jensen_shannon", p, q) == pytest.approx(oracles.js(p, q), abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PROBABILITIES, PROBABILITIES)
+def test_cross_entropy_is_entropy_plus_kl(p, q):
+    assert value("cross_entropy", p, q) == pytest.approx(oracles.entropy(p) + value("kl", p, q), abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(VECTORS, VECTORS, st.floats(0.01, 100))
+def test_cosine_ignores_length_and_euclidean_scales_with_it(a, b, c):
+    assert value("negative_cosine", c * a, b) == pytest.approx(value("negative_cosine", a, b), abs=1e-9)
+    assert value("euclidean", c * a, c * b) == pytest.approx(c * value("euclidean", a, b), rel=1e-9)
+
+
+def test_zero_vectors_agree_with_each_other_and_are_orthogonal_to_the_rest():
+    zero, one = torch.zeros(3), torch.ones(3)
+    assert distances.negative_cosine(zero, zero).item() == -1
+    assert distances.negative_cosine(zero, one).item() == 0
+    assert distances.negative_cosine(one, zero).item() == 0
+
+
+def test_dead_channels_count_as_one_as_zero_or_not_at_all():
+    live = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    half_dead = torch.stack([live, torch.zeros(2, 2)])
+    assert distances.channelwise_negative_cosine(half_dead, half_dead).item() == pytest.approx(-1)
+    assert distances.channelwise_negative_cosine_zero(half_dead, half_dead).item() == pytest.approx(-0.5)
+    assert distances.channelwise_negative_cosine_skip(half_dead, half_dead).item() == pytest.approx(-1)
+
+
+def test_a_channel_dead_on_one_side_only_is_orthogonal_in_every_reading():
+    live = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    a, b = torch.stack([live, live]), torch.stack([live, torch.zeros(2, 2)])
+    for name in OF_MAPS:
+        assert DISTANCES[name](a, b).item() == pytest.approx(-0.5)
+
+
+def test_a_map_that_is_all_dead_is_undefined_when_dead_channels_are_skipped():
+    dead = torch.zeros(2, 2, 2)
+    assert distances.channelwise_negative_cosine_skip(dead, dead).isnan()
+    assert distances.channelwise_negative_cosine_zero(dead, dead).item() == 0
+    assert distances.channelwise_negative_cosine(dead, dead).item() == -1
+
+
+def test_cosine_is_over_whole_channels_and_not_over_rows_or_the_whole_map():
+    a = torch.tensor([[[1.0, 0.0], [0.0, 3.0]], [[5.0, 5.0], [5.0, 5.0]]])
+    b = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[5.0, 5.0], [5.0, 5.0]]])
+    assert distances.channelwise_negative_cosine(a, b).item() == pytest.approx(-(0.1 + 1) / 2)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("other", ["zero", "ordinary"])
+def test_nan_stays_nan_even_against_zero(name, other):
+    shape = (3, 2, 2) if name in OF_MAPS else (4,)
+    bad = torch.full(shape, float("nan"))
+    good = torch.zeros(shape) if other == "zero" else torch.full(shape, 0.25)
+    assert DISTANCES[name](bad, good).isnan()
+    if name not in OF_PROBABILITIES or other == "ordinary":  # 0 log 0/q is 0 whatever q, so p = 0 hides q
+        assert DISTANCES[name](good, bad).isnan()
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_leading_dimensions_broadcast(name):
+    shape = (3, 2, 2) if name in OF_MAPS else (4,)
+    rng = np.random.default_rng(0)
+    a, b = rng.random((5, 2, *shape)), rng.random((2, *shape))
+    if name in OF_PROBABILITIES:
+        a, b = a / a.sum(-1, keepdims=True), b / b.sum(-1, keepdims=True)
+    together = DISTANCES[name](torch.from_numpy(a), torch.from_numpy(b))
+    one_by_one = [[ORACLES[name](a[i, j], b[j]) for j in range(2)] for i in range(5)]
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-9)
+
+
+def test_cosines_of_very_short_and_very_long_vectors_do_not_underflow():
+    a = torch.tensor([1e-12, 1e-12])
+    b = torch.tensor([1e-12, 0.0])
+    assert distances.negative_cosine(a, b).item() == pytest.approx(-math.sqrt(0.5), rel=1e-5)
+    assert distances.negative_cosine(a * 1e27, b).item() == pytest.approx(-math.sqrt(0.5), rel=1e-5)
