@@ -44,7 +44,7 @@ class Recipe:
 
     layers: str = "C1"
     augment: str = "C1"
-    epochs: int = 15
+    epochs: int = 10
     data: str = "digits/train"
     size: int = 17
     widths: tuple[int, ...] = WIDTHS

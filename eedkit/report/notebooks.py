@@ -229,6 +229,8 @@ def _environment(terminal: Terminal | None) -> Iterator[None]:
     """The environment that kernels inherit: bars refresh at a bearable rate; papermill's own remarks are kept quiet."""
     live = terminal is not None and terminal.live
     values = {"TQDM_MININTERVAL": "0.5" if live else "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # Threads that spin at every barrier make small networks ten times slower as soon as another program wants a core.
+    values["OMP_WAIT_POLICY"] = "PASSIVE"
     if live:
         values["TQDM_NCOLS"] = str(terminal.room)
     added = {name: value for name, value in values.items() if name not in os.environ}

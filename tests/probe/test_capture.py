@@ -257,7 +257,7 @@ def test_unknown_layers_are_refused_with_near_names(net, x):
 
 
 def test_a_module_that_never_runs_is_refused_saying_so(net, x):
-    with pytest.raises(ValueError, match="no layer 'unused'.*; that module exists but does not run"):
+    with pytest.raises(ValueError, match=r"no layer 'unused'.*; that module exists but does not run"):
         find_layers(net.eval(), x, layers=["unused"])
     with pytest.raises(ValueError, match="the head 'unused' does not run in a forward pass; name one that does"):
         find_layers(net.eval(), x, head="unused")
@@ -272,7 +272,7 @@ def test_the_head_may_be_named_and_unknown_ones_are_refused(net, x):
 
 def test_without_a_head_the_error_says_what_to_pass():
     features = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
-    with pytest.raises(ValueError, match="found no head.*Pass head='path of the classifier'") as error:
+    with pytest.raises(ValueError, match=r"found no head.*Pass head='path of the classifier'") as error:
         find_layers(features, torch.zeros(1, 1, 3, 3))
     assert "measure nn.Sequential(model, nn.Identity()) with head='1'" in str(error.value)
     found = find_layers(nn.Sequential(features, nn.Identity()), torch.zeros(1, 1, 3, 3), head="1")
@@ -282,7 +282,7 @@ def test_without_a_head_the_error_says_what_to_pass():
 def test_a_module_called_latent_is_refused():
     model = nn.ModuleDict({"latent": nn.Linear(2, 2)})
     model.forward = lambda x: model["latent"](x)
-    with pytest.raises(ValueError, match="the model has a module called 'latent'.*rename or wrap it"):
+    with pytest.raises(ValueError, match=r"the model has a module called 'latent'.*rename or wrap it"):
         find_layers(model, torch.zeros(1, 2))
 
 
@@ -358,6 +358,12 @@ def test_a_network_that_ends_in_a_convolution_has_no_head_to_be_found():
     model = torchvision.models.squeezenet1_1().eval()
     with torch.no_grad(), pytest.raises(ValueError, match="found no head"):
         find_layers(model, torch.zeros(1, 3, 64, 64))
+
+
+def test_a_linear_that_does_not_give_the_output_is_no_head():
+    gated = nn.Sequential(nn.Linear(2, 3), nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 5, 1), nn.Flatten())
+    with pytest.raises(ValueError, match="found no head: no last Linear gives the model's output"):
+        find_layers(gated, torch.zeros(1, 2))
 
 
 def test_timm_without_classifier_gives_its_features_as_latent():

@@ -23,6 +23,16 @@ from eedkit.probe.measure import fingerprint
 from eedkit.probe.metrics import METRICS, Metric, feature_map
 from eedkit.theory import actions, distances, groups
 
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other over tiny tensors make a busy machine ten times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 N, SEED = 7, 3
 GROUPS = ["C2", "C4", "D4", "flip", "shift2"]
 

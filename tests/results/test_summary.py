@@ -163,7 +163,9 @@ def test_compare_is_paired_so_what_samples_share_cancels(spread):
 def test_concat_joins_other_layers_with_the_reason(spread):
     values, null = spread
     joined = ek.concat(
-        [result(values, null), result(values, null, model="b", layers=("two", "latent"))], recipe=["x", "y"], seed=[0, 1]
+        [result(values, null), result(values, null, model="b", layers=("two", "latent"))],
+        recipe=["x", "y"],
+        seed=[0, 1],
     )
     assert joined.layer.values.tolist() == ["one", "two", "latent"]
     assert np.isnan(joined.latent.sel(model="a", layer="two")).all()

@@ -13,7 +13,9 @@ SEEDS = 5
 LAYERS = ("one", "two")
 
 
-def table(*, channelwise_fall=(0.0, 0.0), latent_fall=0.6, softmax_fall=0.3, noise=0.01, random=-0.996, random_softmax=0.0):
+def table(
+    *, channelwise_fall=(0.0, 0.0), latent_fall=0.6, softmax_fall=0.3, noise=0.01, random=-0.996, random_softmax=0.0
+):
     """A table of `summarise` in which augmented lies below plain by the given falls, with noise over seeds."""
     rng = np.random.default_rng(0)
     rows = []

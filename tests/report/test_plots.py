@@ -1,0 +1,139 @@
+"""Figures show the numbers of the table, flag what is insensitive, and are the same bytes every time."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import eedkit as ek
+from eedkit.report import plots
+
+
+class Lit(nn.Module):
+    """A network whose features are a constant and, by `gain`, its input: with little of that it is insensitive."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.conv, self.flat, self.head, self.gain = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Flatten(),
+            nn.Linear(196, 3),
+            gain,
+        )
+
+    def forward(self, x):
+        return self.head(self.flat(1 + self.gain * self.conv(x)))
+
+
+@pytest.fixture(scope="module")
+def results():
+    torch.manual_seed(0)
+    images, labels = torch.randn(12, 1, 7, 7), [0, 1, 2] * 4
+    kinds = [("plain", 0, 5.0), ("plain", 1, 5.0), ("dim", 0, 1e-2), ("dim", 1, 1e-2)]
+    made = (
+        ek.measure(Lit(gain), images, group="D4", labels=labels, name=f"{kind}/{seed}", progress=False)
+        for kind, seed, gain in kinds
+    )
+    return ek.concat(made, recipe=[k for k, _, _ in kinds], seed=[s for _, s, _ in kinds])
+
+
+def drawn(figure, colour):
+    """The (x, y) of every solid line of one colour, longest first."""
+    lines = [line for line in figure.axes[0].lines if line.get_color() == colour and line.get_linestyle() == "-"]
+    return max(((line.get_xdata(), line.get_ydata()) for line in lines), key=lambda xy: len(xy[0]))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_depth_profile_draws_the_means_over_seeds(results, relative):
+    table = ek.summarise(results)
+    figure = plots.depth_profile(table, metric="latent", relative=relative)
+    rows = table[(table.metric == "latent") & (table.recipe == "plain")]
+    expected = rows.groupby("depth")["relative" if relative else "estimate"].mean()
+    x, y = drawn(figure, plots.KNOWN["plain"])
+    assert x == pytest.approx(expected.index.to_numpy())
+    assert y == pytest.approx(expected.to_numpy())
+    assert "2 seeds; 12 images" in figure.texts[-1].get_text()
+
+
+def test_depth_profile_of_single_models_has_the_bootstrap_band(results):
+    one = results.isel(model=[0]).drop_vars(["recipe", "seed"])
+    figure = plots.depth_profile(one, metric="latent")
+    row = ek.summarise(one).query("metric == 'latent' and layer == 'latent'").iloc[0]
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() <= row.low + 1e-9
+    assert "bootstrap over 12 images" in figure.texts[-1].get_text()
+
+
+def test_insensitive_models_are_hollow_in_the_profile_and_left_of_the_edge_in_the_calibration(results):
+    table = ek.summarise(results)
+    flagged = table[(table.metric == "latent") & (table.layer == "latent")].groupby("recipe").insensitive.all()
+    assert flagged.to_dict() == {"dim": True, "plain": False}
+    figure = plots.depth_profile(table, metric="latent")
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert [line.get_color() for line in hollow] == [plots._styles(["plain", "dim"])["dim"]["color"]]
+    points = {line.get_label(): line for line in plots.calibration(table).axes[0].lines if line.get_label() in flagged}
+    assert points["dim"].get_xdata().max() < 0.01 < points["plain"].get_xdata().min()
+
+
+def test_calibration_puts_every_model_on_its_relative_value(results):
+    table = ek.summarise(results)
+    rows = table[(table.metric == "latent") & (table.layer == "latent") & (table.recipe == "plain")]
+    (points,) = (line for line in plots.calibration(table).axes[0].lines if line.get_label() == "plain")
+    assert points.get_ydata() / points.get_xdata() == pytest.approx(rows.relative.to_numpy())
+
+
+def test_rose_draws_rotations_solid_and_mirrored_dashed_closing_the_orbit(results):
+    figure = plots.orbit_rose(results)
+    angle, radius = drawn(figure, plots.KNOWN["plain"])
+    values = results.latent.sel(layer="latent").mean("sample") + 1
+    expected = values.where(results.recipe == "plain", drop=True).mean("model")
+    assert np.rad2deg(angle) == pytest.approx([0, 90, 180, 270, 0])
+    assert radius == pytest.approx(expected.values[[0, 1, 2, 3, 0]], abs=1e-6)
+    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 5]
+    assert dashed[0].get_ydata() == pytest.approx(expected.values[[4, 5, 6, 7, 4]], abs=1e-6)
+    flip = results.sel(element=["e", "m"]).assign_attrs(group="flip")
+    with pytest.raises(ValueError, match="flip has none; use class_heatmap"):
+        plots.orbit_rose(flip)
+
+
+def test_heatmap_shows_class_means_on_one_scale(results):
+    figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
+    values = results.latent.sel(layer="latent").groupby("label").mean("sample")
+    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    expected = values.where(results.recipe == "dim", drop=True).mean("model").transpose("label", "element")
+    shown = panels["dim"].collections[0].get_array().reshape(3, 8)
+    assert np.asarray(shown) == pytest.approx(expected.values, abs=1e-6)
+    assert len({panel.collections[0].get_clim() for panel in panels.values()}) == 1
+    assert [t.get_text() for t in panels["plain"].get_yticklabels()] == ["ape", "bee", "cat"]
+    with pytest.raises(ValueError, match="needs labels"):
+        plots.class_heatmap(results.drop_vars("label"))
+
+
+def test_unknown_names_are_answered_with_near_ones(results):
+    with pytest.raises(ValueError, match="did you mean 'latent'"):
+        plots.orbit_rose(results, metric="latents")
+    with pytest.raises(ValueError, match="no layer"):
+        plots.class_heatmap(results, layer="conv9")
+    with pytest.raises(ValueError, match="no metric with values 'channel'"):
+        plots.depth_profile(results, metric="channel")
+    with pytest.raises(ValueError, match="no coordinate along model 'kind'"):
+        plots.orbit_rose(results, by="kind")
+    with pytest.raises(ValueError, match="null=True"):
+        plots.calibration(results.drop_vars("latent_null"))
+
+
+def test_saved_files_are_the_same_bytes_every_time(results, tmp_path):
+    for name in ("one", "two"):
+        plots.save(plots.orbit_rose(results), tmp_path / name / "rose")
+    for suffix in (".png", ".svg"):
+        first, second = ((tmp_path / name / f"rose{suffix}").read_bytes() for name in ("one", "two"))
+        assert len(first) > 1000
+        assert first == second
+
+
+def test_figures_do_not_stay_open_in_pyplot(results):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    plots.calibration(results)
+    assert plt.get_fignums() == before
