@@ -25,7 +25,7 @@ def dependencies():
 
 
 def test_required_packages_are_dependencies():
-    assert REQUIRED <= {name(r) for r in PROJECT["dependencies"]}
+    assert {name(r) for r in PROJECT["dependencies"]} >= REQUIRED
     assert PROJECT["requires-python"] == ">=3.11"
 
 

@@ -164,7 +164,10 @@ def find_layers(
         blocks = set(_block_paths(model))
         chosen = [layer for layer in ran if layer.path in blocks]
     elif isinstance(layers, str):
-        chosen = [layer for layer in ran if re.fullmatch(layers, layer.name)]
+        try:
+            chosen = [layer for layer in ran if re.fullmatch(layers, layer.name)]
+        except re.error as error:
+            raise ValueError(f"layers={layers!r} is no regular expression ({error})") from None
         if not chosen:
             raise ValueError(unknown("layer matching", layers, by_name))
     else:

@@ -19,7 +19,8 @@ from eedkit.errors import unknown
 from eedkit.probe import metrics as family
 from eedkit.probe import stream
 from eedkit.probe.metrics import Metric
-from eedkit.probe.sweep import DTYPES, Swept, sweep
+from eedkit.probe.record import Swept
+from eedkit.probe.sweep import DTYPES, sweep
 from eedkit.results import schema
 from eedkit.theory import actions, groups
 from eedkit.theory.actions import Action

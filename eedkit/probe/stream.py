@@ -38,7 +38,7 @@ class Stream:
 
 
 def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -> Stream:
-    """Samples of a tensor (n, C, H, W), a DataLoader or another iterable of batches, or a data set with `len` and items.
+    """Samples of a tensor or array (n, C, H, W), a DataLoader or another iterable of batches, or a data set with `len` and items.
 
     A tensor and a data set are read in a seeded order, as the null asks for; a DataLoader keeps its own. An item or batch
     is an image, an (image, label) tuple, or a dict with image, label and id under their usual names. uint8 and PIL images
@@ -56,8 +56,11 @@ def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -
         raise TypeError(
             f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}{split}"
         )
-    if isinstance(images, torch.utils.data.DataLoader) or not hasattr(images, "__getitem__"):
-        return Stream(_same_size(_from_batches(images, labels)), None)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images)
+    in_order = torch.utils.data.DataLoader | torch.utils.data.IterableDataset
+    if isinstance(images, in_order) or not hasattr(images, "__getitem__"):
+        return Stream(_checked(_from_batches(images, labels)), None)
     n = len(images)
     if n == 0:
         raise ValueError("there is no image to measure on; expected at least one")
@@ -66,7 +69,7 @@ def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -
     if labels is not None and len(labels) != n:
         raise ValueError(f"expected one label for each of {n} images, got {len(labels)}")
     order = np.random.default_rng(seed).permutation(n)
-    return Stream(_same_size(_from_items(images, labels, order)), n)
+    return Stream(_checked(_from_items(images, labels, order)), n)
 
 
 def cut(samples: Iterable, batch_size: int, *, length: int = CHAIN) -> Iterator[tuple[list, bool]]:
@@ -163,9 +166,12 @@ def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor | np.generic) else value
 
 
-def _same_size(samples: Iterator[Sample]) -> Iterator[Sample]:
-    first = None
+def _checked(samples: Iterator[Sample]) -> Iterator[Sample]:
+    first, ids = None, set()
     for sample in samples:
+        if sample.id in ids:
+            raise ValueError(f"the id {sample.id!r} stands for more than one sample; ids must differ")
+        ids.add(sample.id)
         if sample.image.dim() != 3:
             raise ValueError(
                 f"an image must have shape (C, H, W), got {tuple(sample.image.shape)} for sample {sample.id}"

@@ -28,14 +28,14 @@ class Tables:
         self.arrays: dict[str, np.ndarray] = {}
         self._buffers: dict[str, Tensor] = {}
         self._lagging: set[str] = set()
-        self._capacity, self._batch_size, self._device = max(capacity, 1), batch_size, device
+        self.device, self._capacity, self._batch_size = device, max(capacity, 1), batch_size
         self._before: int | None = None
 
     def add(self, name: str, shape: tuple[int, ...], dtype: type, *, lagging: bool = False) -> None:
         """A new array of `shape` + (sample,): NaN, or −1 for integers, where nothing is written."""
         self.arrays[name] = _empty((*shape, self._capacity), dtype)
         buffer = torch.from_numpy(_empty((*shape, self._batch_size + lagging), dtype))
-        self._buffers[name] = buffer.to(self._device)
+        self._buffers[name] = buffer.to(self.device)
         if lagging:
             self._lagging.add(name)
 
@@ -55,7 +55,7 @@ class Tables:
                 self.arrays[name][..., rows] = buffer[..., : len(rows)].cpu().numpy()
         self._before = None if ends else rows[-1]
 
-    def close(self, n: int) -> None:
+    def trim(self, n: int) -> None:
         """Let go of the buffers and of room for more than n samples."""
         self._buffers.clear()
         self.arrays = {name: array[..., :n] for name, array in self.arrays.items()}

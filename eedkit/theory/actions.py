@@ -96,7 +96,9 @@ def _apply_moves(moves: Sequence[Move], z: Tensor) -> Tensor:
             z = z.flip(-1)
         else:
             if height % by.denominator:
-                raise ValueError(f"shifts by 1/{by.denominator} of the height need a height it divides, got {height}")
+                raise ValueError(
+                    f"shifts by 1/{by.denominator} of the height need a height divisible by {by.denominator}, got {height}"
+                )
             z = z.roll(int(by * height), -2)
     return z
 

@@ -47,7 +47,7 @@ def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
 def deviation(orbit: Tensor, action: Action, distance: Distance, kernel: Sequence[int], *, partner=None) -> Tensor:
     """The integrand m(f(gx), g f̂(x)) of (4) for every element and sample (Kvinge et al. 2022, eq. 4).
 
-    With `partner` it is the null *[ours]*: m(f(gx), g f̂(x′)), x′ the sample at position `partner[i]`.
+    The whole orbit at once: what `ChainedDeviation` gives for a stream. With `partner` it is the null *[ours]*: m(f(gx), g f̂(x′)), x′ the sample at position `partner[i]`.
 
     Parameters
     ----------
@@ -116,9 +116,11 @@ class ChainedDeviation:
     distance: Distance
     kernel: Sequence[int]
     null: bool = True
+    # whether the chain ends with this batch; f(gx) until the kernel is complete; then f̂(x) of the batch
     _ends: bool = True
     _held: dict[int, Tensor] = field(default_factory=dict)
     _target: Tensor | None = None
+    # f̂ of the chain's first sample, and for every element f(gx) of the last sample of the batch before
     _first: Tensor | None = None
     _last: dict[int, Tensor] = field(default_factory=dict)
 

@@ -23,16 +23,6 @@ from eedkit.probe.measure import fingerprint
 from eedkit.probe.metrics import METRICS, Metric, feature_map
 from eedkit.theory import actions, distances, groups
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other over tiny tensors make a busy machine ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 N, SEED = 7, 3
 GROUPS = ["C2", "C4", "D4", "flip", "shift2"]
 
@@ -917,3 +907,29 @@ def test_memory_stays_flat_from_64_to_192_images_on_resnet18_at_224(tmp_path):
     assert done.returncode == 0, done.stderr
     after_64, after_192 = map(int, done.stdout.split())
     assert after_192 < 1.1 * after_64, (after_64, after_192)
+
+
+def test_an_array_and_an_iterable_data_set_are_read_as_what_they_hold():
+    class Numbers(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from images.split(3)
+
+    torch.manual_seed(0)
+    images = torch.rand(7, 2, 6, 6)
+    tensor, array, stream = (
+        ek.measure(Tiny(), source, group="C4", null=False, progress=False)
+        for source in (images, images.numpy(), Numbers())
+    )
+    xr.testing.assert_equal(array, tensor)
+    xr.testing.assert_allclose(stream, tensor, atol=1e-6)
+
+
+def test_repeated_ids_are_refused_before_the_model_has_seen_them_all():
+    items = [{"image": torch.rand(2, 6, 6), "id": name} for name in "abcad"]
+    with pytest.raises(ValueError, match="id 'a' stands for more than one sample"):
+        ek.measure(Tiny(), items, group="C4", progress=False)
+
+
+def test_a_broken_regular_expression_is_a_clear_error():
+    with pytest.raises(ValueError, match=r"layers='\(' is no regular expression"):
+        ek.measure(Tiny(), torch.rand(3, 2, 6, 6), group="C4", layers="(", progress=False)
