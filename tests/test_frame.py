@@ -1,5 +1,6 @@
 """The frame holds together: one list of dependencies, tested versions for all of them, only the agreed top level."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -67,7 +68,8 @@ def test_notebooks_narrate(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(code) < len(notebook.cells) - len(code)
     assert not any(cell.outputs or cell.execution_count for cell in code)
-    assert not any(re.search(r"^\s*(def|class|for|while) ", cell.source, re.M) for cell in code)
+    statements = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
+    assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While) for node in statements)
     assert notebook.cells[0].source.startswith("# ")
     assert re.search(r"^> \w", notebook.cells[0].source, re.M)
     assert f"{path.stem[:2]}_" in notebook.metadata["eedkit"]["key_figure"]

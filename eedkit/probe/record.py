@@ -62,10 +62,11 @@ class Track:
             return
         if g == 0:
             self.deviation.begin(ends=ends)
-        for h, value, null in self.deviation.add(g, features[take]):
-            self.values[h, : len(value)] = value
-            if null is not None:
-                self.nulls[h, : len(null)] = null
+        elements, value, null = self.deviation.add(g, features[take])
+        if elements:
+            self.values[elements, : value.shape[1]] = value.to(self.values.dtype)
+        if null is not None:
+            self.nulls[elements, : null.shape[1]] = null.to(self.nulls.dtype)
 
 
 class Recorder:
@@ -150,7 +151,7 @@ class Recorder:
             self.pair_cosines[position].update(features[pooled])
             self.tables["latent_norm"][position, : len(z)] = torch.linalg.vector_norm(features[pooled], dim=-1).float()
         if any(track.metric.where == "maps" and not track.reason for track in self.tracks[layer]):
-            dead = torch.linalg.vector_norm(z, ord=torch.inf, dim=(-2, -1)) == 0
+            dead = torch.linalg.vector_norm(z, dim=(-2, -1)) == 0
             if self.g == 0:
                 self.dead_at_e[layer] = dead
             self.dead[position, 0] += (dead & self.dead_at_e[layer]).sum()

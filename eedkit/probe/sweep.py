@@ -50,7 +50,7 @@ def sweep(
     first = next(source.samples)
     for g in range(action.group.order):
         action(g, first.image)
-    batch_size = batch_size or default_batch_size(first.image.shape)
+    batch_size = batch_size or default_batch_size(first.image.shape, device)
     with capture.evaluating(model, device), arithmetic(precision, device) as dtype:
         found = capture.find_layers(model, first.image[None].to(device, dtype, copy=True), layers=layers, head=head)
         tables = Tables(capacity=source.length or 4 * batch_size, batch_size=batch_size, device=device)
@@ -72,14 +72,14 @@ def sweep(
     return recorder.result()
 
 
-def default_batch_size(shape: Sequence[int]) -> int:
-    """A power of two from 8 to 256 such that a batch of images holds about four million numbers.
+def default_batch_size(shape: Sequence[int], device: torch.device | str = "cpu") -> int:
+    """A power of two from 8 to 256 such that a batch fits a processor's cache, or keeps a GPU busy.
 
-    >>> default_batch_size((3, 224, 224)), default_batch_size((1, 17, 17))
-    (16, 256)
+    >>> default_batch_size((3, 224, 224)), default_batch_size((3, 32, 32)), default_batch_size((3, 224, 224), "cuda")
+    (8, 64, 128)
     """
-    size = 256
-    while size > 8 and size * int(np.prod(shape)) > 2**22:
+    numbers, size = 2**18 if torch.device(device).type == "cpu" else 2**25, 256
+    while size > 8 and size * int(np.prod(shape)) > numbers:
         size //= 2
     return size
 

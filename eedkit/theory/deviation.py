@@ -93,9 +93,12 @@ def partners(n: int, length: int = CHAIN) -> list[int]:
     return [chain[(i + 1) % len(chain)] for chain in chains(n, length) for i in range(len(chain))]
 
 
+Found = tuple[list[int], Tensor | None, Tensor | None]
+
+
 @dataclass
 class ChainedDeviation:
-    """`deviation` and its null over a stream: batches of a chain come in order, elements of a batch in any order.
+    """`deviation` and its null over a stream: batches of a chain come in order, each one element by element.
 
     The null of a batch's last sample waits for the next batch (or, at a chain's end, uses the chain's first sample), so
     that it depends neither on the batch size nor on where the stream was cut.
@@ -108,8 +111,11 @@ class ChainedDeviation:
     >>> from eedkit.theory import actions, distances
     >>> stream = ChainedDeviation(actions.trivial("C2"), distances.euclidean, (0, 1), null=False)
     >>> stream.begin(ends=True)
-    >>> [stream.add(g, torch.tensor([[z]])) for g, z in enumerate([1.0, 3.0])][-1]
-    [(0, tensor([1.]), None), (1, tensor([1.]), None)]
+    >>> stream.add(0, torch.tensor([[1.0]]))
+    ([], None, None)
+    >>> stream.add(1, torch.tensor([[3.0]]))
+    ([0, 1], tensor([[1.],
+            [1.]]), None)
     """
 
     action: Action
@@ -120,51 +126,62 @@ class ChainedDeviation:
     _ends: bool = True
     _held: dict[int, Tensor] = field(default_factory=dict)
     _target: Tensor | None = None
-    # f̂ of the chain's first sample, and for every element f(gx) of the last sample of the batch before
+    # f̂ of the chain's first sample; and f(gx) of the last sample, of the batch before and of this one, by elements
     _first: Tensor | None = None
-    _last: dict[int, Tensor] = field(default_factory=dict)
+    _last: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _coming: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def begin(self, *, ends: bool) -> None:
         """Open the next batch; `ends` says that the chain ends with it."""
         if self._ends:
-            self._last, self._first = {}, None
+            self._coming, self._first = {}, None
+        self._last, self._coming = self._coming, {}
         self._ends, self._target = ends, None
 
-    def add(self, g: int, z: Tensor) -> list[tuple[int, Tensor, Tensor | None]]:
-        """Take f(gx) of the batch, (b, *z); give back what is known by it, as (element, value, null).
+    def add(self, g: int, z: Tensor) -> Found:
+        """Take f(gx) of the batch, (b, *z), the elements in the same order in every batch; give back what is known by it.
 
-        value : (b,)    m(f(gx), g f̂(x))
-        null : (b + 1,)    entry 0 belongs to the last sample of the batch before, entry i + 1 to sample i; NaN where
+        elements : k indices, none while the kernel is not complete
+        value : (k, b)    m(f(gx), g f̂(x))
+        null : (k, b + 1)    entry 0 belongs to the last sample of the batch before, entry i + 1 to sample i; NaN where
         there is no such sample or its partner is still to come
         """
         if self._target is not None:
-            return [self._compare(g, z)]
+            return self._compare([g], z[None])
         # the layer's output may be overwritten in place later in the forward pass, so what is held is a copy
         self._held[g] = z.clone()
         if any(k not in self._held for k in self.kernel):
-            return []
+            return [], None, None
         in_kernel = [self._held[k] for k in self.kernel]
         self._target = in_kernel[0] if len(in_kernel) == 1 else torch.stack(in_kernel).mean(0)
         if self._first is None:
             self._first = self._target[:1].clone()
-        known = [self._compare(h, held) for h, held in self._held.items()]
-        self._held = {}
-        return known
+        held, self._held = self._held, {}
+        return self._compare(list(held), _stacked(list(held.values())))
 
-    def _compare(self, g: int, z: Tensor) -> tuple[int, Tensor, Tensor | None]:
-        target = self.action(g, self._target)
+    def _compare(self, elements: list[int], z: Tensor) -> Found:
+        """The integrand and its null for some elements at once, z (k, b, *z): one call of the distance serves them all."""
+        target = self._moved(elements, self._target)
         value = self.distance(z, target)
         if not self.null:
-            return g, value, None
-        null = value.new_full((len(z) + 1,), float("nan"))
-        if g in self._last:
-            null[:1] = self.distance(self._last[g], target[:1])
-        if len(z) > 1:
-            null[1:-1] = self.distance(z[:-1], target[1:])
+            return elements, value, None
+        null = value.new_full((len(elements), z.shape[1] + 1), float("nan"))
+        if self._last:
+            null[:, :1] = self.distance(self._last[tuple(elements)], target[:, :1])
+        if z.shape[1] > 1:
+            null[:, 1:-1] = self.distance(z[:, :-1], target[:, 1:])
         if self._ends:
-            null[-1:] = self.distance(z[-1:], self.action(g, self._first))
-        self._last[g] = z[-1:].clone()
-        return g, value, null
+            null[:, -1:] = self.distance(z[:, -1:], self._moved(elements, self._first))
+        self._coming[tuple(elements)] = z[:, -1:].clone()
+        return elements, value, null
+
+    def _moved(self, elements: list[int], target: Tensor) -> Tensor:
+        return _stacked([self.action(g, target) for g in elements])
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """(k, *z) of k tensors, without a copy where there is one."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 @dataclass
