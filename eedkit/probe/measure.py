@@ -107,18 +107,7 @@ def measure(
         )
     ds = _label(swept, action, metrics, name)
     ds = ds.assign_coords(weights=("model", np.array([fingerprint(model)], dtype=object)))
-    ds.attrs = {
-        "eedkit_version": eedkit.__version__,
-        "schema": schema.SCHEMA,
-        "group": action.group.name,
-        "action": action.name,
-        "data": swept.fingerprint,
-        "seed": seed,
-        "precision": precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "torch_version": torch.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    ds.attrs = _provenance(action, swept.fingerprint, device, precision, seed)
     return schema.validate(ds)
 
 
@@ -133,6 +122,21 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _provenance(action: Action, data: str, device: torch.device, precision: str, seed: int) -> dict[str, Any]:
+    return {
+        "eedkit_version": eedkit.__version__,
+        "schema": schema.SCHEMA,
+        "group": action.group.name,
+        "action": action.name,
+        "data": data,
+        "seed": seed,
+        "precision": precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch_version": torch.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _device(device: str | torch.device) -> torch.device:

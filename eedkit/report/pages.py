@@ -18,22 +18,15 @@ from urllib.parse import quote
 
 import jinja2
 import nbformat
-from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 import eedkit
+from eedkit.report.formulas import markdown
 
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.M)
 _QUOTE = re.compile(r"^ {0,3}>.*(?:\n {0,3}>.*)*", re.M)
-# Pandoc's rule for a single dollar: nothing blank inside the fences, no digit behind, so that "$5 and $6" stays prose. No
-# backtick inside, so that a price before a code span does not open a formula.
-_INLINE_MATH = r"\$(?![\s$])(?P<math_inline_tex>(?:\\.|[^\\$`\n]|\n(?!\s*\n))+?)(?<!\s)\$(?![\d$])"
-# \sim is a relation, not the letter ~; and a hat that stretches stands too high.
-_BETTER = {"<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>", "<mo>&#x0005E;</mo>": '<mo stretchy="false">&#x002C6;</mo>'}
-_NOT_CONVERTED = re.compile(r"<m[io][^>]*>(?:\\[A-Za-z]+|&|[{}])</m[io]>")
 
 
 @dataclass(frozen=True)
@@ -144,44 +137,6 @@ def provenance(profile: str) -> dict[str, str]:
     }
 
 
-def markdown(source: str, attachments: dict | None = None) -> str:
-    r"""Markdown to HTML, its formulas to MathML.
-
-    Formulas are `$…$`, `$$…$$` and LaTeX environments; a dollar in code or after a backslash is a dollar.
-
-    >>> markdown(r"costs \$5, says `$x$`")
-    '<p>costs $5, says <code>$x$</code></p>\n'
-    """
-    renderer = _Renderer(escape=False, exclude_anchor_links=True, attachments=attachments or {})
-    return MarkdownWithMath(renderer, inline=_Inline(hard_wrap=False)).render(source)
-
-
-def mathml(tex: str, *, block: bool = False) -> str:
-    """A formula as MathML; as code, readable, where it cannot be converted.
-
-    >>> mathml("x^2")
-    '<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline"><mrow><msup><mi>x</mi><mn>2</mn></msup></mrow></math>'
-    >>> mathml("x^")
-    '<code class="formula">$x^$</code>'
-    """
-    known = re.sub(r"\\(begin|end)\{equation\*?\}", "", tex)
-    known = re.sub(r"\\(begin|end)\{(?:aligned|gathered)\}", r"\\\1{split}", known)
-    # Browsers know bold, script and double-struck letters as characters alone, which latex2mathml writes for the braced form.
-    known = re.sub(r"\\(math(?:bb|bf|cal|frak|sf|tt|rm))\s+(\w)", r"\\\1{\2}", known)
-    try:
-        math = convert(known.strip(), display="block" if block else "inline")
-    except (
-        Exception
-    ):  # latex2mathml raises a dozen unrelated types, IndexError among them; the formula is shown as it was written
-        math = ""
-    if not math or _NOT_CONVERTED.search(math):
-        fence = "$$" if block else "$"
-        return f'<code class="formula">{html.escape(fence + tex + fence, quote=False)}</code>'
-    for wrong, right in _BETTER.items():
-        math = math.replace(wrong, right)
-    return f'<span class="formula">{math}</span>' if block else math
-
-
 def duration(seconds: float | None) -> str:
     """A time as people say it.
 
@@ -193,21 +148,6 @@ def duration(seconds: float | None) -> str:
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
-
-
-class _Renderer(IPythonRenderer):
-    def inline_math(self, body: str) -> str:
-        return mathml(body)
-
-    def block_math(self, body: str) -> str:
-        return mathml(body, block=True)
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", block=True)
-
-
-class _Inline(MathInlineParser):
-    SPECIFICATION = MathInlineParser.SPECIFICATION | {"inline_math_tex": _INLINE_MATH}
 
 
 class _Exporter(HTMLExporter):

@@ -4,28 +4,22 @@ Knows Datasets and tables of `summarise`, never models. Every figure is a matplo
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
+from eedkit.report import style
 from eedkit.results import schema
 from eedkit.results.summary import INSENSITIVE, summarise
 from eedkit.results.verdicts import mean_interval
 
-_COLOURS = sns.color_palette("colorblind").as_hex()
-KNOWN = {"random": _COLOURS[7], "plain": _COLOURS[0], "augmented": _COLOURS[1], "equivariant": _COLOURS[2]}
-"""Colours of the bundled recipes, the same in every figure; others take the rest of seaborn's colour-blind palette."""
-MARKERS = "osD^vPX*<>"
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
 
@@ -53,23 +47,23 @@ def depth_profile(
     rows = table[(table.metric == metric) & table[value].notna()]
     if rows.empty:
         raise ValueError(unknown("metric with values", metric, table[table[value].notna()].metric.unique()))
-    with _figure(title or f"Where in the network is it equivariant? {_title(results, metric)}") as (fig, ax):
-        for name, style in _styles(rows[by]).items():
+    with style.figure(title or f"Where in the network is it equivariant? {_title(results, metric)}") as (fig, ax):
+        for name, look in style.styles(rows[by]).items():
             points = [_point(group, value) for _, group in rows[rows[by] == name].groupby("depth")]
             x, mid, low, high, insensitive = (np.array(column) for column in zip(*points, strict=True))
-            ax.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
-            ax.plot(x, mid, color=style["color"], linewidth=1.8)
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            ax.plot(x, mid, color=look["color"], linewidth=1.8)
             for flag in (False, True):
                 face = {"markerfacecolor": "white"} if flag else {}
                 at = insensitive == flag
-                ax.plot(x[at], mid[at], linestyle="", markersize=7, **style, **face, label=None)
-            ax.plot([], [], **style, label=name)
+                ax.plot(x[at], mid[at], linestyle="", markersize=7, **look, **face, label=None)
+            ax.plot([], [], **look, label=name)
         if rows.insensitive.any():
             ax.plot([], [], linestyle="", marker="o", markerfacecolor="white", color="0.3", label="hollow: insensitive")
         ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
         ax.set_xlim(0, 1)
         scale = "0: perfectly equivariant, 1: no better than an unrelated image; " if relative else ""
-        _note(ax, scale + _replicates(rows, by))
+        style.note(ax, scale + _replicates(rows, by))
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
@@ -98,8 +92,8 @@ def orbit_rose(
     by = _by(results, by)
     names = _column(results, by)
     mirrored = np.array([str(element).startswith("m") for element in results.element.values])
-    with _figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
-        for name, style in _styles(names).items():
+    with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
+        for name, look in style.styles(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
             for part, line in ((~mirrored, "-"), (mirrored, "--")):
                 if not part.any():
@@ -107,9 +101,9 @@ def orbit_rose(
                 mid, low, high = np.array([_spread(row) for row in ours[part]]).T
                 turn = np.deg2rad(angles[part])
                 closed = np.append(np.arange(len(turn)), 0)
-                ax.plot(turn[closed], mid[closed], linestyle=line, linewidth=1.6, color=style["color"])
-                ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", markersize=6, capsize=2, **style)
-            ax.plot([], [], **style, label=name)
+                ax.plot(turn[closed], mid[closed], linestyle=line, linewidth=1.6, color=look["color"])
+                ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", markersize=6, capsize=2, **look)
+            ax.plot([], [], **look, label=name)
         if mirrored.any():
             ax.plot([], [], "--", color="0.3", label="dashed: mirrored")
         labels = dict(zip(angles[~mirrored], results.element.values[~mirrored], strict=True))
@@ -117,7 +111,7 @@ def orbit_rose(
         ax.set_rlabel_position(float(np.diff(sorted(labels))[0]) / 2)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
-        _note(
+        style.note(
             ax,
             f"radius: {_label(results, metric, False)} above its best value, mean over {results.sizes['sample']} images",
         )
@@ -155,7 +149,7 @@ def class_heatmap(
     across = min(len(kinds), 4)
     down = -(-len(kinds) // across)
     with sns.axes_style("white"):
-        fig = _blank((1.6 + 2.3 * across, 1.2 + 0.3 * len(labels) * down))
+        fig = style.blank((1.6 + 2.3 * across, 1.2 + 0.3 * len(labels) * down))
         axes = np.atleast_1d(fig.subplots(down, across, sharey=True, squeeze=False)).ravel()
         for ax in axes[len(kinds) :]:
             ax.set_visible(False)
@@ -197,7 +191,7 @@ def calibration(
         raise ValueError(f"no {metric} with a null at {layer}; measure it with null=True")
     best = rows.best.iloc[0]
     gaps, values = (rows.null - best).clip(lower=FLOOR), (rows.estimate - best).clip(lower=FLOOR)
-    with _figure(title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, ax):
+    with style.figure(title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, ax):
         ax.set(xscale="log", yscale="log")
         left, right = min(gaps.min(), 0.005) / 2, gaps.max() * 2
         bottom, top = min(values.min(), 0.001) / 2, max(values.max(), right) * 2
@@ -209,14 +203,14 @@ def calibration(
         if edges.nunique() == 1:
             ax.axvspan(left, edges.iloc[0], color="0.92", zorder=-1)
             ax.text(edges.iloc[0] * 0.93, top / 1.3, "insensitive", ha="right", va="top", color="0.4", fontsize=9)
-        for name, style in _styles(rows[by]).items():
+        for name, look in style.styles(rows[by]).items():
             ours = rows[by] == name
-            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **style, label=name)
+            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=name)
         ax.set_xlim(left, right)
         ax.set_ylim(bottom, top)
         ax.set(xlabel="unrelated image: null − best value", ylabel=f"{_label(results, metric, False)} − best value")
         exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
-        _note(ax, f"grey diagonals: relative value{exact}")
+        style.note(ax, f"grey diagonals: relative value{exact}")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
     return fig
 
@@ -235,22 +229,6 @@ def save(fig: Figure, path: str | PathLike) -> Path:
         fig.savefig(png, dpi=160, bbox_inches="tight", metadata={"Software": None})
         fig.savefig(path.with_name(path.name + ".svg"), bbox_inches="tight", metadata={"Date": None})
     return png
-
-
-@contextmanager
-def _figure(title: str, *, polar: bool = False):
-    with sns.axes_style("whitegrid"), mpl.rc_context({"axes.edgecolor": "0.4", "axes.titlesize": 12}):
-        fig = _blank((6.4, 4.2))
-        ax = fig.add_subplot(projection="polar" if polar else None)
-        fig.suptitle(title, fontsize=12)
-        yield fig, ax
-
-
-def _blank(size: tuple[float, float]) -> Figure:
-    """A figure that Jupyter shows where it is the value of a cell, and not a second time because pyplot holds it."""
-    fig = plt.figure(figsize=size, layout="constrained")
-    plt.close(fig)
-    return fig
 
 
 def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, str]:
@@ -280,16 +258,6 @@ def _pointwise(results: xr.Dataset, metric: str, layer: str) -> xr.DataArray:
     return values.sel(layer=layer)
 
 
-def _styles(names: Sequence) -> dict:
-    kinds = list(dict.fromkeys(names))
-    spare = [colour for colour in _COLOURS if colour not in KNOWN.values()]
-    rest = iter(sns.color_palette("husl", len(kinds)).as_hex() if len(kinds) > len(spare) else spare)
-    return {
-        kind: {"color": KNOWN.get(kind) or next(rest), "marker": MARKERS[i % len(MARKERS)]}
-        for i, kind in enumerate(kinds)
-    }
-
-
 def _point(group: pd.DataFrame, value: str) -> tuple[float, float, float, float, bool]:
     x, flag = group.depth.iloc[0], bool(group.insensitive.any())
     if len(group) > 1:
@@ -309,10 +277,6 @@ def _replicates(rows: pd.DataFrame, by: str) -> str:
     if models.max() > 1:
         return f"bands: 95 % over {models.max()} seeds; {n} images"
     return f"bands: 95 % bootstrap over {n} images"
-
-
-def _note(ax: Axes, text: str) -> None:
-    ax.figure.text(0.5, -0.02, text, ha="center", va="top", fontsize=8, color="0.35")
 
 
 def _title(results: xr.Dataset | pd.DataFrame, metric: str) -> str:

@@ -174,8 +174,9 @@ def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
         one = ds.sel(model=model)
         keys = {"model": model, **{name: one[name].item() for name in about}}
         for metric in schema.metrics_of(ds):
-            values = one[metric].mean("element", skipna=False)
-            null = one[f"{metric}_null"].mean("element", skipna=False) if f"{metric}_null" in ds else None
+            values = one[metric].astype("float64").mean("element", skipna=False)
+            has_null = f"{metric}_null" in ds
+            null = one[f"{metric}_null"].astype("float64").mean("element", skipna=False) if has_null else None
             if "layer" in values.dims:
                 for layer in ds.layer.values.tolist():
                     at = {"layer": layer}
@@ -196,12 +197,10 @@ def _cell(at: xr.Dataset, metric: str, keys: dict, values: xr.DataArray, null: x
     if isinstance(scale, str):
         scale = at[scale].mean().item()
     pair = at["latent_pair_cosine"].item() if metric in ("latent", "latent_unit") else np.nan
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(values)
     if not reason and np.isnan(array).any():
         reason = f"undefined for {np.isnan(array).sum()} of {len(array)} samples"
-    return _Cell(
-        keys, array, None if null is None else np.asarray(null, dtype=np.float64), attrs["best"], scale, pair, reason
-    )
+    return _Cell(keys, array, None if null is None else np.asarray(null), attrs["best"], scale, pair, reason)
 
 
 def _no_relative(cell: _Cell) -> str:

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 
 from eedkit.report import pages
-from eedkit.report.pages import Run, markdown, mathml, write_index, write_page
+from eedkit.report.formulas import markdown, mathml
+from eedkit.report.pages import Run, write_index, write_page
 
 FACTS = {
     "profile": "tiny",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import eedkit as ek
-from eedkit.report import plots
+from eedkit.report import plots, style
 
 
 class Lit(nn.Module):
@@ -49,7 +49,7 @@ def test_depth_profile_draws_the_means_over_seeds(results, relative):
     figure = plots.depth_profile(table, metric="latent", relative=relative)
     rows = table[(table.metric == "latent") & (table.recipe == "plain")]
     expected = rows.groupby("depth")["relative" if relative else "estimate"].mean()
-    x, y = drawn(figure, plots.KNOWN["plain"])
+    x, y = drawn(figure, style.KNOWN["plain"])
     assert x == pytest.approx(expected.index.to_numpy())
     assert y == pytest.approx(expected.to_numpy())
     assert "2 seeds; 12 images" in figure.texts[-1].get_text()
@@ -70,7 +70,7 @@ def test_insensitive_models_are_hollow_in_the_profile_and_left_of_the_edge_in_th
     assert flagged.to_dict() == {"dim": True, "plain": False}
     figure = plots.depth_profile(table, metric="latent")
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
-    assert [line.get_color() for line in hollow] == [plots._styles(["plain", "dim"])["dim"]["color"]]
+    assert [line.get_color() for line in hollow] == [style.styles(["plain", "dim"])["dim"]["color"]]
     points = {line.get_label(): line for line in plots.calibration(table).axes[0].lines if line.get_label() in flagged}
     assert points["dim"].get_xdata().max() < 0.01 < points["plain"].get_xdata().min()
 
@@ -84,7 +84,7 @@ def test_calibration_puts_every_model_on_its_relative_value(results):
 
 def test_rose_draws_rotations_solid_and_mirrored_dashed_closing_the_orbit(results):
     figure = plots.orbit_rose(results)
-    angle, radius = drawn(figure, plots.KNOWN["plain"])
+    angle, radius = drawn(figure, style.KNOWN["plain"])
     values = results.latent.sel(layer="latent").mean("sample") + 1
     expected = values.where(results.recipe == "plain", drop=True).mean("model")
     assert np.rad2deg(angle) == pytest.approx([0, 90, 180, 270, 0])
