@@ -78,20 +78,16 @@ def orbit_rose(
 ) -> Figure:
     """EED by group element on a polar axis: the angle is the rotation, the radius E − m* of that element.
 
-    Mirrored elements are drawn dashed. With a recipe's seeds the points are means over them, with 95 % intervals.
-
-    Raises
-    ------
-    ValueError
-        The group has fewer than two rotations; `class_heatmap` shows such.
+    Mirrored elements are drawn dashed. The elements of a group without rotations are spread evenly. With a recipe's seeds the
+    points are means over them, with 95 % intervals.
     """
-    angles = results.angle.values
-    if len(set(angles.tolist())) < 2:
-        raise ValueError(f"an orbit's rose needs rotations, but {results.attrs['group']} has none; use class_heatmap")
+    angles, rotates = results.angle.values, len(set(results.angle.values.tolist())) > 1
+    if not rotates:
+        angles = 360 * np.arange(len(angles)) / len(angles)
     values = _pointwise(results, metric, layer).mean("sample") - results[metric].attrs["best"]
     by = _by(results, by)
     names = _column(results, by)
-    mirrored = np.array([str(element).startswith("m") for element in results.element.values])
+    mirrored = np.array([rotates and str(element).startswith("m") for element in results.element.values])
     with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
         for name, look in style.styles(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values

@@ -91,9 +91,11 @@ def test_rose_draws_rotations_solid_and_mirrored_dashed_closing_the_orbit(result
     assert radius == pytest.approx(expected.values[[0, 1, 2, 3, 0]], abs=1e-6)
     dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 5]
     assert dashed[0].get_ydata() == pytest.approx(expected.values[[4, 5, 6, 7, 4]], abs=1e-6)
-    flip = results.sel(element=["e", "m"]).assign_attrs(group="flip")
-    with pytest.raises(ValueError, match="flip has none; use class_heatmap"):
-        plots.orbit_rose(flip)
+
+
+def test_rose_spreads_the_elements_of_a_group_without_rotations_evenly(results):
+    angle, _ = drawn(plots.orbit_rose(results.sel(element=["e", "m"])), style.KNOWN["plain"])
+    assert np.rad2deg(angle) == pytest.approx([0, 180, 0])
 
 
 def test_heatmap_shows_class_means_on_one_scale(results):
