@@ -35,14 +35,14 @@ class Recipe:
 
     Parameters
     ----------
-    layers : group of the network's convolutions; "C1" for a plain CNN
+    group : of the network's convolutions; "C1" for a plain CNN
     augment : group from which every training image gets a random element; "C1" for none
     epochs : passes over the training images; 0 leaves the random weights
     data, size : training images and the side that they are resized to (odd, where exactness is the point)
     widths, batch_size, rate : channels per block of the plain network; of the optimiser
     """
 
-    layers: str = "C1"
+    group: str = "C1"
     augment: str = "C1"
     epochs: int = 10
     data: str = "digits/train"
@@ -50,6 +50,16 @@ class Recipe:
     widths: tuple[int, ...] = WIDTHS
     batch_size: int = 64
     rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        for name in (self.group, self.augment):
+            actions.spatial(name)
+        for name, least in (("epochs", 0), ("size", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"a recipe's {name} must be a whole number from {least}, got {value!r}")
+        if not self.widths:
+            raise ValueError("a recipe's widths must list at least one block")
 
 
 def recipes(group: str = "C4") -> dict[str, Recipe]:
@@ -62,12 +72,12 @@ def recipes(group: str = "C4") -> dict[str, Recipe]:
         "random": Recipe(epochs=0),
         "plain": Recipe(),
         "augmented": Recipe(augment=group),
-        "equivariant": Recipe(layers=group),
+        "equivariant": Recipe(group=group),
     }
 
 
 def pool(
-    names: Sequence[str] = ("random", "plain", "augmented", "equivariant"),
+    names: str | Sequence[str] = ("random", "plain", "augmented", "equivariant"),
     *,
     seeds: int = 5,
     group: str = "C4",
@@ -82,7 +92,9 @@ def pool(
     ValueError
         A recipe or a field is unknown; near names are listed.
     """
-    known = recipes(group)
+    known, names = recipes(group), [names] if isinstance(names, str) else list(names)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds must be how many, at least 1, got {seeds!r}")
     for name in names:
         if name not in known:
             raise ValueError(unknown("recipe", name, known))
@@ -119,7 +131,7 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
     images = _images(recipe.data, recipe.size)
     with isolate_rng():
         torch.manual_seed(seed)
-        network = GroupCNN(recipe.layers, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
+        network = GroupCNN(recipe.group, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
         if recipe.epochs:
             _fill(network, images, recipe, seed, cache, progress)
     return network.eval()
@@ -137,7 +149,10 @@ class _Images:
 def _images(data: str, size: int) -> _Images:
     dataset = lab_images.load(data, size=size)
     x, y, _ = lab_images.tensors(dataset)
-    return _Images(x, y, dataset.features["label"].num_classes, lab_images.fingerprint(dataset))
+    classes = getattr(dataset.features["label"], "num_classes", None)
+    if classes is None:
+        raise ValueError(f"training needs labels that are classes, but those of {data} are {dataset.features['label']}")
+    return _Images(x, y, classes, lab_images.fingerprint(dataset))
 
 
 def _fill(
@@ -154,14 +169,17 @@ def _fill(
         try:
             network.load_state_dict(load_file(path))
             return
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:
             warnings.warn(f"{path} cannot be read ({error}); training that network again", stacklevel=3)
     _fit(network, images, recipe, seed, progress)
     about |= {"torch": torch.__version__, "train_accuracy": _accuracy(network, images)}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(network.state_dict(), beside, metadata={key: json.dumps(value) for key, value in about.items()})
-    beside.replace(path)
+    try:
+        save_file(network.state_dict(), beside, metadata={key: json.dumps(value) for key, value in about.items()})
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -215,7 +233,7 @@ def _fit(network: GroupCNN, images: _Images, recipe: Recipe, seed: int, progress
         shuffle=True,
         generator=torch.Generator().manual_seed(seed),
     )
-    with _quiet():
+    with _as_found():
         trainer = lightning.Trainer(
             max_epochs=recipe.epochs,
             accelerator="auto",
@@ -236,10 +254,13 @@ def _accuracy(network: GroupCNN, images: _Images) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's notes on hardware, workers and tips, which say nothing about a network of 80,000 weights."""
+def _as_found() -> Iterator[None]:
+    """Without Lightning's notes on hardware, workers and tips, and with the process's settings afterwards as before."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -247,5 +268,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -28,7 +28,8 @@ class Layer:
     call : 1 for the module's first call in a forward pass
     kind : the module's class
     shape : of its output (of the head's input, for the latent layer), without the batch
-    depth : which part of the leaf modules' calls was done when it ran, 0 to 1
+    depth : which part of the leaf modules' calls was done when it ran, 0 to 1; the head's input lies half a call further,
+        since what leads to it may be no module
     role : "module"; "latent" for the head's input; "output" for the model's output
     """
 
@@ -134,7 +135,12 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def find_layers(
-    model: nn.Module, images: Tensor, *, layers: str | Sequence[str] = "blocks", head: str | None = None
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    head: str | None = None,
+    latent: bool = True,
 ) -> list[Layer]:
     """The layers to tap in the order of their execution on `images`, then the head's input (`latent`) and the output.
 
@@ -143,6 +149,7 @@ def find_layers(
     layers : "blocks" (repeated blocks; a network without such: its composite children, or else its leaf modules), "all"
         (every module but containers), module paths, or a regular expression that the whole name must match
     head : path of the classifier whose input is the latent vector; found by timm's `get_classifier`, or the last Linear
+    latent : whether the head's input is asked for; without it a model needs no head
 
     Raises
     ------
@@ -169,7 +176,7 @@ def find_layers(
         except re.error as error:
             raise ValueError(f"layers={layers!r} is no regular expression ({error})") from None
         if not chosen:
-            raise ValueError(unknown("layer matching", layers, by_name))
+            raise ValueError(unknown("layer whose whole name matches", layers, by_name))
     else:
         for name in layers:
             if name not in by_name:
@@ -177,7 +184,8 @@ def find_layers(
                 raise ValueError(unknown("layer", name, by_name) + silent)
         chosen = [layer for layer in ran if layer.name in layers or layer.path in layers]
     at_output = Layer("", 1, type(model).__name__, tuple(output.shape[1:]), 1.0, "output")
-    return [*chosen, _latent_layer(model, inputs, output, head), at_output]
+    at_head = [_latent_layer(model, inputs, output, head)] if latent or head is not None else []
+    return [*chosen, *at_head, at_output]
 
 
 def _execution(model: nn.Module, images: Tensor) -> tuple[list[Layer], dict[str, tuple], Tensor]:
@@ -219,7 +227,8 @@ def _execution(model: nn.Module, images: Tensor) -> tuple[list[Layer], dict[str,
         for hook in hooks:
             hook.remove()
     ran = [Layer(path, call, kind, shape, done / max(leaves, 1)) for path, call, kind, shape, done in events]
-    return ran, {path: (shape, done / max(leaves, 1), call) for path, (shape, done, call) in inputs.items()}, output
+    at_input = {path: (shape, (done + 0.5) / max(leaves, 1), call) for path, (shape, done, call) in inputs.items()}
+    return ran, at_input, output
 
 
 def _block_paths(model: nn.Module) -> list[str]:

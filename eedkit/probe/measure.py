@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,8 @@ def measure(
     >>> dict(ds.latent.sizes)
     {'model': 1, 'layer': 4, 'element': 4, 'sample': 4}
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; the images come second")
     action = group if isinstance(group, Action) else actions.spatial(groups.parse(group))
     metrics = family.resolve(metrics)
     device = _device(device)
@@ -87,9 +90,10 @@ def measure(
         raise ValueError(unknown("precision", precision, DTYPES))
     _check_dtype(model, precision)
     name = name or type(model).__name__
+    source = stream.open_stream(images, labels=labels, seed=seed)
     swept = sweep(
         model,
-        stream.open_stream(images, labels=labels, seed=seed),
+        source,
         action=action,
         metrics=metrics,
         layers=layers,
@@ -100,9 +104,10 @@ def measure(
         precision=precision,
         progress=name if progress else None,
     )
-    if null and not hasattr(images, "__getitem__") and _sorted(swept.labels):
+    if null and source.length is None and _sorted(swept.labels):
         warnings.warn(
-            "the images come sorted by label, so the null compares images of one class; shuffle the DataLoader",
+            "the images come sorted by label, so the null compares images of one class; pass the data set itself, which is "
+            "read in a seeded order, or a stream in mixed order",
             stacklevel=2,
         )
     ds = _label(swept, action, metrics, name)
@@ -158,8 +163,9 @@ def _check_dtype(model: nn.Module, precision: str) -> None:
 
 
 def _sorted(labels: list) -> bool:
-    classes = set(labels)
-    return len(classes) > 1 and None not in classes and labels == sorted(labels)
+    """Whether every class comes in one run, as in a file that was written class by class."""
+    classes, runs = set(labels), 1 + sum(a != b for a, b in pairwise(labels))
+    return 1 < len(classes) == runs < len(labels) and None not in classes
 
 
 def _label(swept: Swept, action: Action, metrics: Sequence[Metric], name: str) -> xr.Dataset:
@@ -195,7 +201,8 @@ def _label(swept: Swept, action: Action, metrics: Sequence[Metric], name: str) -
     if "vectors" in where:
         pair = [state.result() for state in swept.pair_cosines]
         long_name = "mean cosine between different samples' features, M"
-        variables["latent_pair_cosine"] = (("model", "layer"), [pair], {"long_name": long_name, "units": "1"})
+        attrs = {"long_name": long_name, "units": "1", "samples": len(swept.ids)}
+        variables["latent_pair_cosine"] = (("model", "layer"), [pair], attrs)
         attrs = {"long_name": "length of the pooled features f(x)", "units": "1"}
         variables["latent_norm"] = (schema.BESIDE["latent_norm"], swept.arrays["latent_norm"][None], attrs)
     if "maps" in where:

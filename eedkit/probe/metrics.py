@@ -130,6 +130,8 @@ def resolve(metrics: str | Metric | Iterable[str | Metric]) -> list[Metric]:
     metrics = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
     found = []
     for metric in metrics:
+        if not isinstance(metric, str | Metric):
+            raise TypeError(f"a metric is a name such as 'latent' or a Metric, got {type(metric).__name__}")
         if isinstance(metric, str) and metric not in METRICS:
             raise ValueError(unknown("metric", metric, METRICS))
         found.append(METRICS[metric] if isinstance(metric, str) else metric)

@@ -159,7 +159,13 @@ def _as_float(image: Any) -> Tensor:
     if not isinstance(image, Tensor):
         array = np.asarray(image)
         image = torch.from_numpy(np.array(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)))
-    return image / 255 if image.dtype == torch.uint8 else image
+    if image.dtype == torch.uint8:
+        return image / 255
+    if not image.is_floating_point():
+        raise ValueError(
+            f"images must be floats, or uint8 to be scaled to [0, 1], got {image.dtype}; convert them first"
+        )
+    return image
 
 
 def _scalar(value: Any) -> Any:

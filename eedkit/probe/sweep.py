@@ -52,7 +52,8 @@ def sweep(
         action(g, first.image)
     batch_size = batch_size or default_batch_size(first.image.shape, device)
     with capture.evaluating(model, device), arithmetic(precision, device) as dtype:
-        found = capture.find_layers(model, first.image[None].to(device, dtype, copy=True), layers=layers, head=head)
+        example, vectors = first.image[None].to(device, dtype, copy=True), any(m.where == "vectors" for m in metrics)
+        found = capture.find_layers(model, example, layers=layers, head=head, latent=vectors)
         tables = Tables(capacity=source.length or 4 * batch_size, batch_size=batch_size, device=device)
         recorder = Recorder(found, tables, action=action, metrics=metrics, null=null, image=first.image)
         bar = tqdm(total=source.length, desc=progress, unit="image", disable=progress is None, leave=False)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from eedkit.errors import unknown
 from eedkit.report import style
 from eedkit.results import schema
-from eedkit.results.summary import INSENSITIVE, summarise
+from eedkit.results.summary import INSENSITIVE, insensitive, summarise
 from eedkit.results.verdicts import mean_interval
 
 FLOOR = 1e-7
@@ -46,10 +46,13 @@ def depth_profile(
     value = "relative" if relative else "estimate"
     rows = table[(table.metric == metric) & table[value].notna()]
     if rows.empty:
-        raise ValueError(unknown("metric with values", metric, table[table[value].notna()].metric.unique()))
+        why = "; it was measured without a null" if relative and table[table.metric == metric].null.isna().all() else ""
+        known = table[table[value].notna()].metric.unique()
+        raise ValueError(unknown(f"metric with {value} values", metric, known) + why)
+    absent = [str(name) for name in dict.fromkeys(table[by]) if name not in set(rows[by])]
     with style.figure(title or f"Where in the network is it equivariant? {_title(results, metric)}") as (fig, ax):
         for name, look in style.styles(rows[by]).items():
-            points = [_point(group, value) for _, group in rows[rows[by] == name].groupby("depth")]
+            points = sorted(_point(group, value) for _, group in rows[rows[by] == name].groupby("layer"))
             x, mid, low, high, insensitive = (np.array(column) for column in zip(*points, strict=True))
             ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
             ax.plot(x, mid, color=look["color"], linewidth=1.8)
@@ -63,7 +66,8 @@ def depth_profile(
         ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
         ax.set_xlim(0, 1)
         scale = "0: perfectly equivariant, 1: no better than an unrelated image; " if relative else ""
-        style.note(ax, scale + _replicates(rows, by))
+        missing = f"; no {value} value: {', '.join(absent)}" if absent else ""
+        style.note(ax, scale + _replicates(rows, by) + missing)
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
@@ -78,16 +82,17 @@ def orbit_rose(
 ) -> Figure:
     """EED by group element on a polar axis: the angle is the rotation, the radius E − m* of that element.
 
-    Mirrored elements are drawn dashed. The elements of a group without rotations are spread evenly. With a recipe's seeds the
-    points are means over them, with 95 % intervals.
+    Mirrored elements are drawn dashed. The elements of a group that is not made of rotations and mirrors are spread evenly.
+    With a recipe's seeds the points are means over them, with 95 % intervals.
     """
-    angles, rotates = results.angle.values, len(set(results.angle.values.tolist())) > 1
-    if not rotates:
-        angles = 360 * np.arange(len(angles)) / len(angles)
-    values = _pointwise(results, metric, layer).mean("sample") - results[metric].attrs["best"]
     by = _by(results, by)
+    angles, elements = results.angle.values, results.element.values
+    mirrored = np.array([any(part.startswith("m") for part in str(element).split("·")) for element in elements])
+    turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
+    if len(set(angles.tolist())) == 1 or len(turns) < len(elements):
+        angles, mirrored = 360 * np.arange(len(elements)) / len(elements), np.zeros(len(elements), dtype=bool)
+    values = _pointwise(results, metric, layer).mean("sample") - results[metric].attrs["best"]
     names = _column(results, by)
-    mirrored = np.array([rotates and str(element).startswith("m") for element in results.element.values])
     with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
         for name, look in style.styles(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
@@ -99,10 +104,10 @@ def orbit_rose(
                 closed = np.append(np.arange(len(turn)), 0)
                 ax.plot(turn[closed], mid[closed], linestyle=line, linewidth=1.6, color=look["color"])
                 ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", markersize=6, capsize=2, **look)
-            ax.plot([], [], **look, label=name)
+            ax.plot([], [], **look, label=_flagged(name, names, results, metric, layer))
         if mirrored.any():
             ax.plot([], [], "--", color="0.3", label="dashed: mirrored")
-        labels = dict(zip(angles[~mirrored], results.element.values[~mirrored], strict=True))
+        labels = dict(zip(angles[~mirrored], elements[~mirrored], strict=True))
         ax.set_xticks(np.deg2rad(sorted(labels)), [f"{labels[a]}" for a in sorted(labels)])
         ax.set_rlabel_position(float(np.diff(sorted(labels))[0]) / 2)
         ax.set_ylim(bottom=0)
@@ -124,17 +129,17 @@ def class_heatmap(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """EED by class and group element, one panel per model (or recipe, its seeds averaged), on one colour scale.
+    """E − m* by class and group element, one panel per model (or recipe, its seeds averaged), on one colour scale.
 
     Raises
     ------
     ValueError
         The images had no labels.
     """
+    by = _by(results, by)
     if "label" not in results.coords:
         raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
-    by = _by(results, by)
-    values = _pointwise(results, metric, layer).groupby("label").mean("sample")
+    values = (_pointwise(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
     names = _column(results, by)
     kinds = list(dict.fromkeys(names.tolist()))
     labels = [class_names[k] if class_names is not None else k for k in values.label.values]
@@ -151,18 +156,22 @@ def class_heatmap(
             ax.set_visible(False)
         for ax, kind, panel in zip(axes, kinds, panels, strict=False):
             cells = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
-            digits = ".2f" if max(abs(low), abs(high)) >= 0.1 else ".0e"
             numbers = {
                 "annot": len(labels) <= 12 and panel.sizes["element"] <= 8,
-                "fmt": digits,
+                "fmt": ".2g",
                 "annot_kws": {"size": 7},
             }
             sns.heatmap(panel.values, ax=ax, xticklabels=results.element.values, yticklabels=labels, **cells, **numbers)
-            ax.set_title(kind, fontsize=11)
+            ax.set_title(_flagged(kind, names, results, metric, layer), fontsize=10)
             ax.set(xlabel="element", ylabel="class" if ax is axes[0] else "")
             ax.tick_params(axis="y", rotation=0)
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
-        fig.colorbar(scale, ax=axes[: len(kinds)].tolist(), label=_label(results, metric, False), shrink=0.8)
+        fig.colorbar(
+            scale,
+            ax=axes[: len(kinds)].tolist(),
+            label=f"{_label(results, metric, False)} above its best value",
+            shrink=0.8,
+        )
         fig.suptitle(title or f"On which classes? {_title(results, metric)}", fontsize=12)
     return fig
 
@@ -184,7 +193,9 @@ def calibration(
     layer = layer or ("latent" if metric.startswith("latent") else "output")
     rows = table[(table.metric == metric) & (table.layer == layer) & table.null.notna()]
     if rows.empty:
-        raise ValueError(f"no {metric} with a null at {layer}; measure it with null=True")
+        known = table[table.null.notna()][["metric", "layer"]].drop_duplicates().itertuples(index=False)
+        there = ", ".join(f"{m} at {at}" for m, at in known)
+        raise ValueError(f"no {metric} with a null at {layer}; there is {there or 'none: measure with null=True'}")
     best = rows.best.iloc[0]
     gaps, values = (rows.null - best).clip(lower=FLOOR), (rows.estimate - best).clip(lower=FLOOR)
     with style.figure(title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, ax):
@@ -201,7 +212,8 @@ def calibration(
             ax.text(edges.iloc[0] * 0.93, top / 1.3, "insensitive", ha="right", va="top", color="0.4", fontsize=9)
         for name, look in style.styles(rows[by]).items():
             ours = rows[by] == name
-            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=name)
+            label = f"{name} (insensitive)" if rows[ours].insensitive.all() else name
+            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=label)
         ax.set_xlim(left, right)
         ax.set_ylim(bottom, top)
         ax.set(xlabel="unrelated image: null − best value", ylabel=f"{_label(results, metric, False)} − best value")
@@ -229,10 +241,15 @@ def save(fig: Figure, path: str | PathLike) -> Path:
 
 def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, str]:
     table = results if isinstance(results, pd.DataFrame) else summarise(results)
-    return table, by or ("recipe" if "recipe" in table else "model")
+    by = by or ("recipe" if "recipe" in table else "model")
+    if by not in table:
+        raise ValueError(unknown("column to group by", by, table.columns))
+    return table, by
 
 
 def _by(results: xr.Dataset, by: str | None) -> str:
+    if not isinstance(results, xr.Dataset):
+        raise TypeError(f"expected a Dataset, whose elements and samples are shown, got {type(results).__name__}")
     return by or ("recipe" if "recipe" in results.coords else "model")
 
 
@@ -251,11 +268,20 @@ def _pointwise(results: xr.Dataset, metric: str, layer: str) -> xr.DataArray:
         return values
     if layer not in results.layer.values:
         raise ValueError(unknown("layer", layer, results.layer.values.tolist()))
-    return values.sel(layer=layer)
+    values = values.sel(layer=layer)
+    if values.isnull().all():
+        reason = results[f"{metric}_nan_reason"].sel(layer=layer).values[0]
+        raise ValueError(f"{metric} is undefined at {layer}: {reason}; choose another layer=")
+    return values
+
+
+def _flagged(name: str, names: np.ndarray, results: xr.Dataset, metric: str, layer: str) -> str:
+    flags = insensitive(results, metric, layer).values[names == name]
+    return f"{name} (insensitive)" if flags.all() else f"{name} (some insensitive)" if flags.any() else str(name)
 
 
 def _point(group: pd.DataFrame, value: str) -> tuple[float, float, float, float, bool]:
-    x, flag = group.depth.iloc[0], bool(group.insensitive.any())
+    x, flag = group.depth.mean(), bool(group.insensitive.any())
     if len(group) > 1:
         return (x, *_spread(group[value].to_numpy()), flag)
     low, high = ("relative_low", "relative_high") if value == "relative" else ("low", "high")

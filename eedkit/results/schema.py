@@ -50,12 +50,16 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     SchemaError
         Something is missing, has other dimensions or another type, or was written by a newer eedkit.
     """
+    if not isinstance(ds, xr.Dataset):
+        raise TypeError(f"expected a Dataset as measure() gives it, got {type(ds).__name__}")
     if int(ds.attrs.get("schema", 0)) > SCHEMA:
         raise SchemaError(f"written with schema {ds.attrs['schema']}, this eedkit reads up to {SCHEMA}; upgrade eedkit")
     problems = []
     for dim in DIMS:
         if dim not in ds.dims or dim not in ds.coords:
-            problems.append(f"no labelled dimension {dim!r}")
+            problems.append(f"no labelled dimension {dim!r} (select with a list, as in {dim}=[…], to keep it)")
+        elif not ds.sizes[dim]:
+            problems.append(f"nothing on {dim!r}")
         elif len(set(ds[dim].values.tolist())) < ds.sizes[dim]:
             problems.append(f"labels on {dim!r} repeat")
     problems += [f"no coordinate {name!r}" for name in ("angle", *LAYER_COORDS) if name not in ds.coords]

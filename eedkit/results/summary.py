@@ -33,13 +33,16 @@ class _Cell:
     best: float
     scale: float
     pair_cosine: float
+    no_pair_cosine: str
     reason: str
 
 
 def summarise(ds: xr.Dataset, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
-    One row per model, metric and layer. Intervals are percentile bootstrap intervals with the sample as the unit.
+    One row per model, metric and layer. Intervals are percentile bootstrap intervals with the sample as the unit. They take
+    samples as independent; a null shares an image with those of its neighbours in the chain, so that the interval of the
+    relative value is a little narrow where images of one kind have nulls alike.
 
     Columns
     -------
@@ -47,8 +50,9 @@ def summarise(ds: xr.Dataset, *, confidence: float = 0.95, resamples: int = 999,
     null : the same against unrelated samples *[ours]*
     relative, relative_low, relative_high : (E − m*) / (E_null − m*), m* the best value: 0 is perfectly equivariant, 1 no
         better than an unrelated image; its interval resamples E and E_null together *[ours]*
-    insensitive : whether E_null − m* is under 1 % of the distance's scale: the model hardly tells images apart
-    pair_cosine, normalised : M and E / M, for the latent cosine
+    insensitive : whether E_null − m* is under 1 % of the distance's scale: the model hardly tells images apart; False also
+        where there is no null to tell by
+    pair_cosine, normalised : M and E / M, for `latent` and `latent_unit` alone
     best, scale : m*, and what the null gap is judged against
     n : samples
     reason : why something in the row is NaN
@@ -69,6 +73,23 @@ def summarise(ds: xr.Dataset, *, confidence: float = 0.95, resamples: int = 999,
     schema.validate(ds)
     options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
     return pd.DataFrame([_row(cell, options) for cell in _cells(ds)])
+
+
+def insensitive(ds: xr.Dataset, metric: str, layer: str = "latent") -> xr.DataArray:
+    """Per model, whether E_null − m* is under 1 % of the distance's scale; False without a null.
+
+    >>> import eedkit as ek, torch
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
+    >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", progress=False)
+    >>> insensitive(ds, "softmax").dims
+    ('model',)
+    """
+    at = ds.sel(layer=layer) if "layer" in ds[metric].dims else ds
+    if f"{metric}_null" not in ds:
+        return xr.zeros_like(ds.model, dtype=bool)
+    scale = ds[metric].attrs["scale"]
+    scale = at[scale].mean("sample") if isinstance(scale, str) else scale
+    return at[f"{metric}_null"].mean(("element", "sample")) - ds[metric].attrs["best"] < INSENSITIVE * scale
 
 
 def compare(
@@ -96,20 +117,23 @@ def compare(
         raise ValueError(unknown("model", baseline, ds.model.values.tolist()))
     cells = {tuple(cell.keys[k] for k in ("model", "metric", "layer")): cell for cell in _cells(ds)}
     options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
-    rows = []
+    rows, columns = [], ("difference", "low", "high", "relative_difference", "relative_low", "relative_high")
     for (model, metric, layer), cell in cells.items():
         base = cells.get((baseline, metric, layer))
-        if model == baseline or base is None or cell.reason or base.reason:
+        if model == baseline or base is None:
             continue
-        row = {**cell.keys, "baseline": baseline, "difference": (cell.values - base.values).mean()}
-        row["low"], row["high"] = _interval((cell.values - base.values,), np.mean, options)
-        blocked = _no_relative(cell) or _no_relative(base)
-        if not blocked:
+        row = {**cell.keys, "baseline": baseline, **dict.fromkeys(columns, np.nan)}
+        reason = cell.reason or base.reason
+        if not reason:
+            row["difference"] = (cell.values - base.values).mean()
+            row["low"], row["high"] = _interval((cell.values - base.values,), np.mean, options)
+            reason = _no_relative(cell) or _no_relative(base)
+        if not reason:
             data = cell.values, cell.null, base.values, base.null
             gap = _relative_difference(cell.best)
             row["relative_difference"] = gap(*data)
             row["relative_low"], row["relative_high"] = _interval(data, gap, options)
-        rows.append({**row, "n": len(cell.values), "reason": blocked})
+        rows.append({**row, "n": len(cell.values), "reason": reason})
     return pd.DataFrame(rows)
 
 
@@ -127,18 +151,18 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
     ValueError
         Nothing to join, a model label appears twice, or the Datasets differ in group, metrics or images.
     """
-    datasets = list(datasets)
+    datasets = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
     if not datasets:
         raise ValueError("nothing to join: expected at least one Dataset")
     first = schema.validate(datasets[0])
     for ds in datasets[1:]:
         schema.validate(ds)
-        for what in ("group", "action", "data"):
+        for what in ("group", "action", "data", "seed", "precision"):
             if ds.attrs.get(what) != first.attrs.get(what):
                 names = first.model.values[0], ds.model.values[0]
                 raise ValueError(
                     f"{names[0]} and {names[1]} differ in {what}: {first.attrs.get(what)} and {ds.attrs.get(what)}; "
-                    "measure both with the same group on the same images"
+                    "measure both with the same group, seed and precision on the same images"
                 )
         if set(ds.data_vars) != set(first.data_vars):
             odd = sorted(set(ds.data_vars) ^ set(first.data_vars))
@@ -153,13 +177,18 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
     joined = xr.concat(
         wide, dim="model", join="exact", coords="minimal", compat="override", combine_attrs="drop_conflicts"
     )
-    # strings as objects: Zarr has no stable form for fixed-width ones
-    columns = {name: np.array([*values, None], dtype=object)[:-1] for name, values in about.items()}
-    numeric = {
-        name: column.astype(type(column[0])) for name, column in columns.items() if not isinstance(column[0], str)
-    }
-    joined = joined.assign_coords({name: ("model", column) for name, column in (columns | numeric).items()})
+    joined = joined.assign_coords({name: ("model", _column(name, about[name], joined)) for name in about})
     return schema.validate(joined.transpose(*schema.DIMS))
+
+
+def _column(name: str, values: Sequence, joined: xr.Dataset) -> np.ndarray:
+    """One value per model; strings as objects, since Zarr has no stable form for fixed-width ones."""
+    if isinstance(values, str) or len(values) != joined.sizes["model"]:
+        raise ValueError(f"{name}= must list one value for each of {joined.sizes['model']} models, got {values!r}")
+    if name in joined.variables:
+        raise ValueError(f"{name!r} is the name of something in the results already; choose another")
+    column = np.asarray(list(values))
+    return column.astype(object) if column.dtype.kind == "U" else column
 
 
 def _fill(ds: xr.Dataset) -> dict[str, object]:
@@ -192,15 +221,21 @@ def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
 
 def _cell(at: xr.Dataset, metric: str, keys: dict, values: xr.DataArray, null: xr.DataArray | None) -> _Cell:
     attrs = at[metric].attrs
-    reason = at[f"{metric}_nan_reason"].item() if f"{metric}_nan_reason" in at.coords else attrs.get("nan_reason", "")
+    array, undefined = np.asarray(values), np.isnan(values).sum().item()
+    told = at[f"{metric}_nan_reason"].item() if f"{metric}_nan_reason" in at.coords else attrs.get("nan_reason", "")
+    reason = ""
+    if undefined:  # the coordinate may tell of samples that were dropped since
+        reason = told if undefined == len(array) and told else f"undefined for {undefined} of {len(array)} samples"
     scale = attrs["scale"]
     if isinstance(scale, str):
         scale = at[scale].mean().item()
-    pair = at["latent_pair_cosine"].item() if metric in ("latent", "latent_unit") else np.nan
-    array = np.asarray(values)
-    if not reason and np.isnan(array).any():
-        reason = f"undefined for {np.isnan(array).sum()} of {len(array)} samples"
-    return _Cell(keys, array, None if null is None else np.asarray(null), attrs["best"], scale, pair, reason)
+    pair, no_pair = np.nan, ""
+    if metric in ("latent", "latent_unit"):
+        pair, over = at["latent_pair_cosine"].item(), at["latent_pair_cosine"].attrs.get("samples", len(array))
+        if over != len(array):
+            pair, no_pair = np.nan, f"M was taken over {over} samples, not these {len(array)}"
+    unrelated = None if null is None else np.asarray(null)
+    return _Cell(keys, array, unrelated, attrs["best"], scale, pair, no_pair, reason)
 
 
 def _no_relative(cell: _Cell) -> str:
@@ -224,7 +259,9 @@ def _row(cell: _Cell, options: dict) -> dict:
         return row
     row["estimate"] = cell.values.mean()
     row["low"], row["high"] = _interval((cell.values,), np.mean, options)
-    reasons = [_no_relative(cell)]
+    reasons = [_no_relative(cell), cell.no_pair_cosine]
+    if len(cell.values) < 2:
+        reasons.append("one sample gives no interval")
     if cell.null is not None:
         row["null"] = cell.null.mean()
         row["insensitive"] = bool(row["null"] - cell.best < INSENSITIVE * cell.scale)

@@ -4,13 +4,16 @@ Knows tables of `summarise`, never models or figures. A verdict is `supported`, 
 `not testable here`, and every row carries effect, interval, n and margin.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_TESTABLE = "not testable here"
+MIN_SEEDS = 5
+"""With fewer seeds every verdict is `not testable here`."""
 
 
 def seed_differences(
@@ -28,6 +31,8 @@ def seed_differences(
     ValueError
         The table has no such recipe, metric or layer, or the two share no seed.
     """
+    if not {"recipe", "seed"} <= set(table):
+        raise ValueError("the table needs columns recipe and seed: join models with concat(…, recipe=[…], seed=[…])")
     rows = table[(table.metric == metric) & (table.layer == layer)].pivot(index="seed", columns="recipe", values=value)
     missing = [name for name in (minuend, subtrahend) if name not in rows]
     shared = rows[[minuend, subtrahend]].dropna() if not missing else rows[:0]
@@ -52,13 +57,22 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     return mean, mean - half, mean + half
 
 
-def decide(low: float, high: float, *, below: float) -> str:
-    """Whether an interval shows a value below a bound: all of it below, all of it above, or neither.
+def falls(low: float, high: float, margin: float) -> str:
+    """Whether an interval of a difference shows a fall by more than the margin; a rise by as much contradicts it.
 
-    >>> decide(-0.3, -0.2, below=-0.1), decide(0.0, 0.1, below=-0.1), decide(-0.2, 0.0, below=-0.1)
+    >>> falls(-0.3, -0.2, 0.1), falls(0.2, 0.3, 0.1), falls(-0.2, 0.0, 0.1)
     ('supported', 'contradicted', 'inconclusive')
     """
-    return SUPPORTED if high < below else CONTRADICTED if low > below else INCONCLUSIVE
+    return SUPPORTED if high < -margin else CONTRADICTED if low > margin else INCONCLUSIVE
+
+
+def does_not_fall(low: float, high: float, margin: float) -> str:
+    """Whether an interval of a difference excludes a fall by more than the margin; one wholly below it contradicts that.
+
+    >>> does_not_fall(0.0, 0.1, 0.1), does_not_fall(-0.3, -0.2, 0.1), does_not_fall(-0.2, 0.0, 0.1)
+    ('supported', 'contradicted', 'inconclusive')
+    """
+    return SUPPORTED if low > -margin else CONTRADICTED if high < -margin else INCONCLUSIVE
 
 
 def augmentation_or_layers(
@@ -81,28 +95,28 @@ def augmentation_or_layers(
     one row per comparison, then one for the conclusion: contradicted if any layer is, supported if every layer is
     """
     layers = list(dict.fromkeys(table[(table.metric == "channelwise") & table.estimate.notna()].layer))
-    corrected = 1 - (1 - confidence) / (len(layers) + 2)
+    if not layers:
+        raise ValueError(
+            "the table has no channelwise values; measure with metrics=('channelwise', 'latent', 'softmax')"
+        )
+    test = _Test("1", table, 1 - (1 - confidence) / (len(layers) + 2))
     premises = [
-        _row("1", f"{metric} falls", table, ("augmented", "plain", metric, layer, "relative"), -fall, corrected)
+        test.row(f"{metric} falls", falls, fall, "augmented", "plain", metric, layer, "relative")
         for metric, layer in (("latent", "latent"), ("softmax", "output"))
     ]
-    rows = []
-    for layer in layers:
-        comparison = ("augmented", "plain", "channelwise", layer, value)
-        row = _row("1", f"channelwise at {layer} does not fall", table, comparison, -margin, corrected)
-        # the claim is the absence of a fall, so what shows a fall contradicts it
-        row["verdict"] = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED}.get(row["verdict"], INCONCLUSIVE)
-        rows.append(row)
+    rows = [
+        test.row(
+            f"channelwise at {at} does not fall", does_not_fall, margin, "augmented", "plain", "channelwise", at, value
+        )
+        for at in layers
+    ]
     verdicts = {row["verdict"] for row in rows}
+    overall = CONTRADICTED if CONTRADICTED in verdicts else SUPPORTED if verdicts == {SUPPORTED} else INCONCLUSIVE
+    deciding = min((row for row in rows if row["verdict"] == overall), key=lambda row: row["high"])
     if any(row["verdict"] != SUPPORTED for row in premises):
         overall = NOT_TESTABLE
-    elif CONTRADICTED in verdicts:
-        overall = CONTRADICTED
-    else:
-        overall = SUPPORTED if verdicts == {SUPPORTED} else INCONCLUSIVE
-    strongest = min(rows, key=lambda row: row["effect"])
-    claim = "augmentation does not make the layers equivariant"
-    return pd.DataFrame([*premises, *rows, {**strongest, "test": claim, "verdict": overall}])
+    last = {**deciding, "test": "augmentation does not make the layers equivariant", "verdict": overall}
+    return _table([*premises, *rows, last])
 
 
 def random_beats_trained(
@@ -115,7 +129,8 @@ def random_beats_trained(
     """Conclusion 3: models with random weights can look more invariant than learned or built-in invariance.
 
     Per uncalibrated metric and opponent: E(random) − E(opponent) < −margin over seeds, Bonferroni-corrected. The
-    conclusion is a possibility, so one clear case supports it; it is contradicted only where every case is.
+    conclusion is a possibility, so one clear case supports it; it is contradicted only where random weights lie above by
+    the margin in every case.
 
     Parameters
     ----------
@@ -123,33 +138,61 @@ def random_beats_trained(
     margins : metric -> what counts as a difference, declared before looking; "latent" is taken at the layer `latent`
     """
     cases = [(metric, opponent) for metric in margins for opponent in against]
-    corrected = 1 - (1 - confidence) / len(cases)
+    if not cases:
+        raise ValueError("expected at least one metric in margins and one recipe in against")
+    test = _Test("3", table, 1 - (1 - confidence) / len(cases))
     rows = []
     for metric, opponent in cases:
         layer = "latent" if metric.startswith("latent") else "output"
-        comparison = ("random", opponent, metric, layer, "estimate")
-        rows.append(_row("3", f"random below {opponent} in {metric}", table, comparison, -margins[metric], corrected))
+        name = f"random below {opponent} in {metric}"
+        rows.append(test.row(name, falls, margins[metric], "random", opponent, metric, layer, "estimate"))
     verdicts = [row["verdict"] for row in rows]
     overall = SUPPORTED if SUPPORTED in verdicts else CONTRADICTED if set(verdicts) == {CONTRADICTED} else INCONCLUSIVE
-    clearest = min(rows, key=lambda row: (row["verdict"] != SUPPORTED, row["high"]))
-    return pd.DataFrame([*rows, {**clearest, "test": "random weights can look more invariant", "verdict": overall}])
+    deciding = min((row for row in rows if row["verdict"] == overall), key=lambda row: row["high"])
+    return _table([*rows, {**deciding, "test": "random weights can look more invariant", "verdict": overall}])
 
 
-def _row(conclusion: str, test: str, table: pd.DataFrame, comparison: tuple, below: float, confidence: float) -> dict:
-    minuend, subtrahend, metric, layer, value = comparison
-    differences = seed_differences(table, minuend, subtrahend, metric=metric, layer=layer, value=value)
-    effect, low, high = mean_interval(differences, confidence=confidence)
-    return {
-        "conclusion": conclusion,
-        "test": test,
-        "verdict": decide(low, high, below=below),
-        "effect": effect,
-        "low": low,
-        "high": high,
-        "bound": below,
-        "n": len(differences),
-        "metric": metric,
-        "layer": layer,
-        "value": value,
-        "confidence": confidence,
-    }
+@dataclass(frozen=True)
+class _Test:
+    """What the comparisons of one conclusion share."""
+
+    conclusion: str
+    table: pd.DataFrame
+    confidence: float
+
+    def row(
+        self,
+        test: str,
+        claim: Callable,
+        margin: float,
+        minuend: str,
+        subtrahend: str,
+        metric: str,
+        layer: str,
+        value: str,
+    ) -> dict:
+        """One comparison of two recipes over their seeds, with its verdict."""
+        if margin < 0:
+            raise ValueError(f"a margin says how much counts, so it is not negative; got {margin} for {metric}")
+        differences = seed_differences(self.table, minuend, subtrahend, metric=metric, layer=layer, value=value)
+        effect, low, high = mean_interval(differences, confidence=self.confidence)
+        return {
+            "conclusion": self.conclusion,
+            "test": test,
+            "verdict": claim(low, high, margin),
+            "effect": effect,
+            "low": low,
+            "high": high,
+            "margin": margin,
+            "n": len(differences),
+            "metric": metric,
+            "layer": layer,
+            "value": value,
+            "confidence": self.confidence,
+        }
+
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    """The rows; with too few seeds none of them is a verdict."""
+    few = min(row["n"] for row in rows) < MIN_SEEDS
+    return pd.DataFrame([{**row, "verdict": NOT_TESTABLE} for row in rows] if few else rows)

@@ -1,6 +1,7 @@
 """Recipes: seeded, cached under what they depend on, and doing what their names say."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_second_call_reads_the_file_and_trains_nothing(own_cache, monkeypatch)
 
 def test_every_field_of_a_recipe_and_the_seed_change_the_file(own_cache):
     train(Recipe(**QUICK))
-    changes = [{"layers": "C2"}, {"augment": "C2"}, {"epochs": 2}, {"size": 9}, {"batch_size": 128}, {"rate": 1e-3}]
+    changes = [{"group": "C2"}, {"augment": "C2"}, {"epochs": 2}, {"size": 9}, {"batch_size": 128}, {"rate": 1e-3}]
     for change in changes:
         train(replace(Recipe(**QUICK), **change))
     train(Recipe(**QUICK), seed=1)
@@ -61,7 +62,14 @@ def test_a_torn_file_is_trained_again_with_a_warning(own_cache):
     assert torch.equal(weights(again), weights(trained))
 
 
-def test_training_leaves_the_random_state_as_found():
+def test_training_leaves_the_process_as_found():
+    before = torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    train(Recipe(**QUICK), seed=9)
+    assert (
+        (torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        == before
+        == (False, None)
+    )
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -78,7 +86,7 @@ def test_random_weights_are_not_trained_and_not_stored(own_cache):
 
 def test_recipes_use_the_group_where_their_name_says():
     known = recipes("D4")
-    assert [(known[k].layers, known[k].augment) for k in ("plain", "augmented", "equivariant")] == [
+    assert [(known[k].group, known[k].augment) for k in ("plain", "augmented", "equivariant")] == [
         ("C1", "C1"), ("C1", "D4"), ("D4", "C1"),
     ]  # fmt: skip
 
@@ -105,6 +113,12 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     assert found["random", 0].blocks[0].norm.num_batches_tracked == 0
     with pytest.raises(ValueError, match="did you mean 'augmented'"):
         pool(["augmentd"])
+    with pytest.raises(ValueError, match="whole number from 0, got -1"):
+        Recipe(epochs=-1)
+    with pytest.raises(ValueError, match="no group 'c4'; did you mean 'C4'"):
+        pool(group="c4")
+    with pytest.raises(ValueError, match="seeds must be how many"):
+        pool(seeds=[0, 1])
     with pytest.raises(ValueError, match="no field of a recipe 'epoch'; did you mean 'epochs'"):
         pool(["plain"], epoch=3)
 

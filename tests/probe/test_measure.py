@@ -554,7 +554,7 @@ def test_a_generator_longer_than_the_tables_grows_them():
 
 def test_a_stream_sorted_by_label_warns_and_a_seeded_one_does_not():
     sorted_, mixed = sorted(LABELS), LABELS
-    with pytest.warns(UserWarning, match="sorted by label.*shuffle the DataLoader"):
+    with pytest.warns(UserWarning, match="sorted by label.*pass the data set itself"):
         measure(tiny(), DataLoader(pictures(), 3), labels=sorted_)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -610,7 +610,7 @@ def test_the_fingerprint_of_the_data_sees_images_and_labels_but_not_their_order_
         ({"metrics": []}, r"metrics must be one or more with different names, got \[\]"),
         ({"metrics": ["latent", "latent"]}, "different names"),
         ({"layers": ["stm"]}, "no layer 'stm'; did you mean 'stem'"),
-        ({"layers": "block.*"}, "no layer matching 'block"),
+        ({"layers": "block.*"}, "no layer whose whole name matches 'block"),
         ({"head": "fcc"}, "no head 'fcc'; did you mean 'fc'"),
         ({"precision": "float23"}, "no precision 'float23'; did you mean 'float32'"),
         ({"precision": "float32"}, r"needs float32 weights, but stem.weight is torch.float64; convert the model with .to\(torch.float32\)"),
@@ -933,3 +933,37 @@ def test_repeated_ids_are_refused_before_the_model_has_seen_them_all():
 def test_a_broken_regular_expression_is_a_clear_error():
     with pytest.raises(ValueError, match=r"layers='\(' is no regular expression"):
         ek.measure(Tiny(), torch.rand(3, 2, 6, 6), group="C4", layers="(", progress=False)
+
+
+def test_a_model_needs_a_head_only_where_the_latent_vector_is_asked_for():
+    torch.manual_seed(0)
+    extractor, images = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()), torch.rand(3, 2, 6, 6)
+    ds = ek.measure(extractor, images, group="C4", metrics=["channelwise"], progress=False)
+    assert ds.layer.values.tolist() == ["0", "1"]
+    with pytest.raises(ValueError, match="found no head"):
+        ek.measure(extractor, images, group="C4", metrics=["channelwise", "latent"], progress=False)
+
+
+def test_the_heads_input_lies_deeper_than_the_layer_before_it():
+    ds = ek.measure(Tiny(), torch.rand(3, 2, 6, 6), group="C4", progress=False)
+    depth = ds.depth.isel(model=0).to_series()
+    assert depth["act#2"] < depth["latent"] <= 1
+
+
+def test_whole_numbers_other_than_bytes_are_refused():
+    with pytest.raises(ValueError, match=r"floats, or uint8 to be scaled to \[0, 1\], got torch.int64"):
+        ek.measure(Tiny(), torch.randint(0, 255, (3, 2, 6, 6)), group="C4", progress=False)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [2, 2, 0, 0, 1, 1]])
+def test_a_stream_that_comes_class_by_class_is_warned_of_in_any_order_of_classes(labels):
+    loader = DataLoader(TensorDataset(torch.rand(6, 2, 6, 6), torch.tensor(labels)), batch_size=2)
+    with pytest.warns(UserWarning, match="sorted by label"):
+        ek.measure(Tiny(), loader, group="C4", progress=False)
+
+
+def test_what_is_no_model_or_no_metric_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got Tensor"):
+        ek.measure(torch.rand(3, 2, 6, 6), Tiny(), group="C4")
+    with pytest.raises(TypeError, match="a metric is a name"):
+        ek.measure(Tiny(), torch.rand(3, 2, 6, 6), group="C4", metrics=[5])

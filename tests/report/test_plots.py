@@ -49,6 +49,7 @@ def test_depth_profile_draws_the_means_over_seeds(results, relative):
     figure = plots.depth_profile(table, metric="latent", relative=relative)
     rows = table[(table.metric == "latent") & (table.recipe == "plain")]
     expected = rows.groupby("depth")["relative" if relative else "estimate"].mean()
+    assert len(expected) == rows.layer.nunique() == 4
     x, y = drawn(figure, style.KNOWN["plain"])
     assert x == pytest.approx(expected.index.to_numpy())
     assert y == pytest.approx(expected.to_numpy())
@@ -71,8 +72,8 @@ def test_insensitive_models_are_hollow_in_the_profile_and_left_of_the_edge_in_th
     figure = plots.depth_profile(table, metric="latent")
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
     assert [line.get_color() for line in hollow] == [style.styles(["plain", "dim"])["dim"]["color"]]
-    points = {line.get_label(): line for line in plots.calibration(table).axes[0].lines if line.get_label() in flagged}
-    assert points["dim"].get_xdata().max() < 0.01 < points["plain"].get_xdata().min()
+    points = {line.get_label(): line for line in plots.calibration(table).axes[0].lines}
+    assert points["dim (insensitive)"].get_xdata().max() < 0.01 < points["plain"].get_xdata().min()
 
 
 def test_calibration_puts_every_model_on_its_relative_value(results):
@@ -100,8 +101,9 @@ def test_rose_spreads_the_elements_of_a_group_without_rotations_evenly(results):
 
 def test_heatmap_shows_class_means_on_one_scale(results):
     figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
-    values = results.latent.sel(layer="latent").groupby("label").mean("sample")
-    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    values = results.latent.sel(layer="latent").groupby("label").mean("sample") + 1
+    panels = {ax.get_title().split()[0]: ax for ax in figure.axes if ax.get_title()}
+    assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim (insensitive)"}
     expected = values.where(results.recipe == "dim", drop=True).mean("model").transpose("label", "element")
     shown = panels["dim"].collections[0].get_array().reshape(3, 8)
     assert np.asarray(shown) == pytest.approx(expected.values, abs=1e-6)
@@ -116,11 +118,11 @@ def test_unknown_names_are_answered_with_near_ones(results):
         plots.orbit_rose(results, metric="latents")
     with pytest.raises(ValueError, match="no layer"):
         plots.class_heatmap(results, layer="conv9")
-    with pytest.raises(ValueError, match="no metric with values 'channel'"):
+    with pytest.raises(ValueError, match="no metric with estimate values 'channel'"):
         plots.depth_profile(results, metric="channel")
     with pytest.raises(ValueError, match="no coordinate along model 'kind'"):
         plots.orbit_rose(results, by="kind")
-    with pytest.raises(ValueError, match="null=True"):
+    with pytest.raises(ValueError, match="softmax at output"):
         plots.calibration(results.drop_vars("latent_null"))
 
 
@@ -139,3 +141,34 @@ def test_figures_do_not_stay_open_in_pyplot(results):
     before = plt.get_fignums()
     plots.calibration(results)
     assert plt.get_fignums() == before
+
+
+def test_layers_of_equal_depth_stay_two_points(results):
+    table = ek.summarise(results)
+    table.loc[table.layer != "output", "depth"] = 0.5
+    figure = plots.depth_profile(table, metric="latent")
+    _, y = drawn(figure, style.KNOWN["plain"])
+    rows = table[(table.metric == "latent") & (table.recipe == "plain")]
+    assert sorted(y) == pytest.approx(sorted(rows.groupby("layer").estimate.mean()))
+
+
+def test_models_without_a_relative_value_are_named_below_the_figure(results):
+    table = ek.summarise(results)
+    table.loc[table.recipe == "dim", "relative"] = np.nan
+    note = plots.depth_profile(table, metric="latent", relative=True).texts[-1].get_text()
+    assert note.endswith("no relative value: dim")
+
+
+def test_an_undefined_layer_is_refused_with_its_reason(results):
+    with pytest.raises(ValueError, match="channelwise is undefined at latent: it is the head's input"):
+        plots.orbit_rose(results, metric="channelwise")
+    with pytest.raises(TypeError, match="expected a Dataset"):
+        plots.orbit_rose(ek.summarise(results))
+
+
+def test_rose_of_a_product_group_keeps_mirrored_and_turned_apart(results):
+    four = results.sel(element=["e", "r180", "m", "mr180"]).assign_coords(
+        element=np.array(["e", "r180", "m", "r180·m"], dtype=object)
+    )
+    figure = plots.orbit_rose(four)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["e", "r180"]

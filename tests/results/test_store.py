@@ -70,3 +70,30 @@ def test_what_is_not_ours_is_refused(measured, tmp_path):
     measured.assign_attrs(schema=schema.SCHEMA + 1).to_zarr(tmp_path / "new.zarr", consolidated=False)
     with pytest.raises(schema.SchemaError, match="upgrade"):
         ek.open(tmp_path / "new.zarr")
+
+
+def test_a_folder_that_is_no_store_is_never_overwritten(measured, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    for path in (tmp_path / "work", tmp_path / "work" / "thesis.txt"):
+        with pytest.raises(FileExistsError, match="no store of eedkit"):
+            measured.eed.to_zarr(path, overwrite=True)
+        with pytest.raises(schema.SchemaError, match="no Zarr store"):
+            ek.open(path)
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
+
+
+def test_an_interruption_between_old_and_new_keeps_the_old(measured, tmp_path, monkeypatch):
+    measured.eed.to_zarr(tmp_path / "a.zarr")
+    rename = type(tmp_path).rename
+
+    def interrupted(self, target):
+        if self.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.to_zarr(measured.isel(model=[0]), tmp_path / "a.zarr", overwrite=True)
+    assert ek.open(tmp_path / "a.zarr").sizes["model"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]

@@ -214,3 +214,53 @@ def test_accessor_gives_what_the_functions_give(spread):
     assert ds.eed.metrics == ["latent"]
     assert ds.eed.summarise().equals(ek.summarise(ds))
     assert ds.eed.compare("a").equals(ek.compare(ds, "a"))
+
+
+def test_after_slicing_samples_m_is_not_taken_for_theirs(spread):
+    ds = result(*spread)
+    ds["latent_pair_cosine"].attrs["samples"] = 200
+    assert row(ds).normalised == pytest.approx(row(ds).estimate / 0.5)
+    part = row(ds.isel(sample=slice(50)))
+    assert np.isnan(part.normalised)
+    assert "M was taken over 200 samples, not these 50" in part.reason
+
+
+def test_a_layer_is_defined_again_once_its_bad_sample_is_dropped(spread):
+    values, null = spread
+    values[1, 1, 7] = np.nan
+    ds = result(values, null, reasons=["", "undefined for 1 of 200 samples"])
+    assert "1 of 200" in row(ds).reason
+    assert row(ds.drop_sel(sample=7)).estimate == pytest.approx(np.delete(values[1], 7, axis=1).mean(), abs=1e-6)
+
+
+def test_coordinates_of_concat_are_kept_as_given_or_refused(spread):
+    pair = [result(*spread), result(*spread, model="b")]
+    assert ek.concat(pair, rate=[1, 0.5]).rate.values.tolist() == [1, 0.5]
+    with pytest.raises(ValueError, match="one value for each of 2 models, got 'ab'"):
+        ek.concat(pair, recipe="ab")
+    with pytest.raises(ValueError, match="one value for each of 2 models"):
+        ek.concat(pair, seed=[0])
+    with pytest.raises(ValueError, match="'depth' is the name of something"):
+        ek.concat(pair, depth=[0, 1])
+    with pytest.raises(ValueError, match="differ in seed"):
+        ek.concat([pair[0].assign_attrs(seed=0), pair[1].assign_attrs(seed=7)])
+
+
+def test_compare_keeps_undefined_rows_with_their_reason(spread):
+    values, null = spread
+    other = values.copy()
+    other[0] = np.nan
+    both = ek.concat([result(values, null), result(other, null, model="b", reasons=["its maps have one pixel", ""])])
+    found = ek.compare(both, "a").set_index("layer")
+    assert np.isnan(found.difference["one"])
+    assert found.reason["one"] == "its maps have one pixel"
+    assert found.difference["latent"] == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_no_result_is_refused_by_name(spread):
+    with pytest.raises(TypeError, match=r"expected a Dataset as measure\(\) gives it, got int"):
+        ek.summarise(42)
+    with pytest.raises(SchemaError, match=r"no labelled dimension 'layer' \(select with a list"):
+        ek.summarise(result(*spread).sel(layer="latent"))
+    with pytest.raises(SchemaError, match="nothing on 'sample'"):
+        ek.summarise(result(*spread).isel(sample=slice(0)))

@@ -63,7 +63,7 @@ def test_conclusion_1_comes_out_as_the_table_was_made(made, verdict):
 def test_conclusion_1_reports_the_layer_with_the_strongest_fall_and_corrects_for_all_comparisons():
     found = augmentation_or_layers(table(channelwise_fall=(0.0, 0.3)), margin=0.1, fall=0.1)
     last = found.iloc[-1]
-    assert (last.layer, last.n, last.bound) == ("two", SEEDS, -0.1)
+    assert (last.layer, last.n, last.margin) == ("two", SEEDS, 0.1)
     assert last.effect == pytest.approx(-0.3, abs=0.03)
     assert found.confidence.unique() == pytest.approx([1 - 0.05 / 4])
     assert found.verdict.tolist()[:4] == ["supported", "supported", "supported", "contradicted"]
@@ -112,3 +112,34 @@ def test_differences_are_paired_by_seed():
     assert seed_differences(shuffled, "b", "a", metric="m", layer="l").tolist() == [9, 18, 27]
     with pytest.raises(ValueError, match="seeds of both c and a"):
         seed_differences(shuffled, "c", "a", metric="m", layer="l")
+
+
+def test_the_deciding_layer_is_shown_not_the_noisiest():
+    made = table(channelwise_fall=(0.4, 0.3), noise=0.001)
+    noisy = (made.metric == "channelwise") & (made.layer == "one") & (made.recipe == "augmented")
+    made.loc[noisy, "estimate"] += [0.5, -0.5, 0.4, -0.4, 0.0]
+    last = augmentation_or_layers(made, margin=0.1, fall=0.1).iloc[-1]
+    assert (last.verdict, last.layer) == ("contradicted", "two")
+
+
+def test_a_tie_is_no_contradiction():
+    made = table(noise=0.0001, random=-0.98, random_softmax=0.02)
+    found = random_beats_trained(made, margins={"latent": 0.001}, against=["augmented"])
+    assert found.iloc[-1].verdict == "inconclusive"
+
+
+def test_fewer_than_five_seeds_decide_nothing():
+    few = table()
+    found = augmentation_or_layers(few[few.seed < 4], margin=0.1, fall=0.1)
+    assert set(found.verdict) == {"not testable here"}
+
+
+def test_what_cannot_be_tested_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"not negative; got -0\.1"):
+        augmentation_or_layers(table(), margin=-0.1, fall=0.1)
+    with pytest.raises(ValueError, match="no channelwise values"):
+        augmentation_or_layers(table().query("metric != 'channelwise'"), margin=0.1, fall=0.1)
+    with pytest.raises(ValueError, match="at least one metric"):
+        random_beats_trained(table(), margins={})
+    with pytest.raises(ValueError, match="columns recipe and seed"):
+        random_beats_trained(table().drop(columns="seed"), margins={"latent": 0.1})
