@@ -178,6 +178,11 @@ def _label(swept: Swept, action: Action, metrics: Sequence[Metric], name: str) -
         "sample": _text(swept.ids) if isinstance(swept.ids[0], str) else swept.ids,
         "angle": ("element", list(group.angles), {"units": "degree", "long_name": "rotation, counter-clockwise"}),
     }
+    coords["position"] = (
+        "sample",
+        swept.positions,
+        {"long_name": "place in the stream; neighbours share the null's chain"},
+    )
     if any(label is not None for label in swept.labels):
         coords["label"] = ("sample", _text(swept.labels) if isinstance(swept.labels[0], str) else swept.labels)
     for metric in metrics:

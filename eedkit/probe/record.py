@@ -23,7 +23,10 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass
 class Swept:
-    """What one pass found: `arrays` by name, (layer, element, sample) or a part of these, and what lies beside them."""
+    """What one pass found: `arrays` by name, (layer, element, sample) or a part of these, and what lies beside them.
+
+    `positions` says as which sample of the stream each row came, and so which are neighbours in the null's chains.
+    """
 
     layers: list[Layer]
     arrays: dict[str, np.ndarray]
@@ -33,6 +36,7 @@ class Swept:
     dead_fractions: list[float]
     ids: list
     labels: list
+    positions: list[int]
     fingerprint: str
 
 
@@ -218,7 +222,8 @@ class Recorder:
         dead = (self.dead[:, 0] / self.dead[:, 1]).tolist()
         return Swept(
             self.inner, arrays, reasons, kernels, self.pair_cosines, dead,
-            [self.ids[row] for row in range(n)], [self.labels[row] for row in range(n)], str(self.fingerprint),
+            [self.ids[row] for row in range(n)], [self.labels[row] for row in range(n)],
+            np.argsort(list(self.ids)).tolist(), str(self.fingerprint),
         )  # fmt: skip
 
     def _forget(self, layer: Layer, metric: Metric) -> None:

@@ -62,7 +62,15 @@ def depth_profile(
                 ax.plot(x[at], mid[at], linestyle="", markersize=7, **look, **face, label=None)
             ax.plot([], [], **look, label=name)
         if rows.insensitive.any():
-            ax.plot([], [], linestyle="", marker="o", markerfacecolor="white", color="0.3", label="hollow: insensitive")
+            ax.plot(
+                [],
+                [],
+                linestyle="",
+                marker="o",
+                markerfacecolor="white",
+                color="0.3",
+                label="hollow: insensitive in some seed",
+            )
         ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
         ax.set_xlim(0, 1)
         scale = "0: perfectly equivariant, 1: no better than an unrelated image; " if relative else ""
@@ -156,11 +164,9 @@ def class_heatmap(
             ax.set_visible(False)
         for ax, kind, panel in zip(axes, kinds, panels, strict=False):
             cells = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
-            numbers = {
-                "annot": len(labels) <= 12 and panel.sizes["element"] <= 8,
-                "fmt": ".2g",
-                "annot_kws": {"size": 7},
-            }
+            cramped = len(labels) > 12 or panel.sizes["element"] > 8
+            texts = [["0" if abs(v) < FLOOR else f"{v:.2g}" for v in row] for row in panel.values]
+            numbers = {"annot": None if cramped else np.array(texts), "fmt": "", "annot_kws": {"size": 7}}
             sns.heatmap(panel.values, ax=ax, xticklabels=results.element.values, yticklabels=labels, **cells, **numbers)
             ax.set_title(_flagged(kind, names, results, metric, layer), fontsize=10)
             ax.set(xlabel="element", ylabel="class" if ax is axes[0] else "")

@@ -40,9 +40,8 @@ class _Cell:
 def summarise(ds: xr.Dataset, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
-    One row per model, metric and layer. Intervals are percentile bootstrap intervals with the sample as the unit. They take
-    samples as independent; a null shares an image with those of its neighbours in the chain, so that the interval of the
-    relative value is a little narrow where images of one kind have nulls alike.
+    One row per model, metric and layer. Intervals are percentile bootstrap intervals with the sample as the unit. Nulls share
+    an image with those of their neighbours in the chain, so the relative value's interval resamples runs of neighbours.
 
     Columns
     -------
@@ -132,7 +131,7 @@ def compare(
             data = cell.values, cell.null, base.values, base.null
             gap = _relative_difference(cell.best)
             row["relative_difference"] = gap(*data)
-            row["relative_low"], row["relative_high"] = _interval(data, gap, options)
+            row["relative_low"], row["relative_high"] = _block_interval(data, gap, options)
         rows.append({**row, "n": len(cell.values), "reason": reason})
     return pd.DataFrame(rows)
 
@@ -234,8 +233,10 @@ def _cell(at: xr.Dataset, metric: str, keys: dict, values: xr.DataArray, null: x
         pair, over = at["latent_pair_cosine"].item(), at["latent_pair_cosine"].attrs.get("samples", len(array))
         if over != len(array):
             pair, no_pair = np.nan, f"M was taken over {over} samples, not these {len(array)}"
-    unrelated = None if null is None else np.asarray(null)
-    return _Cell(keys, array, unrelated, attrs["best"], scale, pair, no_pair, reason)
+    # in the stream's order, in which neighbours share the null's chain
+    order = np.argsort(at["position"].values) if "position" in at.coords else slice(None)
+    unrelated = None if null is None else np.asarray(null)[order]
+    return _Cell(keys, array[order], unrelated, attrs["best"], scale, pair, no_pair, reason)
 
 
 def _no_relative(cell: _Cell) -> str:
@@ -268,7 +269,7 @@ def _row(cell: _Cell, options: dict) -> dict:
     if not reasons[0]:
         relative = _relative(cell.best)
         row["relative"] = relative(cell.values, cell.null)
-        row["relative_low"], row["relative_high"] = _interval((cell.values, cell.null), relative, options)
+        row["relative_low"], row["relative_high"] = _block_interval((cell.values, cell.null), relative, options)
     if cell.pair_cosine > SMALL_PAIR_COSINE:
         row["normalised"] = row["estimate"] / cell.pair_cosine
     elif not np.isnan(cell.pair_cosine):
@@ -304,3 +305,20 @@ def _interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) 
         data, statistic, paired=True, vectorized=True, axis=-1, method="percentile", batch=batch, **options
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _block_interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
+    """The same with circular blocks of n^(1/3) neighbours (Politis & Romano 1992), where neighbours are not independent."""
+    n, rng, drawn = len(data[0]), np.random.default_rng(options["rng"]), []
+    if n < 2:
+        return float("nan"), float("nan")
+    length, left = max(2, round(n ** (1 / 3))), options["n_resamples"]
+    while left > 0:
+        some = min(left, max(1, 2**22 // n))
+        starts = rng.integers(n, size=(some, -(-n // length), 1))
+        rows = ((starts + np.arange(length)) % n).reshape(some, -1)[:, :n]
+        drawn.append(statistic(*(values[rows] for values in data)))
+        left -= some
+    tail = (1 - options["confidence_level"]) / 2
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
+    return float(low), float(high)

@@ -156,7 +156,8 @@ def test_estimates_of_an_image_do_not_depend_on_where_it_stands():
 
 def test_the_seed_draws_the_partners_and_nothing_else():
     one, two = (measure(tiny(), pictures(), seed=seed) for seed in (0, 1))
-    xr.testing.assert_allclose(one.latent, two.latent)
+    xr.testing.assert_allclose(one.latent.drop_vars("position"), two.latent.drop_vars("position"))
+    assert one.position.values.tolist() != two.position.values.tolist()
     assert not np.allclose(one.latent_null, two.latent_null)
     want = expected(tiny(), pictures(), "C4", "latent", "latent", oracles.partners(N, oracles.seeded_order(N, 1)))
     np.testing.assert_allclose(two.latent_null.sel(layer="latent")[0], want, atol=1e-5)
@@ -549,7 +550,9 @@ def test_a_loader_keeps_its_order_and_partners_follow_it(loader_batch, batch_siz
 def test_a_generator_longer_than_the_tables_grows_them():
     x = pictures(50)
     ds = measure(tiny(), (x[i : i + 10] for i in range(0, 50, 10)), batch_size=2, metrics="latent")
-    xr.testing.assert_allclose(ds.latent, measure(tiny(), x, metrics="latent").latent)
+    assert ds.position.values.tolist() == list(range(50))
+    whole = measure(tiny(), x, metrics="latent")
+    xr.testing.assert_allclose(ds.latent.drop_vars("position"), whole.latent.drop_vars("position"))
 
 
 def test_a_stream_sorted_by_label_warns_and_a_seeded_one_does_not():
@@ -921,7 +924,7 @@ def test_an_array_and_an_iterable_data_set_are_read_as_what_they_hold():
         for source in (images, images.numpy(), Numbers())
     )
     xr.testing.assert_equal(array, tensor)
-    xr.testing.assert_allclose(stream, tensor, atol=1e-6)
+    xr.testing.assert_allclose(stream.drop_vars("position"), tensor.drop_vars("position"), atol=1e-6)
 
 
 def test_repeated_ids_are_refused_before_the_model_has_seen_them_all():
@@ -967,3 +970,9 @@ def test_what_is_no_model_or_no_metric_is_refused_by_name():
         ek.measure(torch.rand(3, 2, 6, 6), Tiny(), group="C4")
     with pytest.raises(TypeError, match="a metric is a name"):
         ek.measure(Tiny(), torch.rand(3, 2, 6, 6), group="C4", metrics=[5])
+
+
+def test_position_is_the_place_in_the_seeded_stream():
+    ds = ek.measure(Tiny(), torch.rand(9, 2, 6, 6), group="C4", seed=5, progress=False)
+    order = np.random.default_rng(5).permutation(9)
+    assert ds.position.values[order].tolist() == list(range(9))
