@@ -234,6 +234,9 @@ def _environment(terminal: Terminal | None) -> Iterator[None]:
     if live:
         values["TQDM_NCOLS"] = str(terminal.room)
     added = {name: value for name, value in values.items() if name not in os.environ}
+    # A backend of the shell's, such as agg on a server, would leave the pages without figures.
+    backend = os.environ.get("MPLBACKEND")
+    added["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     # Its inference by regular expression calls `x: str | None = None` unknown; check() has looked at every name already.
     logger = logging.getLogger("papermill")
     level = logger.level
@@ -245,6 +248,8 @@ def _environment(terminal: Terminal | None) -> Iterator[None]:
         logger.setLevel(level)
         for name in added:
             os.environ.pop(name, None)
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _notebooks(home: Path) -> dict[str, Path]:

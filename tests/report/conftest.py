@@ -1,5 +1,6 @@
 """Tiny notebooks, written here and run once for all tests of the report."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,7 +93,10 @@ def made(home, tmp_path_factory):
     log = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(log):
         patch.setattr(notebooks, "folder", lambda: home)
+        # as on a server: figures must be on the pages all the same, and the shell's choice be left as found
+        patch.setenv("MPLBACKEND", "agg")
         with pytest.raises(notebooks.NotebooksFailed) as raised:
             notebooks.report(out, parameters={"margin": 1})
+        assert os.environ["MPLBACKEND"] == "agg"
     pages = {page.stem: page.read_text(encoding="utf-8") for page in out.glob("*.html")}
     return SimpleNamespace(out=out, log=log.getvalue(), error=raised.value, pages=pages)
