@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from eedkit.errors import unknown
 from eedkit.report import style
 from eedkit.results import schema
+from eedkit.results.intervals import mean_interval
 from eedkit.results.summary import INSENSITIVE, insensitive, summarise
-from eedkit.results.verdicts import mean_interval
 
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""

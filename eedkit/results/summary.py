@@ -12,6 +12,7 @@ import xarray as xr
 
 from eedkit.errors import unknown
 from eedkit.results import schema
+from eedkit.results.intervals import block_interval, sample_interval
 
 INSENSITIVE = 0.01
 """A null gap below this part of the distance's scale flags a model as insensitive on these images."""
@@ -125,13 +126,13 @@ def compare(
         reason = cell.reason or base.reason
         if not reason:
             row["difference"] = (cell.values - base.values).mean()
-            row["low"], row["high"] = _interval((cell.values - base.values,), np.mean, options)
+            row["low"], row["high"] = sample_interval((cell.values - base.values,), np.mean, options)
             reason = _no_relative(cell) or _no_relative(base)
         if not reason:
             data = cell.values, cell.null, base.values, base.null
             gap = _relative_difference(cell.best)
             row["relative_difference"] = gap(*data)
-            row["relative_low"], row["relative_high"] = _block_interval(data, gap, options)
+            row["relative_low"], row["relative_high"] = block_interval(data, gap, options)
         rows.append({**row, "n": len(cell.values), "reason": reason})
     return pd.DataFrame(rows)
 
@@ -259,7 +260,7 @@ def _row(cell: _Cell, options: dict) -> dict:
     if cell.reason:
         return row
     row["estimate"] = cell.values.mean()
-    row["low"], row["high"] = _interval((cell.values,), np.mean, options)
+    row["low"], row["high"] = sample_interval((cell.values,), np.mean, options)
     reasons = [_no_relative(cell), cell.no_pair_cosine]
     if len(cell.values) < 2:
         reasons.append("one sample gives no interval")
@@ -269,7 +270,7 @@ def _row(cell: _Cell, options: dict) -> dict:
     if not reasons[0]:
         relative = _relative(cell.best)
         row["relative"] = relative(cell.values, cell.null)
-        row["relative_low"], row["relative_high"] = _block_interval((cell.values, cell.null), relative, options)
+        row["relative_low"], row["relative_high"] = block_interval((cell.values, cell.null), relative, options)
     if cell.pair_cosine > SMALL_PAIR_COSINE:
         row["normalised"] = row["estimate"] / cell.pair_cosine
     elif not np.isnan(cell.pair_cosine):
@@ -291,34 +292,3 @@ def _relative_difference(best: float) -> Callable:
         return relative(values, null, axis) - relative(base, base_null, axis)
 
     return difference
-
-
-def _interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
-    """Percentile bootstrap interval over the samples, all arrays resampled together; NaN for a single sample."""
-    from scipy.stats import bootstrap
-
-    n = len(data[0])
-    if n < 2:
-        return float("nan"), float("nan")
-    batch = max(1, 2**24 // (n * len(data)))
-    found = bootstrap(
-        data, statistic, paired=True, vectorized=True, axis=-1, method="percentile", batch=batch, **options
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def _block_interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
-    """The same with circular blocks of n^(1/3) neighbours (Politis & Romano 1992), where neighbours are not independent."""
-    n, rng, drawn = len(data[0]), np.random.default_rng(options["rng"]), []
-    if n < 2:
-        return float("nan"), float("nan")
-    length, left = max(2, round(n ** (1 / 3))), options["n_resamples"]
-    while left > 0:
-        some = min(left, max(1, 2**22 // n))
-        starts = rng.integers(n, size=(some, -(-n // length), 1))
-        rows = ((starts + np.arange(length)) % n).reshape(some, -1)[:, :n]
-        drawn.append(statistic(*(values[rows] for values in data)))
-        left -= some
-    tail = (1 - options["confidence_level"]) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return float(low), float(high)

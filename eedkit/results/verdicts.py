@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from eedkit.results.intervals import mean_interval
+
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_TESTABLE = "not testable here"
 MIN_SEEDS = 5
@@ -39,22 +41,6 @@ def seed_differences(
     if missing or shared.empty:
         raise ValueError(f"{metric} at {layer} has no seeds of both {minuend} and {subtrahend} to compare")
     return (shared[minuend] - shared[subtrahend]).to_numpy()
-
-
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent replicates with its Student t interval; infinitely wide for a single one.
-
-    >>> mean_interval([1.0, 1.0, 1.0])
-    (1.0, 1.0, 1.0)
-    """
-    from scipy.stats import sem, t
-
-    values = np.asarray(values, dtype=float)
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return mean, float("-inf"), float("inf")
-    half = float(sem(values) * t.ppf((1 + confidence) / 2, n - 1))
-    return mean, mean - half, mean + half
 
 
 def falls(low: float, high: float, margin: float) -> str:

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from eedkit.results.verdicts import augmentation_or_layers, mean_interval, random_beats_trained, seed_differences
+from eedkit.results.intervals import mean_interval
+from eedkit.results.verdicts import augmentation_or_layers, random_beats_trained, seed_differences
 
 SEEDS = 5
 LAYERS = ("one", "two")
