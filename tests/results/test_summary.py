@@ -89,6 +89,7 @@ def test_wider_confidence_gives_a_wider_interval_and_the_same_seed_the_same_one(
     narrow, wide = row(ds, confidence=0.5), row(ds, confidence=0.99)
     assert wide.low < narrow.low < narrow.high < wide.high
     assert row(ds, seed=3).low == row(ds, seed=3).low != row(ds, seed=4).low
+    assert row(ds, seed=3).relative_low == row(ds, seed=3).relative_low != row(ds, seed=4).relative_low
     with pytest.raises(ValueError, match="between 0 and 1, got 95"):
         ek.summarise(ds, confidence=95)
 
