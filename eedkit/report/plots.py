@@ -62,15 +62,8 @@ def depth_profile(
                 ax.plot(x[at], mid[at], linestyle="", markersize=7, **look, **face, label=None)
             ax.plot([], [], **look, label=name)
         if rows.insensitive.any():
-            ax.plot(
-                [],
-                [],
-                linestyle="",
-                marker="o",
-                markerfacecolor="white",
-                color="0.3",
-                label="hollow: insensitive in some seed",
-            )
+            hollow = {"marker": "o", "markerfacecolor": "white", "color": "0.3"}
+            ax.plot([], [], linestyle="", **hollow, label="hollow: insensitive in some seed")
         ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
         ax.set_xlim(0, 1)
         scale = "0: perfectly equivariant, 1: no better than an unrelated image; " if relative else ""
@@ -93,14 +86,13 @@ def orbit_rose(
     Mirrored elements are drawn dashed. The elements of a group that is not made of rotations and mirrors are spread evenly.
     With a recipe's seeds the points are means over them, with 95 % intervals.
     """
-    by = _by(results, by)
+    names = _names(results, by)
     angles, elements = results.angle.values, results.element.values
     mirrored = np.array([any(part.startswith("m") for part in str(element).split("·")) for element in elements])
     turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
     if len(set(angles.tolist())) == 1 or len(turns) < len(elements):
         angles, mirrored = 360 * np.arange(len(elements)) / len(elements), np.zeros(len(elements), dtype=bool)
     values = _pointwise(results, metric, layer).mean("sample") - results[metric].attrs["best"]
-    names = _column(results, by)
     with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
         for name, look in style.styles(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
@@ -144,11 +136,10 @@ def class_heatmap(
     ValueError
         The images had no labels.
     """
-    by = _by(results, by)
+    names = _names(results, by)
     if "label" not in results.coords:
         raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
     values = (_pointwise(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
-    names = _column(results, by)
     kinds = list(dict.fromkeys(names.tolist()))
     labels = [class_names[k] if class_names is not None else k for k in values.label.values]
     panels = [
@@ -253,13 +244,11 @@ def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataF
     return table, by
 
 
-def _by(results: xr.Dataset, by: str | None) -> str:
+def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
+    """What each model is called in a figure: its recipe when it has one, else its label, or another coordinate."""
     if not isinstance(results, xr.Dataset):
         raise TypeError(f"expected a Dataset, whose elements and samples are shown, got {type(results).__name__}")
-    return by or ("recipe" if "recipe" in results.coords else "model")
-
-
-def _column(results: xr.Dataset, by: str) -> np.ndarray:
+    by = by or ("recipe" if "recipe" in results.coords else "model")
     if by not in results.coords or results[by].dims != ("model",):
         about = [name for name, c in results.coords.items() if c.dims == ("model",)]
         raise ValueError(unknown("coordinate along model", by, about))
