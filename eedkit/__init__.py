@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["lab", "probe", "report", "results", "theory"],
+    submodules=["lab", "probe", "report", "results", "study", "theory"],
     submod_attrs={
         "probe.measure": ["measure"],
         "probe.metrics": ["METRICS", "Metric"],
@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "results": ["verdicts"],
         "results.store": ["open"],
         "results.summary": ["compare", "concat", "summarise"],
+        "study": ["Study"],
         "theory": ["actions", "distances", "groups"],
     },
 )

@@ -19,7 +19,7 @@ UPSTREAM = {
     "cli": {"theory", "probe", "lab", "results", "study", "report"},
     "__main__": {"cli"},
 }
-"""Which parts each part may import, beside itself and `errors`; probe/measure.py may also import results."""
+"""Which parts each part may import, beside itself and `errors`; probe/labels.py may also import results."""
 
 
 def imports(source, package):
@@ -74,7 +74,7 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("module", [m for m in MODULES if m not in ("__init__.py", "errors.py")])
 def test_imports_go_one_way(module):
     part = module.split("/")[0].removesuffix(".py")
-    allowed = UPSTREAM[part] | {part} | ({"results"} if module == "probe/measure.py" else set())
+    allowed = UPSTREAM[part] | {part} | ({"results"} if module == "probe/labels.py" else set())
     assert parts_imported(MODULES[module]) <= allowed
 
 
@@ -98,11 +98,15 @@ def test_theory_knows_torch_alone_and_results_never_torch():
     assert not results & {"torch", "torchvision", "timm"}
 
 
-def test_tensors_become_labels_in_measure_alone():
-    assert [m for m in MODULES if m.startswith("probe/") and "xarray" in third_party(m)] == ["probe/measure.py"]
-    assert [m for m in MODULES if "torch" in third_party(m) and "eedkit.results.schema" in MODULES[m]] == [
-        "probe/measure.py"
+def test_tensors_become_labels_in_one_module_alone():
+    assert [m for m in MODULES if m.startswith(("theory/", "probe/")) and "eedkit.results" in MODULES[m]] == [
+        "probe/labels.py"
     ]
+    assert not {"torch", "eedkit.theory.deviation"} & MODULES["probe/labels.py"]
+    assert {m for m in MODULES if m.startswith("probe/") and "xarray" in third_party(m)} == {
+        "probe/labels.py",
+        "probe/measure.py",
+    }
 
 
 def python(code, cwd):

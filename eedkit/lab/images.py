@@ -6,6 +6,7 @@ Must not know models, groups or metrics. Costs one compressed copy of a parquet 
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from eedkit.errors import unknown
+from eedkit.lab import specs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,9 +27,18 @@ BUNDLED = (
 )
 """What `load` takes without a path or the network; the cards under `data/` tell what is in each."""
 
+OPTIONS = dict.fromkeys(("size", "channels", "n", "seed"), int)
+"""What may stand in a spec of images, "digits/test?n=100"."""
+
 
 def load(
-    spec: str | Path, *, size: int | None = None, channels: int | None = None, n: int | None = None, seed: int = 0
+    spec: str | Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    transform: Callable[[Image.Image], torch.Tensor] | None = None,
 ) -> "Dataset":
     """Images with labels and ids, decoded when they are asked for.
 
@@ -36,12 +47,14 @@ def load(
 
     Parameters
     ----------
-    spec : one of `BUNDLED` ("digits/test"), a folder of class folders, a parquet file, or "hub:owner/name/split"
+    spec : one of `BUNDLED` ("digits/test"), a folder of class folders, a parquet file, or "hub:owner/name/split"; size,
+        channels, n and seed may stand in it: "digits/test?n=100&size=17"
     size : resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is
     channels : 1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency is dropped
     n : a subset of n images in which each class has its share (to within one image), drawn with `seed`; with the same
         seed a smaller subset is part of a larger one
-    seed : seed of that draw
+    seed : seed of that draw; None: 0
+    transform : from the upright image in RGB to the float tensor (C, H, W) that a model wants, in place of size and channels
 
     Ids are those of the `id` column; otherwise "class/file" in a folder, else name and row number. Images without any
     label have label -1. For labels without decoding any image: `load(...).select_columns("label")["label"]`.
@@ -49,8 +62,8 @@ def load(
     Raises
     ------
     ValueError
-        Nothing of that name here, columns that are not images, more images asked for than there are; when an image is
-        asked for, a file that cannot be read.
+        Nothing of that name here, columns that are not images, more images asked for than there are, options that are
+        unknown or contradict each other; when an image is asked for, a file that cannot be read.
     ConnectionError
         A hub repository that is neither reachable nor cached; says which file to put where.
 
@@ -58,16 +71,28 @@ def load(
     >>> len(digits), digits[0]["image"].shape, digits[0]["id"]
     (20, torch.Size([1, 17, 17]), 'digits-...')
     """
+    name, told = specs.parse(str(spec), OPTIONS)
+    options = {"size": size, "channels": channels, "n": n, "seed": seed}
+    for key, value in told.items():
+        if options[key] not in (None, value):
+            raise ValueError(f"{key} is {value} in {str(spec)!r} but {options[key]!r} as an argument; give it once")
+    size, channels, n, seed = (options | told).values()
+    if transform is not None and (size, channels) != (None, None):
+        raise ValueError(f"transform takes the place of size and channels; got it with {size=}, {channels=}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size!r}")
-    images = _tidy(_open(str(spec)), str(spec))
+    images = _tidy(_open(name), name)
     if n is not None:
         if not 1 <= n <= len(images):
-            raise ValueError(f"{spec} has {len(images)} images, cannot take n={n} of them")
-        images = images.select(_stratified(images["label"][:], n, seed))
-    return images.with_transform(partial(_decode, size=size, channels=channels))
+            raise ValueError(f"{name} has {len(images)} images, cannot take n={n} of them")
+        images = images.select(_stratified(images["label"][:], n, seed or 0))
+    if transform is None:
+        to_tensor = partial(_pixels, size=size, channels=channels)
+    else:
+        to_tensor = partial(_transformed, transform=transform)
+    return images.with_transform(partial(_decode, to_tensor=to_tensor))
 
 
 def tensors(dataset: "Dataset") -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -103,6 +128,26 @@ def fingerprint(dataset: "Dataset") -> str:
     for row in dataset:
         pixels = row["image"].numpy().astype("<f4")
         digest.update(repr((row["id"], row["label"], pixels.shape)).encode() + pixels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def source(dataset: "Dataset") -> str:
+    """Checksum of a loaded dataset's ids, labels and image files as they are stored, in order; decodes nothing.
+
+    The same for any size, channels or transform. A file that cannot be read counts by its name: reading it as an image
+    is what reports it.
+
+    >>> source(load("digits/test", size=17)) == source(load("digits/test")) != source(load("digits/test", n=20))
+    True
+    """
+    digest = hashlib.sha256()
+    for row in dataset.with_format(None):
+        content = row["image"]["bytes"]
+        try:
+            content = Path(row["image"]["path"]).read_bytes() if content is None else content
+        except OSError:
+            content = Path(row["image"]["path"]).name.encode()
+        digest.update(repr((str(row["id"]), row["label"], len(content))).encode() + content)
     return digest.hexdigest()[:16]
 
 
@@ -210,30 +255,42 @@ def _stratified(labels: list[int], n: int, seed: int) -> np.ndarray:
     return np.sort(order[np.argsort(place[order], kind="stable")[:n]])
 
 
-def _decode(rows: dict, *, size: int | None, channels: int | None) -> dict:
+def _decode(rows: dict, *, to_tensor: Callable[[Image.Image], torch.Tensor]) -> dict:
     """What `with_transform` calls: columns, possibly not all of them, as lists."""
     rows = dict(rows)
     if "id" in rows:
         rows["id"] = [str(name) for name in rows["id"]]
     if "image" in rows:
         names = rows.get("id", ["(its id was not asked for)"] * len(rows["image"]))
-        pairs = zip(rows["image"], names, strict=True)
-        rows["image"] = [_tensor(file, name, size, channels) for file, name in pairs]
+        rows["image"] = [_tensor(file, name, to_tensor) for file, name in zip(rows["image"], names, strict=True)]
     return rows
 
 
-def _tensor(file: dict, name: str, size: int | None, channels: int | None) -> torch.Tensor:
-    """One image file, encoded or by path, as float32 (C, H, W) in [0, 1]."""
-    name, source = (name, io.BytesIO(file["bytes"])) if file["bytes"] is not None else (file["path"], file["path"])
+def _tensor(file: dict, name: str, to_tensor: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
+    """One image file, encoded or by path, upright and in 8 bits, as `to_tensor` makes it."""
+    name, opened = (name, io.BytesIO(file["bytes"])) if file["bytes"] is not None else (file["path"], file["path"])
     try:
-        image = ImageOps.exif_transpose(Image.open(source))
+        image = ImageOps.exif_transpose(Image.open(opened))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from error
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{name} has pixels of mode {image.mode}; convert it to 8 bits per channel first")
+    return to_tensor(image)
+
+
+def _pixels(image: Image.Image, size: int | None, channels: int | None) -> torch.Tensor:
+    """An image as float32 (C, H, W) in [0, 1]."""
     grey = channels == 1 or (channels is None and image.mode in ("1", "L", "LA"))
     image = image.convert("L" if grey else "RGB")
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).float() / 255
     return pixels[None] if grey else pixels.permute(2, 0, 1).contiguous()
+
+
+def _transformed(image: Image.Image, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
+    made = transform(image.convert("RGB"))
+    if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.ndim == 3):
+        got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
+        raise ValueError(f"transform must make a float tensor (C, H, W) of an image, got {got}")
+    return made

@@ -1,6 +1,6 @@
-"""measure(): one model, one stream of images -> one labelled Dataset. The only module where tensors become labels.
+"""measure(): one model, one stream of images -> one labelled Dataset.
 
-Knows the pass (tensors) and the schema (labels), never where models or images come from. Costs what the pass costs.
+Knows the pass (tensors) and who labels it, never where models or images come from. Costs what the pass costs.
 """
 
 import hashlib
@@ -10,22 +10,23 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import nn
 
 import eedkit
 from eedkit.errors import unknown
+from eedkit.probe import labels as labels_of
 from eedkit.probe import metrics as family
 from eedkit.probe import stream
 from eedkit.probe.metrics import Metric
-from eedkit.probe.record import Swept
 from eedkit.probe.sweep import DTYPES, sweep
-from eedkit.results import schema
 from eedkit.theory import actions, groups
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
+
+VERSION = 1
+"""To be raised when the same arguments would give other values: a study does not mix them."""
 
 
 def measure(
@@ -81,6 +82,59 @@ def measure(
     >>> dict(ds.latent.sizes)
     {'model': 1, 'layer': 4, 'element': 4, 'sample': 4}
     """
+    return measure_block(
+        model,
+        images,
+        group=group,
+        metrics=metrics,
+        layers=layers,
+        head=head,
+        labels=labels,
+        name=name,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        null=null,
+        seed=seed,
+        progress=progress,
+    )[0]
+
+
+def measure_block(
+    model: nn.Module,
+    images: Any,
+    *,
+    group: str | Group | Action,
+    metrics: Sequence[str | Metric],
+    positions: range | None = None,
+    layers: str | Sequence[str] = "blocks",
+    head: str | None = None,
+    labels: Sequence | None = None,
+    name: str | None = None,
+    batch_size: int | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "float32",
+    null: bool = True,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """`measure` on the images at some `positions` of the seeded order, with the states from which blocks are joined.
+
+    Blocks of whole chains give, put side by side, exactly what `measure` gives for all images. An image that cannot be read and
+    an output that is not finite end nothing: the sample is NaN (its prediction −1).
+
+    Returns
+    -------
+    values : as `measure` gives them, the samples in the order in which they were read
+    states : `pair_sum` (layer, feature) and `pair_n` (layer), from which M = (‖Σu‖² − n)/(n² − n); `dead` and `live_or_dead`
+        (layer), how many channels were zero and how many there were; `reason` and `undefined` (metric, layer), why a layer
+        has no value, or for how many samples; the attribute `flaws`, why single samples have none
+
+    >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(25, 3)), torch.rand(300, 1, 5, 5)
+    >>> values, states = measure_block(net, images, group="C4", metrics=["latent"], positions=range(256, 300))
+    >>> values.sizes["sample"], states.pair_n.values.tolist()
+    (44, [44, 44, 44])
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; the images come second")
     action = group if isinstance(group, Action) else actions.spatial(groups.parse(group))
@@ -90,7 +144,7 @@ def measure(
         raise ValueError(unknown("precision", precision, DTYPES))
     _check_dtype(model, precision)
     name = name or type(model).__name__
-    source = stream.open_stream(images, labels=labels, seed=seed)
+    source = stream.open_stream(images, labels=labels, seed=seed, positions=positions)
     swept = sweep(
         model,
         source,
@@ -103,17 +157,19 @@ def measure(
         device=device,
         precision=precision,
         progress=name if progress else None,
+        tolerant=positions is not None,
     )
     if null and source.length is None and _sorted(swept.labels):
         warnings.warn(
             "the images come sorted by label, so the null compares images of one class; pass the data set itself, which is "
             "read in a seeded order, or a stream in mixed order",
-            stacklevel=2,
+            stacklevel=3,
         )
-    ds = _label(swept, action, metrics, name)
-    ds = ds.assign_coords(weights=("model", np.array([fingerprint(model)], dtype=object)))
-    ds.attrs = _provenance(action, swept.fingerprint, device, precision, seed)
-    return schema.validate(ds)
+    if positions is not None:
+        swept.positions = [positions.start + place for place in swept.positions]
+    about = _provenance(action, swept.fingerprint, device, precision, seed)
+    ds = labels_of.dataset(swept, action, metrics, name=name, weights=fingerprint(model), about=about)
+    return ds, labels_of.states(swept, metrics)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -132,7 +188,6 @@ def fingerprint(model: nn.Module) -> str:
 def _provenance(action: Action, data: str, device: torch.device, precision: str, seed: int) -> dict[str, Any]:
     return {
         "eedkit_version": eedkit.__version__,
-        "schema": schema.SCHEMA,
         "group": action.group.name,
         "action": action.name,
         "data": data,
@@ -166,96 +221,3 @@ def _sorted(labels: list) -> bool:
     """Whether every class comes in one run, as in a file that was written class by class."""
     classes, runs = set(labels), 1 + sum(a != b for a, b in pairwise(labels))
     return 1 < len(classes) == runs < len(labels) and None not in classes
-
-
-def _label(swept: Swept, action: Action, metrics: Sequence[Metric], name: str) -> xr.Dataset:
-    group, found = action.group, swept.layers
-    variables: dict[str, tuple] = {}
-    coords: dict[str, Any] = {
-        "model": _text([name]),
-        "layer": _text([layer.name for layer in found]),
-        "element": _text(group.elements),
-        "sample": _text(swept.ids) if isinstance(swept.ids[0], str) else swept.ids,
-        "angle": ("element", list(group.angles), {"units": "degree", "long_name": "rotation, counter-clockwise"}),
-    }
-    coords["position"] = (
-        "sample",
-        swept.positions,
-        {"long_name": "place in the stream; neighbours share the null's chain"},
-    )
-    if any(label is not None for label in swept.labels):
-        coords["label"] = ("sample", _text(swept.labels) if isinstance(swept.labels[0], str) else swept.labels)
-    for metric in metrics:
-        dims = schema.DIMS if metric.where != "output" else ("model", "element", "sample")
-        attrs = _attributes(metric, swept.reasons[metric.name])
-        variables[metric.name] = (dims, swept.arrays[metric.name][None], attrs)
-        if f"{metric.name}_null" in swept.arrays:
-            attrs = {**attrs, "long_name": f"{attrs['long_name']}, against an unrelated sample"}
-            variables[f"{metric.name}_null"] = (dims, swept.arrays[f"{metric.name}_null"][None], attrs)
-        if metric.where != "output":
-            reasons = _reasons(swept.arrays[metric.name], swept.reasons[metric.name])
-            coords[f"{metric.name}_nan_reason"] = (("model", "layer"), _text(reasons)[None])
-    where = {metric.where for metric in metrics}
-    beside = (
-        {"long_name": "predicted class", "units": "1"},
-        {"long_name": "probability of the prediction", "units": "1"},
-    )
-    for key, attrs in zip(("prediction", "confidence"), beside, strict=True):
-        if not np.isnan(swept.arrays["confidence"]).all():
-            variables[key] = (schema.BESIDE[key], swept.arrays[key][None], attrs)
-    if "vectors" in where:
-        pair = [state.result() for state in swept.pair_cosines]
-        long_name = "mean cosine between different samples' features, M"
-        attrs = {"long_name": long_name, "units": "1", "samples": len(swept.ids)}
-        variables["latent_pair_cosine"] = (("model", "layer"), [pair], attrs)
-        attrs = {"long_name": "length of the pooled features f(x)", "units": "1"}
-        variables["latent_norm"] = (schema.BESIDE["latent_norm"], swept.arrays["latent_norm"][None], attrs)
-    if "maps" in where:
-        attrs = {"long_name": "part of the channels that is zero for gx and for x", "units": "1"}
-        variables["dead_fraction"] = (("model", "layer"), [swept.dead_fractions], attrs)
-    coords |= {key: (("model", "layer"), value) for key, value in _layer_coords(swept).items()}
-    return xr.Dataset(variables, coords)
-
-
-def _attributes(metric: Metric, reasons: list[str]) -> dict[str, Any]:
-    distance = metric.distance
-    attrs = {
-        "long_name": metric.title,
-        "units": distance.unit,
-        "best": distance.best,
-        "upper": distance.upper,
-        # a distance without a scale of its own is judged against the length of the features
-        "scale": "latent_norm" if np.isnan(distance.scale) else distance.scale,
-        "equation": f"m(f(gx), g f̂(x)), m = {distance.equation}",
-        "source": metric.source if metric.source == "ours" else f"Kvinge et al. 2022, {metric.source}",
-    }
-    if metric.where == "output" and reasons[0]:
-        attrs["nan_reason"] = reasons[0]
-    return attrs
-
-
-def _reasons(values: np.ndarray, reasons: list[str]) -> list[str]:
-    """Why a layer is undefined; where single samples are, how many."""
-    samples = np.isnan(values).any(1).sum(-1)
-    partly = [
-        f"undefined for {k} of {values.shape[-1]} samples, whose features are not finite or all zero" for k in samples
-    ]
-    return [reason or (part if k else "") for reason, part, k in zip(reasons, partly, samples, strict=True)]
-
-
-def _layer_coords(swept: Swept) -> dict[str, Any]:
-    maps = [layer.shape if len(layer.shape) == 3 else (*layer.shape[-1:], 0, 0) for layer in swept.layers]
-    channels, height, width = (np.array([[shape[i] if shape else 0 for shape in maps]]) for i in range(3))
-    return {
-        "depth": [[layer.depth for layer in swept.layers]],
-        "layer_type": _text([layer.kind for layer in swept.layers])[None],
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "kernel_order": [swept.kernel_orders],
-    }
-
-
-def _text(labels: Sequence[str]) -> np.ndarray:
-    """Strings as objects: fixed-width strings cannot take a longer label later, and Zarr has no stable form for them."""
-    return np.array(labels, dtype=object)

@@ -16,7 +16,7 @@ from eedkit.probe.stream import Fingerprint, Sample
 from eedkit.probe.tables import Tables
 from eedkit.theory import actions
 from eedkit.theory.actions import Action
-from eedkit.theory.deviation import ChainedDeviation, PairCosine
+from eedkit.theory.deviation import ChainedDeviation, PairCosine, partners
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -25,7 +25,8 @@ HALF = (torch.bfloat16, torch.float16)
 class Swept:
     """What one pass found: `arrays` by name, (layer, element, sample) or a part of these, and what lies beside them.
 
-    `positions` says as which sample of the stream each row came, and so which are neighbours in the null's chains.
+    `dead` has for each layer the dead channels and all channels, summed over samples and elements (layer, 2).
+    `flaws` says of samples, by row, why they have no value. `positions` says as which sample of the stream each row came, and so which are neighbours in the null's chains.
     """
 
     layers: list[Layer]
@@ -33,7 +34,8 @@ class Swept:
     reasons: dict[str, list[str]]
     kernel_orders: list[int]
     pair_cosines: list[PairCosine]
-    dead_fractions: list[float]
+    dead: np.ndarray
+    flaws: dict
     ids: list
     labels: list
     positions: list[int]
@@ -88,8 +90,10 @@ class Recorder:
         metrics: Sequence[Metric],
         null: bool,
         image: Tensor,
+        tolerant: bool = False,
     ) -> None:
         self.layers, self.tables, self.action, self.metrics, self.null = layers, tables, action, metrics, null
+        self.tolerant, self.flaws, self.unreadable = tolerant, {}, []
         self.inner = [layer for layer in layers if layer.role != "output"]
         self.position = {layer: p for p, layer in enumerate(self.inner)}
         self.batch: list[Sample] = []
@@ -146,7 +150,8 @@ class Recorder:
         if z.dim() == 2 and z.shape[1] > 1:
             p = features[probabilities] if probabilities in features else probabilities(z)
             confidence, prediction = p.max(-1)
-            self.tables["prediction"][self.g, : len(z)] = prediction.int()
+            finite = self.tables["_finite"][self.g, : len(z)] == 1
+            self.tables["prediction"][self.g, : len(z)] = torch.where(finite, prediction.int(), -1)
             self.tables["confidence"][self.g, : len(z)] = confidence.float()
 
     def _record_beside(self, layer: Layer, z: Tensor, features: dict) -> None:
@@ -182,16 +187,20 @@ class Recorder:
                 self._drop(layer, "it does not run in every forward pass")
 
     def finish(self) -> None:
-        """Write the buffers to the batch's rows; refuse an output that is not finite."""
+        """Write the buffers to the batch's rows; refuse an output that is not finite, or tell of it when tolerant."""
         rows = [sample.row for sample in self.batch]
         self.tables.flush(rows, ends=self.ends)
-        self._refuse_infinite(rows)
+        for g, i in np.argwhere(self.tables.arrays["_finite"][:, rows] == 0):
+            sample = self.batch[i]
+            if not self.tolerant:
+                raise ValueError(self._not_finite(g, i))
+            if sample.row not in self.flaws:
+                self.flaws[sample.row] = sample.flaw or self._not_finite(g, i)
+        unreadable = {sample.row: sample.flaw for sample in self.batch if sample.flaw}
+        self.unreadable += unreadable
+        self.flaws |= unreadable
 
-    def _refuse_infinite(self, rows: list[int]) -> None:
-        bad = np.argwhere(self.tables.arrays["_finite"][:, rows] == 0)
-        if not len(bad):
-            return
-        g, i = bad[0]
+    def _not_finite(self, g: int, i: int) -> str:
         broken = [
             layer.name
             for layer in self.inner
@@ -200,7 +209,7 @@ class Recorder:
         ]
         where = f"the first layer that shows it is {broken[0]!r}" if broken else "no tapped layer before it shows that"
         sample, element = self.batch[i].id, self.action.group.elements[g]
-        raise ValueError(f"the model's output is not finite for sample {sample} under {element}; {where}")
+        return f"the model's output is not finite for sample {sample} under {element}; {where}"
 
     def result(self) -> Swept:
         """The arrays cut to the samples that came, with reasons and states beside them."""
@@ -208,6 +217,7 @@ class Recorder:
         self.tables.trim(n)
         arrays = self.tables.arrays
         arrays.pop("_finite")
+        self._blank(arrays, n)
         reasons = {
             metric.name: [t.reason for layer in self.layers for t in self.tracks[layer] if t.metric is metric]
             for metric in self.metrics
@@ -219,12 +229,20 @@ class Recorder:
         kernels = [
             next((t.kernel_order for t in self.tracks[layer] if t.metric.where == "maps"), 0) for layer in self.inner
         ]
-        dead = (self.dead[:, 0] / self.dead[:, 1]).tolist()
+        dead = self.dead.cpu().numpy()
         return Swept(
-            self.inner, arrays, reasons, kernels, self.pair_cosines, dead,
+            self.inner, arrays, reasons, kernels, self.pair_cosines, dead, self.flaws,
             [self.ids[row] for row in range(n)], [self.labels[row] for row in range(n)],
             np.argsort(list(self.ids)).tolist(), str(self.fingerprint),
         )  # fmt: skip
+
+    def _blank(self, arrays: dict[str, np.ndarray], n: int) -> None:
+        """No values for images that could not be read, nor nulls against them, even where the model ignores its input."""
+        if self.unreadable:
+            against = [place for place, partner in enumerate(partners(n)) if partner in self.unreadable]
+            for name, array in arrays.items():
+                rows = [*self.unreadable, *against] if name.endswith("_null") else self.unreadable
+                array[..., rows] = np.nan if array.dtype.kind == "f" else -1
 
     def _forget(self, layer: Layer, metric: Metric) -> None:
         """NaN also for the batches before the one in which the layer turned out to be undefined."""

@@ -6,7 +6,7 @@ Holds one batch and two samples.
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,16 @@ LABEL_KEYS = ("label", "labels", "target")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image (C, H, W) with its row in the results, its stable id and its label (None without labels)."""
+    """One image (C, H, W) with its row in the results, its stable id and its label (None without labels).
+
+    `flaw` says why an image could not be read; it is NaN then.
+    """
 
     row: int
     id: Any
     image: Tensor
     label: Any = None
+    flaw: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,17 @@ class Stream:
     length: int | None
 
 
-def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -> Stream:
+def open_stream(
+    images: Any, *, labels: Sequence | None = None, seed: int = 0, positions: range | None = None
+) -> Stream:
     """Samples of a tensor or array (n, C, H, W), a DataLoader or another iterable of batches, or a data set with `len` and items.
 
     A tensor and a data set are read in a seeded order, as the null asks for; a DataLoader keeps its own. An item or batch
     is an image, an (image, label) tuple, or a dict with image, label and id under their usual names. uint8 and PIL images
     are scaled to [0, 1].
+
+    With `positions` it is those places of the seeded order alone, numbered from 0: a block of a study, which must be whole
+    chains. An image of a block that cannot be read comes as NaN, with the reason, and stops nothing.
 
     Raises
     ------
@@ -60,6 +69,8 @@ def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -
         images = torch.from_numpy(images)
     in_order = torch.utils.data.DataLoader | torch.utils.data.IterableDataset
     if isinstance(images, in_order) or not hasattr(images, "__getitem__"):
+        if positions is not None:
+            raise TypeError("a block needs images that can be read by number, not a DataLoader or an iterable")
         return Stream(_checked(_from_batches(images, labels)), None)
     n = len(images)
     if n == 0:
@@ -68,8 +79,20 @@ def open_stream(images: Any, *, labels: Sequence | None = None, seed: int = 0) -
         raise ValueError(f"images must have shape (n, C, H, W), got {tuple(images.shape)}")
     if labels is not None and len(labels) != n:
         raise ValueError(f"expected one label for each of {n} images, got {len(labels)}")
-    order = np.random.default_rng(seed).permutation(n)
+    order = read_order(n, seed)
+    if positions is not None:
+        order = order[positions.start : positions.stop]
+        return Stream(_checked(_blanked(_from_items(images, labels, order, tolerant=True))), len(order))
     return Stream(_checked(_from_items(images, labels, order)), n)
+
+
+def read_order(n: int, seed: int) -> np.ndarray:
+    """In which order n images are read: the seeded one that gives the null its partners.
+
+    >>> sorted(read_order(3, seed=0).tolist())
+    [0, 1, 2]
+    """
+    return np.random.default_rng(seed).permutation(n)
 
 
 def cut(samples: Iterable, batch_size: int, *, length: int = CHAIN) -> Iterator[tuple[list, bool]]:
@@ -115,12 +138,34 @@ class Fingerprint:
         return f"{self._n}-{self._sum % 2**64:016x}"
 
 
-def _from_items(images: Any, labels: Sequence | None, order: np.ndarray) -> Iterator[Sample]:
-    for row in order.tolist():
-        image, label, name = _parts(images[row])
-        yield Sample(
-            row, row if name is None else name, _as_float(image), _scalar(label if labels is None else labels[row])
-        )
+def _from_items(images: Any, labels: Sequence | None, order: np.ndarray, *, tolerant: bool = False) -> Iterator[Sample]:
+    """Samples in the given order; a tolerant stream numbers them by it, and yields those it cannot read without an image."""
+    for place, i in enumerate(order.tolist()):
+        row = place if tolerant else i
+        try:
+            image, label, name = _parts(images[i])
+            image = _as_float(image)
+        except Exception as error:
+            if not tolerant:
+                raise
+            yield Sample(row, f"number {i}", None, None, f"{type(error).__name__}: {error}")
+            continue
+        yield Sample(row, i if name is None else name, image, _scalar(label if labels is None else labels[i]))
+
+
+def _blanked(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """NaN for images that could not be read, in the shape of the first that could."""
+    waiting, blank = [], None
+    for sample in samples:
+        if not sample.flaw and blank is None:
+            blank = torch.full_like(sample.image, float("nan"))
+            yield from (replace(one, image=blank) for one in waiting)
+        if blank is None:
+            waiting.append(sample)
+        else:
+            yield replace(sample, image=blank) if sample.flaw else sample
+    if blank is None:
+        raise ValueError(f"no image could be read; the first: {waiting[0].flaw}")
 
 
 def _from_batches(batches: Iterable, labels: Sequence | None) -> Iterator[Sample]:

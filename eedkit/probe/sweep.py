@@ -35,8 +35,11 @@ def sweep(
     device: torch.device | str = "cpu",
     precision: str = "float32",
     progress: str | None = None,
+    tolerant: bool = False,
 ) -> Swept:
     """Pass the whole stream through the model; the arguments are `measure`'s, resolved.
+
+    A tolerant pass tells of outputs that are not finite in `flaws`, instead of ending with the first.
 
     Raises
     ------
@@ -55,7 +58,9 @@ def sweep(
         example, vectors = first.image[None].to(device, dtype, copy=True), any(m.where == "vectors" for m in metrics)
         found = capture.find_layers(model, example, layers=layers, head=head, latent=vectors)
         tables = Tables(capacity=source.length or 4 * batch_size, batch_size=batch_size, device=device)
-        recorder = Recorder(found, tables, action=action, metrics=metrics, null=null, image=first.image)
+        recorder = Recorder(
+            found, tables, action=action, metrics=metrics, null=null, image=first.image, tolerant=tolerant
+        )
         bar = tqdm(total=source.length, desc=progress, unit="image", disable=progress is None, leave=False)
         # the model's autocast must not reach the distances: it would take their dot products in half precision
         on_layer = torch.autocast(device.type, enabled=False)(recorder.on_layer)

@@ -23,6 +23,8 @@ BESIDE = {
 }
 """What is recorded beside the metrics."""
 
+POSITION = "place in the stream; neighbours share the null's chain"
+
 LAYER_COORDS = ("depth", "layer_type", "channels", "height", "width", "kernel_order")
 """Coordinates on (model, layer); compare across architectures by `depth`."""
 
@@ -52,8 +54,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     """
     if not isinstance(ds, xr.Dataset):
         raise TypeError(f"expected a Dataset as measure() gives it, got {type(ds).__name__}")
-    if int(ds.attrs.get("schema", 0)) > SCHEMA:
-        raise SchemaError(f"written with schema {ds.attrs['schema']}, this eedkit reads up to {SCHEMA}; upgrade eedkit")
+    refuse_newer(ds.attrs.get("schema", 0), "the Dataset")
     problems = []
     for dim in DIMS:
         if dim not in ds.dims or dim not in ds.coords:
@@ -82,6 +83,27 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     return ds
 
 
+def partly(undefined: int, n: int) -> str:
+    """Why a layer has no value for some samples; empty when it has all.
+
+    >>> partly(0, 9)
+    ''
+    """
+    return f"undefined for {undefined} of {n} samples, whose features are not finite or all zero" if undefined else ""
+
+
+def refuse_newer(written: int, what: str) -> None:
+    """SchemaError when something was written by a newer eedkit than this."""
+    if int(written) > SCHEMA:
+        raise SchemaError(f"{what} was written with schema {written}, this eedkit reads up to {SCHEMA}; upgrade eedkit")
+
+
+def text_as_objects(ds: xr.Dataset) -> xr.Dataset:
+    """Text coordinates as objects, as `measure` makes them, whatever type a store gave them."""
+    text = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind in "UT"}
+    return ds.assign_coords(text)
+
+
 def _wrong_dims(variable: xr.DataArray, allowed: tuple[tuple[str, ...], ...]) -> list[str]:
     if variable.dims in allowed:
         return []
@@ -91,3 +113,8 @@ def _wrong_dims(variable: xr.DataArray, allowed: tuple[tuple[str, ...], ...]) ->
 def as_json(value: object) -> str:
     """Provenance that Zarr and netCDF both hold: sorted JSON text."""
     return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+
+
+def from_json(text: str) -> object:
+    """What `as_json` wrote."""
+    return json.loads(text)

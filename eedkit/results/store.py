@@ -1,20 +1,26 @@
-"""One Dataset in one Zarr store: written beside its place and moved there when whole, opened lazily.
+"""Results in Zarr stores: one Dataset saved at once, or a study's cells joined into one labelled Dataset when opened.
 
-Knows xarray and Zarr, never torch. Costs one write; opening reads the coordinates alone.
+Knows xarray and Zarr, never torch. Opening reads coordinates, and with `verify` every file of a study once; values are
+read when they are used.
 """
 
 import os
 import shutil
+import warnings
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
-from eedkit.results import schema
+from eedkit.errors import unknown
+from eedkit.results import cells, schema
+from eedkit.results.cells import FROM_STATES, STATES, Cell, StoreError
 from eedkit.results.schema import SchemaError
 
 CHUNK = 4096
-"""Samples in a chunk of the store."""
+"""Samples in a chunk of a single Dataset's store."""
 
 
 def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) -> None:
@@ -25,7 +31,7 @@ def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) ->
     SchemaError
         The Dataset is not of the schema.
     FileExistsError
-        There is something at `path` already and `overwrite` is not given, or it is no store of eedkit.
+        There is something at `path` already and `overwrite` is not given, or it is no store of eedkit, or a study's.
     """
     schema.validate(ds)
     path = Path(path)
@@ -33,7 +39,7 @@ def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) ->
         if not overwrite:
             raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True")
         try:
-            open(path)
+            _open_one(str(path))
         except (SchemaError, NotADirectoryError):
             raise FileExistsError(
                 f"{path} is no store of eedkit, so it is not overwritten; choose another name"
@@ -57,8 +63,19 @@ def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) ->
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def open(path: str | PathLike) -> xr.Dataset:
-    """The Dataset in a Zarr store, its values read when they are used.
+def open(
+    path: str | PathLike, *, data: str | None = None, group: str | None = None, verify: bool = True
+) -> xr.Dataset | xr.DataTree:
+    """The Dataset in a store, its values read when they are used; a study's models are joined, outer on `layer`.
+
+    A study of several data sets or groups gives a tree, `tree["digits/test/C4"].ds`; with `data` and `group` it is always one
+    Dataset. What is not done yet is NaN (predictions −1), with a warning.
+
+    Parameters
+    ----------
+    path : a local path or any address that fsspec knows, "s3://bucket/a.zarr"
+    data, group : of a study, by the names that it gave them
+    verify : read every file of a study once, so that a damaged block is named now; False for a large or a remote store
 
     Raises
     ------
@@ -66,15 +83,171 @@ def open(path: str | PathLike) -> xr.Dataset:
         There is no store at `path`.
     SchemaError
         What is there is not of eedkit's schema, or of a newer one.
+    StoreError
+        A block of the study is damaged, or nothing of it is done yet.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no store at {path.absolute()}")
+    store = str(path)
+    if "://" not in store and not Path(store).exists():
+        raise FileNotFoundError(f"no store at {Path(store).absolute()}")
+    root = cells.open_group(store)
+    if root is None:
+        raise SchemaError(f"{path} is no Zarr store")
+    if root.attrs.get("eedkit") != "study":
+        return _open_one(store)
+    schema.refuse_newer(root.attrs["schema"], store)
+    found = cells.find(store)
+    for kind, name in (("data", data), ("group", group)):
+        known = list(dict.fromkeys(getattr(cell, kind) for cell in found))
+        if name is not None and name not in known:
+            raise ValueError(unknown({"data": "data set"}.get(kind, kind), name, known))
+    chosen = [cell for cell in found if data in (None, cell.data) and group in (None, cell.group)]
+    return join(chosen, verify=verify)
+
+
+def join(chosen: Sequence[Cell], *, verify: bool = True) -> xr.Dataset | xr.DataTree:
+    """The models of one data set and group side by side; a tree of such Datasets where there are several."""
+    if verify:
+        refuse_damage(chosen)
+    together: dict[tuple[str, str], list[tuple[Cell, xr.Dataset]]] = {}
+    unfinished = []
+    for cell in chosen:
+        ds = values(cell)
+        if ds is not None:
+            together.setdefault((cell.data, cell.group), []).append((cell, ds))
+        ledger = cell.ledger()
+        if ledger is None or not ledger.done.all():
+            unfinished.append(str(cell))
+    if not together:
+        raise StoreError("nothing is done yet: run the study first, and see its status() for what failed")
+    if unfinished:
+        warnings.warn(
+            f"{len(unfinished)} of {len(chosen)} cells are not finished, and NaN or absent where they are not: "
+            f"{'; '.join(unfinished[:3])}{'; …' if len(unfinished) > 3 else ''}. The study's status() says why",
+            stacklevel=3,
+        )
+    joined = {"/".join(key): _side_by_side(models) for key, models in together.items()}
+    return next(iter(joined.values())) if len(joined) == 1 else xr.DataTree.from_dict(joined)
+
+
+def refuse_damage(chosen: Sequence[Cell]) -> None:
+    """StoreError that names the first damaged block of the cells; reads everything that is marked done."""
+    for cell in chosen:
+        for block in damaged(cell):
+            ledger = cell.ledger()
+            raise StoreError(
+                f"block {block} of {cell} (images {ledger.start[block]} to {ledger.stop[block] - 1} in reading order) in "
+                f"{cell.store} is damaged: a file is missing or fails its checksum. study.run(repair=True), or "
+                "`eedkit study run --repair`, computes it again"
+            )
+
+
+def damaged(cell: Cell) -> list[int]:
+    """Blocks marked done of which a file is missing or altered; all of them where what they share is."""
+    ledger = cell.ledger()
+    done = [] if ledger is None else np.flatnonzero(ledger.done).tolist()
+    if not done:
+        return []
     try:
-        ds = xr.open_zarr(path, chunks=None, consolidated=False)
+        group = cells.open_group(cell.store, f"{cell.path}/values")
+        dims = {name: set(array.metadata.dimension_names) for name, array in group.arrays()}
+        in_blocks = [name for name in dims if "block" in dims[name] or {"model", "sample"} <= dims[name]]
+        for name in set(dims) - set(in_blocks):
+            group[name][...]
+        arrays = [group[name] for name in in_blocks]
+    except (ValueError, AttributeError):
+        return done
+    return [
+        block
+        for block in done
+        if not all(_whole(array, block, int(ledger.start[block]), int(ledger.stop[block])) for array in arrays)
+    ]
+
+
+def _whole(array, block: int, start: int, stop: int) -> bool:
+    """Whether every file of one block of an array is there and fits its checksum."""
+    from zarr.core.sync import sync
+
+    axis = 0 if array.metadata.dimension_names[0] == "block" else array.ndim - 1
+    if axis == 0:
+        start, stop = block, block + 1
+    size = array.chunks[axis]
+    for k in range(start // size, -(-stop // size)):
+        key = array.metadata.encode_chunk_key(tuple(k if i == axis else 0 for i in range(array.ndim)))
+        # Zarr reads a file that is not there as fill values
+        if not sync((array.store_path / key).exists()):
+            return False
+    try:
+        array[(slice(None),) * axis + (slice(start, stop),)]
+    except ValueError:
+        return False
+    return True
+
+
+def values(cell: Cell) -> xr.Dataset | None:
+    """A cell's Dataset, NaN (and −1) where blocks are not done; None before any is."""
+    ledger = cell.ledger()
+    if ledger is None or not ledger.done.any():
+        return None
+    ds = xr.open_zarr(cell.store, group=f"{cell.path}/values", chunks=None, consolidated=False)
+    for coordinate in ds.coords.values():
+        coordinate.load()
+    states = ds[list(STATES)].isel(block=np.flatnonzero(ledger.done)).load()
+    order = [name for metric in states.metric.values.tolist() for name in (metric, f"{metric}_null")]
+    ds = schema.text_as_objects(
+        ds[[name for name in (*order, *schema.BESIDE) if name in ds]].drop_vars("metric", errors="ignore")
+    )
+    ds = ds.chunk(sample=int(ledger.stop[0]))
+    if not ledger.done.all():
+        here = xr.DataArray(ledger.images_done, dims="sample")
+        for name, variable in ds.data_vars.items():
+            if "sample" in variable.dims:
+                ds[name] = variable.where(here, -1 if variable.dtype.kind == "i" else np.nan)
+    ds = _with_states(ds, states, int(ledger.images_done.sum()))
+    ds.attrs["data"] = ledger.settings["data"]
+    ds.attrs["device"] = ", ".join(ledger.devices)
+    return ds
+
+
+def _side_by_side(models: Sequence[tuple[Cell, xr.Dataset]]) -> xr.Dataset:
+    from eedkit.results.summary import concat
+
+    about = [cell.ledger().settings.get("about", {}) for cell, _ in models]
+    shared = [name for name in about[0] if all(name in one for one in about)]
+    return concat([ds for _, ds in models], **{name: [one[name] for one in about] for name in shared})
+
+
+def _with_states(ds: xr.Dataset, states: xr.Dataset, n: int) -> xr.Dataset:
+    """What follows from the blocks' states together: M, dead channels, and why layers are undefined."""
+    of_layer = {}
+    total, count = states.pair_sum.sum("block"), states.pair_n.sum("block")
+    pair = ((total**2).sum("feature") - count) / (count**2 - count).where(count > 1)
+    of_layer["latent_pair_cosine"] = pair.where((states.pair_n > 0).all("block"))
+    channels = states.live_or_dead.sum("block")
+    of_layer["dead_fraction"] = states.dead.sum("block") / channels.where(channels > 0)
+    for name in set(FROM_STATES) & set(ds.data_vars):
+        ds[name] = ds[name].copy(data=of_layer[name].values[None])
+    if "latent_pair_cosine" in ds:
+        ds.latent_pair_cosine.attrs["samples"] = n
+    for metric in states.metric.values.tolist():
+        told = states.sel(metric=metric)
+        whole = [next((reason for reason in column if reason), "") for column in told.reason.values.T.tolist()]
+        if "layer" not in ds[metric].dims:
+            if whole[0]:
+                ds[metric].attrs["nan_reason"] = whole[0]
+            continue
+        partly = [schema.partly(int(k), n) for k in told.undefined.sum("block").values]
+        reasons = np.array([a or b for a, b in zip(whole, partly, strict=True)], dtype=object)
+        ds = ds.assign_coords({f"{metric}_nan_reason": (("model", "layer"), reasons[None])})
+        stands = xr.DataArray([not reason for reason in whole], dims="layer")
+        for name in (metric, f"{metric}_null"):
+            if name in ds and not stands.all():
+                ds[name] = ds[name].where(stands)
+    return ds
+
+
+def _open_one(store: str) -> xr.Dataset:
+    try:
+        ds = xr.open_zarr(store, chunks=None, consolidated=False)
     except (FileNotFoundError, NotADirectoryError):
-        raise SchemaError(f"{path} is no Zarr store") from None
-    for name, coordinate in ds.coords.items():
-        if coordinate.dtype.kind in "UT":
-            ds = ds.assign_coords({name: coordinate.astype(object)})
-    return schema.validate(ds)
+        raise SchemaError(f"{store} is no Zarr store") from None
+    return schema.validate(schema.text_as_objects(ds))

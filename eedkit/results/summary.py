@@ -200,7 +200,7 @@ def _fill(ds: xr.Dataset) -> dict[str, object]:
 def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
     about = [name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights")]
     for model in ds.model.values.tolist():
-        one = ds.sel(model=model)
+        one = ds.sel(model=model).compute()  # one model's values at a time, where a store holds many
         keys = {"model": model, **{name: one[name].item() for name in about}}
         for metric in schema.metrics_of(ds):
             values = one[metric].astype("float64").mean("element", skipna=False)

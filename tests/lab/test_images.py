@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eedkit.lab.images import BUNDLED, fingerprint, load, tensors
+from eedkit.lab.images import BUNDLED, fingerprint, load, source, tensors
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -450,3 +450,104 @@ class TestFingerprint:
         columns = [{"image": [image], "id": ["a"]} for image in (png(pixels), {"bytes": file.getvalue(), "path": None})]
         one, two = (load(parquet(tmp_path / f"{i}.parquet", c)) for i, c in enumerate(columns))
         assert fingerprint(one) == fingerprint(two)
+
+
+class TestOptionsInTheSpec:
+    def test_they_are_those_of_the_keywords(self):
+        told = load("digits/test?n=30&size=17&channels=3&seed=1")
+        assert told[0]["image"].shape == (3, 17, 17)
+        assert fingerprint(told) == fingerprint(load("digits/test", n=30, size=17, channels=3, seed=1))
+        assert told["id"][:] != load("digits/test?n=30")["id"][:]
+
+    def test_they_join_with_keywords_that_say_nothing_else(self):
+        assert fingerprint(load("digits/test?n=30", size=9)) == fingerprint(load("digits/test?n=30&size=9", n=30))
+        for option, keyword in {"n=30": {"n": 31}, "seed=1": {"seed": 0}, "size=9": {"size": 17}}.items():
+            with pytest.raises(ValueError, match=rf"{option.replace('=', ' is ')} in .* but \d+ as an argument"):
+                load(f"digits/test?{option}", **keyword)
+
+    def test_paths_and_hub_repositories_take_them_and_keep_their_ids(self, folder, tmp_path, monkeypatch):
+        assert load(f"{folder}?n=2")["id"][:] == load(folder, n=2)["id"][:]
+        rows = {"image": [png([[5]]), png([[6]])], "label": [3, 4]}
+        assert load(f"{parquet(tmp_path / 'mine.parquet', rows)}?size=2")[0]["id"] == "mine-0000"
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.Dataset.from_dict(rows))
+        assert load("hub:ylecun/mnist/test?n=2&size=3")["id"][:] == [f"hub:ylecun/mnist/test-000{i}" for i in (0, 1)]
+
+    def test_mistakes_are_refused(self):
+        with pytest.raises(ValueError, match="no option 'sise'; did you mean 'size'"):
+            load("digits/test?sise=17")
+        with pytest.raises(ValueError, match="'n' must be a whole number, got 'all'"):
+            load("digits/test?n=all")
+        with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
+            load("digits/test?size=0")
+
+
+class TestTransform:
+    def test_it_gets_the_upright_image_in_rgb(self, folder):
+        seen = []
+
+        def half(image):
+            seen.append((image.mode, image.size, image.getpixel((0, 0))))
+            return torch.full((3, 2, 2), 0.5)
+
+        assert torch.equal(load(folder, transform=half)[1]["image"], torch.full((3, 2, 2), 0.5))
+        assert seen == [("RGB", (10, 6), (10, 10, 10))]
+
+    @pytest.mark.parametrize("other", [{"size": 17}, {"channels": 3}])
+    def test_size_and_channels_beside_it_are_refused(self, other):
+        (option,) = (f"{key}={value}" for key, value in other.items())
+        for spec, keywords in (("digits/test", other), (f"digits/test?{option}", {})):
+            with pytest.raises(
+                ValueError, match=f"transform takes the place of size and channels; got it with .*{option}"
+            ):
+                load(spec, transform=np.asarray, **keywords)
+
+    @pytest.mark.parametrize(
+        ("made", "got"),
+        [
+            (np.zeros((3, 2, 2)), "ndarray"),
+            (torch.zeros(2, 2), r"float32 \(2, 2\)"),
+            (torch.ones(3, 2, 2).int(), "int32"),
+        ],
+    )
+    def test_what_is_no_float_image_is_refused(self, made, got):
+        with pytest.raises(ValueError, match=rf"must make a float tensor \(C, H, W\) of an image, got .*{got}"):
+            load("digits/test", transform=lambda _: made)[0]
+
+    def test_broken_files_are_named_still(self, folder):
+        (folder / "dog" / "a.png").write_bytes(b"not a picture")
+        with pytest.raises(ValueError, match=r"cannot read the image .*dog.a\.png"):
+            load(folder, transform=lambda _: torch.zeros(3, 1, 1))[:]
+
+
+class TestSource:
+    def test_is_this_number_on_every_machine(self):
+        assert source(load("digits/test")) == "cf3d14160b99cd22"
+
+    def test_decodes_nothing_and_does_not_depend_on_size_or_transform(self, monkeypatch):
+        monkeypatch.setattr(Image, "open", lambda *a: pytest.fail("decoded an image"))
+        options = [{}, {"size": 17}, {"channels": 3}, {"transform": lambda _: None}]
+        assert len({source(load("faces/test", **o)) for o in options}) == 1
+
+    def test_changes_with_files_labels_ids_order_and_choice(self, tmp_path):
+        rows = {"image": [png([[5]]), png([[6]])], "label": [0, 1], "id": ["a", "b"]}
+        others = [
+            rows | {"image": [png([[5]]), png([[7]])]},
+            rows | {"label": [0, 0]},
+            rows | {"id": ["a", "c"]},
+            {name: column[::-1] for name, column in rows.items()},
+        ]
+        paths = [parquet(tmp_path / f"{i}.parquet", r) for i, r in enumerate([rows, rows, *others])]
+        sources = [source(load(path)) for path in paths] + [source(load(paths[0], n=1))]
+        assert sources[0] == sources[1]
+        assert len(set(sources)) == 6
+
+    def test_reads_a_folder_s_files_and_reports_no_missing_one(self, folder):
+        data, whole = load(folder), source(load(folder))
+        other = folder.parent / "moved"
+        folder.rename(other)
+        assert source(load(other)) == whole
+        gone = source(data)
+        assert gone != whole
+        other.rename(folder)
+        save(folder / "cat" / "a.png", np.ones((6, 10)))
+        assert source(data) not in (whole, gone)

@@ -1,0 +1,296 @@
+"""Where models come from: a spec string -> a module, and how images are made for it.
+
+Must not know actions or metrics. Reading a spec costs nothing; `load` may train a recipe or download named weights, once.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from eedkit.errors import unknown
+from eedkit.lab import specs, training
+from eedkit.lab.networks import GroupCNN
+from eedkit.lab.training import Recipe
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode and what it wants to see.
+
+    Parameters
+    ----------
+    size, channels : of its images
+    transform : its own preprocessing, from an RGB image to a normalised (3, H, W); None: in [0, 1], resized to `size`
+    head : path of the classifier; None: for `measure` to find
+    """
+
+    model: nn.Module
+    size: int | None = None
+    channels: int | None = None
+    transform: Callable[[Image.Image], Tensor] | None = None
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a spec stands for: how to build it (with its weights?, with how many classes), its source and coordinates."""
+
+    load: Callable[[bool, int | None], Loaded]
+    source: Callable[[], str]
+    about: dict[str, str | int] = field(default_factory=dict)
+
+
+def load(spec: str, *, weights: bool = True) -> Loaded:
+    """The model that a spec stands for; torch's random state is left as found.
+
+    * `recipe:<name>?seed=0&group=C4&epochs=…`: of `training.recipes(group)`, any field of `Recipe` changed; trained once
+    * `torchvision:<name>?weights=DEFAULT`, or `?seed=0` for random weights
+    * `timm:<name>.<tag>`, or `timm:<name>?seed=0` for random weights
+    * `file:<path>?model=<spec>&classes=10`: a state dict (.safetensors, .pt, .pth) for the architecture, the number of
+      classes and the preprocessing of another spec; a file from the cache of `training` needs no `model=`
+
+    Parameters
+    ----------
+    weights : False builds the same architecture with random weights: nothing is trained, downloaded or read from files
+
+    Raises
+    ------
+    ValueError
+        A spec that `check` refuses, or a file that does not fit its model.
+    ConnectionError
+        Named weights that are neither reachable nor cached; says which file to put where.
+
+    >>> loaded = load("recipe:random?seed=1")
+    >>> loaded.size, loaded.channels, loaded.head, loaded.model.training
+    (17, 1, 'head', False)
+    """
+    return _resolve(spec).load(weights, None)
+
+
+def about(spec: str) -> dict[str, str | int]:
+    """What a study puts as coordinates beside a model: recipe and seed, or nothing.
+
+    >>> about("recipe:plain?seed=2&epochs=3"), about("torchvision:resnet18")
+    ({'recipe': 'plain', 'seed': 2}, {})
+    """
+    return _resolve(spec).about
+
+
+def source(spec: str) -> str:
+    """Checksum of where a model's weights come from, without making or loading them.
+
+    Of a recipe: its fields, seed and images; of named weights: their address; of a file: its content and architecture.
+
+    >>> source("recipe:plain?seed=1") == source("recipe:plain?seed=1&group=D4") != source("recipe:plain?seed=2")
+    True
+    """
+    return _resolve(spec).source()
+
+
+def check(spec: str) -> None:
+    """Raise ValueError for an unknown kind, name, option, weights or file, or a bad value, before anything is built.
+
+    >>> check("recipe:augmentd")
+    Traceback (most recent call last):
+    ValueError: no recipe 'augmentd'; did you mean 'augmented'? (all 4: random, plain, augmented, equivariant)
+    """
+    _resolve(spec)
+
+
+def _resolve(spec: str) -> _Origin:
+    kind, colon, _ = spec.partition(":")
+    if not colon:
+        raise ValueError(f"a model is spelled 'kind:name?key=value', of kind {', '.join(_KINDS)}; got {spec!r}")
+    if kind not in _KINDS:
+        raise ValueError(unknown("kind of model", kind, _KINDS))
+    options, origin = _KINDS[kind]
+    name, given = specs.parse(spec, options)
+    return origin(name.removeprefix(f"{kind}:"), **given)
+
+
+def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Origin:
+    known = training.recipes(group)
+    if name not in known:
+        raise ValueError(unknown("recipe", name, known))
+    if not known[name].epochs:
+        changes.pop("epochs", None)  # random weights stay random, as in training.pool
+    recipe = replace(known[name], **changes)
+
+    def load(filled: bool, classes: int | None) -> Loaded:
+        if filled:
+            return _of_recipe(recipe, training.train(recipe, seed=seed))
+        images = training._images(recipe.data, recipe.size)
+        return _bare(recipe, classes or images.classes, images.x.shape[1], seed)
+
+    return _Origin(load, partial(training.source, recipe, seed=seed), {"recipe": name, "seed": seed})
+
+
+def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
+    with _seeded(seed):
+        return _of_recipe(recipe, GroupCNN(recipe.group, classes=classes, channels=channels, widths=recipe.widths))
+
+
+def _of_recipe(recipe: Recipe, network: GroupCNN) -> Loaded:
+    return Loaded(network.eval(), recipe.size, network.blocks[0].conv.weight.shape[1], head="head")
+
+
+def _torchvision(name: str, weights: str | None = None, seed: int | None = None) -> _Origin:
+    from torchvision import models, transforms
+
+    known = models.list_models(module=models)  # classifiers: detection, video, … have modules of their own
+    if name not in known:
+        raise ValueError(unknown("torchvision classifier", name, known))
+    members = models.get_model_weights(name).__members__
+    members = {key: member for key, member in members.items() if member.meta.get("categories")}
+    if weights is not None and weights not in members:
+        raise ValueError(unknown(f"weights of {name}", weights, members))
+    seed = _seed(seed, weights)
+    named = members.get(weights)
+    usual = {"crop_size": 224, "resize_size": 256, "interpolation": transforms.InterpolationMode.BILINEAR}
+    preset = members[weights or "DEFAULT"].transforms(**{} if named else usual)
+    altered: dict[str, Any] = {}  # what the builders alter in the architecture for these weights, and not without them
+    if named and name.startswith("vit_"):
+        altered = {"image_size": named.meta["min_size"][0]}
+    elif named and name in ("googlenet", "inception_v3"):
+        altered = {"transform_input": True, "init_weights": False}
+
+    def load(filled: bool, classes: int | None) -> Loaded:
+        instead = f"put that file into {torch.hub.get_dir()}/checkpoints"
+        bare = altered | ({"num_classes": classes} if classes else {})
+        with _seeded(seed), _fetching(named and named.url, instead):
+            model = models.get_model(name, **{"weights": named} if named and filled else bare)
+        return Loaded(model.eval(), preset.crop_size[0], 3, preset)
+
+    return _Origin(load, partial(_digest, "torchvision", name, named.url if named else seed))
+
+
+def _timm(name: str, seed: int | None = None) -> _Origin:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("models of timm need the package timm: pip install 'eedkit[timm]'") from error
+    architecture, _, tag = name.partition(".")
+    if architecture not in (known := timm.list_models()):
+        raise ValueError(unknown("timm model", architecture, known))
+    if tag and name not in (known := timm.list_pretrained(architecture)):
+        raise ValueError(unknown("timm weights", name, known))
+    seed = _seed(seed, tag or None)
+    named = timm.get_pretrained_cfg(name) if tag else None
+    origin = [named.hf_hub_id, named.hf_hub_filename, named.url, tag] if named else seed
+
+    def load(filled: bool, classes: int | None) -> Loaded:
+        instead = f"save its model.safetensors here and use 'file:model.safetensors?model=timm:{name}'"
+        with _seeded(seed), _fetching(named and (named.hf_hub_id or named.url), instead):
+            options = {"num_classes": classes} if classes else {}
+            model = timm.create_model(name, pretrained=bool(named and filled), **options)
+        config = timm.data.resolve_model_data_config(model)
+        channels, _, size = config["input_size"]
+        return Loaded(model.eval(), size, channels, timm.data.create_transform(**config, is_training=False))
+
+    return _Origin(load, partial(_digest, "timm", name, origin))
+
+
+def _file(name: str, model: str | None = None, classes: int | None = None) -> _Origin:
+    path = Path(name).expanduser()
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(f"weights are read from .safetensors, .pt or .pth, got {path.name!r}; {_CONVERT}")
+    if not path.is_file():
+        near = [file.name for file in path.parent.glob(f"*{path.suffix}")]
+        raise ValueError(unknown(f"file in {path.parent}:", path.name, near) if near else f"no file {path.absolute()}")
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes must be at least 1, got {classes}")
+    build = _resolve(model).load if model else _of_cache_file(path)
+
+    def load(filled: bool, many: int | None) -> Loaded:
+        built = build(False, many or classes)
+        if filled:
+            _fill(built.model, path)
+        return built
+
+    def source() -> str:
+        with path.open("rb") as content:
+            return _digest("file", hashlib.file_digest(content, "sha256").hexdigest(), model, classes)
+
+    return _Origin(load, source)
+
+
+def _of_cache_file(path: Path) -> Callable[[bool, int | None], Loaded]:
+    """How to build the bare network of a file from the cache of `training`, whose header tells the recipe."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as held:
+            told = {name: json.loads(held.metadata()[name]) for name in Recipe.__dataclass_fields__}
+            classes, channels = (held.get_slice(k).get_shape() for k in ("head.weight", "blocks.0.conv.weight"))
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} tells no architecture; add ?model=<spec>, such as torchvision:resnet18") from error
+    recipe = Recipe(**told | {"widths": tuple(told["widths"])})
+    return lambda _, many: _bare(recipe, many or classes[0], channels[1])
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        safe = path.suffix == ".safetensors"
+        model.load_state_dict(load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True))
+    except (SafetensorError, pickle.UnpicklingError, EOFError, TypeError, RuntimeError) as error:
+        few = "; ".join(line.strip()[:200] for line in str(error).splitlines()[:5])
+        raise ValueError(
+            f"{path} must hold the state dict of its architecture, as model= and classes= give it: {few}; {_CONVERT}"
+        ) from error
+
+
+def _seed(seed: int | None, weights: str | None) -> int:
+    if weights is not None and seed is not None:
+        raise ValueError(f"seed is for random weights, but the weights {weights!r} are named; leave one of the two out")
+    return seed or 0
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: no GPU's state need be touched
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _fetching(what: str | None, instead: str) -> Iterator[None]:
+    """Downloads are read as tensors only, and where there is no network the error says what to do."""
+    before = os.environ.get(_TENSORS_ONLY)
+    os.environ[_TENSORS_ONLY] = "1"  # torchvision downloads by torch.hub, whose own default runs any pickle
+    try:
+        yield
+    except OSError as error:
+        raise ConnectionError(f"cannot fetch {what} ({error}); where there is a network, {instead}") from error
+    finally:
+        os.environ.pop(_TENSORS_ONLY, None)
+        if before is not None:
+            os.environ[_TENSORS_ONLY] = before
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_CONVERT = "write such a file by safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+_FIELDS = {f.name: specs.integers if f.type == tuple[int, ...] else f.type for f in fields(Recipe)}
+_KINDS = {
+    "recipe": ({"seed": int, **_FIELDS}, _recipe),
+    "torchvision": ({"weights": str, "seed": int}, _torchvision),
+    "timm": ({"seed": int}, _timm),
+    "file": ({"model": str, "classes": int}, _file),
+}

@@ -1,0 +1,321 @@
+"""A study in a Zarr store: for every data set, group and model one cell, a ledger of its blocks beside their values.
+
+    runs/a.zarr/digits-test/C4/plain/ledger     start, stop and status of every block
+    runs/a.zarr/digits-test/C4/plain/values     the metrics, chunked along `sample`, and the states of each block
+
+Knows xarray and Zarr, never torch. A block is whole chunks: its values are written first, its status last, every file at
+once or not at all, so that a process may be killed at any moment. Costs a few milliseconds per block.
+"""
+
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from eedkit.results import schema
+
+MISSING, DONE, FLAWED, FAILED, RUNNING = "missing", "done", "flawed", "failed", "running"
+"""What the ledger says of a block. Flawed: done, but some samples have no value. What is marked neither done nor flawed was
+not done, whatever its values hold."""
+
+STATES = ("pair_sum", "pair_n", "dead", "live_or_dead", "reason", "undefined")
+FROM_STATES = ("latent_pair_cosine", "dead_fraction")
+
+
+class StoreError(ValueError):
+    """A store cannot be used as asked: it is damaged, not writable, newer, or holds other settings under the same name."""
+
+
+def slug(name: str) -> str:
+    """A name as part of a path in the store.
+
+    >>> slug("digits/test?n=100")
+    'digits-test-n-100'
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "-"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is known of a cell's blocks: their places [start, stop) in reading order, what became of them, and the settings.
+
+    `notes` hold the device of a done block ("device: reasons" of a flawed one), the reason of a failed one, and the process of
+    a running one.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    status: np.ndarray
+    notes: np.ndarray
+    settings: dict
+
+    @property
+    def n(self) -> int:
+        """Images in the cell."""
+        return int(self.stop[-1])
+
+    @cached_property
+    def done(self) -> np.ndarray:
+        """Per block, whether it is done, flawed or not."""
+        return np.isin(self.status, [DONE, FLAWED])
+
+    @cached_property
+    def images_done(self) -> np.ndarray:
+        """Per image in reading order, whether its block is done."""
+        return np.repeat(self.done, self.stop - self.start)
+
+    @property
+    def devices(self) -> list[str]:
+        """On which devices the done blocks were computed."""
+        return sorted({note.partition(": ")[0] for note in self.notes[self.done]})
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why blocks failed and samples have no value, each once."""
+        said = dict.fromkeys(self.notes[self.status == FAILED])
+        said |= dict.fromkeys(note.partition(": ")[2] for note in self.notes[self.status == FLAWED])
+        return list(said)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One data set, group and model of a study in the store at the address `store`."""
+
+    store: str
+    data: str
+    group: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.data} · {self.group} · {self.model}"
+
+    @property
+    def path(self) -> str:
+        """Of the cell's Zarr group."""
+        return "/".join(slug(name) for name in (self.data, self.group, self.model))
+
+    def begin(self, settings: Mapping, bounds: Sequence[tuple[int, int]]) -> None:
+        """Open the ledger, or make it; StoreError where the store has the same name under other settings."""
+        if self.ledger() is None:
+            start, stop = np.array(bounds).T
+            blank = xr.Dataset(
+                {"start": ("block", start), "stop": ("block", stop),
+                 "status": ("block", np.full(len(start), MISSING, dtype=object))},
+                attrs={"data": self.data, "group": self.group, "model": self.model, "settings": schema.as_json(settings)},
+            )  # fmt: skip
+            chunks = {"start": len(start), "stop": len(start), "status": 1}
+            encoding = {name: {"chunks": (size,), "compressors": _codecs()} for name, size in chunks.items()}
+            self._place(blank, "ledger", encoding)
+        known = self.ledger().settings
+        for key, wanted in settings.items():
+            if known.get(key) != wanted:
+                raise StoreError(
+                    f"{self.store} has {self} already, with another {key}: {known.get(key)!r} there, {wanted!r} here. Name it "
+                    "otherwise, choose another store, or remove this one"
+                )
+
+    def ledger(self) -> Ledger | None:
+        """The ledger as it is now; None before `begin`."""
+        group = open_group(self.store, f"{self.path}/ledger")
+        if group is None:
+            return None
+        said = [_said(text) for text in _each(group["status"])]
+        status, notes = np.array(said, dtype=object).reshape(-1, 2).T
+        return Ledger(group["start"][:], group["stop"][:], status, notes, schema.from_json(group.attrs["settings"]))
+
+    def status(self, block: int) -> tuple[str, str]:
+        """Status and note of one block; a block that a dead process of this machine left running is missing."""
+        group = open_group(self.store, f"{self.path}/ledger")
+        return _said(_each(group["status"], block)[0])
+
+    def mark(self, block: int, status: str, note: str = "") -> None:
+        """Write status and note, as one file."""
+        with writing(self.store):
+            open_group(self.store, f"{self.path}/ledger", mode="r+")["status"][block] = f"{status} {note}"
+
+    def write(self, block: int, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
+        """Write the values and states of a block, then mark it done; the first block makes room for all `samples`."""
+        start, stop = (int(value[block]) for value in (self.ledger().start, self.ledger().stop))
+        with writing(self.store):
+            group = open_group(self.store, f"{self.path}/values", mode="r+")
+            if group is None:
+                self._make_room(values, states, samples)
+                group = open_group(self.store, f"{self.path}/values", mode="r+")
+            for name in ("weights", "layer"):
+                before, now = group[name][:].tolist(), values[name].values.tolist()
+                if before != now:
+                    raise StoreError(
+                        f"{self.store} has {self} already, with other {name}: {before} there, {now} here. Name it otherwise, "
+                        "choose another store, or remove this one"
+                    )
+            for name in [name for name in values.data_vars if name in group and name not in FROM_STATES]:
+                array = group[name]
+                if start % array.chunks[-1] or (stop % array.chunks[-1] and stop != array.shape[-1]):
+                    raise StoreError(
+                        f"block {block} of {self} is not whole chunks, and writing it could lose its neighbours"
+                    )
+                array[..., start:stop] = values[name].values
+            for name in STATES:
+                group[name][block] = states[name].values
+        flaws, device = states.attrs["flaws"], values.attrs["device"]
+        more = f" (and {len(flaws) - 3} more samples)" if len(flaws) > 3 else ""
+        self.mark(block, FLAWED if flaws else DONE, f"{device}: {'; '.join(flaws[:3])}{more}" if flaws else device)
+
+    def forget(self) -> None:
+        """Let go of all values, where what they share is damaged."""
+        with writing(self.store):
+            for block in range(len(self.ledger().start)):
+                self.mark(block, MISSING)
+            shutil.rmtree(Path(self.store) / self.path / "values", ignore_errors=True)
+
+    def _make_room(self, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
+        import dask.array as da
+
+        n, blocks = samples.sizes["sample"], len(self.ledger().start)
+        chunk = n if blocks == 1 else int(self.ledger().start[1])
+        variables = {}
+        for name, variable in values.data_vars.items():
+            array = variable.values
+            if "sample" in variable.dims:
+                fill = -1 if variable.dtype.kind == "i" else np.nan
+                array = da.full(
+                    (*variable.shape[:-1], n), fill, dtype=variable.dtype, chunks=(*variable.shape[:-1], chunk)
+                )
+            variables[name] = (variable.dims, array, variable.attrs)
+        for name in STATES:
+            blank = np.zeros((blocks, *states[name].shape), states[name].dtype)
+            variables[name] = (("block", *states[name].dims), np.full_like(blank, "") if name == "reason" else blank)
+        kept = {name: c for name, c in values.coords.items() if "sample" not in c.dims}
+        ds = xr.Dataset(variables, kept | dict(samples.coords) | dict(states.coords), values.attrs)
+        encoding = {}
+        for name, variable in ds.variables.items():
+            long = chunk if name in values.data_vars else n
+            sizes = {**variable.sizes, "block": 1, "sample": long}
+            encoding[name] = {"chunks": tuple(sizes[dim] for dim in variable.dims), "compressors": _codecs()}
+        self._place(ds, "values", encoding)
+
+    def _place(self, ds: xr.Dataset, name: str, encoding: dict) -> None:
+        """Write beside the store's groups, then move: whoever comes second finds the first one's, whole."""
+        import zarr
+
+        with writing(self.store):
+            beside = Path(self.store) / f".partial-{uuid.uuid4().hex}"
+            try:
+                ds.to_zarr(beside, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+                zarr.open_group(self.store, mode="r+", use_consolidated=False).require_group(self.path)
+                beside.rename(Path(self.store) / self.path / name)
+            except OSError:
+                if not (Path(self.store) / self.path / name / "zarr.json").exists():
+                    raise
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+
+def create(store: str) -> None:
+    """Make an empty store for studies, or check that what is there is one that this version can write."""
+    import zarr
+
+    path = Path(store)
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        check(store)
+        return
+    with writing(store):
+        path.mkdir(parents=True, exist_ok=True)
+        zarr.open_group(
+            store, mode="a", attributes={"eedkit": "study", "schema": schema.SCHEMA}, use_consolidated=False
+        )
+
+
+def check(store: str) -> None:
+    """StoreError unless there is a study's store, of this schema or an older one."""
+    group = open_group(store)
+    if group is None or group.attrs.get("eedkit") != "study":
+        raise StoreError(f"{store} is no store of a study; choose another place")
+    schema.refuse_newer(group.attrs.get("schema", 0), store)
+
+
+def find(store: str) -> list[Cell]:
+    """Every cell in a store."""
+    found = []
+    for _, data in sorted(open_group(store).groups()):
+        for _, group in sorted(data.groups()):
+            for _, model in sorted(group.groups()):
+                if "ledger" in model:
+                    about = model["ledger"].attrs
+                    found.append(Cell(store, about["data"], about["group"], about["model"]))
+    return found
+
+
+def me() -> str:
+    """This process, as a note on the blocks that it runs."""
+    import psutil
+
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def _alive(note: str) -> bool:
+    """Whether the process that left the note may still run; one of another machine may."""
+    import psutil
+
+    host, pid, born = note.split()
+    if host != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(int(pid))
+        return abs(process.create_time() - float(born)) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def writing(store: str) -> Iterator[None]:
+    """Within the block chunks that hold nothing but NaN are written too, and a failure to write names the store."""
+    import zarr
+
+    try:
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {store}: {error.strerror or error}. What is marked done stays; make room or choose a place that "
+            "can be written, then run again, which goes on from there"
+        ) from error
+
+
+def _codecs() -> tuple:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return ZstdCodec(level=1), Crc32cCodec()
+
+
+def open_group(store: str, path: str = "", mode: str = "r"):
+    """The Zarr group at a path of the store; None where there is none."""
+    import zarr
+
+    try:
+        return zarr.open_group(store, path=path, mode=mode, use_consolidated=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _each(array, block: int | None = None) -> list[str]:
+    """The statuses of all blocks, or of one; one that cannot be read is missing."""
+    blocks = range(array.shape[0]) if block is None else [block]
+    try:
+        return array[blocks.start : blocks.stop].tolist() if block is None else [str(array[block])]
+    except ValueError:
+        return [MISSING] if len(blocks) == 1 else [text for one in blocks for text in _each(array, one)]
+
+
+def _said(text: str) -> tuple[str, str]:
+    status, _, note = text.partition(" ")
+    return (MISSING, "") if status == RUNNING and not _alive(note) else (status, note)

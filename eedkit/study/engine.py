@@ -1,0 +1,247 @@
+"""Computes blocks of studies, in this process or on Dask workers: the same function on the same blocks.
+
+Knows models, images and the store; not which blocks belong to a study. Keeps two models and four data sets per process.
+"""
+
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+from eedkit.lab import images as lab_images
+from eedkit.lab import models as lab_models
+from eedkit.probe.measure import measure_block
+from eedkit.probe.stream import read_order
+from eedkit.results import schema
+from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, StoreError, me
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+ONE_AT_A_TIME = threading.Lock()
+"""A process runs one block at a time: taps belong to one forward pass, and torch has the threads."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One block of one cell: the images [start, stop) of the data set's reading order through a model.
+
+    `model` is a spec, or None for a module that is passed beside the task; `source` tells versions of a spec's weights and
+    images apart; `options` are `measure`'s. With `share` a block that another process is at is left to it.
+    """
+
+    cell: Cell
+    block: int
+    start: int
+    stop: int
+    data: str
+    model: str | None
+    source: str
+    options: tuple[tuple[str, Any], ...]
+    share: bool = True
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: "done", "skipped" (somebody else did it), "busy" (somebody else is at it) or "failed"."""
+
+    task: Task
+    kind: str
+    reason: str = ""
+
+
+def compute(task: Task, module: nn.Module | None = None, after: Outcome | None = None) -> Outcome:
+    """Compute a block and write it, or write why it failed. Only a store that cannot be used is an error.
+
+    `after` is what it waits for on a cluster: the model's first block, which trains or fetches the weights for all.
+    """
+    with ONE_AT_A_TIME, _threads(task.threads):
+        status, note = task.cell.status(task.block)
+        if status in (DONE, FLAWED):
+            return Outcome(task, "skipped")
+        if status == RUNNING and task.share and note != me():
+            return Outcome(task, "busy")
+        task.cell.mark(task.block, RUNNING, me())
+        try:
+            task.cell.write(task.block, *_measured(task, module))
+        except StoreError:
+            raise
+        except Exception as error:  # whatever a model or an image file throws must not stop the other cells
+            reason = f"{type(error).__name__}: {error}"
+            task.cell.mark(task.block, FAILED, reason)
+            return Outcome(task, "failed", reason)
+        except BaseException:  # Ctrl-C: nobody is at this block any more
+            task.cell.mark(task.block, MISSING)
+            raise
+        return Outcome(task, "done")
+
+
+def here(tasks: Sequence[Task], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
+    """Every task in this process, in order; blocks that another process is at come last."""
+    left = []
+    try:
+        for task in tasks:
+            outcome = compute(task, modules.get(task.cell.model))
+            if outcome.kind == "busy":
+                left.append(replace(task, share=False))
+            else:
+                yield outcome
+        for task in left:
+            yield compute(task, modules.get(task.cell.model))
+    finally:
+        _loaded.cache_clear()
+        _opened.cache_clear()
+
+
+def on_cluster(client: "Client", tasks: Sequence[Task], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
+    """Every task on the workers of a `dask.distributed` client, as they come in."""
+    from distributed import as_completed
+
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
+    sent = {name: client.scatter(module, broadcast=True, hash=False) for name, module in modules.items()}
+    first: dict[str, Any] = {}
+
+    def submit(task: Task, priority: int = 0) -> Any:
+        name = task.cell.model
+        future = client.submit(
+            compute, task, sent.get(name), first.get(name), pure=False, resources=resources, priority=priority
+        )
+        if task.model:
+            first.setdefault(name, future)
+        return future
+
+    futures = {submit(task, -i): task for i, task in enumerate(tasks)}
+    done = as_completed(futures)
+    try:
+        for future in done:
+            task, error = futures.pop(future), future.exception()
+            if isinstance(error, StoreError):
+                raise error
+            if error is not None:  # it killed its worker again and again
+                reason = f"{type(error).__name__}: {error}"
+                task.cell.mark(task.block, FAILED, reason)
+                yield Outcome(task, "failed", reason)
+            elif (outcome := future.result()).kind == "busy":
+                again = submit(replace(task, share=False), -len(tasks))
+                futures[again] = task
+                done.add(again)
+            else:
+                yield outcome
+    finally:
+        client.cancel(list(futures))
+
+
+@contextmanager
+def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Client | None"]:
+    """The given Dask client, or one on the scheduler at an address, or one on spawned workers of this machine, or none."""
+    if client is None and workers is None:
+        yield None
+        return
+    from distributed import Client
+
+    with ExitStack() as stack:
+        if isinstance(client, str):
+            try:
+                client = stack.enter_context(Client(client, timeout=10))
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"no Dask scheduler answers at {client} ({error}); start one with `dask scheduler`, or run on this "
+                    "machine with workers="
+                ) from None
+        yield client or stack.enter_context(Client(stack.enter_context(_local(workers))))
+
+
+def _local(workers: int) -> Any:
+    """Spawned workers on this machine that no other machine can reach; one GPU each where there are some."""
+    private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    if torch.cuda.is_available() and importlib.util.find_spec("dask_cuda"):
+        from dask_cuda import LocalCUDACluster
+
+        return LocalCUDACluster(n_workers=workers, **private)
+    from distributed import LocalCluster
+
+    # idle threads that spin would take the other workers' cores
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, env=environment, **private)
+
+
+@contextmanager
+def _threads(asked: int | None) -> Iterator[None]:
+    """Within the block torch has the threads that were asked for, or those of the Dask worker; else what it had."""
+    before, worker = torch.get_num_threads(), _worker()
+    try:
+        torch.set_num_threads(asked or (worker.state.nthreads if worker else before))
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def device(asked: str) -> str:
+    """The device of this process: with several GPUs and none asked for, the worker's own."""
+    if asked != "auto":
+        return asked
+    if not torch.cuda.is_available():
+        return "cpu"
+    worker = str(getattr(_worker(), "name", ""))
+    return f"cuda:{int(worker) % torch.cuda.device_count() if worker.isdigit() else 0}"
+
+
+def _worker() -> Any:
+    """The Dask worker that this thread works for; None outside of one."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        return get_worker()
+    except ValueError:
+        return None
+
+
+def _measured(task: Task, module: nn.Module | None) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
+    options = dict(task.options)
+    options["device"] = device(options["device"])
+    wants = (None, None, None)
+    if task.model is not None:
+        loaded = _loaded(task.model, task.source, options["device"])
+        module, wants = loaded.model, (loaded.size, loaded.channels, loaded.transform)
+        options["head"] = options["head"] or loaded.head
+    images, samples = _opened(task.data, task.source, *wants, options["seed"])
+    values, states = measure_block(
+        module, images, positions=range(task.start, task.stop), name=task.cell.model, **options
+    )
+    return values, states, samples
+
+
+@lru_cache(maxsize=2)
+def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
+    loaded = lab_models.load(spec)
+    loaded.model.to(device)
+    return loaded
+
+
+@lru_cache(maxsize=4)
+def _opened(
+    data: str, _source: str, size: int | None, channels: int | None, transform: Callable | None, seed: int
+) -> tuple[Any, xr.Dataset]:
+    """A data set as a model wants its images, and the labels of all its samples in reading order."""
+    images = lab_images.load(data, size=size, channels=channels, transform=transform)
+    order = read_order(len(images), seed)
+    columns = images.select_columns(["id", "label"])[:]
+    samples = {
+        "sample": np.array(columns["id"], dtype=object)[order],
+        "label": ("sample", np.array(columns["label"])[order]),
+        "position": ("sample", np.arange(len(order)), {"long_name": schema.POSITION}),
+    }
+    return images, xr.Dataset(coords=samples)

@@ -1,0 +1,93 @@
+"""What a study will cost: how many images a spec stands for, and a model timed on noise.
+
+Knows models, images and what is done already. Costs one model with random weights and two batches through it.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import nn
+
+from eedkit.lab import images as lab_images
+from eedkit.lab import models as lab_models
+from eedkit.lab import specs
+from eedkit.probe.measure import measure_block
+from eedkit.probe.sweep import default_batch_size
+from eedkit.results.cells import Cell, Ledger
+from eedkit.study import engine
+from eedkit.theory import groups
+
+if TYPE_CHECKING:
+    from eedkit.study.study import Study
+
+
+def table(study: "Study", cells: Sequence[tuple[Cell, Ledger | None]]) -> pd.DataFrame:
+    """`Study.plan`, from the study's cells and what is known of them."""
+    costs, rows = {}, []
+    for cell, ledger in cells:
+        rows.append({"data": cell.data, "group": cell.group, "model": cell.model, "note": ""})
+        try:
+            n = ledger.n if ledger else count(study.data[cell.data])
+            left = n - int(ledger.images_done.sum()) if ledger else n
+            model = study.models[cell.model]
+            # what a forward pass costs follows from the model, and for a module from the size of the images
+            key = cell.model, cell.group, study.data[cell.data] if isinstance(model, nn.Module) else ""
+            if key not in costs:
+                costs[key] = cost(study, model, study.data[cell.data], cell.group)
+            seconds, size = costs[key]
+            rows[-1] |= {"images": n, "blocks": len(ledger.start if ledger else study.bounds(n))}
+            rows[-1] |= {"done": int(ledger.done.sum()) if ledger else 0}
+            rows[-1] |= {
+                "forwards": left * groups.parse(cell.group).order,
+                "bytes": size * n,
+                "seconds": seconds * left,
+            }
+        except Exception as error:  # a plan says of every cell what is wrong, not of the first alone
+            rows[-1]["note"] = f"{type(error).__name__}: {error}"
+    columns = ["data", "group", "model", "images", "blocks", "done", "forwards", "bytes", "seconds", "note"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def count(data: str) -> int:
+    """How many images a spec stands for; those that are not on this machine by the spec's `n`.
+
+    Raises
+    ------
+    ValueError
+        The images are not here and the spec does not say how many they are.
+
+    >>> count("digits/test?n=20"), count("hub:owner/name/validation?n=50000")
+    (20, 50000)
+    """
+    name, told = specs.parse(data, lab_images.OPTIONS)
+    try:
+        if not name.startswith("hub:"):
+            return len(lab_images.load(data))
+    except ValueError:
+        if "n" not in told:
+            raise
+    if "n" not in told:
+        raise ValueError(
+            f"how many images {name} holds is known once it is fetched; to plan before that, write {name}?n=…"
+        )
+    return told["n"]
+
+
+def cost(study: "Study", model: str | nn.Module, data: str, group: str) -> tuple[float, int]:
+    """Seconds and bytes for one image under every element of the group; the first pass also tells whether all names fit."""
+    loaded = lab_models.load(model, weights=False) if isinstance(model, str) else lab_models.Loaded(model)
+    shape = (loaded.channels, loaded.size, loaded.size)
+    if None in shape:
+        shape = tuple(lab_images.load(data, size=loaded.size, channels=loaded.channels)[0]["image"].shape)
+    device = engine.device(study.device)
+    settings = {key: getattr(study, key) for key in ("metrics", "layers", "null", "precision", "batch_size")}
+    settings |= {"head": study.head or loaded.head, "device": device}
+    ds, _ = measure_block(loaded.model, torch.rand(2, *shape), group=group, positions=range(2), **settings)
+    images = torch.rand(2 * (study.batch_size or default_batch_size(shape, device)), *shape)
+    start = time.perf_counter()
+    measure_block(loaded.model, images, group="C1", positions=range(len(images)), **settings)
+    seconds = (time.perf_counter() - start) / len(images) * groups.parse(group).order
+    return seconds, sum(v.nbytes // v.sizes["sample"] for v in ds.data_vars.values() if "sample" in v.dims)

@@ -1,0 +1,322 @@
+"""A study: models × data sets × groups, measured block by block into one store; planned, run, killed, resumed, joined.
+
+Knows what belongs to a study and asks the engine to compute it. Costs the forward passes; planning costs one batch a model.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import xarray as xr
+import yaml
+from torch import nn
+
+from eedkit.errors import unknown
+from eedkit.lab import images as lab_images
+from eedkit.lab import models as lab_models
+from eedkit.probe import measure as probe
+from eedkit.probe import metrics as family
+from eedkit.probe.sweep import DTYPES
+from eedkit.results import cells, schema, store
+from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, slug
+from eedkit.study import engine, planning
+from eedkit.study.engine import Task
+from eedkit.study.progress import bar
+from eedkit.theory import deviation, groups
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class Study:
+    """Models × data sets × groups, each cell measured by `measure` (Kvinge et al. 2022, the integrand of eq. 4), in one store.
+
+    Parameters
+    ----------
+    models : specs ("recipe:plain?seed=0", "torchvision:resnet18?weights=DEFAULT", "timm:…", "file:….safetensors?model=…"), or
+        a mapping from names to specs or modules
+    data : specs of images ("digits/test?n=100", a folder, "hub:owner/name/split"), or a mapping from names to specs; models
+        say which size they want, and the spec does for a module ("digits/test?size=17")
+    groups : names of groups
+    store : folder of the results, on a disk that all workers see
+    metrics, layers, head, null, seed, precision, device, batch_size : as in `measure`
+    block : images that are written at once: what a kill costs. Made whole chains of 256; counts when a cell is begun
+
+    Raises
+    ------
+    ValueError
+        Something is unknown, misspelt, given twice or of another type; nothing is loaded or computed.
+
+    >>> study = Study(models=["recipe:random?seed=0"], data=["digits/test?n=20"], groups=["C4"], store="runs/a.zarr")
+    >>> list(study.models), study.groups
+    (['recipe:random?seed=0'], ('C4',))
+    """
+
+    models: Mapping[str, str | nn.Module] | Sequence[str]
+    data: Mapping[str, str] | Sequence[str]
+    groups: Sequence[str]
+    store: str | os.PathLike
+    metrics: Sequence[str] = ("channelwise", "latent", "softmax")
+    layers: str | Sequence[str] = "blocks"
+    head: str | None = None
+    null: bool = True
+    seed: int = 0
+    precision: str = "float32"
+    device: str = "auto"
+    batch_size: int | None = None
+    block: int = 1024
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(
+            self,
+            "models",
+            _named("models", self.models, "specs, or a mapping from names to specs or modules", nn.Module),
+        )
+        put(self, "data", _named("data", self.data, "specs of images, or a mapping from names to specs"))
+        put(self, "groups", tuple(_named("groups", self.groups, "names of groups")))
+        put(self, "metrics", tuple(_named("metrics", self.metrics, "names of metrics")))
+        if not isinstance(self.layers, str):
+            put(self, "layers", tuple(_named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))
+        if not isinstance(self.store, str | os.PathLike) or "://" in str(self.store):
+            raise ValueError(
+                f"store must be the path of a folder that all workers see, got {self.store!r}; copy it elsewhere when it is done"
+            )
+        put(self, "store", os.path.abspath(os.path.expanduser(self.store)))
+        _typed(self, head=(str, None), null=(bool,), seed=(int,), precision=(str,), device=(str,), batch_size=(int, None), block=(int,))  # fmt: skip
+        if self.precision not in DTYPES:
+            raise ValueError(unknown("precision", self.precision, DTYPES))
+        if self.block < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(f"block and batch_size must be at least 1, got {self.block} and {self.batch_size}")
+        family.resolve(self.metrics)
+        for group in self.groups:
+            groups.parse(group)
+        for source in self.models.values():
+            if isinstance(source, str):
+                lab_models.check(source)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike) -> "Study":
+        """The study that a YAML file describes: the parameters of `Study` as keys.
+
+        Raises
+        ------
+        ValueError
+            The file is not such YAML; misspelt keys come with near ones.
+        """
+        path = Path(path)
+        try:
+            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {error}") from None
+        known = [field.name for field in fields(cls)]
+        if not isinstance(read, dict):
+            raise ValueError(f"{path}: expected `key: value` lines with the keys {', '.join(known)}")
+        for key in read:
+            if key not in known:
+                raise ValueError(f"{path}: {unknown('key', key, known)}")
+        absent = [key for key in known[:4] if key not in read]
+        if absent:
+            raise ValueError(f"{path}: no {' and no '.join(absent)}; a study needs {', '.join(known[:4])}")
+        try:
+            return cls(**read)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def plan(self) -> pd.DataFrame:
+        """What there is to do and what it costs, one row per cell; nothing is loaded, trained or written.
+
+        Every model is built with random weights and timed on one batch of noise, on the device that would be used. Images
+        that are not on this machine count by their spec's `n`.
+
+        Columns
+        -------
+        blocks, done : of the cell
+        forwards : images through the model that are left to do, |G| for every image
+        bytes : of the values of the whole cell, before compression
+        seconds : predicted, for what is left, in one process
+        note : why something is unknown
+        """
+        return planning.table(self, [(cell, self._ledger(cell)) for cell in self._cells()])
+
+    def status(self) -> pd.DataFrame:
+        """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
+        with the reasons."""
+        rows = []
+        for cell in self._cells():
+            ledger = self._ledger(cell)
+            row = {
+                "data": cell.data,
+                "group": cell.group,
+                "model": cell.model,
+                "blocks": len(ledger.start) if ledger else 0,
+            }
+            for name in (DONE, FLAWED, RUNNING, FAILED, MISSING):
+                row[name] = int((ledger.status == name).sum()) if ledger else 0
+            reasons = ledger.reasons if ledger else ["not begun"]
+            rows.append({**row, "reason": "; ".join(reasons)})
+        return pd.DataFrame(rows)
+
+    def run(
+        self,
+        *,
+        workers: int | None = None,
+        client: "Client | str | None" = None,
+        repair: bool = False,
+        progress: bool = True,
+    ) -> xr.Dataset | xr.DataTree:
+        """Compute what is missing or failed before, and give back everything that is done: `eedkit.open` of this study's cells.
+
+        May be killed at any moment and run again; several processes may run it at once and share the work. What a model or
+        an image throws is recorded (`status`), and the rest goes on.
+
+        Parameters
+        ----------
+        workers : spawned processes on this machine; None computes in this one
+        client : a `dask.distributed` Client, or the address of its scheduler
+        repair : first read everything that is done, and compute damaged blocks again
+
+        Raises
+        ------
+        StoreError
+            The store cannot be written or is damaged, or holds other models, images or settings under the same names.
+        ValueError
+            Images or weights are not there, or no scheduler answers; before any forward pass.
+        RuntimeError
+            Nothing is done, because every cell failed; with the reasons.
+        """
+        if workers is not None and client is not None:
+            raise ValueError("give workers= or client=, not both")
+        if workers is not None and (not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"workers must be how many processes, at least 1, got {workers!r}")
+        chosen = self._cells()
+        sources = self._sources()
+        with engine.cluster(workers, client) as on:
+            cells.create(self.store)
+            tasks = [task for cell in chosen for task in self._begin(cell, *sources, repair=repair)]
+            if workers:
+                tasks = [replace(task, threads=max(1, (os.cpu_count() or 1) // workers)) for task in tasks]
+            modules = {name: model for name, model in self.models.items() if isinstance(model, nn.Module)}
+            outcomes = engine.here(tasks, modules) if on is None else engine.on_cluster(on, tasks, modules)
+            with bar(len(tasks), show=progress) as shown:
+                for outcome in outcomes:
+                    shown.update()
+                    shown.set_postfix_str(f"{outcome.kind} {outcome.task.cell}", refresh=False)
+        failed = self.status().query("failed > 0 or flawed > 0")
+        reasons = [f"{row.data} · {row.group} · {row.model}: {row.reason}" for row in failed.itertuples()]
+        if not any(cell.ledger().done.any() for cell in chosen):
+            raise RuntimeError("nothing is done, every cell failed: " + "\n".join(reasons))
+        if reasons:
+            warnings.warn(
+                f"{len(reasons)} of {len(chosen)} cells failed or lack samples: " + "\n".join(reasons), stacklevel=2
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
+            return store.join(chosen)
+
+    def _cells(self) -> list[Cell]:
+        """Model by model, so that weights are loaded once."""
+        return [
+            Cell(self.store, data, groups.parse(group).name, model)
+            for model in self.models
+            for data in self.data
+            for group in self.groups
+        ]
+
+    def _ledger(self, cell: Cell) -> cells.Ledger | None:
+        return cell.ledger() if Path(self.store).exists() else None
+
+    def _sources(self) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
+        """Checksums of every model's weights and every data set's images, and how many images there are."""
+        models = {
+            name: probe.fingerprint(model) if isinstance(model, nn.Module) else lab_models.source(model)
+            for name, model in self.models.items()
+        }
+        data = {}
+        for name, spec in self.data.items():
+            images = lab_images.load(spec)
+            data[name] = (lab_images.source(images), len(images))
+        return models, data
+
+    def _begin(self, cell: Cell, models: dict, data: dict, *, repair: bool) -> list[Task]:
+        """The cell's tasks, once its ledger is there and fits."""
+        spec, (images, n) = self.models[cell.model], data[cell.data]
+        cell.begin(self._settings(cell, models[cell.model], images, n), self.bounds(n))
+        if repair:
+            bad, ledger = store.damaged(cell), cell.ledger()
+            if len(bad) == ledger.done.sum() > 0:
+                cell.forget()
+            for block in bad:
+                cell.mark(block, MISSING)
+        ledger = cell.ledger()
+        options = {
+            key: getattr(self, key) for key in ("layers", "head", "null", "seed", "precision", "device", "batch_size")
+        }
+        return [
+            Task(
+                cell, block, int(ledger.start[block]), int(ledger.stop[block]), self.data[cell.data],
+                spec if isinstance(spec, str) else None, f"{models[cell.model]} {images}",
+                (("group", cell.group), ("metrics", self.metrics), *options.items()),
+            )
+            for block in range(len(ledger.start))
+            if not ledger.done[block]
+        ]  # fmt: skip
+
+    def _settings(self, cell: Cell, model: str, images: str, n: int) -> dict[str, Any]:
+        """What must be the same for blocks to belong together."""
+        source = self.models[cell.model]
+        spec = source if isinstance(source, str) else type(source).__name__
+        return {
+            "model": f"{spec} [{model}]",
+            "data": f"{self.data[cell.data]} [{images}]",
+            "images": n,
+            "group": cell.group,
+            "metrics": list(self.metrics),
+            "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
+            "head": self.head,
+            "null": self.null,
+            "seed": self.seed,
+            "precision": self.precision,
+            "version": f"{schema.SCHEMA}.{probe.VERSION}",
+            "about": lab_models.about(source) if isinstance(source, str) else {},
+        }
+
+    def bounds(self, n: int) -> list[tuple[int, int]]:
+        """Blocks of n images, as places [start, stop) in reading order."""
+        chains, together = deviation.chains(n), math.ceil(self.block / deviation.CHAIN)
+        starts = range(0, len(chains), together)
+        return [(chains[i].start, chains[min(i + together, len(chains)) - 1].stop) for i in starts]
+
+
+def _named(what: str, given: Any, expected: str, *values: type) -> dict[str, Any]:
+    """A mapping from names to specs; a list of specs names each by itself. Names must differ, in the store too."""
+    if isinstance(given, str | os.PathLike) or not isinstance(given, Mapping | Sequence):
+        raise ValueError(f"{what} must be a list of {expected}, got {given!r}")
+    found = dict(given) if isinstance(given, Mapping) else dict(zip(given, given, strict=True))
+    if len(found) < len(given):
+        raise ValueError(f"{what} holds something twice: {', '.join(map(str, given))}")
+    if not found:
+        raise ValueError(f"{what} is empty; expected {expected}")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, (str, *values)):
+            raise ValueError(f"{what} must be {expected}, got {name!r}: {value!r}")
+    places: dict[str, str] = {}
+    for name in found:
+        other = places.setdefault(slug(name).casefold(), name)
+        if other != name:
+            raise ValueError(f"{what}: {other!r} and {name!r} would have one place in the store; name one otherwise")
+    return found
+
+
+def _typed(study: Study, **expected: tuple) -> None:
+    for name, types in expected.items():
+        value = getattr(study, name)
+        if not any(value is None if kind is None else type(value) is kind for kind in types):
+            wanted = " or ".join("none" if kind is None else kind.__name__ for kind in types)
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -1,0 +1,348 @@
+"""Models by their specs: what is built, with which preprocessing, and that nothing is loaded before it is asked for."""
+
+import json
+import os
+import pickle
+import random
+import sys
+from dataclasses import replace
+from urllib.error import URLError
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+
+from eedkit.lab import images, models, training
+from eedkit.lab.networks import GroupCNN
+from eedkit.lab.training import Recipe
+
+QUICK = "epochs=1&widths=4,4"
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Caches of this test alone, and no network: what asks for it fails."""
+    monkeypatch.setenv("EEDKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("reached for the network"))
+    return tmp_path / "cache"
+
+
+def weights(model):
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+def same(a, b):
+    return torch.equal(weights(a), weights(b))
+
+
+class Harm:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.folder),))
+
+
+def resnet(seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return torchvision.models.resnet18(**options).eval()
+
+
+class TestRecipes:
+    def test_untrained_recipe_is_what_training_gives(self):
+        loaded = models.load("recipe:random?seed=3")
+        assert same(loaded.model, training.train(Recipe(epochs=0), seed=3))
+        assert (loaded.size, loaded.channels, loaded.transform, loaded.head) == (17, 1, None, "head")
+        assert not loaded.model.training
+
+    def test_trained_recipe_takes_its_options_and_training_s_cache(self, own_cache):
+        loaded = models.load(f"recipe:augmented?seed=2&group=C2&size=9&{QUICK}")
+        recipe = Recipe(augment="C2", epochs=1, widths=(4, 4), size=9)
+        assert loaded.size == 9
+        assert [file.stem for file in own_cache.iterdir()] == [training.source(recipe, seed=2)]
+        assert same(loaded.model, training.train(recipe, seed=2))
+        assert len(list(own_cache.iterdir())) == 1
+
+    def test_channels_and_classes_come_from_the_data(self):
+        loaded = models.load("recipe:plain?data=patches/test&epochs=0&widths=4")
+        assert (loaded.channels, loaded.model.head.out_features) == (3, 12)
+
+    def test_group_is_the_study_s(self):
+        assert models.load("recipe:equivariant?epochs=0&group=D1").model.order == 2
+        assert models.load("recipe:plain?epochs=0&group=D1").model.order == 1
+
+    def test_epochs_leave_random_weights_random(self, own_cache):
+        assert same(models.load("recipe:random?epochs=5").model, models.load("recipe:random").model)
+        assert not own_cache.exists()
+
+    def test_without_weights_nothing_is_trained_or_read(self, own_cache, monkeypatch):
+        monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained"))
+        loaded = models.load("recipe:equivariant?widths=4,8&seed=1", weights=False)
+        assert not own_cache.exists()
+        assert loaded.model.head.out_features == 10
+        assert not loaded.model.training
+        monkeypatch.undo()
+        assert same(loaded.model, models.load("recipe:equivariant?widths=4,8&seed=1&epochs=0").model)
+
+    def test_coordinates_are_recipe_and_seed(self):
+        assert models.about(f"recipe:plain?{QUICK}") == {"recipe": "plain", "seed": 0}
+        assert models.about("torchvision:resnet18?seed=1") == models.about("timm:resnet18") == {}
+
+    def test_source_follows_fields_seed_images_and_version(self, monkeypatch, own_cache):
+        specs = ["", "?seed=1", "?epochs=1", "?widths=4", "?augment=C4", "?size=9", "?data=digits/test"]
+        sources = {models.source(f"recipe:plain{options}") for options in specs}
+        monkeypatch.setattr(training, "VERSION", -1)
+        assert len(sources | {models.source("recipe:plain")}) == len(specs) + 1
+        assert not own_cache.exists()
+
+
+class TestTorchvision:
+    def test_random_weights_are_those_of_the_seed(self):
+        loaded = models.load("torchvision:resnet18?seed=4")
+        assert same(loaded.model, resnet(4))
+        assert not loaded.model.training
+        assert (loaded.size, loaded.channels, loaded.head) == (224, 3, None)
+
+    def test_random_weights_see_imagenet_s_preprocessing(self):
+        from torchvision.transforms.v2 import functional as F
+
+        made = models.load("torchvision:swin_t").transform(PHOTO)  # whose own weights resize to 232 pixels, bicubic
+        resized = F.center_crop(F.resize(PHOTO, 256, antialias=True), 224)
+        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        expected = F.normalize(F.to_dtype(F.to_image(resized), scale=True), mean, deviation)
+        assert (made - expected).abs().max() < 1e-5
+
+    def test_named_weights_are_asked_of_torchvision_safely(self, monkeypatch):
+        asked = []
+
+        def get_model(name, **options):
+            asked.append((name, options, os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]))
+            return resnet()
+
+        monkeypatch.setattr(torchvision.models, "get_model", get_model)
+        loaded = models.load("torchvision:resnet50?weights=IMAGENET1K_V2")
+        wanted = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+        assert asked == [("resnet50", {"weights": wanted}, "1")]
+        assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+        assert torch.equal(loaded.transform(PHOTO), wanted.transforms()(PHOTO))
+
+    def test_a_download_that_would_run_code_does_not(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        file = torchvision.models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+        (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+        torch.save({"conv1.weight": Harm(tmp_path / "harmed")}, tmp_path / "hub" / "checkpoints" / file)
+        with pytest.raises(pickle.UnpicklingError):
+            models.load("torchvision:resnet18?weights=DEFAULT")
+        assert not (tmp_path / "harmed").exists()
+
+    def test_without_weights_the_architecture_is_that_of_the_named_ones(self, monkeypatch):
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("asked for weights"))
+        with torch.device("meta"):
+            loaded = models.load("torchvision:vit_b_16?weights=IMAGENET1K_SWAG_E2E_V1", weights=False)
+            inception = models.load("torchvision:inception_v3?weights=DEFAULT", weights=False)
+        assert loaded.size == loaded.model.image_size == 384
+        assert (inception.size, inception.model.transform_input) == (299, True)
+
+    def test_without_a_network_the_error_says_which_file_to_put_where(self, tmp_path, monkeypatch):
+        def offline(*_, **__):
+            torch.rand(1)
+            raise URLError("no route")
+
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setattr(torchvision.models, "get_model", offline)
+        before = torch.get_rng_state()
+        with pytest.raises(ConnectionError, match=rf"resnet18-f37072fd\.pth.*put that file into {tmp_path}.hub.checkp"):
+            models.load("torchvision:resnet18?weights=DEFAULT")
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_source_is_name_and_address_or_seed(self):
+        named = [models.source(f"torchvision:resnet50?weights={key}") for key in ("DEFAULT", "IMAGENET1K_V2")]
+        assert named[0] == named[1]
+        others = ["resnet50?weights=IMAGENET1K_V1", "resnet50", "resnet50?seed=1", "resnet18"]
+        assert len({named[0], *(models.source(f"torchvision:{other}") for other in others)}) == 5
+        assert models.source("torchvision:resnet18") != models.source("timm:resnet18")
+
+
+class TestTimm:
+    def test_random_weights_are_those_of_the_seed_with_timm_s_preprocessing(self):
+        loaded = models.load("timm:resnet18?seed=4")
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            expected = timm.create_model("resnet18")
+        config = timm.data.resolve_model_data_config(expected)
+        assert same(loaded.model, expected)
+        assert not loaded.model.training
+        assert torch.equal(loaded.transform(PHOTO), timm.data.create_transform(**config)(PHOTO))
+        assert (loaded.size, loaded.channels) == (224, 3)
+
+    def test_a_tag_names_weights(self, monkeypatch):
+        asked, build = [], timm.create_model
+        monkeypatch.setattr(timm, "create_model", lambda n, **k: asked.append((n, k)) or build(n.split(".")[0]))
+        models.load("timm:resnet18.a1_in1k")
+        models.load("timm:resnet18.a1_in1k", weights=False)
+        models.load("timm:resnet18")
+        assert asked == [
+            ("resnet18.a1_in1k", {"pretrained": True}),
+            ("resnet18.a1_in1k", {"pretrained": False}),
+            ("resnet18", {"pretrained": False}),
+        ]
+
+    def test_without_a_network_the_error_says_what_to_do(self, monkeypatch):
+        def offline(*_, **__):
+            raise FileNotFoundError("not in the cache")
+
+        monkeypatch.setattr(timm, "create_model", offline)
+        with pytest.raises(
+            ConnectionError, match=r"timm/resnet18.a1_in1k .*'file:model.safetensors.model=timm:resnet18"
+        ):
+            models.load("timm:resnet18.a1_in1k")
+
+    def test_source_is_the_weights_address_or_the_seed(self, monkeypatch):
+        specs = ["resnet18.a1_in1k", "resnet18.a2_in1k", "resnet18", "resnet18?seed=1", "resnet34"]
+        sources = {models.source(f"timm:{spec}") for spec in specs}
+        moved = replace(timm.get_pretrained_cfg("resnet18.a1_in1k"), hf_hub_id="another/place")
+        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: moved)
+        assert len(sources | {models.source("timm:resnet18.a1_in1k")}) == len(specs) + 1
+
+    def test_missing_timm_says_how_to_install_it(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(ImportError, match=r"pip install 'eedkit\[timm\]'"):
+            models.check("timm:resnet18")
+
+
+class TestFiles:
+    @pytest.mark.parametrize("kind", ["torchvision", "timm"])
+    def test_weights_of_a_file_fill_the_architecture(self, tmp_path, kind):
+        saved = models.load(f"{kind}:resnet18?seed=7")
+        save_file(saved.model.state_dict(), tmp_path / "net.safetensors")
+        loaded = models.load(f"file:{tmp_path}/net.safetensors?model={kind}:resnet18")
+        assert same(loaded.model, saved.model)
+        assert not loaded.model.training
+        assert torch.equal(loaded.transform(PHOTO), saved.transform(PHOTO))
+
+    def test_pickled_state_dicts_are_read_as_tensors_alone(self, tmp_path):
+        torch.save(resnet(1, num_classes=5).state_dict(), tmp_path / "net.pth")
+        spec = f"file:{tmp_path}/net.pth?model=torchvision:resnet18&classes=5"
+        assert same(models.load(spec).model, resnet(1, num_classes=5))
+        torch.save({"model": Harm(tmp_path / "harmed")}, tmp_path / "net.pth")
+        with pytest.raises(ValueError, match=r"net.pth must hold the state dict .*write such a file by safetensors"):
+            models.load(spec)
+        assert not (tmp_path / "harmed").exists()
+
+    def test_named_weights_in_model_give_the_preprocessing_and_load_nothing(self, tmp_path):
+        save_file(resnet(1).state_dict(), tmp_path / "net.safetensors")
+        inner = quote("torchvision:resnet18?weights=DEFAULT")
+        assert same(models.load(f"file:{tmp_path}/net.safetensors?model={inner}").model, resnet(1))
+
+    def test_a_file_of_training_s_cache_knows_its_architecture(self, own_cache):
+        trained = models.load(f"recipe:equivariant?group=C2&data=patches/test&size=9&{QUICK}")
+        (file,) = own_cache.iterdir()
+        loaded = models.load(f"file:{file}")
+        assert same(loaded.model, trained.model)
+        assert (loaded.model.order, loaded.size, loaded.channels, loaded.head) == (2, 9, 3, "head")
+        bare = models.load(f"file:{file}", weights=False)
+        assert (bare.model.head.out_features, same(bare.model, trained.model)) == (12, False)
+        assert models.about(f"file:{file}") == {}
+
+    def test_without_weights_the_tensors_are_not_read(self, tmp_path):
+        (tmp_path / "net.safetensors").write_text("torn")
+        spec = f"file:{tmp_path}/net.safetensors?model=recipe:plain&classes=3"
+        assert isinstance(models.load(spec, weights=False).model, GroupCNN)
+        assert models.load(spec, weights=False).model.head.out_features == 3
+        with pytest.raises(ValueError, match="must hold the state dict"):
+            models.load(spec)
+
+    def test_changed_content_is_another_source(self, tmp_path):
+        path = tmp_path / "net.safetensors"
+        save_file({"a": torch.zeros(2)}, path)
+        before = models.source(f"file:{path}?model=torchvision:resnet18")
+        assert before == models.source(f"file:{path}?model=torchvision:resnet18")
+        assert before != models.source(f"file:{path}?model=torchvision:resnet34")
+        assert before != models.source(f"file:{path}?model=torchvision:resnet18&classes=9")
+        save_file({"a": torch.ones(2)}, path)
+        assert before != models.source(f"file:{path}?model=torchvision:resnet18")
+
+    def test_a_file_that_does_not_fit_names_the_first_few(self, tmp_path):
+        state = resnet(num_classes=5).state_dict()
+        state["stem.weight"] = state.pop("conv1.weight")
+        save_file(state, tmp_path / "net.safetensors")
+        with pytest.raises(ValueError, match=r"Missing.*conv1.weight.*Unexpected.*stem.weight.*fc.weight.*\[5, 512\]"):
+            models.load(f"file:{tmp_path}/net.safetensors?model=torchvision:resnet18")
+
+    def test_a_file_that_tells_no_architecture_is_refused_at_once(self, tmp_path):
+        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+        save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors", metadata={"group": json.dumps("C4")})
+        torch.save({}, tmp_path / "c.pt")
+        for name in ("a.safetensors", "b.safetensors", "c.pt"):
+            with pytest.raises(ValueError, match=r"tells no architecture; add \?model=<spec>"):
+                models.check(f"file:{tmp_path / name}")
+
+    def test_missing_files_and_other_formats_are_refused(self, tmp_path):
+        (tmp_path / "resnet.safetensors").touch()
+        with pytest.raises(ValueError, match=r"'resmet.safetensors'; did you mean 'resnet.safetensors'"):
+            models.check(f"file:{tmp_path}/resmet.safetensors?model=torchvision:resnet18")
+        with pytest.raises(ValueError, match=r"no file .*resnet.pt"):
+            models.check(f"file:{tmp_path}/resnet.pt?model=torchvision:resnet18")
+        with pytest.raises(ValueError, match=r"read from .safetensors, .pt or .pth, got 'net.h5'"):
+            models.check(f"file:{tmp_path}/net.h5?model=torchvision:resnet18")
+        with pytest.raises(ValueError, match="no torchvision classifier 'resnet81'"):
+            models.check(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet81")
+        with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
+            models.check(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet18&classes=0")
+
+
+@pytest.mark.parametrize("call", [models.check, models.load, models.source, models.about])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet18", "spelled 'kind:name.key=value', of kind recipe, torchvision, timm, file; got 'resnet18'"),
+        ("recpe:plain", "no kind of model 'recpe'; did you mean 'recipe'"),
+        ("recipe:augmentd", "did you mean 'augmented'"),
+        ("recipe:plain?epoch=3", "no option 'epoch'; did you mean 'epochs'"),
+        ("recipe:plain?epochs=x", "'epochs' must be a whole number, got 'x'"),
+        ("recipe:plain?epochs=-1", "whole number from 0, got -1"),
+        ("recipe:plain?group=c4", "no group 'c4'; did you mean 'C4'"),
+        ("torchvision:resnet19", "no torchvision classifier 'resnet19'; did you mean 'resnet1"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "no torchvision classifier"),
+        ("torchvision:resnet18?weights=V1", "no weights of resnet18 'V1'"),
+        ("torchvision:vgg16?weights=IMAGENET1K_FEATURES", "did you mean 'IMAGENET1K_V1'"),
+        ("torchvision:resnet18?weights=DEFAULT&seed=0", "leave one of the two out"),
+        ("timm:resnet19", "no timm model 'resnet19'; did you mean 'resnet1"),
+        ("timm:resnet18.a1_in2k", "no timm weights 'resnet18.a1_in2k'; did you mean 'resnet18.a1_in1k'"),
+        ("timm:resnet18.a1_in1k?seed=0", "leave one of the two out"),
+        ("timm:resnet18?weights=DEFAULT", "no option 'weights'"),
+    ],
+)
+def test_mistakes_are_refused_by_every_call(call, spec, message):
+    with pytest.raises(ValueError, match=message):
+        call(spec)
+
+
+@pytest.mark.parametrize("spec", ["recipe:random?seed=5", "torchvision:resnet18?seed=5", "timm:resnet18?seed=5"])
+def test_random_states_are_left_as_found(spec):
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    for filled in (True, False):
+        models.load(spec, weights=filled)
+    after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert (before[1] == after[1]).all()
+    assert before[2] == after[2]
+
+
+def test_a_model_s_preprocessing_makes_the_images_it_sees():
+    transform = models.load("torchvision:resnet18").transform
+    data = images.load("patches/test?n=3", transform=transform)
+    pixels, _, ids = images.tensors(images.load("patches/test?n=3"))
+    by_hand = [transform(Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())) for x in pixels]
+    assert data["id"][:] == ids
+    assert torch.equal(torch.stack(data["image"][:]), torch.stack(by_hand))

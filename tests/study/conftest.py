@@ -1,0 +1,69 @@
+"""Small studies that run in a second or two, in this process and in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import eedkit as ek
+
+WIDTHS = "widths=4,8"
+MODELS = [f"recipe:random?seed={seed}&{WIDTHS}" for seed in range(3)]
+
+CHILD = """
+import resource, sys
+import eedkit as ek
+from eedkit.study import engine
+
+measured = engine._measured
+def counted(task, module):
+    with open(sys.argv[2], "a") as log:
+        log.write(f"{task.cell.path} {task.block}\\n")
+    return measured(task, module)
+engine._measured = counted
+
+if __name__ == "__main__":
+    study = ek.Study.from_yaml(sys.argv[1])
+    if len(sys.argv) > 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+    study.run(progress=False)
+"""
+
+
+@pytest.fixture
+def settings(tmp_path) -> dict:
+    """Three models, 1,400 images in six blocks, one group: eighteen blocks of about a tenth of a second."""
+    return {
+        "models": MODELS,
+        "data": ["digits/train"],
+        "groups": ["C4"],
+        "store": str(tmp_path / "study.zarr"),
+        "block": 256,
+    }
+
+
+@pytest.fixture
+def child(tmp_path, settings):
+    """Starts a process that runs the study; the log has a line for every block that was begun."""
+    script, file = tmp_path / "child.py", tmp_path / "study.yaml"
+    script.write_text(CHILD)
+
+    def start(*arguments: str, **changes) -> subprocess.Popen:
+        file.write_text(yaml.safe_dump(settings | changes))
+        command = [sys.executable, str(script), str(file), str(tmp_path / "log"), *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def begun(folder: Path) -> list[str]:
+    log = folder / "log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture
+def uninterrupted(tmp_path, settings):
+    """What the study gives when nothing happens to it, from a store of its own."""
+    return ek.Study(**settings | {"store": str(tmp_path / "whole.zarr")}).run(progress=False).load()

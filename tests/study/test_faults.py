@@ -1,0 +1,406 @@
+"""What bad things happen to a study, and what must happen then."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import eedkit as ek
+from eedkit.lab import images
+from eedkit.results.cells import Cell, StoreError
+from eedkit.study import engine
+
+from .conftest import MODELS, WIDTHS, begun
+
+
+def assert_same(found, wanted):
+    """Bit for bit; only where and when it was made may differ."""
+    xr.testing.assert_identical(found.load().drop_attrs(deep=False), wanted.drop_attrs(deep=False))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_resumes_and_loses_nothing(tmp_path, settings, child, uninterrupted):
+    settings["groups"] = ["C4", "flip", "D4"]
+    blocks = 3 * 3 * 6
+    rng, kills = random.Random(0), 0
+    while kills < 10:
+        before = len(begun(tmp_path))
+        process = child()
+        while process.poll() is None and len(begun(tmp_path)) == before:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 1.2))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        assert process.returncode, f"it was done after {kills} kills: too few blocks for this test"
+    done = int(ek.Study(**settings).status().done.sum())
+    assert 0 < done < blocks
+    process = child()
+    assert process.wait() == 0, process.stderr.read()
+    recomputed = len(begun(tmp_path)) - blocks
+    assert 0 <= recomputed <= kills
+    assert ek.Study(**settings).status().done.sum() == blocks
+    found = ek.open(settings["store"], data="digits/train", group="C4")
+    assert_same(found, uninterrupted)
+    print(f"{kills} kills, {recomputed} of {blocks} blocks computed again, {done} done before the last run")
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_share_the_work_and_lose_nothing(tmp_path, settings, child, uninterrupted):
+    first, second = child(), child()
+    for process in (first, second):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert_same(ek.open(settings["store"]), uninterrupted)
+    assert 18 <= len(begun(tmp_path)) <= 18 + 3
+    print(f"{len(begun(tmp_path))} blocks begun for 18")
+
+
+@pytest.mark.slow
+def test_a_killed_dask_worker_costs_its_blocks_alone(settings, uninterrupted):
+    from distributed import Client, LocalCluster
+
+    settings["groups"] = ["C4", "flip", "D4"]
+    study, found = ek.Study(**settings), []
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        run = threading.Thread(target=lambda: found.append(study.run(client=client, progress=False)))
+        run.start()
+        while not Path(settings["store"]).exists() or study.status().done.sum() < 2:
+            time.sleep(0.02)
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+        done = study.status().done.sum()
+        run.join(timeout=120)
+    assert done < 54, "it was done before the worker was killed: too few blocks for this test"
+    assert_same(found[0]["digits/train/C4"].to_dataset(), uninterrupted)
+
+
+def test_results_depend_on_neither_blocks_nor_workers_nor_order(tmp_path, settings, uninterrupted):
+    larger = ek.Study(**settings | {"block": 1024, "store": tmp_path / "b.zarr", "models": MODELS[::-1]})
+    found = larger.run(progress=False).sel(model=MODELS)
+    # M is summed over blocks in float64, in another order
+    xr.testing.assert_allclose(found.latent_pair_cosine, uninterrupted.latent_pair_cosine, rtol=1e-12)
+    assert_same(found.drop_vars("latent_pair_cosine"), uninterrupted.drop_vars("latent_pair_cosine"))
+
+
+@pytest.mark.slow
+def test_two_workers_give_what_one_process_gives(tmp_path, settings, uninterrupted):
+    assert_same(ek.Study(**settings).run(workers=2, progress=False), uninterrupted)
+
+
+@pytest.mark.parametrize("batch_size", [64, 100])
+def test_batches_of_another_size_change_float32_rounding_alone(tmp_path, settings, uninterrupted, batch_size):
+    study = ek.Study(**settings | {"models": MODELS[:1], "batch_size": batch_size})
+    found = study.run(progress=False).load()
+    for name in ek.open(settings["store"]).eed.metrics:
+        np.testing.assert_allclose(found[name], uninterrupted[name].sel(model=MODELS[:1], layer=found.layer) if "layer" in found[name].dims else uninterrupted[name].sel(model=MODELS[:1]), atol=1e-6)  # fmt: skip
+
+
+def chunk(settings, *parts, model=0):
+    """The file of a chunk in the study's store."""
+    cell = Cell(settings["store"], settings["data"][0], settings["groups"][0], settings["models"][model])
+    return Path(settings["store"], cell.path, *map(str, parts))
+
+
+@pytest.mark.slow
+def test_a_full_disk_names_the_store_and_what_was_done_stays(tmp_path, settings, child, uninterrupted):
+    small = settings["models"][:1]
+    ek.Study(**settings | {"models": small}).run(progress=False)
+    process = child("2000")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(f"eedkit.results.cells.StoreError: cannot write to {settings['store']}: File too large")
+    assert "run again, which goes on from there" in last
+    with pytest.warns(UserWarning, match="2 of 3 cells are not finished"):
+        assert_same(ek.open(settings["store"]).sel(model=small), uninterrupted.sel(model=small))
+    assert_same(ek.Study(**settings).run(progress=False), uninterrupted)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "parts", "blocks"),
+    [
+        (flip, ("values", "latent", "c", 0, 0, 0, 2), [2]),
+        (flip, ("values", "channelwise_null", "c", 0, 0, 0, 5), [5]),
+        (flip, ("values", "prediction", "c", 0, 0, 0), [0]),
+        (flip, ("values", "pair_sum", "c", 3, 0, 0), [3]),
+        (Path.unlink, ("values", "softmax", "c", 0, 0, 1), [1]),
+        (flip, ("values", "label", "c", 0), range(6)),
+        (flip, ("values", "latent", "zarr.json"), range(6)),
+    ],
+)
+def test_a_damaged_file_is_named_and_repaired(settings, uninterrupted, monkeypatch, harm, parts, blocks):
+    study = ek.Study(**settings)
+    study.run(progress=False)
+    harm(chunk(settings, *parts, model=1))
+    where = f"block {blocks[0]} of digits/train · C4 · recipe:random?seed=1"
+    for read in (lambda: ek.open(settings["store"]), lambda: study.run(progress=False)):
+        with pytest.raises(StoreError, match="fails its checksum") as error:
+            read()
+        assert str(error.value).startswith(where)
+    computed = []
+    measured = engine._measured
+    monkeypatch.setattr(
+        engine, "_measured", lambda task, module: (computed.append(task.block), measured(task, module))[1]
+    )
+    assert_same(study.run(repair=True, progress=False), uninterrupted)
+    assert computed == list(blocks)
+
+
+def test_a_damaged_status_counts_as_missing(settings, uninterrupted):
+    study = ek.Study(**settings)
+    study.run(progress=False)
+    flip(chunk(settings, "ledger", "status", "c", 4))
+    assert study.status().missing.tolist() == [1, 0, 0]
+    assert_same(study.run(progress=False), uninterrupted)
+
+
+class Raises(nn.Module):
+    """Works on bright images alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            nn.Linear(2, 3),
+        )
+
+    def forward(self, x):
+        raise MemoryError("no more of it")
+
+
+class NotFinite(Raises):
+    """Its features are NaN wherever the middle of the image is bright."""
+
+    def forward(self, x):
+        z = self.features(x)
+        return self.head(z.masked_fill(x[:, :, 8, 8] > 0.9, float("nan")))
+
+
+class Works(Raises):
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def test_what_models_throw_is_recorded_and_the_rest_finishes(settings):
+    torch.manual_seed(0)
+    settings |= {
+        "models": {"raises": Raises(), "works": Works(), "nan": NotFinite()},
+        "data": ["digits/test?size=17&channels=1"],
+    }
+    study = ek.Study(**settings)
+    with pytest.warns(UserWarning, match="2 of 3 cells failed or lack samples") as warned:
+        ds = study.run(progress=False)
+    assert len(warned) == 1
+    assert ds.model.values.tolist() == ["works", "nan"]
+    status = study.status().set_index("model")
+    assert status.failed.to_dict() == {"raises": 2, "works": 0, "nan": 0}
+    assert status.flawed.to_dict() == {"raises": 0, "works": 0, "nan": 2}
+    assert status.done.to_dict() == {"raises": 0, "works": 2, "nan": 0}
+    assert status.reason["raises"] == "MemoryError: no more of it"
+    assert status.reason["nan"].startswith("the model's output is not finite for sample digits-")
+    assert "under e; the first layer that shows it is 'head'; the model's" in status.reason["nan"]
+    assert " more samples)" in status.reason["nan"]
+    with pytest.raises(RuntimeError, match=r"every cell failed: .* raises: MemoryError: no more of it"):
+        ek.Study(**settings | {"models": {"raises": study.models["raises"]}}).run(progress=False)
+
+
+def test_samples_without_a_value_are_nan_and_the_others_as_if_alone(settings):
+    torch.manual_seed(0)
+    settings |= {"models": {"nan": NotFinite()}, "data": ["digits/test?size=17"]}
+    with pytest.warns(UserWarning, match="1 of 1 cells failed or lack samples"):
+        ds = ek.Study(**settings).run(progress=False).load()
+    torch.manual_seed(0)
+    works = ek.measure(Works(), images.load("digits/test", size=17), group="C4", progress=False)
+    works = works.sel(sample=ds.sample).isel(model=0)
+    bright = xr.DataArray([bool(i["image"][0, 8, 8] > 0.9) for i in images.load("digits/test", size=17)])
+    bright = bright.values[np.random.default_rng(0).permutation(397)]
+    assert 0 < bright.sum() < 397
+    assert ds.softmax.isel(model=0, sample=bright).isnull().all()
+    assert (ds.prediction.isel(sample=bright) == -1).all()
+    for name in ("softmax", "prediction", "latent", "channelwise"):
+        np.testing.assert_array_equal(ds[name].isel(model=0, sample=~bright), works[name].isel(sample=~bright))
+    # nobody is asked to compute again what would come out the same
+    assert ek.Study(**settings).plan().forwards.tolist() == [0]
+    assert "undefined for" in ek.summarise(ds).query("metric == 'softmax'").reason.item()
+
+
+class Blind(Works):
+    """Gives the same scores for every image, even one of NaN."""
+
+    def forward(self, x):
+        return self.head(self.features(torch.ones_like(x)))
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of 300 small images in two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        folder = tmp_path / "pictures" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (9, 9), dtype=np.uint8)).save(folder / f"{i:03}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_broken_image_costs_itself_alone(settings, pictures):
+    settings |= {"models": {"works": Works(), "blind": Blind()}, "data": {"mine": f"{pictures}?size=9"}}
+    whole = ek.Study(**settings | {"store": f"{settings['store']}.whole"}).run(progress=False).load()
+    order = np.random.default_rng(0).permutation(300)
+    broken = [images.load(str(pictures))["id"][order[place]] for place in (0, 3)]
+    for file in broken:
+        (pictures / file).write_bytes(b"no image")
+    study = ek.Study(**settings)
+    with pytest.warns(UserWarning, match="2 of 2 cells failed or lack samples"):
+        ds = study.run(progress=False).load()
+    assert study.status()[["done", "flawed", "failed"]].values.tolist() == [[1, 1, 0], [1, 1, 0]]
+    for reason in study.status().reason:
+        assert [f"ValueError: cannot read the image {pictures / file}" in reason for file in broken] == [True, True]
+    assert ds.sample.values.tolist() == whole.sample.values.tolist()
+    for name in ("channelwise", "latent", "softmax", "latent_norm", "confidence"):
+        undefined = ds[name].isnull() & whole[name].notnull()
+        assert [place for place in range(300) if undefined.isel(sample=place).any()] == [0, 3]
+        np.testing.assert_array_equal(ds[name].drop_sel(sample=broken), whole[name].drop_sel(sample=broken))
+    assert (ds.prediction.sel(sample=broken) == -1).all()
+    # the nulls of those images, and of the ones that were compared with them: the one before in the chain of 256
+    lost = ds.softmax_null.isnull().any(("model", "element")).values
+    assert np.flatnonzero(lost).tolist() == [0, 2, 3, 255]
+
+
+def test_m_over_the_blocks_that_are_done_is_exact(settings, pictures, monkeypatch):
+    settings |= {"models": {"works": Works()}, "data": {"mine": f"{pictures}?size=9"}}
+    measured = engine._measured
+    monkeypatch.setattr(engine, "_measured", lambda task, module: measured(task, module) if task.block else 1 / 0)
+    with pytest.warns(UserWarning, match="ZeroDivisionError"):
+        ds = ek.Study(**settings).run(progress=False)
+    some = images.load(str(pictures), size=9).select(np.random.default_rng(0).permutation(300)[256:].tolist())
+    whole = ek.measure(settings["models"]["works"], some, group="C4", progress=False)
+    np.testing.assert_allclose(ds.latent_pair_cosine, whole.latent_pair_cosine, rtol=1e-12)
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch):
+    """From here on a forward pass fails the test."""
+    return lambda: monkeypatch.setattr(nn.Module, "__call__", lambda *_: pytest.fail("a forward pass was made"))
+
+
+def test_other_weights_under_the_same_name_are_refused_before_any_forward_pass(tmp_path, settings, nothing_is_measured):
+    recipe = f"recipe:random?seed=0&{WIDTHS}"
+    file = tmp_path / "net.safetensors"
+    spec = f"file:{file}?model={recipe.replace('?', '%3F').replace('=', '%3D').replace('&', '%26')}"
+    for seed in (0, 1):
+        save_file(ek.lab.models.load(f"recipe:random?seed={seed}&{WIDTHS}").model.state_dict(), file)
+        study = ek.Study(**settings | {"models": {"mine": spec}})
+        if seed == 0:
+            before = study.run(progress=False).load()
+    nothing_is_measured()
+    with pytest.raises(StoreError, match="digits/train · C4 · mine already, with another model") as error:
+        study.run(progress=False)
+    assert str(error.value).count("net.safetensors") == 2
+    assert "Name it otherwise" in str(error.value)
+    xr.testing.assert_identical(ek.open(settings["store"]).load(), before)
+
+
+def test_other_weights_of_a_module_are_refused(settings, nothing_is_measured):
+    torch.manual_seed(0)
+    settings |= {"models": {"mine": Works()}, "data": ["digits/test?size=17"]}
+    ek.Study(**settings).run(progress=False)
+    settings["models"] = {"mine": Works()}
+    nothing_is_measured()
+    with pytest.raises(StoreError, match="with another model: 'Works "):
+        ek.Study(**settings).run(progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"metrics": ["latent"]}, "metrics"), ({"seed": 1}, "seed"), ({"null": False}, "null"), ({"layers": "all"}, "layers"),
+     ({"data": {"digits/train": "digits/train?n=300"}}, "data")],
+)  # fmt: skip
+def test_other_settings_under_the_same_name_are_refused(settings, nothing_is_measured, change, named):
+    ek.Study(**settings | {"models": MODELS[:1]}).run(progress=False)
+    nothing_is_measured()
+    with pytest.raises(StoreError, match=f"with another {named}: "):
+        ek.Study(**settings | change).run(progress=False)
+
+
+def test_weights_that_differ_from_the_first_blocks_are_never_mixed(settings, monkeypatch):
+    """As when another machine's training came out otherwise: the spec is the same, the weights are not."""
+    study = ek.Study(**settings | {"models": MODELS[:1]})
+    measured = engine._measured
+
+    def at_first(task, module):
+        if task.block == 3:
+            raise KeyboardInterrupt
+        return measured(task, module)
+
+    monkeypatch.setattr(engine, "_measured", at_first)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=False)
+    assert study.status()[["done", "running", "missing"]].values.tolist() == [[3, 0, 3]]
+    load = engine.lab_models.load
+    monkeypatch.setattr(engine, "_measured", measured)
+    monkeypatch.setattr(engine.lab_models, "load", lambda spec: load(spec.replace("seed=0", "seed=1")))
+    with pytest.raises(StoreError, match="with other weights"):
+        study.run(progress=False)
+    assert study.status().done.sum() == 3
+
+
+def test_a_store_of_a_newer_schema_is_refused(settings):
+    study = ek.Study(**settings | {"models": MODELS[:1]})
+    study.run(progress=False)
+    root = Path(settings["store"]) / "zarr.json"
+    about = json.loads(root.read_text())
+    about["attributes"]["schema"] += 1
+    root.write_text(json.dumps(about))
+    for use in (lambda: study.run(progress=False), lambda: ek.open(settings["store"])):
+        with pytest.raises(ValueError, match="schema 2, this eedkit reads up to 1; upgrade eedkit"):
+            use()
+
+
+def test_a_folder_that_is_something_else_or_cannot_be_written_is_refused(tmp_path, settings, nothing_is_measured):
+    nothing_is_measured()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    with pytest.raises(StoreError, match="is no store of a study; choose another place"):
+        ek.Study(**settings | {"store": tmp_path / "full"}).run(progress=False)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "precious"
+    with pytest.raises(StoreError, match=r"cannot write to .*thesis.txt/a.zarr: Not a directory"):
+        ek.Study(**settings | {"store": tmp_path / "full" / "thesis.txt" / "a.zarr"}).run(progress=False)
+    if os.geteuid():
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(StoreError, match=r"cannot write to .*: Permission denied"):
+            ek.Study(**settings | {"store": tmp_path / "closed" / "a.zarr"}).run(progress=False)
+
+
+def test_an_unreachable_scheduler_is_named_before_anything_is_made(settings, monkeypatch, nothing_is_measured):
+    import distributed
+
+    nothing_is_measured()
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout=0.3))
+    with pytest.raises(
+        ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 .*run on this machine with workers="
+    ):
+        ek.Study(**settings).run(client="tcp://127.0.0.1:9", progress=False)
+    assert not Path(settings["store"]).exists()
