@@ -5,10 +5,7 @@ Must not know actions or metrics. Reading a spec costs nothing; `load` may train
 
 import hashlib
 import json
-import os
-import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from eedkit.errors import unknown
 from eedkit.lab import specs, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.training import Recipe
+from eedkit.lab.weights import CONVERT, fetching, fill, seeded
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,38 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     return _resolve(spec).load(weights, None)
 
 
+def pool(
+    names: str | Sequence[str] = ("random", "plain", "augmented", "equivariant"),
+    *,
+    seeds: int = 5,
+    group: str = "C4",
+    **changes: object,
+) -> list[str]:
+    """Specs of bundled recipes, each with the seeds 0 … seeds − 1; `changes` are fields of `Recipe`.
+
+    Raises
+    ------
+    ValueError
+        A recipe or a field is unknown (near names are listed), or a value is not what it should be.
+
+    >>> pool(["random", "plain"], seeds=1, epochs=4)
+    ['recipe:random?seed=0&group=C4', 'recipe:plain?seed=0&group=C4&epochs=4']
+    """
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds must be how many, at least 1, got {seeds!r}")
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        for seed in range(seeds):
+            # what is not trained has no epochs, whatever the others' training is changed to
+            own = {k: v for k, v in changes.items() if k != "epochs" or name != "random"}
+            texts = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in own.items()}
+            found.append(
+                "&".join([f"recipe:{name}?seed={seed}&group={group}", *(f"{k}={v}" for k, v in texts.items())])
+            )
+            check(found[-1])
+    return found
+
+
 def about(spec: str) -> dict[str, str | int]:
     """What a study puts as coordinates beside a model: recipe and seed, or nothing.
 
@@ -124,7 +154,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
     if name not in known:
         raise ValueError(unknown("recipe", name, known))
     if not known[name].epochs:
-        changes.pop("epochs", None)  # random weights stay random, as in training.pool
+        changes.pop("epochs", None)  # random weights stay random
     recipe = replace(known[name], **changes)
 
     def load(filled: bool, classes: int | None) -> Loaded:
@@ -137,7 +167,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
 
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
-    with _seeded(seed):
+    with seeded(seed):
         return _of_recipe(recipe, GroupCNN(recipe.group, classes=classes, channels=channels, widths=recipe.widths))
 
 
@@ -168,7 +198,7 @@ def _torchvision(name: str, weights: str | None = None, seed: int | None = None)
     def load(filled: bool, classes: int | None) -> Loaded:
         instead = f"put that file into {torch.hub.get_dir()}/checkpoints"
         bare = altered | ({"num_classes": classes} if classes else {})
-        with _seeded(seed), _fetching(named and named.url, instead):
+        with seeded(seed), fetching(named and named.url, instead):
             model = models.get_model(name, **{"weights": named} if named and filled else bare)
         return Loaded(model.eval(), preset.crop_size[0], 3, preset)
 
@@ -191,7 +221,7 @@ def _timm(name: str, seed: int | None = None) -> _Origin:
 
     def load(filled: bool, classes: int | None) -> Loaded:
         instead = f"save its model.safetensors here and use 'file:model.safetensors?model=timm:{name}'"
-        with _seeded(seed), _fetching(named and (named.hf_hub_id or named.url), instead):
+        with seeded(seed), fetching(named and (named.hf_hub_id or named.url), instead):
             options = {"num_classes": classes} if classes else {}
             model = timm.create_model(name, pretrained=bool(named and filled), **options)
         config = timm.data.resolve_model_data_config(model)
@@ -204,7 +234,7 @@ def _timm(name: str, seed: int | None = None) -> _Origin:
 def _file(name: str, model: str | None = None, classes: int | None = None) -> _Origin:
     path = Path(name).expanduser()
     if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(f"weights are read from .safetensors, .pt or .pth, got {path.name!r}; {_CONVERT}")
+        raise ValueError(f"weights are read from .safetensors, .pt or .pth, got {path.name!r}; {CONVERT}")
     if not path.is_file():
         near = [file.name for file in path.parent.glob(f"*{path.suffix}")]
         raise ValueError(unknown(f"file in {path.parent}:", path.name, near) if near else f"no file {path.absolute()}")
@@ -215,7 +245,7 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> _O
     def load(filled: bool, many: int | None) -> Loaded:
         built = build(False, many or classes)
         if filled:
-            _fill(built.model, path)
+            fill(built.model, path)
         return built
 
     def source() -> str:
@@ -239,54 +269,16 @@ def _of_cache_file(path: Path) -> Callable[[bool, int | None], Loaded]:
     return lambda _, many: _bare(recipe, many or classes[0], channels[1])
 
 
-def _fill(model: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        safe = path.suffix == ".safetensors"
-        model.load_state_dict(load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, EOFError, TypeError, RuntimeError) as error:
-        few = "; ".join(line.strip()[:200] for line in str(error).splitlines()[:5])
-        raise ValueError(
-            f"{path} must hold the state dict of its architecture, as model= and classes= give it: {few}; {_CONVERT}"
-        ) from error
-
-
 def _seed(seed: int | None, weights: str | None) -> int:
     if weights is not None and seed is not None:
         raise ValueError(f"seed is for random weights, but the weights {weights!r} are named; leave one of the two out")
     return seed or 0
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: no GPU's state need be touched
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _fetching(what: str | None, instead: str) -> Iterator[None]:
-    """Downloads are read as tensors only, and where there is no network the error says what to do."""
-    before = os.environ.get(_TENSORS_ONLY)
-    os.environ[_TENSORS_ONLY] = "1"  # torchvision downloads by torch.hub, whose own default runs any pickle
-    try:
-        yield
-    except OSError as error:
-        raise ConnectionError(f"cannot fetch {what} ({error}); where there is a network, {instead}") from error
-    finally:
-        os.environ.pop(_TENSORS_ONLY, None)
-        if before is not None:
-            os.environ[_TENSORS_ONLY] = before
-
-
 def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_CONVERT = "write such a file by safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 _FIELDS = {f.name: specs.integers if f.type == tuple[int, ...] else f.type for f in fields(Recipe)}
 _KINDS = {
     "recipe": ({"seed": int, **_FIELDS}, _recipe),

@@ -8,18 +8,16 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab.networks import WIDTHS, GroupCNN
 from eedkit.theory import actions
@@ -74,43 +72,6 @@ def recipes(group: str = "C4") -> dict[str, Recipe]:
         "augmented": Recipe(augment=group),
         "equivariant": Recipe(group=group),
     }
-
-
-def pool(
-    names: str | Sequence[str] = ("random", "plain", "augmented", "equivariant"),
-    *,
-    seeds: int = 5,
-    group: str = "C4",
-    cache: str | Path | None = None,
-    progress: bool = True,
-    **changes: object,
-) -> dict[tuple[str, int], nn.Module]:
-    """Networks for every recipe and seed, in eval mode, keyed by (recipe, seed); `changes` are fields of `Recipe`.
-
-    Raises
-    ------
-    ValueError
-        A recipe or a field is unknown; near names are listed.
-    """
-    known, names = recipes(group), [names] if isinstance(names, str) else list(names)
-    if not isinstance(seeds, int) or seeds < 1:
-        raise ValueError(f"seeds must be how many, at least 1, got {seeds!r}")
-    for name in names:
-        if name not in known:
-            raise ValueError(unknown("recipe", name, known))
-    for field in changes:
-        if field not in Recipe.__dataclass_fields__:
-            raise ValueError(unknown("field of a recipe", field, Recipe.__dataclass_fields__))
-    trained = {}
-    with tqdm(total=len(names) * seeds, desc="training", unit="network", disable=not progress) as bar:
-        for name in names:
-            # random weights stay random, whatever the others' training is changed to
-            own = {k: v for k, v in changes.items() if k != "epochs" or known[name].epochs}
-            for seed in range(seeds):
-                bar.set_description(f"training {name}, seed {seed}")
-                trained[name, seed] = train(replace(known[name], **own), seed=seed, cache=cache)
-                bar.update()
-    return trained
 
 
 def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, progress: bool = False) -> GroupCNN:

@@ -346,3 +346,20 @@ def test_a_model_s_preprocessing_makes_the_images_it_sees():
     by_hand = [transform(Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())) for x in pixels]
     assert data["id"][:] == ids
     assert torch.equal(torch.stack(data["image"][:]), torch.stack(by_hand))
+
+
+def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
+    found = models.pool(["random", "plain"], seeds=2, widths=(4, 8), epochs=1)
+    assert [models.about(spec) for spec in found] == [
+        {"recipe": name, "seed": seed} for name in ("random", "plain") for seed in (0, 1)
+    ]
+    assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
+    assert models.pool("random", seeds=1, epochs=3) == ["recipe:random?seed=0&group=C4"]
+    for arguments, message in [
+        ({"names": ["augmentd"]}, "did you mean 'augmented'"),
+        ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
+        ({"seeds": [0, 1]}, "seeds must be how many"),
+        ({"names": "plain", "epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            models.pool(**arguments)

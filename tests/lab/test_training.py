@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from eedkit.lab import training
-from eedkit.lab.training import Recipe, augmented, pool, recipes, train
+from eedkit.lab.training import Recipe, augmented, recipes, train
 from eedkit.theory import actions
 
 QUICK = {"epochs": 1, "widths": (4, 4)}
@@ -107,20 +107,11 @@ def test_augmentation_by_the_trivial_group_changes_nothing():
     assert torch.equal(augmented(images, actions.spatial("C1")), images)
 
 
-def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
-    found = pool(["random", "plain"], seeds=2, progress=False, **QUICK)
-    assert list(found) == [("random", 0), ("random", 1), ("plain", 0), ("plain", 1)]
-    assert found["random", 0].blocks[0].norm.num_batches_tracked == 0
-    with pytest.raises(ValueError, match="did you mean 'augmented'"):
-        pool(["augmentd"])
+def test_a_recipe_says_what_is_wrong_with_it():
     with pytest.raises(ValueError, match="whole number from 0, got -1"):
         Recipe(epochs=-1)
     with pytest.raises(ValueError, match="no group 'c4'; did you mean 'C4'"):
-        pool(group="c4")
-    with pytest.raises(ValueError, match="seeds must be how many"):
-        pool(seeds=[0, 1])
-    with pytest.raises(ValueError, match="no field of a recipe 'epoch'; did you mean 'epochs'"):
-        pool(["plain"], epoch=3)
+        recipes("c4")
 
 
 @pytest.mark.slow

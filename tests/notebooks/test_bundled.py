@@ -23,7 +23,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(out):
-    return ek.summarise(ek.open(out / "01_augmentation_or_equivariant_layers.zarr"))
+    return ek.summarise(ek.open(out / "study.zarr"))
 
 
 def at_end(table, recipe, column="relative", metric="latent"):
@@ -54,7 +54,7 @@ def test_random_weights_look_most_invariant_until_they_are_calibrated(table):
 
 
 def test_upright_digits_are_learned_and_turned_ones_only_where_the_recipe_says_so(out):
-    ds = ek.open(out / "01_augmentation_or_equivariant_layers.zarr")
+    ds = ek.open(out / "study.zarr")
     accuracy = (ds.prediction == ds.label).mean("sample").groupby("recipe").mean()
     assert accuracy.sel(recipe=["plain", "augmented", "equivariant"], element="e").min() > 0.85
     assert accuracy.sel(recipe=["augmented", "equivariant"]).min() > 0.8
