@@ -3,10 +3,18 @@
 Knows what to call and how to say it; must not compute. Heavy imports wait for the command that needs them, so `--help` is quick.
 """
 
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from eedkit.study import Study
 
 app = typer.Typer(
     help="In what ways is a vision model invariant or equivariant, where, on which images?",
@@ -16,10 +24,206 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+STUDY = """Models × data sets × groups, measured into one store: plan it, run it, see how far it is.
+
+\b
+A study is a YAML file, such as first.yaml:
+    models:
+      - recipe:plain?seed=0
+      - recipe:augmented?seed=0
+    data:
+      - digits/test
+    groups:
+      - C4
+    store: runs/first.zarr
+
+\b
+Further keys: metrics, layers, head, null, seed, precision, device, batch_size, block (see `help(eedkit.Study)`).
+"""
+study = typer.Typer(
+    help=STUDY, epilog="Example: eedkit study plan first.yaml", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(study, name="study")
+
+File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="The study, as YAML.")]  # fmt: skip
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+class Format(StrEnum):
+    """What figures are written as."""
+
+    PNG = "png"
+    SVG = "svg"
+    PDF = "pdf"
+
 
 @app.callback()
 def main() -> None:
     """In what ways is a vision model invariant or equivariant, where, on which images?"""
+
+
+@app.command(epilog="\b\nExample: eedkit measure 'recipe:plain?seed=0' digits/test --group C4 --out plain.zarr")
+def measure(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe:…, torchvision:…, timm:… or file:…")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…")],
+    group: Annotated[str, typer.Option(help="C4, D4, C8, flip, shift4, …")],
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="May be repeated; channelwise, latent and softmax if none.")
+    ] = None,
+    layers: Annotated[str, typer.Option(help="blocks, all, or a regular expression.")] = "blocks",
+    head: Annotated[str | None, typer.Option(metavar="PATH", help="Of the classifier in the model.")] = None,
+    null: Annotated[bool, typer.Option("--null/--no-null", help="Also compare unrelated images.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes no result.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", help="Save the results there.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure one model on one data set and print E, its interval and its calibration for every metric and layer.
+
+    Exit codes: 0 done; 1 the model failed on the images, or the results cannot be saved; 2 bad usage, nothing was measured.
+    """
+    if out is not None and out.exists():
+        raise _usage("measure", f"{out} exists; choose another name")
+    with _plainly("measure"), _ends("Stopped; nothing was saved."):
+        import eedkit
+        from eedkit.lab import images, models
+        from eedkit.report import tables
+
+        models.check(model)
+        eedkit.groups.parse(group)
+        loaded = models.load(model)
+        wants = (
+            {"transform": loaded.transform} if loaded.transform else {"size": loaded.size, "channels": loaded.channels}
+        )
+        options = {"metrics": metric} if metric else {}
+        try:
+            ds = eedkit.measure(
+                loaded.model, images.load(data, **wants), name=model, group=group, layers=layers, head=head or loaded.head,
+                null=null, seed=seed, device=device, batch_size=batch_size, progress=not quiet, **options,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise _failed("measure", str(error)) from None
+        typer.echo(tables.estimates(eedkit.summarise(ds)))
+        if out is not None:
+            try:
+                ds.eed.to_zarr(out)
+            except OSError as error:
+                raise _failed("measure", f"cannot save {out}: {error}") from None
+            typer.echo(f'Saved: ek.open("{out}")')
+
+
+@study.command(epilog="Example: eedkit study plan first.yaml")
+def plan(file: File) -> None:
+    """Say what there is to do and what it will cost. Nothing is trained, downloaded or written.
+
+    Every model is built with random weights and timed on noise, on the device that a run would use.
+
+    Exit codes: 0 done; 1 something cannot be planned, the notes say why, or the store cannot be read; 2 bad usage.
+    """
+    with _plainly("study plan"), _ends("Stopped; nothing was written."):
+        from eedkit.report import tables
+        from eedkit.study import Study, engine
+
+        chosen = Study.from_yaml(file)
+        found = chosen.plan()
+        typer.echo(tables.plan(found))
+        left = found.seconds.sum()
+        typer.echo(
+            f"Predicted: {tables.duration(left)} in one process on {engine.device(chosen.device)}.\n"
+            "This is a prediction from a short timing on noise on this machine; to make or fetch weights comes on top."
+        )
+    if unplanned := int((found.note != "").sum()):
+        raise _failed("study plan", f"{unplanned} of {len(found)} cells cannot be planned, see the notes")
+
+
+@study.command(epilog="Example: eedkit study run first.yaml --workers 4")
+def run(
+    file: File,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of a Dask cluster that sees the store's disk.")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="First read what is done; damaged blocks anew.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute what is not done yet. May be stopped and started again; what is done stays.
+
+    Exit codes: 0 done; 1 some cells failed or lack samples (listed), or the store is damaged, full, or holds another study;
+    2 bad usage: a misspelt study, models or images that are not there or cannot be fetched, no scheduler; 130 Ctrl-C.
+    """
+    if workers is not None and scheduler is not None:
+        raise _usage("study run", "give --workers or --scheduler, not both")
+    given = ["--workers", str(workers)] if workers else ["--scheduler", scheduler] if scheduler else []
+    again = shlex.join(["eedkit", "study", "run", str(file), *given])
+    with _plainly("study run"):
+        from eedkit.study import Study
+
+        chosen = Study.from_yaml(file)
+        warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells failed")  # they are listed below
+        try:
+            chosen.run(workers=workers, client=scheduler, repair=repair, progress=not quiet)
+        except KeyboardInterrupt:
+            raise _stopped(_progress(chosen, again)) from None
+        except RuntimeError as error:
+            if not (chosen.status().failed > 0).any():
+                raise _failed("study run", str(error)) from None
+        status = chosen.status()
+    odd = status[(status.failed > 0) | (status.flawed > 0)]
+    for cell in odd.itertuples():
+        kind = "failed" if cell.failed else "lacks samples"
+        typer.echo(f"{kind}: {cell.data} · {cell.group} · {cell.model}: {cell.reason}", err=True)
+    done, failed = int((status.done == status.blocks).sum()), int((status.failed > 0).sum())
+    opens = f' Open: ek.open("{chosen.store}")' if status[["done", "flawed"]].to_numpy().any() else ""
+    typer.echo(f"{done} of {len(status)} cells done, {failed} failed.{opens}")
+    if failed:
+        typer.echo(f"To try again what failed: {again}", err=True)
+    if len(odd):
+        raise typer.Exit(1)
+
+
+@study.command(epilog="Example: eedkit study status first.yaml")
+def status(file: File) -> None:
+    """Say which blocks are done, running, failed and missing. Nothing is computed or written.
+
+    Exit codes: 0 done, or still to be done; 1 some cells failed or lack samples, the notes say why, or the store cannot be
+    read; 2 bad usage.
+    """
+    with _plainly("study status"):
+        from eedkit.report import tables
+        from eedkit.study import Study
+
+        found = Study.from_yaml(file).status()
+        typer.echo(tables.status(found))
+    if ((found.failed > 0) | (found.flawed > 0)).any():
+        raise typer.Exit(1)
+
+
+@app.command(epilog="\b\nExample: eedkit figures runs/first.zarr --out figures --format png --format pdf")
+def figures(
+    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Of a study, or of `measure`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
+    format: Annotated[list[Format] | None, typer.Option(help="May be repeated; all three if none.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Of this data set of the study alone.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Of this group of the study alone.")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COORDINATE", help="Models with the same one are replicates: recipe, model, …")
+    ] = None,
+) -> None:
+    """Draw a study's figures again: depth profiles, calibration, orbit roses and class heatmaps.
+
+    Exit codes: 0 done, with a note on what there is nothing to draw of; 1 nothing is done yet, or the store is damaged;
+    2 bad usage.
+    """
+    with _plainly("figures"), _ends(f"Stopped; what was drawn is in {out}."):
+        import eedkit
+        from eedkit.report import figures as drawn
+
+        results = eedkit.open(store, data=data, group=group)
+        files = drawn.draw(results, out, formats=[str(name) for name in format or Format], by=by)
+        for file in dict.fromkeys(file.with_suffix("") for file in files):
+            typer.echo(file)
+        typer.echo(f"{len(files)} files, as {', '.join(format or Format)}")
 
 
 @app.command(epilog="Example: eedkit report --profile quick --only 00_start_here -p seeds=3")
@@ -45,28 +249,70 @@ def report(
     for text in parameter or ():
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise _usage(f"-p takes NAME=VALUE, got {text!r}")
+            raise _usage("report", f"-p takes NAME=VALUE, got {text!r}")
         try:
             given[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise _usage(f"-p {text}: the value is not YAML ({str(error).splitlines()[0]})") from None
+            raise _usage("report", f"-p {text}: the value is not YAML ({str(error).splitlines()[0]})") from None
 
     from eedkit.report.notebooks import NotebooksFailed, ReportError
     from eedkit.report.notebooks import report as run
 
-    try:
-        index = run(out, profile=profile, notebooks=only or None, parameters=given, code=code)
-    except ReportError as error:
-        raise _usage(str(error)) from None
-    except NotebooksFailed as failed:
-        typer.echo(f"{len(failed.failed)} failed:\n{failed}\nThe report, with the errors: {failed.index}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo(f"\nStopped. {out / 'index.html'} says what was run.", err=True)
-        raise typer.Exit(130) from None
+    with _ends(f"Stopped. {out / 'index.html'} says what was run."):
+        try:
+            index = run(out, profile=profile, notebooks=only or None, parameters=given, code=code)
+        except ReportError as error:
+            raise _usage("report", str(error)) from None
+        except NotebooksFailed as failed:
+            typer.echo(f"{len(failed.failed)} failed:\n{failed}\nThe report, with the errors: {failed.index}", err=True)
+            raise typer.Exit(1) from None
     typer.echo(f"The report: {index}")
 
 
-def _usage(message: str) -> typer.Exit:
-    typer.echo(f"eedkit report: {message}", err=True)
+def _usage(command: str, message: str) -> typer.Exit:
+    typer.echo(f"eedkit {command}: {message}", err=True)
     return typer.Exit(2)
+
+
+def _failed(command: str, message: str) -> typer.Exit:
+    typer.echo(f"eedkit {command}: {message}", err=True)
+    return typer.Exit(1)
+
+
+def _stopped(message: str) -> typer.Exit:
+    typer.echo(f"\n{message}", err=True)
+    return typer.Exit(130)
+
+
+@contextmanager
+def _ends(message: str) -> Iterator[None]:
+    """Ctrl-C ends the block with a message."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _stopped(message) from None
+
+
+@contextmanager
+def _plainly(command: str) -> Iterator[None]:
+    """What went wrong as one message without a traceback, and warnings as notes."""
+    from eedkit.results.cells import StoreError
+
+    def note(message, *_, **__) -> None:
+        typer.echo(f"Note: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = note
+        try:
+            yield
+        except StoreError as error:
+            raise _failed(command, str(error)) from None
+        except (ValueError, OSError, ImportError) as error:
+            raise _usage(command, str(error)) from None
+
+
+def _progress(study: "Study", again: str) -> str:
+    found = study.status()
+    blocks, done = int(found.blocks.sum()), int((found.done + found.flawed).sum())
+    said = f"{done} of {blocks} blocks are done and stay. " if blocks else "Nothing was begun. "
+    return f"Stopped: {said}The same command goes on from there: {again}"

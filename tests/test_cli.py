@@ -7,8 +7,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
+import eedkit as ek
 from eedkit.cli import app
+from eedkit.lab import images, models
 from eedkit.report import notebooks
+from eedkit.study import engine
 
 
 @pytest.fixture
@@ -66,13 +69,13 @@ def test_bad_usage_exits_2_and_says_what_to_do(home, tmp_path, arguments, messag
     assert not (tmp_path / "out").exists()
 
 
-def test_help_is_light_and_shows_an_example():
-    command = "import sys; sys.argv = ['eedkit', 'report', '--help']\nimport runpy, atexit\n"
+@pytest.mark.parametrize("words", [["report"], ["study", "run"]])
+def test_help_is_light_and_shows_an_example(words):
+    command = f"import sys; sys.argv = {['eedkit', *words, '--help']}\nimport runpy, atexit\n"
     command += "atexit.register(lambda: print('heavy:', [m for m in ('torch', 'papermill', 'nbconvert', 'xarray') if m in sys.modules]))\n"
     command += "runpy.run_module('eedkit', run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert "Example: eedkit report" in result.stdout
-    assert "--profile" in result.stdout
+    assert f"Example: eedkit {' '.join(words)}" in result.stdout
     assert "heavy: []" in result.stdout
 
 
@@ -80,3 +83,392 @@ def test_module_and_command_without_arguments_show_help():
     result = subprocess.run([sys.executable, "-m", "eedkit"], capture_output=True, text=True)
     assert "report" in result.stdout + result.stderr
     assert "Usage: eedkit" in result.stdout + result.stderr
+
+
+A, B = (f"recipe:random?seed={seed}&widths=4,8" for seed in (0, 1))
+DATA = "digits/test?n=20"
+
+
+def write(folder: Path, *extra: str, models=(A, B), groups=("C4", "D4")) -> Path:
+    """A study's file; its store is `a.zarr` beside it."""
+    lists = {"models": models, "data": [DATA], "groups": groups}
+    lines = [line for key, specs in lists.items() for line in (f"{key}:", *(f"  - {spec}" for spec in specs))]
+    file = folder / "study.yaml"
+    file.write_text("\n".join([*lines, f"store: {folder / 'a.zarr'}", *extra]))
+    return file
+
+
+def run(*arguments):
+    """What a command printed, and its exit code; never a traceback or a raw warning."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert "Traceback" not in result.output
+    assert "UserWarning" not in result.output
+    assert max(map(len, result.stdout.splitlines()), default=0) <= 120
+    return result
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """The file of a study that was run."""
+    file = write(tmp_path_factory.mktemp("study"), "metrics: [channelwise, latent, softmax, softmax_js]")
+    result = run("study", "run", file, "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f'4 of 4 cells done, 0 failed. Open: ek.open("{file.parent / "a.zarr"}")\n'
+    return file
+
+
+def test_plan_says_what_is_to_be_done_and_writes_nothing(tmp_path):
+    result = run("study", "plan", write(tmp_path))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"data: {DATA}, images: 20"
+    assert lines[1].split() == ["group", "model", "blocks", "done", "forwards", "size", "time"]
+    rows = [line.split()[:5] for line in lines[2:6]]
+    assert rows == [[g, m, "1", "0", n] for m in (A, B) for g, n in (("C4", "80"), ("D4", "160"))]
+    assert "4 cells, 4 blocks (0 done), 480 forwards to do" in lines[7]
+    assert "in one process on c" in lines[8]
+    assert "prediction from a short timing on noise on this machine" in lines[9]
+    assert [file.name for file in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_plan_of_what_is_done_has_nothing_left(done):
+    result = run("study", "plan", done)
+    assert result.exit_code == 0
+    assert "4 blocks (4 done), 0 forwards to do" in result.stdout
+    assert "Predicted: 0 s" in result.stdout
+
+
+def test_plan_exits_1_and_notes_what_it_cannot_tell(tmp_path):
+    file = write(tmp_path, groups=["C4"])
+    file.write_text(file.read_text().replace(DATA, f"{DATA}\n  - hub:owner/name/test"))
+    result = run("study", "plan", file)
+    assert result.exit_code == 1
+    assert "2 of 4 cells cannot be planned" in result.stderr
+    assert result.stdout.count("[1] ValueError: how many images hub:owner/name/test holds") == 1
+    assert "160 forwards to do" in result.stdout
+
+
+def test_status_before_and_after(done, tmp_path):
+    before = run("study", "status", write(tmp_path))
+    assert before.exit_code == 0
+    assert before.stdout.count("not begun") == 5
+    assert before.stdout.endswith("4 cells: 4 not begun. 0 of 0 blocks are done.\n")
+    after = run("study", "status", done)
+    assert after.exit_code == 0
+    assert after.stdout.endswith("4 cells: 4 done. 4 of 4 blocks are done.\n")
+
+
+def test_a_failing_model_is_listed_and_the_others_are_done(tmp_path):
+    import torch
+
+    torch.save({"odd": torch.zeros(1)}, tmp_path / "bad.pt")
+    file = write(tmp_path, models=[A, f"file:{tmp_path / 'bad.pt'}?model=recipe:random"], groups=["C4"])
+    result = run("study", "run", file, "--quiet")
+    assert result.exit_code == 1
+    assert f"failed: {DATA} · C4 · file:{tmp_path / 'bad.pt'}?model=recipe:random: ValueError: " in result.stderr
+    assert A not in result.stderr
+    assert "Note:" not in result.stderr
+    assert result.stdout.startswith("1 of 2 cells done, 1 failed. Open: ek.open(")
+    assert f"To try again what failed: eedkit study run {file}" in result.stderr
+    after = run("study", "status", file)
+    assert after.exit_code == 1
+    assert "2 cells: 1 done, 1 failed. 1 of 2 blocks are done." in after.stdout
+    assert "must hold the state dict" in after.stdout
+    figures = run("figures", tmp_path / "a.zarr", "--out", tmp_path / "out", "--format", "png")
+    assert figures.exit_code == 0
+    assert "Note: 1 of 2 cells are not finished" in figures.stderr
+
+
+def test_where_all_models_fail_there_is_nothing_to_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_: 1 / 0)
+    result = run("study", "run", write(tmp_path, models=[A], groups=["C4"]), "--quiet")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError" in result.stderr
+    assert result.stdout == "0 of 1 cells done, 1 failed.\n"
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch):
+    file, compute, computed = write(tmp_path), engine.compute, []
+
+    def interrupted(task, *rest):
+        if len(computed) == 1:
+            raise KeyboardInterrupt
+        computed.append(task)
+        return compute(task, *rest)
+
+    monkeypatch.setattr(engine, "compute", interrupted)
+    result = run("study", "run", file, "--quiet")
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    said = f"Stopped: 1 of 4 blocks are done and stay. The same command goes on from there: eedkit study run {file}"
+    assert result.stderr.strip() == said
+    assert "4 cells: 1 done, 3 unfinished. 1 of 4 blocks are done." in run("study", "status", file).stdout
+    monkeypatch.setattr(engine, "compute", lambda task, *rest: computed.append(task) or compute(task, *rest))
+    assert run("study", "run", file, "--quiet").exit_code == 0
+    assert len({(task.cell, task.block) for task in computed}) == len(computed) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modles: [a]", "no key 'modles'; did you mean 'models'?"),
+        ("models: [", "is not YAML"),
+        ("models: ['recipe:plian']\ndata: [digits/test]\ngroups: [C4]\nstore: a.zarr", "did you mean 'plain'?"),
+        ("models: ['recipe:plain']\ndata: [digits/test]\ngroups: [Q4]\nstore: a.zarr", "Q4"),
+        ("models: ['recipe:plain']", "no data and no groups and no store"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run", "status"])
+def test_a_misspelt_study_exits_2(tmp_path, monkeypatch, command, text, message):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    result = run("study", command, file)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"eedkit study {command}: ")
+    assert message in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status"])
+def test_a_study_that_is_not_there_or_no_file_exits_2(tmp_path, command):
+    for path, message in ((tmp_path / "none.yaml", "does not exist"), (tmp_path, "is a directory")):
+        result = run("study", command, path)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+
+
+def test_run_exits_2_on_images_that_are_not_there_before_it_begins(tmp_path):
+    file = write(tmp_path)
+    file.write_text(file.read_text().replace(DATA, "digits/tset"))
+    result = run("study", "run", file)
+    assert result.exit_code == 2
+    assert "did you mean 'digits/test'" in result.stderr
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_run_exits_2_without_a_scheduler_at_the_address(tmp_path, monkeypatch):
+    import distributed
+
+    asked = []
+
+    def nobody(address, timeout):
+        asked.append(address)
+        raise OSError("timed out")
+
+    monkeypatch.setattr(distributed, "Client", nobody)
+    result = run("study", "run", write(tmp_path), "--scheduler", "tcp://127.0.0.1:1")
+    assert result.exit_code == 2
+    assert "no Dask scheduler answers at tcp://127.0.0.1:1 (timed out)" in result.stderr
+    assert asked == ["tcp://127.0.0.1:1"]
+
+
+def test_run_takes_workers_or_a_scheduler(tmp_path, monkeypatch):
+    both = run("study", "run", write(tmp_path), "--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
+    assert both.exit_code == 2
+    assert "--workers or --scheduler, not both" in both.stderr
+    assert run("study", "run", write(tmp_path), "--workers", "0").exit_code == 2
+    given = {}
+
+    def stop(study, **options):
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ek.Study, "run", stop)
+    result = run("study", "run", write(tmp_path), "--workers", "2", "--repair")
+    assert given == {"workers": 2, "client": None, "repair": True, "progress": True}
+    assert "Stopped: Nothing was begun." in result.stderr
+    assert result.stderr.strip().endswith(f"eedkit study run {tmp_path / 'study.yaml'} --workers 2")
+
+
+def test_run_exits_1_where_the_store_is_something_else(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "letter.txt").write_text("dear")
+    result = run("study", "run", write(tmp_path))
+    assert result.exit_code == 1
+    assert "is no store of a study" in result.stderr
+    assert (tmp_path / "a.zarr" / "letter.txt").read_text() == "dear"
+
+
+def test_run_exits_1_on_another_study_under_the_same_names(done):
+    text = done.read_text()
+    other = done.with_name("other.yaml")
+    other.write_text(f"{text}\nseed: 1")
+    result = run("study", "run", other)
+    assert result.exit_code == 1
+    assert "with another seed: 0 there, 1 here" in result.stderr
+
+
+def test_figures_of_a_study_by_data_set_and_group(done, tmp_path):
+    result = run("figures", done.parent / "a.zarr", "--out", tmp_path, "--format", "svg", "--format", "pdf")
+    assert (result.exit_code, result.stderr) == (0, "")
+    stems = {file.relative_to(tmp_path).with_suffix("").as_posix() for file in tmp_path.rglob("*.*")}
+    whats = ["depth_profile_latent", "relative_profile_channelwise", "calibration_softmax", "class_heatmap_softmax_js"]
+    assert {f"digits-test-n-20-{group}/{what}" for group in ("C4", "D4") for what in whats} < stems
+    assert len(stems) == 16
+    assert {file.suffix for file in tmp_path.rglob("*.*")} == {".svg", ".pdf"}
+    assert [Path(line).relative_to(tmp_path).as_posix() in stems for line in result.stdout.splitlines()[:-1]] == [
+        True
+    ] * 16
+    assert result.stdout.splitlines()[-1] == "32 files, as svg, pdf"
+
+
+def test_figures_of_one_group_stand_in_the_folder_itself(done, tmp_path):
+    store = done.parent / "a.zarr"
+    result = run(
+        "figures", store, "--out", tmp_path, "--format", "png", "--data", DATA, "--group", "D4", "--by", "model"
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "orbit_rose_latent.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digits/tset"], "no data set 'digits/tset'"),
+        (["--group", "C8"], "no group 'C8'"),
+        (["--by", "recipes"], "did you mean 'recipe'"),
+        (["--format", "pgn"], "pgn"),
+    ],
+)
+def test_figures_exit_2_on_what_is_not_there(done, tmp_path, arguments, message):
+    result = run("figures", done.parent / "a.zarr", "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_need_a_store_with_something_done(tmp_path, monkeypatch):
+    assert run("figures", tmp_path / "none.zarr").exit_code == 2
+    (tmp_path / "empty").mkdir()
+    result = run("figures", tmp_path / "empty")
+    assert result.exit_code == 2
+    assert "is no Zarr store" in result.stderr
+    file = write(tmp_path)
+    monkeypatch.setattr(models, "load", lambda *_: 1 / 0)
+    run("study", "run", file, "--quiet")
+    result = run("figures", tmp_path / "a.zarr")
+    assert result.exit_code == 1
+    assert "nothing is done yet" in result.stderr
+
+
+def test_measure_prints_the_summary_and_saves(tmp_path):
+    out = tmp_path / "a.zarr"
+    result = run(
+        "measure", A, DATA, "--group", "C4", "--metric", "channelwise", "--metric", "softmax", "--quiet", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    expected = ek.measure(
+        models.load(A).model, images.load(DATA, size=17, channels=1), group="C4", metrics=["channelwise", "softmax"],
+        head="head", progress=False,
+    )  # fmt: skip
+    table = ek.summarise(expected)
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"model: {A}, n: 20"
+    first = table.iloc[0]
+    numbers = [f"{first[name]:.4f}" for name in ("estimate", "low", "high", "null", "relative")]
+    assert lines[2].split() == ["channelwise", "blocks.0", *numbers[:2], "to", *numbers[2:]]
+    assert [line.split()[1] for line in lines[2:-1] if line[0] != "["] == table.layer.tolist()
+    assert "the head's input" in result.stdout
+    assert lines[-1] == f'Saved: ek.open("{out}")'
+    saved = ek.open(out)
+    assert saved.model.values.tolist() == [A]
+    assert saved.channelwise.values == pytest.approx(expected.channelwise.values, nan_ok=True)
+
+
+def test_measure_does_not_overwrite_and_asks_before_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("measured"))
+    (tmp_path / "a.zarr").mkdir()
+    result = run("measure", A, DATA, "--group", "C4", "--out", tmp_path / "a.zarr")
+    assert result.exit_code == 2
+    assert "exists; choose another name" in result.stderr
+
+
+def test_measure_passes_its_options_on(monkeypatch):
+    given, measure = {}, ek.measure
+
+    def seen(*arguments, **options):
+        given.update(options)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(ek, "measure", seen)
+    result = run(
+        "measure", A, DATA, "--group", "flip", "--no-null", "--seed", "3", "--layers", "blocks.1", "--batch-size", "7",
+        "--device", "cpu", "--head", "head", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    expected = {"group": "flip", "null": False, "seed": 3, "layers": "blocks.1", "batch_size": 7, "device": "cpu"}
+    assert given == {"name": A, "head": "head", "progress": False, **expected}
+    assert "measured without a null" in result.stdout
+
+
+def test_measure_takes_a_models_own_preprocessing(tmp_path):
+    model, data = "torchvision:squeezenet1_1?seed=0", "digits/test?n=2"
+    loaded = models.load(model)
+    photos = images.load(data, transform=loaded.transform)
+    ds = ek.measure(loaded.model, photos, group="C1", metrics=["softmax"], null=False, progress=False)
+    result = run(
+        "measure", model, data, "--group", "C1", "--metric", "softmax", "--no-null", "--quiet", "--out", tmp_path / "a"
+    )
+    assert result.exit_code == 0, result.output
+    assert ek.open(tmp_path / "a").confidence.values == pytest.approx(ds.confidence.values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipe:plian", DATA, "--group", "C4"], "did you mean 'plain'"),
+        ([A, "digits/tset", "--group", "C4"], "did you mean 'digits/test'"),
+        ([A, DATA, "--group", "X4"], "X4"),
+        ([A, DATA, "--group", "C4", "--metric", "latnet"], "did you mean 'latent'"),
+        ([A, DATA, "--group", "C4", "--layers", "nothing"], "nothing"),
+        ([A, DATA, "--group", "C4", "--batch-size", "0"], "--batch-size"),
+        ([A, DATA], "--group"),
+    ],
+)
+def test_measure_exits_2_on_what_is_not_there(arguments, message):
+    result = run("measure", *arguments, "--quiet")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_measure_exits_1_where_the_model_fails_and_130_on_ctrl_c(tmp_path, monkeypatch):
+    def fails(error):
+        def measure(*_, **__):
+            raise error
+
+        return measure
+
+    arguments = "measure", A, DATA, "--group", "C4", "--out", tmp_path / "a.zarr"
+    monkeypatch.setattr(ek, "measure", fails(RuntimeError("CUDA out of memory")))
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == "eedkit measure: CUDA out of memory\n"
+    monkeypatch.setattr(ek, "measure", fails(KeyboardInterrupt()))
+    result = run(*arguments)
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "Stopped; nothing was saved."
+    assert not (tmp_path / "a.zarr").exists()
+
+
+COMMANDS = ["measure", "figures", "report", "study", "study plan", "study run", "study status"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert f"Example: eedkit {command}" in result.stdout
+
+
+def test_the_study_in_the_help_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = CliRunner().invoke(app, ["study", "--help"]).stdout.splitlines()
+    start, end = (next(k for k, line in enumerate(lines) if line.strip().startswith(w)) for w in ("models:", "store:"))
+    (tmp_path / "first.yaml").write_text("\n".join(line[6:] for line in lines[start : end + 1]))
+    study = ek.Study.from_yaml("first.yaml")
+    assert list(study.models) == ["recipe:plain?seed=0", "recipe:augmented?seed=0"]
+    assert study.store == str(tmp_path / "runs" / "first.zarr")
+    assert run("study", "plan", "first.yaml").exit_code == 0

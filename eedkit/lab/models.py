@@ -109,10 +109,10 @@ def pool(
 
 
 def about(spec: str) -> dict[str, str | int]:
-    """What a study puts as coordinates beside a model: recipe and seed, or nothing.
+    """What a study says beside a model: recipe, seed and what was changed in the recipe, or nothing.
 
     >>> about("recipe:plain?seed=2&epochs=3"), about("torchvision:resnet18")
-    ({'recipe': 'plain', 'seed': 2}, {})
+    ({'recipe': 'plain', 'seed': 2, 'changes': 'epochs=3'}, {})
     """
     return _resolve(spec).about
 
@@ -163,7 +163,13 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
         images = training._images(recipe.data, recipe.size)
         return _bare(recipe, classes or images.classes, images.x.shape[1], seed)
 
-    return _Origin(load, partial(training.source, recipe, seed=seed), {"recipe": name, "seed": seed})
+    usual = training.recipes()[name]
+    told = ", ".join(
+        f"{f.name}={getattr(recipe, f.name)}"
+        for f in fields(Recipe)
+        if getattr(recipe, f.name) != getattr(usual, f.name)
+    )
+    return _Origin(load, partial(training.source, recipe, seed=seed), {"recipe": name, "seed": seed, "changes": told})
 
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:

@@ -4,8 +4,6 @@ Knows Datasets and tables of `summarise`, never models. Every figure is a matplo
 """
 
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -16,9 +14,12 @@ from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
 from eedkit.report import style
+from eedkit.report.style import FORMATS, save
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
 from eedkit.results.summary import INSENSITIVE, insensitive, summarise
+
+__all__ = ["FORMATS", "calibration", "class_heatmap", "depth_profile", "orbit_rose", "save"]
 
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
@@ -92,7 +93,8 @@ def orbit_rose(
     turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
     if len(set(angles.tolist())) == 1 or len(turns) < len(elements):
         angles, mirrored = 360 * np.arange(len(elements)) / len(elements), np.zeros(len(elements), dtype=bool)
-    values = _pointwise(results, metric, layer).mean("sample") - results[metric].attrs["best"]
+    pointwise = _pointwise(results, metric, layer)
+    values = pointwise.mean("sample") - results[metric].attrs["best"]
     with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
         for name, look in style.styles(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
@@ -114,7 +116,7 @@ def orbit_rose(
         ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
         style.note(
             ax,
-            f"radius: {_label(results, metric, False)} above its best value, mean over {results.sizes['sample']} images",
+            f"radius: {_label(results, metric, False)} above its best value, mean over {pointwise.sizes['sample']} images",
         )
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.12, 0.5))
     return fig
@@ -155,8 +157,9 @@ def class_heatmap(
             ax.set_visible(False)
         for ax, kind, panel in zip(axes, kinds, panels, strict=False):
             cells = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
-            cramped = len(labels) > 12 or panel.sizes["element"] > 8
             texts = [["0" if abs(v) < FLOOR else f"{v:.2g}" for v in row] for row in panel.values]
+            longest = max(len(text) for row in texts for text in row)
+            cramped = len(labels) > 12 or panel.sizes["element"] * longest > 36
             numbers = {"annot": None if cramped else np.array(texts), "fmt": "", "annot_kws": {"size": 7}}
             sns.heatmap(panel.values, ax=ax, xticklabels=results.element.values, yticklabels=labels, **cells, **numbers)
             ax.set_title(_flagged(kind, names, results, metric, layer), fontsize=10)
@@ -205,8 +208,9 @@ def calibration(
                 ax.annotate(f"{level:g}", (right, level * right), color="0.45", fontsize=8, va="center")
         edges = rows.scale * INSENSITIVE
         if edges.nunique() == 1:
-            ax.axvspan(left, edges.iloc[0], color="0.92", zorder=-1)
-            ax.text(edges.iloc[0] * 0.93, top / 1.3, "insensitive", ha="right", va="top", color="0.4", fontsize=9)
+            edge = min(edges.iloc[0], right)
+            ax.axvspan(left, edge, color="0.92", zorder=-1)
+            ax.text(edge * 0.93, top / 1.3, "insensitive", ha="right", va="top", color="0.4", fontsize=9)
         for name, look in style.styles(rows[by]).items():
             ours = rows[by] == name
             label = f"{name} (insensitive)" if rows[ours].insensitive.all() else name
@@ -218,22 +222,6 @@ def calibration(
         style.note(ax, f"grey diagonals: relative value{exact}")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
     return fig
-
-
-def save(fig: Figure, path: str | PathLike) -> Path:
-    """Write a figure as PNG and SVG, the same bytes every time; gives the PNG's path.
-
-    Parameters
-    ----------
-    path : without extension; folders are made
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    png = path.with_name(path.name + ".png")
-    with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path"}):
-        fig.savefig(png, dpi=160, bbox_inches="tight", metadata={"Software": None})
-        fig.savefig(path.with_name(path.name + ".svg"), bbox_inches="tight", metadata={"Date": None})
-    return png
 
 
 def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, str]:
@@ -260,19 +248,29 @@ def _pointwise(results: xr.Dataset, metric: str, layer: str) -> xr.DataArray:
         raise ValueError(unknown("metric", metric, schema.metrics_of(results)))
     values = results[metric]
     if "layer" not in values.dims:
-        return values
+        return _on_shared_samples(values)
     if layer not in results.layer.values:
         raise ValueError(unknown("layer", layer, results.layer.values.tolist()))
     values = values.sel(layer=layer)
     if values.isnull().all():
         reason = results[f"{metric}_nan_reason"].sel(layer=layer).values[0]
         raise ValueError(f"{metric} is undefined at {layer}: {reason}; choose another layer=")
+    return _on_shared_samples(values)
+
+
+def _on_shared_samples(values: xr.DataArray) -> xr.DataArray:
+    """Without samples that some model has no value for: all that have any are shown on the same images."""
+    values = values.compute()
+    has, any_has = values.notnull().all("element"), values.notnull().any(("element", "sample"))
+    values = values.isel(sample=np.flatnonzero((has | ~any_has).all("model")))
+    if not values.sizes["sample"]:
+        raise ValueError(f"no image has a value of {values.name} for every model; select models that are done")
     return values
 
 
 def _flagged(name: str, names: np.ndarray, results: xr.Dataset, metric: str, layer: str) -> str:
     flags = insensitive(results, metric, layer).values[names == name]
-    return f"{name} (insensitive)" if flags.all() else f"{name} (some insensitive)" if flags.any() else str(name)
+    return f"{name}\n(insensitive)" if flags.all() else f"{name}\n(some insensitive)" if flags.any() else str(name)
 
 
 def _point(group: pd.DataFrame, value: str) -> tuple[float, float, float, float, bool]:

@@ -1,10 +1,12 @@
-"""How every figure looks: size, colours, markers, the line below it.
+"""How every figure looks and is saved: size, colours, markers, the line below it, formats.
 
 Knows matplotlib and seaborn, never results.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -12,10 +14,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eedkit.errors import unknown
+
 _COLOURS = sns.color_palette("colorblind").as_hex()
 KNOWN = {"random": _COLOURS[7], "plain": _COLOURS[0], "augmented": _COLOURS[1], "equivariant": _COLOURS[2]}
 """Colours of the bundled recipes, the same in every figure; others take the rest of seaborn's colour-blind palette."""
 MARKERS = "osD^vPX*<>"
+FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""What `save` can write, with what is left out of each so that a figure is the same bytes every time."""
 
 
 @contextmanager
@@ -49,3 +55,22 @@ def styles(names: Sequence) -> dict:
 def note(ax: Axes, text: str) -> None:
     """A small line below the axes."""
     ax.figure.text(0.5, -0.02, text, ha="center", va="top", fontsize=8, color="0.35")
+
+
+def save(fig: Figure, path: str | PathLike, formats: Sequence[str] = ("png", "svg")) -> Path:
+    """Write a figure in some of the formats "png", "svg", "pdf", the same bytes every time; gives the first one's path.
+
+    Parameters
+    ----------
+    path : without extension; folders are made
+    """
+    formats = [formats] if isinstance(formats, str) else list(formats)
+    for name in formats or [""]:
+        if name not in FORMATS:
+            raise ValueError(unknown("format", name, FORMATS))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path"}):
+        for name in formats:
+            fig.savefig(f"{path}.{name}", dpi=160, bbox_inches="tight", metadata=FORMATS[name])
+    return path.with_name(f"{path.name}.{formats[0]}")

@@ -125,7 +125,7 @@ def join(chosen: Sequence[Cell], *, verify: bool = True) -> xr.Dataset | xr.Data
             f"{'; '.join(unfinished[:3])}{'; …' if len(unfinished) > 3 else ''}. The study's status() says why",
             stacklevel=3,
         )
-    joined = {"/".join(key): _side_by_side(models) for key, models in together.items()}
+    joined = {f"{_node(data)}/{group}": _side_by_side(models) for (data, group), models in together.items()}
     return next(iter(joined.values())) if len(joined) == 1 else xr.DataTree.from_dict(joined)
 
 
@@ -196,7 +196,9 @@ def values(cell: Cell) -> xr.Dataset | None:
     ds = schema.text_as_objects(
         ds[[name for name in (*order, *schema.BESIDE) if name in ds]].drop_vars("metric", errors="ignore")
     )
-    ds = ds.chunk(sample=int(ledger.stop[0]))
+    chunk = int(ledger.stop[0])
+    lazy = {name: v.variable.chunk(sample=chunk) for name, v in ds.data_vars.items() if "sample" in v.dims}
+    ds = ds.assign(lazy)
     if not ledger.done.all():
         here = xr.DataArray(ledger.images_done, dims="sample")
         for name, variable in ds.data_vars.items():
@@ -208,12 +210,24 @@ def values(cell: Cell) -> xr.Dataset | None:
     return ds
 
 
+def _node(data: str) -> str:
+    """A data set's name as a path in a tree, which knows no "..", no "//" and no leading "/"."""
+    return data if not {"", ".", ".."} & set(data.split("/")) else cells.slug(data)
+
+
 def _side_by_side(models: Sequence[tuple[Cell, xr.Dataset]]) -> xr.Dataset:
     from eedkit.results.summary import concat
 
-    about = [cell.ledger().settings.get("about", {}) for cell, _ in models]
+    about = [cell.ledger().settings["about"] for cell, _ in models]
     shared = [name for name in about[0] if all(name in one for one in about)]
-    return concat([ds for _, ds in models], **{name: [one[name] for one in about] for name in shared})
+    columns = {name: [one[name] for one in about] for name in shared}
+    changes = columns.pop("changes", [])
+    if len(set(zip(columns.get("recipe", []), changes, strict=False))) > len(set(columns.get("recipe", []))):
+        # seeds of one recipe that was trained in several ways are no replicates of each other
+        columns["recipe"] = [
+            f"{name} {change}".strip() for name, change in zip(columns["recipe"], changes, strict=True)
+        ]
+    return concat([ds for _, ds in models], **columns)
 
 
 def _with_states(ds: xr.Dataset, states: xr.Dataset, n: int) -> xr.Dataset:

@@ -4,6 +4,8 @@ Knows models, images and the store; not which blocks belong to a study. Keeps tw
 """
 
 import importlib.util
+import logging
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,10 +158,13 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
                 client = stack.enter_context(Client(client, timeout=10))
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"no Dask scheduler answers at {client} ({error}); start one with `dask scheduler`, or run on this "
-                    "machine with workers="
+                    f"no Dask scheduler answers at {client} ({error}); start one with `dask scheduler`, or leave it out "
+                    "to run on this machine"
                 ) from None
-        yield client or stack.enter_context(Client(stack.enter_context(_local(workers))))
+        if client is None:
+            with _deaf_to_interrupts():
+                client = stack.enter_context(Client(stack.enter_context(_local(workers))))
+        yield client
 
 
 def _local(workers: int) -> Any:
@@ -173,7 +178,21 @@ def _local(workers: int) -> Any:
 
     # idle threads that spin would take the other workers' cores
     environment = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, env=environment, **private)
+    quiet = {"silence_logs": logging.ERROR, "memory_limit": None, "env": environment}
+    return LocalCluster(n_workers=workers, threads_per_worker=1, **quiet, **private)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started within the block leave Ctrl-C to this one, which closes them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -215,7 +234,8 @@ def _measured(task: Task, module: nn.Module | None) -> tuple[xr.Dataset, xr.Data
     wants = (None, None, None)
     if task.model is not None:
         loaded = _loaded(task.model, task.source, options["device"])
-        module, wants = loaded.model, (loaded.size, loaded.channels, loaded.transform)
+        module = loaded.model
+        wants = (None, None, loaded.transform) if loaded.transform else (loaded.size, loaded.channels, None)
         options["head"] = options["head"] or loaded.head
     images, samples = _opened(task.data, task.source, *wants, options["seed"])
     values, states = measure_block(

@@ -31,7 +31,7 @@ class Lines:
 
 def bar(total: int, *, show: bool = True) -> tqdm:
     """A tqdm bar over the blocks of a run; without a terminal or Jupyter a line every ten seconds."""
-    look = {"total": total, "unit": "block", "disable": not show}
+    look = {"total": total, "unit": "block", "disable": not (show and total)}
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return tqdm(**look, desc="study")
     plain = "study: {n_fmt} of {total_fmt} blocks, {elapsed} so far, about {remaining} left{postfix}"

@@ -23,8 +23,9 @@ from eedkit.probe import measure as probe
 from eedkit.probe import metrics as family
 from eedkit.probe.sweep import DTYPES
 from eedkit.results import cells, schema, store
-from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, slug
+from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
 from eedkit.study import engine, planning
+from eedkit.study.checks import named, typed
 from eedkit.study.engine import Task
 from eedkit.study.progress import bar
 from eedkit.theory import deviation, groups
@@ -77,19 +78,19 @@ class Study:
         put(
             self,
             "models",
-            _named("models", self.models, "specs, or a mapping from names to specs or modules", nn.Module),
+            named("models", self.models, "specs, or a mapping from names to specs or modules", nn.Module),
         )
-        put(self, "data", _named("data", self.data, "specs of images, or a mapping from names to specs"))
-        put(self, "groups", tuple(_named("groups", self.groups, "names of groups")))
-        put(self, "metrics", tuple(_named("metrics", self.metrics, "names of metrics")))
+        put(self, "data", named("data", self.data, "specs of images, or a mapping from names to specs"))
+        put(self, "groups", tuple(named("groups", self.groups, "names of groups")))
+        put(self, "metrics", tuple(named("metrics", self.metrics, "names of metrics")))
         if not isinstance(self.layers, str):
-            put(self, "layers", tuple(_named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))
+            put(self, "layers", tuple(named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))
         if not isinstance(self.store, str | os.PathLike) or "://" in str(self.store):
             raise ValueError(
                 f"store must be the path of a folder that all workers see, got {self.store!r}; copy it elsewhere when it is done"
             )
         put(self, "store", os.path.abspath(os.path.expanduser(self.store)))
-        _typed(self, head=(str, None), null=(bool,), seed=(int,), precision=(str,), device=(str,), batch_size=(int, None), block=(int,))  # fmt: skip
+        typed(self, head=(str, None), null=(bool,), seed=(int,), precision=(str,), device=(str,), batch_size=(int, None), block=(int,))  # fmt: skip
         if self.precision not in DTYPES:
             raise ValueError(unknown("precision", self.precision, DTYPES))
         if self.block < 1 or (self.batch_size is not None and self.batch_size < 1):
@@ -113,11 +114,13 @@ class Study:
         path = Path(path)
         try:
             read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            hint = "specs within [ ] need quotes, or write them as `- spec` lines"
+            raise ValueError(f"{path} is not YAML: {error}; {hint}") from None
         known = [field.name for field in fields(cls)]
         if not isinstance(read, dict):
             raise ValueError(f"{path}: expected `key: value` lines with the keys {', '.join(known)}")
+        read = {"null" if key is None else key: value for key, value in read.items()}  # what YAML makes of null: false
         for key in read:
             if key not in known:
                 raise ValueError(f"{path}: {unknown('key', key, known)}")
@@ -292,31 +295,3 @@ class Study:
         chains, together = deviation.chains(n), math.ceil(self.block / deviation.CHAIN)
         starts = range(0, len(chains), together)
         return [(chains[i].start, chains[min(i + together, len(chains)) - 1].stop) for i in starts]
-
-
-def _named(what: str, given: Any, expected: str, *values: type) -> dict[str, Any]:
-    """A mapping from names to specs; a list of specs names each by itself. Names must differ, in the store too."""
-    if isinstance(given, str | os.PathLike) or not isinstance(given, Mapping | Sequence):
-        raise ValueError(f"{what} must be a list of {expected}, got {given!r}")
-    found = dict(given) if isinstance(given, Mapping) else dict(zip(given, given, strict=True))
-    if len(found) < len(given):
-        raise ValueError(f"{what} holds something twice: {', '.join(map(str, given))}")
-    if not found:
-        raise ValueError(f"{what} is empty; expected {expected}")
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, (str, *values)):
-            raise ValueError(f"{what} must be {expected}, got {name!r}: {value!r}")
-    places: dict[str, str] = {}
-    for name in found:
-        other = places.setdefault(slug(name).casefold(), name)
-        if other != name:
-            raise ValueError(f"{what}: {other!r} and {name!r} would have one place in the store; name one otherwise")
-    return found
-
-
-def _typed(study: Study, **expected: tuple) -> None:
-    for name, types in expected.items():
-        value = getattr(study, name)
-        if not any(value is None if kind is None else type(value) is kind for kind in types):
-            wanted = " or ".join("none" if kind is None else kind.__name__ for kind in types)
-            raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -93,8 +93,14 @@ class TestRecipes:
         monkeypatch.undo()
         assert same(loaded.model, models.load("recipe:equivariant?widths=4,8&seed=1&epochs=0").model)
 
-    def test_coordinates_are_recipe_and_seed(self):
-        assert models.about(f"recipe:plain?{QUICK}") == {"recipe": "plain", "seed": 0}
+    def test_coordinates_are_recipe_seed_and_what_was_changed(self):
+        assert models.about(f"recipe:plain?{QUICK}") == {
+            "recipe": "plain",
+            "seed": 0,
+            "changes": "epochs=1, widths=(4, 4)",
+        }
+        assert models.about("recipe:plain?group=D4&seed=2") == {"recipe": "plain", "seed": 2, "changes": ""}
+        assert models.about("recipe:augmented?group=D4")["changes"] == "augment=D4"
         assert models.about("torchvision:resnet18?seed=1") == models.about("timm:resnet18") == {}
 
     def test_source_follows_fields_seed_images_and_version(self, monkeypatch, own_cache):
@@ -350,8 +356,8 @@ def test_a_model_s_preprocessing_makes_the_images_it_sees():
 
 def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     found = models.pool(["random", "plain"], seeds=2, widths=(4, 8), epochs=1)
-    assert [models.about(spec) for spec in found] == [
-        {"recipe": name, "seed": seed} for name in ("random", "plain") for seed in (0, 1)
+    assert [(about["recipe"], about["seed"]) for about in map(models.about, found)] == [
+        (name, seed) for name in ("random", "plain") for seed in (0, 1)
     ]
     assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
     assert models.pool("random", seeds=1, epochs=3) == ["recipe:random?seed=0&group=C4"]

@@ -1,5 +1,9 @@
 """Figures show the numbers of the table, flag what is insensitive, and are the same bytes every time."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -103,7 +107,7 @@ def test_heatmap_shows_class_means_on_one_scale(results):
     figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
     values = results.latent.sel(layer="latent").groupby("label").mean("sample") + 1
     panels = {ax.get_title().split()[0]: ax for ax in figure.axes if ax.get_title()}
-    assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim (insensitive)"}
+    assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim\n(insensitive)"}
     expected = values.where(results.recipe == "dim", drop=True).mean("model").transpose("label", "element")
     shown = panels["dim"].collections[0].get_array().reshape(3, 8)
     assert np.asarray(shown) == pytest.approx(expected.values, abs=1e-6)
@@ -133,6 +137,35 @@ def test_saved_files_are_the_same_bytes_every_time(results, tmp_path):
         first, second = ((tmp_path / name / f"rose{suffix}").read_bytes() for name in ("one", "two"))
         assert len(first) > 1000
         assert first == second
+
+
+def test_saved_pdfs_are_the_same_bytes_at_another_time_and_in_another_process(results, tmp_path):
+    table = ek.summarise(results)
+    table.to_pickle(tmp_path / "table.pkl")
+    code = (
+        "import sys, pandas, eedkit as ek; table = pandas.read_pickle(sys.argv[1]); "
+        "ek.plots.save(ek.plots.depth_profile(table, metric='latent'), sys.argv[2], ['pdf', 'svg'])"
+    )
+    for seed, clock in (("1", "1000000000"), ("2", "1500000000")):
+        out, env = tmp_path / seed, {**os.environ, "PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": clock}
+        subprocess.run([sys.executable, "-c", code, tmp_path / "table.pkl", out], check=True, env=env)
+    assert (tmp_path / "1.pdf").read_bytes().startswith(b"%PDF")
+    for kind in ("pdf", "svg"):
+        assert (tmp_path / f"1.{kind}").read_bytes() == (tmp_path / f"2.{kind}").read_bytes()
+
+
+def test_save_writes_what_is_asked_for_and_gives_the_first(results, tmp_path):
+    figure = plots.calibration(results)
+    assert plots.save(figure, tmp_path / "a.b") == tmp_path / "a.b.png"
+    assert plots.save(figure, str(tmp_path / "new" / "c"), formats=["pdf", "svg"]) == tmp_path / "new" / "c.pdf"
+    assert plots.save(figure, tmp_path / "d", "svg") == tmp_path / "d.svg"
+    there = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.*"))
+    assert there == ["a.b.png", "a.b.svg", "d.svg", "new/c.pdf", "new/c.svg"]
+    with pytest.raises(ValueError, match="no format 'pgn'; did you mean 'png'"):
+        plots.save(figure, tmp_path / "e", formats=["svg", "pgn"])
+    with pytest.raises(ValueError, match="no format ''"):
+        plots.save(figure, tmp_path / "e", formats=[])
+    assert not list(tmp_path.glob("e*"))
 
 
 def test_figures_do_not_stay_open_in_pyplot(results):

@@ -1,0 +1,197 @@
+"""Tables as text for a terminal or a log, at most 120 columns wide.
+
+Knows DataFrames alone. A text that is too long for its column stands in full below the table, once; nothing is cut off.
+"""
+
+import textwrap
+from collections.abc import Sequence
+
+import pandas as pd
+
+WIDTH = 120
+"""Columns of text in a line."""
+ROWS = 120
+"""Rows beyond which a table is summed up, and then cut."""
+REASON = 30
+"""Longer reasons stand below the table."""
+
+
+def plan(found: pd.DataFrame) -> str:
+    """What `Study.plan` found, with totals: one row per cell, or per model where there are very many."""
+    rows = summed(found, "note")
+    shown = rows.assign(bytes=rows.bytes.map(size), seconds=rows.seconds.map(duration))
+    shown = shown.rename(columns={"bytes": "size", "seconds": "time"})
+    total = found[["blocks", "done", "forwards", "bytes"]].sum()
+    return (
+        f"{table(shown, once=['data', 'group', 'images'], right=['size', 'time'], reason='note')}\n\n"
+        f"{len(found):,} cells, {total.blocks:,.0f} blocks ({total.done:,.0f} done), {total.forwards:,.0f} forwards to do, "
+        f"{size(total.bytes)} on disk before compression."
+    )
+
+
+def status(found: pd.DataFrame) -> str:
+    """What `Study.status` found, with totals: one row per cell, or per model where there are very many."""
+    computed, failed = found.done + found.flawed, found.failed > 0
+    whole = (found.blocks > 0) & (found.done == found.blocks)
+    kinds = {
+        "done": whole.sum(),
+        "failed": failed.sum(),
+        "lacking samples": ((found.flawed > 0) & ~failed).sum(),
+        "not begun": (found.blocks == 0).sum(),
+    }
+    kinds["unfinished"] = len(found) - sum(kinds.values())
+    told = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+    return (
+        f"{table(summed(found), once=['data', 'group'])}\n\n"
+        f"{len(found):,} cells: {told}. {computed.sum():,} of {found.blocks.sum():,} blocks are done."
+    )
+
+
+def estimates(summary: pd.DataFrame) -> str:
+    """A table of `summarise` for one model: E, its interval, and what calibrates it."""
+    interval = [f"{number(row.low)} to {number(row.high)}" * (row.low == row.low) for row in summary.itertuples()]
+    shown = pd.DataFrame(
+        {
+            **{name: summary[name] for name in ("model", "n", "metric", "layer")},
+            "estimate": summary.estimate.map(number),
+            "95 % interval": interval,
+            "null": summary.null.map(number),
+            "relative": summary.relative.map(number),
+            "insensitive": summary.insensitive.map({True: "yes", False: ""}),
+            "reason": summary.reason,
+        }
+    )
+    return table(shown, once=["model", "n"], right=["estimate", "95 % interval", "null", "relative"])
+
+
+def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str] = (), reason: str = "reason") -> str:
+    """The rows of a DataFrame as aligned text, without its index.
+
+    Parameters
+    ----------
+    frame : texts, and whole numbers, which get thousands separators; empty cells for NaN
+    once : columns that are named in a line above the table where they hold one value alone
+    right : columns of texts that stand at the right, as numbers do
+    reason : column whose longer texts become numbered notes below the table; left out where it is empty
+
+    >>> frame = pd.DataFrame({"data": ["digits"] * 2, "model": ["a", "b"], "n": [5, 5000], "reason": ["", "so " * 20]})
+    >>> print(table(frame, once=["data"]))
+    data: digits
+    model     n reason
+    a         5
+    b     5,000 [1]
+    [1] so so so so so so so so so so so so so so so so so so so so
+    """
+    same = [name for name in once if name in frame and frame[name].nunique() == 1 and len(frame) > 1]
+    above = [f"{', '.join(f'{name}: {_cell(frame[name].iloc[0])}' for name in same)}"] if same else []
+    frame, below = _footnotes(frame.drop(columns=same), reason)
+    left = frame[:ROWS]
+    more = [f"… and {len(frame) - ROWS:,} more"] if len(frame) > ROWS else []
+    return "\n".join([*above, *_aligned(left, right), *more, *below])
+
+
+def summed(frame: pd.DataFrame, reason: str = "reason") -> pd.DataFrame:
+    """The rows as they are, or where they are more than a reader wants, the sums of each model's, with its first reason.
+
+    >>> rows = pd.DataFrame({"model": ["a"] * 90 + ["b"] * 90, "group": "C4", "blocks": 2, "reason": ["", "odd"] * 90})
+    >>> summed(rows).values.tolist()
+    [['a', 90, 180, 'odd'], ['b', 90, 180, 'odd']]
+    """
+    if len(frame) <= ROWS or frame.model.nunique() == len(frame):
+        return frame
+    by = frame.groupby("model", sort=False)
+    first = by[reason].agg(lambda texts: next(filter(None, texts), ""))
+    sums = by.sum(numeric_only=True, min_count=1).drop(columns="images", errors="ignore")  # the same ones in many cells
+    return pd.concat([by.size().rename("cells"), sums, first], axis=1).reset_index()
+
+
+def size(n: float) -> str:
+    """Bytes for people; empty for NaN.
+
+    >>> size(5000), size(3 * 2**20), size(7.25 * 2**40)
+    ('4.9 KiB', '3.0 MiB', '7.2 TiB')
+    """
+    if pd.isna(n):
+        return ""
+    for unit in ("KiB", "MiB", "GiB"):
+        n /= 1024
+        if n < 1000:
+            return f"{n:.1f} {unit}"
+    return f"{n / 1024:,.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people; empty for NaN.
+
+    >>> duration(0.2), duration(59.7), duration(125), duration(3600 * 5.5), duration(86400 * 3)
+    ('under 1 s', '1 min 0 s', '2 min 5 s', '5 h 30 min', '3 d 0 h')
+    """
+    if pd.isna(seconds):
+        return ""
+    if seconds < 1:
+        return "under 1 s" if seconds else "0 s"
+    whole = round(seconds)
+    for large, small, step, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= step:
+            return f"{whole // step} {large} {whole % step // part} {small}"
+    return f"{whole} s"
+
+
+def number(value: float) -> str:
+    """Four decimals, or so many digits of a small or large value; empty for NaN.
+
+    >>> number(-0.98765), number(1.25e-7), number(0.0), number(float("nan"))
+    ('-0.9877', '1.2e-07', '0.0000', '')
+    """
+    if pd.isna(value):
+        return ""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+
+
+def _footnotes(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, list[str]]:
+    """The frame with numbers for long texts, and the texts."""
+    if column not in frame:
+        return frame, []
+    told = frame[column].fillna("").astype(str)
+    if not told.any():
+        return frame.drop(columns=column), []
+    long = {text: f"[{k}]" for k, text in enumerate(dict.fromkeys(t for t in told if len(t) > REASON), 1)}
+    notes = [
+        line
+        for text, mark in long.items()
+        for line in textwrap.wrap(f"{mark} {text}", WIDTH, subsequent_indent=" " * (len(mark) + 1))
+    ]
+    return frame.assign(**{column: told.replace(long)}), notes
+
+
+def _aligned(frame: pd.DataFrame, right: Sequence[str]) -> list[str]:
+    """Numbers to the right, texts to the left; texts that make the lines too long go on in the next line."""
+    numeric = {name: name in right or pd.api.types.is_numeric_dtype(frame[name]) for name in frame}
+    columns = {name: [str(name), *map(_cell, frame[name])] for name in frame}
+    wide = {name: max(map(len, column)) for name, column in columns.items()}
+    texts = [name for name in columns if not numeric[name]]
+    while texts and sum(wide.values()) + len(wide) - 1 > WIDTH and wide[widest := max(texts, key=wide.get)] > 12:
+        wide[widest] -= 1
+    lines = []
+    for row in zip(*columns.values(), strict=True):
+        cells = [_wrapped(text, wide[name]) for name, text in zip(columns, row, strict=True)]
+        for k in range(max(map(len, cells))):
+            parts = [cell[k] if k < len(cell) else "" for cell in cells]
+            padded = [
+                part.rjust(wide[name]) if numeric[name] else part.ljust(wide[name])
+                for name, part in zip(columns, parts, strict=True)
+            ]
+            lines.append(" ".join(padded).rstrip())
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    if len(text) <= width:
+        return [text]
+    return [(" " if k else "") + text[at : at + width - 1] for k, at in enumerate(range(0, len(text), width - 1))]
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, str) and pd.isna(value):
+        return ""
+    return f"{value:,.0f}" if pd.api.types.is_number(value) else str(value)
