@@ -296,7 +296,7 @@ def _ends(message: str) -> Iterator[None]:
 @contextmanager
 def _plainly(command: str) -> Iterator[None]:
     """What went wrong as one message without a traceback, and warnings as notes."""
-    from eedkit.results.cells import StoreError
+    from eedkit.results.disk import StoreError
 
     def note(message, *_, **__) -> None:
         typer.echo(f"Note: {message}", err=True)

@@ -52,7 +52,7 @@ def dataset(
         {"long_name": "probability of the prediction", "units": "1"},
     )
     for key, attrs in zip(("prediction", "confidence"), beside, strict=True):
-        if not np.isnan(swept.arrays["confidence"]).all():
+        if swept.scores:
             variables[key] = (schema.BESIDE[key], swept.arrays[key][None], attrs)
     if "vectors" in where:
         pair = [state.result() for state in swept.pair_cosines]
@@ -102,7 +102,9 @@ def states(swept: Swept, metrics: Sequence[Metric]) -> xr.Dataset:
     """What a pass over one block leaves for joining it with others; `measure_block` says what is in it."""
     n = len(swept.layers)
     pairs = swept.pair_cosines
-    pair_sum = np.zeros((n, max([1, *(len(state.total) for state in pairs if state.n)])))
+    # as wide as any layer, so that every block has the same shape, whatever is undefined in it
+    width = max(1, _layer_coords(swept)["channels"].max()) if any(m.where == "vectors" for m in metrics) else 1
+    pair_sum = np.zeros((n, width))
     for row, state in zip(pair_sum, pairs, strict=True):
         if state.n:
             row[: len(state.total)] = state.total.cpu().numpy()
@@ -114,7 +116,7 @@ def states(swept: Swept, metrics: Sequence[Metric]) -> xr.Dataset:
     return xr.Dataset(
         {
             "pair_sum": (("layer", "feature"), pair_sum),
-            "pair_n": ("layer", np.array([state.n for state in pairs])),
+            "pair_n": ("layer", np.array([-1 if state.total is None else state.n for state in pairs])),
             "dead": ("layer", swept.dead[:, 0]),
             "live_or_dead": ("layer", swept.dead[:, 1]),
             "reason": (("metric", "layer"), reason),

@@ -39,6 +39,7 @@ class Swept:
     ids: list
     labels: list
     positions: list[int]
+    scores: bool
     fingerprint: str
 
 
@@ -113,6 +114,7 @@ class Recorder:
         self.pair_cosines = [PairCosine() for _ in self.inner]
         self.dead = torch.zeros(rows, 2, dtype=torch.float64, device=tables.device)
         self.dead_at_e: dict[Layer, Tensor] = {}
+        self.scores = False
 
     def _tracks(self, layer: Layer, image: Tensor) -> list[Track]:
         tracks = []
@@ -148,6 +150,7 @@ class Recorder:
     def _at_output(self, z: Tensor, features: dict) -> None:
         self.tables["_finite"][self.g, : len(z)] = z.isfinite().flatten(1).all(1).to(torch.int8)
         if z.dim() == 2 and z.shape[1] > 1:
+            self.scores = True
             p = features[probabilities] if probabilities in features else probabilities(z)
             confidence, prediction = p.max(-1)
             finite = self.tables["_finite"][self.g, : len(z)] == 1
@@ -157,14 +160,19 @@ class Recorder:
     def _record_beside(self, layer: Layer, z: Tensor, features: dict) -> None:
         position = self.position[layer]
         if self.g == 0 and pooled in features:
-            self.pair_cosines[position].update(features[pooled])
+            self.pair_cosines[position].update(features[pooled][self._readable(z)])
             self.tables["latent_norm"][position, : len(z)] = torch.linalg.vector_norm(features[pooled], dim=-1).float()
         if any(track.metric.where == "maps" and not track.reason for track in self.tracks[layer]):
-            dead = torch.linalg.vector_norm(z, dim=(-2, -1)) == 0
+            norms = torch.linalg.vector_norm(z, dim=(-2, -1))
+            dead, counted = norms == 0, norms.isfinite() & self._readable(z)[:, None]
             if self.g == 0:
                 self.dead_at_e[layer] = dead
-            self.dead[position, 0] += (dead & self.dead_at_e[layer]).sum()
-            self.dead[position, 1] += dead.numel()
+            self.dead[position, 0] += (dead & self.dead_at_e[layer] & counted).sum()
+            self.dead[position, 1] += counted.sum()
+
+    def _readable(self, z: Tensor) -> Tensor:
+        """Which samples of the batch are images, and not what stands in for one."""
+        return torch.tensor([not sample.flaw for sample in self.batch], device=z.device)
 
     def begin(self, batch: list[Sample], *, ends: bool) -> None:
         """Open a batch; `ends` says that the null's chain ends with it."""
@@ -233,7 +241,7 @@ class Recorder:
         return Swept(
             self.inner, arrays, reasons, kernels, self.pair_cosines, dead, self.flaws,
             [self.ids[row] for row in range(n)], [self.labels[row] for row in range(n)],
-            np.argsort(list(self.ids)).tolist(), str(self.fingerprint),
+            np.argsort(list(self.ids)).tolist(), self.scores, str(self.fingerprint),
         )  # fmt: skip
 
     def _blank(self, arrays: dict[str, np.ndarray], n: int) -> None:

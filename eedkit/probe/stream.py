@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eedkit.theory.deviation import CHAIN
+from eedkit.theory.deviation import CHAIN, chains
 
 IMAGE_KEYS = ("image", "pixel_values", "img")
 LABEL_KEYS = ("label", "labels", "target")
@@ -81,6 +81,9 @@ def open_stream(
         raise ValueError(f"expected one label for each of {n} images, got {len(labels)}")
     order = read_order(n, seed)
     if positions is not None:
+        edges = {0, *(chain.stop for chain in chains(n))}
+        if not positions or positions.step != 1 or not {positions.start, positions.stop} <= edges:
+            raise ValueError(f"a block must be whole chains of the {n} images, got {positions}")
         order = order[positions.start : positions.stop]
         return Stream(_checked(_blanked(_from_items(images, labels, order, tolerant=True))), len(order))
     return Stream(_checked(_from_items(images, labels, order)), n)

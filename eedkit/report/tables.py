@@ -5,6 +5,7 @@ Knows DataFrames alone. A text that is too long for its column stands in full be
 
 import textwrap
 from collections.abc import Sequence
+from io import StringIO
 
 import pandas as pd
 
@@ -87,7 +88,7 @@ def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str]
     frame, below = _footnotes(frame.drop(columns=same), reason)
     left = frame[:ROWS]
     more = [f"… and {len(frame) - ROWS:,} more"] if len(frame) > ROWS else []
-    return "\n".join([*above, *_aligned(left, right), *more, *below])
+    return "\n".join([*above, _aligned(left, right), *more, *below])
 
 
 def summed(frame: pd.DataFrame, reason: str = "reason") -> pd.DataFrame:
@@ -164,31 +165,21 @@ def _footnotes(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, list[str
     return frame.assign(**{column: told.replace(long)}), notes
 
 
-def _aligned(frame: pd.DataFrame, right: Sequence[str]) -> list[str]:
+def _aligned(frame: pd.DataFrame, right: Sequence[str]) -> str:
     """Numbers to the right, texts to the left; texts that make the lines too long go on in the next line."""
-    numeric = {name: name in right or pd.api.types.is_numeric_dtype(frame[name]) for name in frame}
-    columns = {name: [str(name), *map(_cell, frame[name])] for name in frame}
-    wide = {name: max(map(len, column)) for name, column in columns.items()}
-    texts = [name for name in columns if not numeric[name]]
-    while texts and sum(wide.values()) + len(wide) - 1 > WIDTH and wide[widest := max(texts, key=wide.get)] > 12:
-        wide[widest] -= 1
-    lines = []
-    for row in zip(*columns.values(), strict=True):
-        cells = [_wrapped(text, wide[name]) for name, text in zip(columns, row, strict=True)]
-        for k in range(max(map(len, cells))):
-            parts = [cell[k] if k < len(cell) else "" for cell in cells]
-            padded = [
-                part.rjust(wide[name]) if numeric[name] else part.ljust(wide[name])
-                for name, part in zip(columns, parts, strict=True)
-            ]
-            lines.append(" ".join(padded).rstrip())
-    return lines
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-
-def _wrapped(text: str, width: int) -> list[str]:
-    if len(text) <= width:
-        return [text]
-    return [(" " if k else "") + text[at : at + width - 1] for k, at in enumerate(range(0, len(text), width - 1))]
+    lines = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="", highlight=False)
+    for name in frame:
+        numeric = name in right or pd.api.types.is_numeric_dtype(frame[name])
+        lines.add_column(str(name), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for row in frame.itertuples(index=False):
+        lines.add_row(*(escape(_cell(value)) for value in row))
+    console = Console(width=WIDTH, color_system=None, file=StringIO(), legacy_windows=False)
+    console.print(lines)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 def _cell(value: object) -> str:

@@ -12,16 +12,18 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from eedkit.results import schema
+from eedkit.results.disk import StoreError, codecs, open_group, writing
 
 MISSING, DONE, FLAWED, FAILED, RUNNING = "missing", "done", "flawed", "failed", "running"
 """What the ledger says of a block. Flawed: done, but some samples have no value. What is marked neither done nor flawed was
@@ -31,17 +33,13 @@ STATES = ("pair_sum", "pair_n", "dead", "live_or_dead", "reason", "undefined")
 FROM_STATES = ("latent_pair_cosine", "dead_fraction")
 
 
-class StoreError(ValueError):
-    """A store cannot be used as asked: it is damaged, not writable, newer, or holds other settings under the same name."""
-
-
 def slug(name: str) -> str:
     """A name as part of a path in the store.
 
     >>> slug("digits/test?n=100")
     'digits-test-n-100'
     """
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "-"
+    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "-"
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,14 @@ class Cell:
                 attrs={"data": self.data, "group": self.group, "model": self.model, "settings": schema.as_json(settings)},
             )  # fmt: skip
             chunks = {"start": len(start), "stop": len(start), "status": 1}
-            encoding = {name: {"chunks": (size,), "compressors": _codecs()} for name, size in chunks.items()}
+            encoding = {name: {"chunks": (size,), "compressors": codecs()} for name, size in chunks.items()}
             self._place(blank, "ledger", encoding)
+        about = open_group(self.store, f"{self.path}/ledger").attrs
+        there = Cell(self.store, *(about[key] for key in ("data", "group", "model")))
+        if there != self:
+            raise StoreError(
+                f"{self.store} has {there} where {self} would be; name one otherwise, or choose another store"
+            )
         known = self.ledger().settings
         for key, wanted in settings.items():
             if known.get(key) != wanted:
@@ -130,7 +134,14 @@ class Cell:
             return None
         said = [_said(text) for text in _each(group["status"])]
         status, notes = np.array(said, dtype=object).reshape(-1, 2).T
-        return Ledger(group["start"][:], group["stop"][:], status, notes, schema.from_json(group.attrs["settings"]))
+        places = open_group(self.store, f"{self.path}/ledger", whole=True)
+        try:
+            start, stop = places["start"][:], places["stop"][:]
+        except ValueError as error:
+            raise StoreError(
+                f"the ledger of {self} in {self.store} is damaged; remove the folder {self.path} there and run again"
+            ) from error
+        return Ledger(start, stop, status, notes, schema.from_json(group.attrs["settings"]))
 
     def status(self, block: int) -> tuple[str, str]:
         """Status and note of one block; a block that a dead process of this machine left running is missing."""
@@ -140,42 +151,59 @@ class Cell:
     def mark(self, block: int, status: str, note: str = "") -> None:
         """Write status and note, as one file."""
         with writing(self.store):
-            open_group(self.store, f"{self.path}/ledger", mode="r+")["status"][block] = f"{status} {note}"
+            open_group(self.store, f"{self.path}/ledger", mode="r+")["status"][block] = f"{status} {note}".encode(
+                errors="backslashreplace"
+            ).decode()
 
     def write(self, block: int, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
         """Write the values and states of a block, then mark it done; the first block makes room for all `samples`."""
-        start, stop = (int(value[block]) for value in (self.ledger().start, self.ledger().stop))
+        places = open_group(self.store, f"{self.path}/ledger")
+        start, stop = int(places["start"][block]), int(places["stop"][block])
         with writing(self.store):
             group = open_group(self.store, f"{self.path}/values", mode="r+")
             if group is None:
                 self._make_room(values, states, samples)
                 group = open_group(self.store, f"{self.path}/values", mode="r+")
-            for name in ("weights", "layer"):
-                before, now = group[name][:].tolist(), values[name].values.tolist()
-                if before != now:
-                    raise StoreError(
-                        f"{self.store} has {self} already, with other {name}: {before} there, {now} here. Name it otherwise, "
-                        "choose another store, or remove this one"
-                    )
-            for name in [name for name in values.data_vars if name in group and name not in FROM_STATES]:
-                array = group[name]
+            self._refuse_others(group, values)
+            for name in [name for name in values.data_vars if name not in FROM_STATES]:
+                array = group[name].with_config({"write_empty_chunks": True})
                 if start % array.chunks[-1] or (stop % array.chunks[-1] and stop != array.shape[-1]):
                     raise StoreError(
                         f"block {block} of {self} is not whole chunks, and writing it could lose its neighbours"
                     )
                 array[..., start:stop] = values[name].values
             for name in STATES:
-                group[name][block] = states[name].values
+                group[name].with_config({"write_empty_chunks": True})[block] = states[name].values
         flaws, device = states.attrs["flaws"], values.attrs["device"]
         more = f" (and {len(flaws) - 3} more samples)" if len(flaws) > 3 else ""
         self.mark(block, FLAWED if flaws else DONE, f"{device}: {'; '.join(flaws[:3])}{more}" if flaws else device)
+
+    def _refuse_others(self, group: Any, values: xr.Dataset) -> None:
+        """StoreError for other weights than the first block's; ValueError for other layers or variables, the model's own doing."""
+        before, now = group["weights"][:].tolist(), values.weights.values.tolist()
+        if before != now:
+            raise StoreError(
+                f"{self.store} has {self} already, with other weights: {before} there, {now} here. Name it otherwise, choose "
+                "another store, or remove this one"
+            )
+        for what, there, here in (
+            ("layers", group["layer"][:].tolist(), values.layer.values.tolist()),
+            ("variables", set(schema.from_json(group.attrs["variables"])), set(values.data_vars)),
+        ):
+            if there != here:
+                raise ValueError(f"this block has other {what} than the first: {there} there, {here} here")
 
     def forget(self) -> None:
         """Let go of all values, where what they share is damaged."""
         with writing(self.store):
             for block in range(len(self.ledger().start)):
                 self.mark(block, MISSING)
-            shutil.rmtree(Path(self.store) / self.path / "values", ignore_errors=True)
+            values = Path(self.store) / self.path / "values"
+            if values.exists():
+                # at once: a half removed one could neither be written nor made again
+                aside = values.with_name(f".partial-{uuid.uuid4().hex}")
+                values.rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
 
     def _make_room(self, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
         import dask.array as da
@@ -185,22 +213,21 @@ class Cell:
         variables = {}
         for name, variable in values.data_vars.items():
             array = variable.values
-            if "sample" in variable.dims:
-                fill = -1 if variable.dtype.kind == "i" else np.nan
-                array = da.full(
-                    (*variable.shape[:-1], n), fill, dtype=variable.dtype, chunks=(*variable.shape[:-1], chunk)
-                )
+            if "sample" in variable.dims:  # lazy, and never written: blocks write it
+                lead = variable.shape[:-1]
+                array = da.zeros((*lead, n), dtype=variable.dtype, chunks=(*lead, chunk))
             variables[name] = (variable.dims, array, variable.attrs)
         for name in STATES:
             blank = np.zeros((blocks, *states[name].shape), states[name].dtype)
             variables[name] = (("block", *states[name].dims), np.full_like(blank, "") if name == "reason" else blank)
         kept = {name: c for name, c in values.coords.items() if "sample" not in c.dims}
         ds = xr.Dataset(variables, kept | dict(samples.coords) | dict(states.coords), values.attrs)
+        ds.attrs |= {"variables": schema.as_json(list(values.data_vars)), "arrays": schema.as_json(list(ds.variables))}
         encoding = {}
         for name, variable in ds.variables.items():
             long = chunk if name in values.data_vars else n
             sizes = {**variable.sizes, "block": 1, "sample": long}
-            encoding[name] = {"chunks": tuple(sizes[dim] for dim in variable.dims), "compressors": _codecs()}
+            encoding[name] = {"chunks": tuple(sizes[dim] for dim in variable.dims), "compressors": codecs()}
         self._place(ds, "values", encoding)
 
     def _place(self, ds: xr.Dataset, name: str, encoding: dict) -> None:
@@ -208,10 +235,11 @@ class Cell:
         import zarr
 
         with writing(self.store):
-            beside = Path(self.store) / f".partial-{uuid.uuid4().hex}"
+            with suppress(zarr.errors.ContainsGroupError):  # another process was quicker
+                zarr.open_group(self.store, mode="r+", use_consolidated=False).require_group(self.path)
+            beside = Path(self.store) / self.path / f".partial-{uuid.uuid4().hex}"
             try:
                 ds.to_zarr(beside, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
-                zarr.open_group(self.store, mode="r+", use_consolidated=False).require_group(self.path)
                 beside.rename(Path(self.store) / self.path / name)
             except OSError:
                 if not (Path(self.store) / self.path / name / "zarr.json").exists():
@@ -225,14 +253,16 @@ def create(store: str) -> None:
     import zarr
 
     path = Path(store)
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+    # what another process has begun this moment ends in .partial
+    if path.exists() and any(one.suffix != ".partial" for one in (path.iterdir() if path.is_dir() else [path])):
         check(store)
         return
-    with writing(store):
+    with writing(store), suppress(zarr.errors.ContainsGroupError):  # another process was quicker
         path.mkdir(parents=True, exist_ok=True)
         zarr.open_group(
             store, mode="a", attributes={"eedkit": "study", "schema": schema.SCHEMA}, use_consolidated=False
         )
+    check(store)
 
 
 def check(store: str) -> None:
@@ -245,13 +275,13 @@ def check(store: str) -> None:
 
 def find(store: str) -> list[Cell]:
     """Every cell in a store."""
-    found = []
+    found, root = [], open_group(store)
     for _, data in sorted(open_group(store).groups()):
         for _, group in sorted(data.groups()):
             for _, model in sorted(group.groups()):
-                if "ledger" in model:
-                    about = model["ledger"].attrs
-                    found.append(Cell(store, about["data"], about["group"], about["model"]))
+                ledger = open_group(store, f"{model.path.removeprefix(root.path).strip('/')}/ledger")
+                if ledger is not None:
+                    found.append(Cell(store, *(ledger.attrs[key] for key in ("data", "group", "model"))))
     return found
 
 
@@ -276,37 +306,6 @@ def _alive(note: str) -> bool:
         return False
 
 
-@contextmanager
-def writing(store: str) -> Iterator[None]:
-    """Within the block chunks that hold nothing but NaN are written too, and a failure to write names the store."""
-    import zarr
-
-    try:
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write to {store}: {error.strerror or error}. What is marked done stays; make room or choose a place that "
-            "can be written, then run again, which goes on from there"
-        ) from error
-
-
-def _codecs() -> tuple:
-    from zarr.codecs import Crc32cCodec, ZstdCodec
-
-    return ZstdCodec(level=1), Crc32cCodec()
-
-
-def open_group(store: str, path: str = "", mode: str = "r"):
-    """The Zarr group at a path of the store; None where there is none."""
-    import zarr
-
-    try:
-        return zarr.open_group(store, path=path, mode=mode, use_consolidated=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def _each(array, block: int | None = None) -> list[str]:
     """The statuses of all blocks, or of one; one that cannot be read is missing."""
     blocks = range(array.shape[0]) if block is None else [block]
@@ -317,5 +316,5 @@ def _each(array, block: int | None = None) -> list[str]:
 
 
 def _said(text: str) -> tuple[str, str]:
-    status, _, note = text.partition(" ")
+    status, _, note = (text or MISSING).partition(" ")
     return (MISSING, "") if status == RUNNING and not _alive(note) else (status, note)

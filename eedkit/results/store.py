@@ -16,7 +16,8 @@ import xarray as xr
 
 from eedkit.errors import unknown
 from eedkit.results import cells, schema
-from eedkit.results.cells import FROM_STATES, STATES, Cell, StoreError
+from eedkit.results.cells import FROM_STATES, STATES, Cell, Ledger
+from eedkit.results.disk import StoreError, open_group
 from eedkit.results.schema import SchemaError
 
 CHUNK = 4096
@@ -89,7 +90,7 @@ def open(
     store = str(path)
     if "://" not in store and not Path(store).exists():
         raise FileNotFoundError(f"no store at {Path(store).absolute()}")
-    root = cells.open_group(store)
+    root = open_group(store)
     if root is None:
         raise SchemaError(f"{path} is no Zarr store")
     if root.attrs.get("eedkit") != "study":
@@ -108,13 +109,13 @@ def join(chosen: Sequence[Cell], *, verify: bool = True) -> xr.Dataset | xr.Data
     """The models of one data set and group side by side; a tree of such Datasets where there are several."""
     if verify:
         refuse_damage(chosen)
-    together: dict[tuple[str, str], list[tuple[Cell, xr.Dataset]]] = {}
+    together: dict[tuple[str, str], list[tuple[Ledger, xr.Dataset]]] = {}
     unfinished = []
     for cell in chosen:
-        ds = values(cell)
-        if ds is not None:
-            together.setdefault((cell.data, cell.group), []).append((cell, ds))
         ledger = cell.ledger()
+        ds = values(cell, ledger)
+        if ds is not None:
+            together.setdefault((cell.data, cell.group), []).append((ledger, ds))
         if ledger is None or not ledger.done.all():
             unfinished.append(str(cell))
     if not together:
@@ -148,8 +149,10 @@ def damaged(cell: Cell) -> list[int]:
     if not done:
         return []
     try:
-        group = cells.open_group(cell.store, f"{cell.path}/values")
+        group = open_group(cell.store, f"{cell.path}/values", whole=True)
         dims = {name: set(array.metadata.dimension_names) for name, array in group.arrays()}
+        if set(schema.from_json(group.attrs["arrays"])) != set(dims):
+            return done
         in_blocks = [name for name in dims if "block" in dims[name] or {"model", "sample"} <= dims[name]]
         for name in set(dims) - set(in_blocks):
             group[name][...]
@@ -165,17 +168,9 @@ def damaged(cell: Cell) -> list[int]:
 
 def _whole(array, block: int, start: int, stop: int) -> bool:
     """Whether every file of one block of an array is there and fits its checksum."""
-    from zarr.core.sync import sync
-
     axis = 0 if array.metadata.dimension_names[0] == "block" else array.ndim - 1
     if axis == 0:
         start, stop = block, block + 1
-    size = array.chunks[axis]
-    for k in range(start // size, -(-stop // size)):
-        key = array.metadata.encode_chunk_key(tuple(k if i == axis else 0 for i in range(array.ndim)))
-        # Zarr reads a file that is not there as fill values
-        if not sync((array.store_path / key).exists()):
-            return False
     try:
         array[(slice(None),) * axis + (slice(start, stop),)]
     except ValueError:
@@ -183,28 +178,36 @@ def _whole(array, block: int, start: int, stop: int) -> bool:
     return True
 
 
-def values(cell: Cell) -> xr.Dataset | None:
+def values(cell: Cell, ledger: Ledger | None) -> xr.Dataset | None:
     """A cell's Dataset, NaN (and −1) where blocks are not done; None before any is."""
-    ledger = cell.ledger()
     if ledger is None or not ledger.done.any():
         return None
     ds = xr.open_zarr(cell.store, group=f"{cell.path}/values", chunks=None, consolidated=False)
-    for coordinate in ds.coords.values():
-        coordinate.load()
+    shared = open_group(cell.store, f"{cell.path}/values", whole=True)
+    try:
+        coords = {name: (c.dims, shared[name][...], c.attrs) for name, c in ds.coords.items()}
+    except (ValueError, KeyError) as error:
+        raise StoreError(
+            f"the coordinates of {cell} in {cell.store} are damaged ({error}); study.run(repair=True) computes the cell again"
+        ) from error
+    ds = ds.assign_coords(coords)
     states = ds[list(STATES)].isel(block=np.flatnonzero(ledger.done)).load()
     order = [name for metric in states.metric.values.tolist() for name in (metric, f"{metric}_null")]
-    ds = schema.text_as_objects(
-        ds[[name for name in (*order, *schema.BESIDE) if name in ds]].drop_vars("metric", errors="ignore")
-    )
-    chunk = int(ledger.stop[0])
-    lazy = {name: v.variable.chunk(sample=chunk) for name, v in ds.data_vars.items() if "sample" in v.dims}
-    ds = ds.assign(lazy)
+    chunk, wanted = int(ledger.stop[0]), [name for name in (*order, *schema.BESIDE) if name in ds]
+    lazy = {
+        name: ds[name].variable.chunk(sample=chunk) if "sample" in ds[name].dims else ds[name].variable
+        for name in wanted
+    }
+    # dropped and assigned, since a selection of variables would lose coordinates on `layer` that only they have
+    ds = schema.text_as_objects(ds.drop_vars([*ds.data_vars, "metric"]).assign(lazy))
     if not ledger.done.all():
         here = xr.DataArray(ledger.images_done, dims="sample")
         for name, variable in ds.data_vars.items():
             if "sample" in variable.dims:
                 ds[name] = variable.where(here, -1 if variable.dtype.kind == "i" else np.nan)
     ds = _with_states(ds, states, int(ledger.images_done.sum()))
+    for name in ("variables", "arrays"):
+        ds.attrs.pop(name)
     ds.attrs["data"] = ledger.settings["data"]
     ds.attrs["device"] = ", ".join(ledger.devices)
     return ds
@@ -215,10 +218,10 @@ def _node(data: str) -> str:
     return data if not {"", ".", ".."} & set(data.split("/")) else cells.slug(data)
 
 
-def _side_by_side(models: Sequence[tuple[Cell, xr.Dataset]]) -> xr.Dataset:
+def _side_by_side(models: Sequence[tuple[Ledger, xr.Dataset]]) -> xr.Dataset:
     from eedkit.results.summary import concat
 
-    about = [cell.ledger().settings["about"] for cell, _ in models]
+    about = [ledger.settings["about"] for ledger, _ in models]
     shared = [name for name in about[0] if all(name in one for one in about)]
     columns = {name: [one[name] for one in about] for name in shared}
     changes = columns.pop("changes", [])
@@ -227,19 +230,42 @@ def _side_by_side(models: Sequence[tuple[Cell, xr.Dataset]]) -> xr.Dataset:
         columns["recipe"] = [
             f"{name} {change}".strip() for name, change in zip(columns["recipe"], changes, strict=True)
         ]
-    return concat([ds for _, ds in models], **columns)
+    return concat(_with_predictions([ds for _, ds in models]), **columns)
+
+
+def _with_predictions(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """Models without class scores beside others: −1, of no confidence."""
+    like = next((ds for ds in datasets if "prediction" in ds), None)
+    if like is None:
+        return list(datasets)
+    blank = {"prediction": -1, "confidence": np.nan}
+    return [
+        ds
+        if "prediction" in ds
+        else ds.assign(
+            {
+                name: like[name].variable.copy(data=xr.full_like(like[name].variable, fill).data)
+                for name, fill in blank.items()
+            }
+        )
+        for ds in datasets
+    ]
 
 
 def _with_states(ds: xr.Dataset, states: xr.Dataset, n: int) -> xr.Dataset:
     """What follows from the blocks' states together: M, dead channels, and why layers are undefined."""
     of_layer = {}
-    total, count = states.pair_sum.sum("block"), states.pair_n.sum("block")
-    pair = ((total**2).sum("feature") - count) / (count**2 - count).where(count > 1)
-    of_layer["latent_pair_cosine"] = pair.where((states.pair_n > 0).all("block"))
+    # −1 where a layer is undefined; NaN is never skipped, which would drop vectors and keep their number
+    defined = (states.pair_n >= 0).all("block")
+    total, count = states.pair_sum.sum("block", skipna=False), states.pair_n.clip(min=0).sum("block")
+    pair = ((total**2).sum("feature", skipna=False) - count) / (count**2 - count).where(count > 1)
+    of_layer["latent_pair_cosine"] = pair.where(defined)
     channels = states.live_or_dead.sum("block")
     of_layer["dead_fraction"] = states.dead.sum("block") / channels.where(channels > 0)
     for name in set(FROM_STATES) & set(ds.data_vars):
         ds[name] = ds[name].copy(data=of_layer[name].values[None])
+    if "latent_norm" in ds and not defined.all():
+        ds["latent_norm"] = ds.latent_norm.where(xr.DataArray(defined.values, dims="layer"))
     if "latent_pair_cosine" in ds:
         ds.latent_pair_cosine.attrs["samples"] = n
     for metric in states.metric.values.tolist():
@@ -247,6 +273,8 @@ def _with_states(ds: xr.Dataset, states: xr.Dataset, n: int) -> xr.Dataset:
         whole = [next((reason for reason in column if reason), "") for column in told.reason.values.T.tolist()]
         if "layer" not in ds[metric].dims:
             if whole[0]:
+                for name in {metric, f"{metric}_null"} & set(ds.data_vars):
+                    ds[name] = ds[name].where(False)
                 ds[metric].attrs["nan_reason"] = whole[0]
             continue
         partly = [schema.partly(int(k), n) for k in told.undefined.sum("block").values]

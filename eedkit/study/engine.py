@@ -24,7 +24,8 @@ from eedkit.lab import models as lab_models
 from eedkit.probe.measure import measure_block
 from eedkit.probe.stream import read_order
 from eedkit.results import schema
-from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, StoreError, me
+from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, me
+from eedkit.results.disk import StoreError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -80,12 +81,19 @@ def compute(task: Task, module: nn.Module | None = None, after: Outcome | None =
             raise
         except Exception as error:  # whatever a model or an image file throws must not stop the other cells
             reason = f"{type(error).__name__}: {error}"
-            task.cell.mark(task.block, FAILED, reason)
-            return Outcome(task, "failed", reason)
+            return _unless_done(task, FAILED, reason)
         except BaseException:  # Ctrl-C: nobody is at this block any more
-            task.cell.mark(task.block, MISSING)
+            _unless_done(task, MISSING)
             raise
         return Outcome(task, "done")
+
+
+def _unless_done(task: Task, status: str, reason: str = "") -> Outcome:
+    """Mark the block, unless another process has finished it meanwhile."""
+    if task.cell.status(task.block)[0] in (DONE, FLAWED):
+        return Outcome(task, "skipped")
+    task.cell.mark(task.block, status, reason)
+    return Outcome(task, status, reason)
 
 
 def here(tasks: Sequence[Task], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
@@ -132,8 +140,7 @@ def on_cluster(client: "Client", tasks: Sequence[Task], modules: Mapping[str, nn
                 raise error
             if error is not None:  # it killed its worker again and again
                 reason = f"{type(error).__name__}: {error}"
-                task.cell.mark(task.block, FAILED, reason)
-                yield Outcome(task, "failed", reason)
+                yield _unless_done(task, FAILED, reason)
             elif (outcome := future.result()).kind == "busy":
                 again = submit(replace(task, share=False), -len(tasks))
                 futures[again] = task

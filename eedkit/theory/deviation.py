@@ -189,7 +189,7 @@ class PairCosine:
     """M = (‖Σu‖² − n) / (n² − n), the mean cosine over pairs of different vectors, u the unit vectors *[closed form ours]*.
 
     The latent normaliser of the paper (eq. 6), held as (Σu, n): mergeable over batches and machines, without an n×n matrix.
-    Zero vectors have no direction and are left out.
+    Vectors that are zero or not finite have no direction and are left out.
 
     >>> state = PairCosine()
     >>> state.update(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
@@ -204,7 +204,7 @@ class PairCosine:
         """Add vectors (b, d)."""
         vectors = vectors.to(torch.float64)
         norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-        alive = norms[:, 0] > 0
+        alive = (norms[:, 0] > 0) & norms[:, 0].isfinite()
         self.merge(PairCosine((vectors[alive] / norms[alive]).sum(0), int(alive.sum())))
 
     def merge(self, other: "PairCosine") -> None:

@@ -1,6 +1,7 @@
 """Averages, intervals, calibration and joins, on Datasets made by hand whose answers are known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -279,3 +280,67 @@ def test_relative_interval_covers_although_neighbours_share_an_image():
         found = row(ds.assign_coords(position=("sample", order)), resamples=299)
         covered += found.relative_low <= 0.1 / 0.5 <= found.relative_high
     assert 88 <= covered <= 99
+
+
+@pytest.fixture
+def lazy(spread):
+    """Three models as `ek.open` gives those of a study: values read in parts when used, coordinates in memory."""
+    rng, labels = np.random.default_rng(5), np.arange(200) % 4
+    datasets = [
+        result(spread[0] + shift, spread[1], model=name).assign_coords(
+            position=("sample", rng.permutation(200)), label=("sample", labels)
+        )
+        for name, shift in (("a", 0.0), ("b", 0.05), ("c", 0.1))
+    ]
+    loaded = ek.concat([ds.assign_coords(position=datasets[0].position) for ds in datasets], seed=[0, 1, 2])
+    return loaded, loaded.assign({name: v.variable.chunk(sample=64, model=1) for name, v in loaded.data_vars.items()})
+
+
+def test_tables_of_lazy_results_are_those_of_loaded_ones(lazy):
+    loaded, unread = lazy
+    assert unread.chunksizes["sample"] == (64, 64, 64, 8)
+    pd.testing.assert_frame_equal(ek.summarise(unread), ek.summarise(loaded), check_exact=True)
+    pd.testing.assert_frame_equal(ek.compare(unread, "b"), ek.compare(loaded, "b"), check_exact=True)
+    assert unread.latent.chunks is not None
+
+
+@pytest.mark.parametrize(
+    ("figure", "options"),
+    [("depth_profile", {"metric": "latent", "relative": True}), ("orbit_rose", {}), ("calibration", {}), ("class_heatmap", {})],
+)  # fmt: skip
+def test_figures_of_lazy_results_are_those_of_loaded_ones(lazy, figure, options):
+    from eedkit.report import plots
+
+    def drawn(ds):
+        fig = getattr(plots, figure)(ds, **options)
+        fig.canvas.draw()
+        shown = [artist for ax in fig.axes for artist in (*ax.lines, *ax.texts, *ax.collections)]
+        data = [a.get_xydata().tolist() if hasattr(a, "get_xydata") else a.get_text() for a in shown if hasattr(a, "get_xydata") or hasattr(a, "get_text")]  # fmt: skip
+        return data, [np.asarray(a.get_array()).tolist() for a in shown if hasattr(a, "get_array") and a.get_array() is not None]  # fmt: skip
+
+    loaded, unread = lazy
+    found = drawn(unread)
+    assert found == drawn(loaded)
+    assert found[0]
+
+
+def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
+    from eedkit.results import summary
+
+    _, unread = lazy
+    chunks, rows, row = [], [], summary._row
+
+    def read(chunk):
+        chunks.append(chunk.size)
+        return chunk
+
+    def watched(variable):
+        meta = np.empty((0,) * variable.ndim, variable.dtype)
+        return variable.copy(data=variable.data.map_blocks(read, dtype=variable.dtype, meta=meta))
+
+    seen = unread.assign({name: watched(v.variable) for name, v in unread.data_vars.items()})
+    monkeypatch.setattr(summary, "_row", lambda cell, options: (rows.append(sum(chunks)), row(cell, options))[1])
+    chunks.clear()
+    ek.summarise(seen)
+    size = sum(v.size for v in unread.isel(model=0).data_vars.values())
+    assert rows == [size, size, 2 * size, 2 * size, 3 * size, 3 * size]

@@ -18,7 +18,8 @@ from torch import nn
 
 import eedkit as ek
 from eedkit.lab import images
-from eedkit.results.cells import Cell, StoreError
+from eedkit.results.cells import Cell
+from eedkit.results.disk import StoreError
 from eedkit.study import engine
 
 from .conftest import MODELS, WIDTHS, begun
@@ -400,7 +401,7 @@ def test_an_unreachable_scheduler_is_named_before_anything_is_made(settings, mon
     client = distributed.Client
     monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout=0.3))
     with pytest.raises(
-        ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 .*run on this machine with workers="
+        ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 .*leave it out to run on this machine"
     ):
         ek.Study(**settings).run(client="tcp://127.0.0.1:9", progress=False)
     assert not Path(settings["store"]).exists()
