@@ -7,10 +7,8 @@ Knows xarray and Zarr, never torch. A block is whole chunks: its values are writ
 once or not at all, so that a process may be killed at any moment. Costs a few milliseconds per block.
 """
 
-import os
 import re
 import shutil
-import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +22,7 @@ import xarray as xr
 
 from eedkit.results import schema
 from eedkit.results.disk import StoreError, codecs, open_group, writing
+from eedkit.results.process import alive
 
 MISSING, DONE, FLAWED, FAILED, RUNNING = "missing", "done", "flawed", "failed", "running"
 """What the ledger says of a block. Flawed: done, but some samples have no value. What is marked neither done nor flawed was
@@ -145,19 +144,24 @@ class Cell:
 
     def status(self, block: int) -> tuple[str, str]:
         """Status and note of one block; a block that a dead process of this machine left running is missing."""
-        group = open_group(self.store, f"{self.path}/ledger")
-        return _said(_each(group["status"], block)[0])
+        return _said(_each(self._begun()["status"], block)[0])
 
     def mark(self, block: int, status: str, note: str = "") -> None:
         """Write status and note, as one file."""
         with writing(self.store):
-            open_group(self.store, f"{self.path}/ledger", mode="r+")["status"][block] = f"{status} {note}".encode(
-                errors="backslashreplace"
-            ).decode()
+            # a lone surrogate, from the name of a file that is not UTF-8, could not be written
+            text = f"{status} {note}".encode(errors="backslashreplace").decode()
+            self._begun("r+")["status"][block] = text
+
+    def _begun(self, mode: str = "r") -> Any:
+        group = open_group(self.store, f"{self.path}/ledger", mode=mode)
+        if group is None:
+            raise StoreError(f"{self.store} has no {self} here: every worker must see that folder, under that path")
+        return group
 
     def write(self, block: int, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
         """Write the values and states of a block, then mark it done; the first block makes room for all `samples`."""
-        places = open_group(self.store, f"{self.path}/ledger")
+        places = self._begun()
         start, stop = int(places["start"][block]), int(places["stop"][block])
         with writing(self.store):
             group = open_group(self.store, f"{self.path}/values", mode="r+")
@@ -285,27 +289,6 @@ def find(store: str) -> list[Cell]:
     return found
 
 
-def me() -> str:
-    """This process, as a note on the blocks that it runs."""
-    import psutil
-
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
-
-
-def _alive(note: str) -> bool:
-    """Whether the process that left the note may still run; one of another machine may."""
-    import psutil
-
-    host, pid, born = note.split()
-    if host != socket.gethostname():
-        return True
-    try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(born)) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _each(array, block: int | None = None) -> list[str]:
     """The statuses of all blocks, or of one; one that cannot be read is missing."""
     blocks = range(array.shape[0]) if block is None else [block]
@@ -317,4 +300,4 @@ def _each(array, block: int | None = None) -> list[str]:
 
 def _said(text: str) -> tuple[str, str]:
     status, _, note = (text or MISSING).partition(" ")
-    return (MISSING, "") if status == RUNNING and not _alive(note) else (status, note)
+    return (MISSING, "") if status == RUNNING and not alive(note) else (status, note)

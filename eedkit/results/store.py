@@ -127,7 +127,8 @@ def join(chosen: Sequence[Cell], *, verify: bool = True) -> xr.Dataset | xr.Data
             stacklevel=3,
         )
     joined = {f"{_node(data)}/{group}": _side_by_side(models) for (data, group), models in together.items()}
-    return next(iter(joined.values())) if len(joined) == 1 else xr.DataTree.from_dict(joined)
+    alone = len({(cell.data, cell.group) for cell in chosen}) == 1
+    return next(iter(joined.values())) if alone else xr.DataTree.from_dict(joined)
 
 
 def refuse_damage(chosen: Sequence[Cell]) -> None:

@@ -3,7 +3,6 @@
 Knows models, images and the store; not which blocks belong to a study. Keeps two models and four data sets per process.
 """
 
-import importlib.util
 import logging
 import signal
 import sys
@@ -24,8 +23,9 @@ from eedkit.lab import models as lab_models
 from eedkit.probe.measure import measure_block
 from eedkit.probe.stream import read_order
 from eedkit.results import schema
-from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, me
+from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
 from eedkit.results.disk import StoreError
+from eedkit.results.process import me
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -38,8 +38,9 @@ ONE_AT_A_TIME = threading.Lock()
 class Task:
     """One block of one cell: the images [start, stop) of the data set's reading order through a model.
 
-    `model` is a spec, or None for a module that is passed beside the task; `source` tells versions of a spec's weights and
-    images apart; `options` are `measure`'s. With `share` a block that another process is at is left to it.
+    `model` is a spec, or None for a module that is passed beside the task; `source` and `images` are checksums of where the
+    weights come from and of the images; `options` are `measure`'s. With `share` a block that another process is at is left to
+    it.
     """
 
     cell: Cell
@@ -49,6 +50,7 @@ class Task:
     data: str
     model: str | None
     source: str
+    images: str
     options: tuple[tuple[str, Any], ...]
     share: bool = True
     threads: int | None = None
@@ -63,7 +65,14 @@ class Outcome:
     reason: str = ""
 
 
-def compute(task: Task, module: nn.Module | None = None, after: Outcome | None = None) -> Outcome:
+@dataclass(frozen=True)
+class Carried:
+    """A module on its way to workers, pickled as a whole: by itself distributed takes it apart, and its hooks do not survive."""
+
+    module: nn.Module
+
+
+def compute(task: Task, carried: Carried | None = None, after: Outcome | None = None) -> Outcome:
     """Compute a block and write it, or write why it failed. Only a store that cannot be used is an error.
 
     `after` is what it waits for on a cluster: the model's first block, which trains or fetches the weights for all.
@@ -76,7 +85,7 @@ def compute(task: Task, module: nn.Module | None = None, after: Outcome | None =
             return Outcome(task, "busy")
         task.cell.mark(task.block, RUNNING, me())
         try:
-            task.cell.write(task.block, *_measured(task, module))
+            task.cell.write(task.block, *_measured(task, carried and carried.module))
         except StoreError:
             raise
         except Exception as error:  # whatever a model or an image file throws must not stop the other cells
@@ -98,16 +107,16 @@ def _unless_done(task: Task, status: str, reason: str = "") -> Outcome:
 
 def here(tasks: Sequence[Task], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
     """Every task in this process, in order; blocks that another process is at come last."""
-    left = []
+    left, carried = [], {name: Carried(module) for name, module in modules.items()}
     try:
         for task in tasks:
-            outcome = compute(task, modules.get(task.cell.model))
+            outcome = compute(task, carried.get(task.cell.model))
             if outcome.kind == "busy":
                 left.append(replace(task, share=False))
             else:
                 yield outcome
         for task in left:
-            yield compute(task, modules.get(task.cell.model))
+            yield compute(task, carried.get(task.cell.model))
     finally:
         _loaded.cache_clear()
         _opened.cache_clear()
@@ -117,9 +126,10 @@ def on_cluster(client: "Client", tasks: Sequence[Task], modules: Mapping[str, nn
     """Every task on the workers of a `dask.distributed` client, as they come in."""
     from distributed import as_completed
 
+    client.wait_for_workers(1)
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
-    sent = {name: client.scatter(module, broadcast=True, hash=False) for name, module in modules.items()}
+    sent = {name: client.scatter(_packed(name, module), broadcast=True, hash=False) for name, module in modules.items()}
     first: dict[str, Any] = {}
 
     def submit(task: Task, priority: int = 0) -> Any:
@@ -151,6 +161,19 @@ def on_cluster(client: "Client", tasks: Sequence[Task], modules: Mapping[str, nn
         client.cancel(list(futures))
 
 
+def _packed(name: str, module: nn.Module) -> Carried:
+    import cloudpickle
+
+    carried = Carried(module)
+    try:
+        cloudpickle.dumps(carried)
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot be sent to other processes ({error}); give it as a file:… spec, or run without workers"
+        ) from None
+    return carried
+
+
 @contextmanager
 def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Client | None"]:
     """The given Dask client, or one on the scheduler at an address, or one on spawned workers of this machine, or none."""
@@ -175,12 +198,8 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
 
 
 def _local(workers: int) -> Any:
-    """Spawned workers on this machine that no other machine can reach; one GPU each where there are some."""
+    """Spawned workers on this machine that no other machine can reach; each takes a GPU by its number, see `device`."""
     private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    if torch.cuda.is_available() and importlib.util.find_spec("dask_cuda"):
-        from dask_cuda import LocalCUDACluster
-
-        return LocalCUDACluster(n_workers=workers, **private)
     from distributed import LocalCluster
 
     # idle threads that spin would take the other workers' cores
@@ -220,7 +239,9 @@ def device(asked: str) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     worker = str(getattr(_worker(), "name", ""))
-    return f"cuda:{int(worker) % torch.cuda.device_count() if worker.isdigit() else 0}"
+    # a worker of dask-cuda sees its own GPU first
+    dealt = "dask_cuda" in sys.modules or not worker.isdigit()
+    return f"cuda:{0 if dealt else int(worker) % torch.cuda.device_count()}"
 
 
 def _worker() -> Any:
@@ -244,7 +265,7 @@ def _measured(task: Task, module: nn.Module | None) -> tuple[xr.Dataset, xr.Data
         module = loaded.model
         wants = (None, None, loaded.transform) if loaded.transform else (loaded.size, loaded.channels, None)
         options["head"] = options["head"] or loaded.head
-    images, samples = _opened(task.data, task.source, *wants, options["seed"])
+    images, samples = _opened(task.data, task.images, *wants, options["seed"])
     values, states = measure_block(
         module, images, positions=range(task.start, task.stop), name=task.cell.model, **options
     )
@@ -260,10 +281,14 @@ def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
 
 @lru_cache(maxsize=4)
 def _opened(
-    data: str, _source: str, size: int | None, channels: int | None, transform: Callable | None, seed: int
+    data: str, checksum: str, size: int | None, channels: int | None, transform: Callable | None, seed: int
 ) -> tuple[Any, xr.Dataset]:
     """A data set as a model wants its images, and the labels of all its samples in reading order."""
     images = lab_images.load(data, size=size, channels=channels, transform=transform)
+    if lab_images.source(images) != checksum:
+        raise ValueError(
+            f"the images of {data} are not those that the study was begun with; bring them up to date here"
+        )
     order = read_order(len(images), seed)
     columns = images.select_columns(["id", "label"])[:]
     samples = {

@@ -6,12 +6,14 @@ Knows what belongs to a study and asks the engine to compute it. Costs the forwa
 import math
 import os
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 import xarray as xr
 import yaml
 from torch import nn
@@ -19,13 +21,14 @@ from torch import nn
 from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
+from eedkit.lab import specs
 from eedkit.probe import measure as probe
 from eedkit.probe import metrics as family
 from eedkit.probe.sweep import DTYPES
 from eedkit.results import cells, schema, store
 from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
 from eedkit.study import engine, planning
-from eedkit.study.checks import named, typed
+from eedkit.study.checks import Once, named, typed
 from eedkit.study.engine import Task
 from eedkit.study.progress import bar
 from eedkit.theory import deviation, groups
@@ -41,7 +44,8 @@ class Study:
     Parameters
     ----------
     models : specs ("recipe:plain?seed=0", "torchvision:resnet18?weights=DEFAULT", "timm:…", "file:….safetensors?model=…"), or
-        a mapping from names to specs or modules
+        a mapping from names to specs or modules. A study that resumes notices other weights or layers of a module, but not
+        other code in its `forward`: give that another name
     data : specs of images ("digits/test?n=100", a folder, "hub:owner/name/split"), or a mapping from names to specs; models
         say which size they want, and the spec does for a module ("digits/test?size=17")
     groups : names of groups
@@ -85,7 +89,7 @@ class Study:
         put(self, "metrics", tuple(named("metrics", self.metrics, "names of metrics")))
         if not isinstance(self.layers, str):
             put(self, "layers", tuple(named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))
-        if not isinstance(self.store, str | os.PathLike) or "://" in str(self.store):
+        if not isinstance(self.store, str | os.PathLike) or not str(self.store) or "://" in str(self.store):
             raise ValueError(
                 f"store must be the path of a folder that all workers see, got {self.store!r}; copy it elsewhere when it is done"
             )
@@ -95,9 +99,16 @@ class Study:
             raise ValueError(unknown("precision", self.precision, DTYPES))
         if self.block < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError(f"block and batch_size must be at least 1, got {self.block} and {self.batch_size}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        try:
+            torch.device("cpu" if self.device == "auto" else self.device)
+        except RuntimeError:
+            raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {self.device!r}") from None
         family.resolve(self.metrics)
-        for group in self.groups:
-            groups.parse(group)
+        named("groups", [groups.parse(group).name for group in self.groups], "names of groups")
+        for spec in self.data.values():
+            specs.parse(spec, lab_images.OPTIONS)
         for source in self.models.values():
             if isinstance(source, str):
                 lab_models.check(source)
@@ -113,8 +124,8 @@ class Study:
         """
         path = Path(path)
         try:
-            read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            read = yaml.load(path.read_text(encoding="utf-8"), Loader=Once)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no such date
             hint = "specs within [ ] need quotes, or write them as `- spec` lines"
             raise ValueError(f"{path} is not YAML: {error}; {hint}") from None
         known = [field.name for field in fields(cls)]
@@ -146,14 +157,13 @@ class Study:
         seconds : predicted, for what is left, in one process
         note : why something is unknown
         """
-        return planning.table(self, [(cell, self._ledger(cell)) for cell in self._cells()])
+        return planning.table(self, self._ledgers())
 
     def status(self) -> pd.DataFrame:
         """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
         with the reasons."""
         rows = []
-        for cell in self._cells():
-            ledger = self._ledger(cell)
+        for cell, ledger in self._ledgers():
             row = {
                 "data": cell.data,
                 "group": cell.group,
@@ -189,8 +199,9 @@ class Study:
         ------
         StoreError
             The store cannot be written or is damaged, or holds other models, images or settings under the same names.
-        ValueError
-            Images or weights are not there, or no scheduler answers; before any forward pass.
+        ValueError, ConnectionError
+            Images or files of weights are not there or cannot be fetched, or no scheduler answers; before any forward pass.
+            (Weights that are fetched by name count as the model's: that cell fails.)
         RuntimeError
             Nothing is done, because every cell failed; with the reasons.
         """
@@ -198,9 +209,9 @@ class Study:
             raise ValueError("give workers= or client=, not both")
         if workers is not None and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers must be how many processes, at least 1, got {workers!r}")
-        chosen = self._cells()
-        sources = self._sources()
-        with engine.cluster(workers, client) as on:
+        chosen, sources = self._cells(), self._sources()
+        left = repair or any(ledger is None or not ledger.done.all() for _, ledger in self._ledgers())
+        with engine.cluster(*(workers, client) if left else (None, None)) as on:
             cells.create(self.store)
             tasks = [task for cell in chosen for task in self._begin(cell, *sources, repair=repair)]
             if workers:
@@ -209,8 +220,8 @@ class Study:
             outcomes = engine.here(tasks, modules) if on is None else engine.on_cluster(on, tasks, modules)
             with bar(len(tasks), show=progress) as shown:
                 for outcome in outcomes:
-                    shown.update()
                     shown.set_postfix_str(f"{outcome.kind} {outcome.task.cell}", refresh=False)
+                    shown.update()
         failed = self.status().query("failed > 0 or flawed > 0")
         reasons = [f"{row.data} · {row.group} · {row.model}: {row.reason}" for row in failed.itertuples()]
         if not any(cell.ledger().done.any() for cell in chosen):
@@ -232,13 +243,20 @@ class Study:
             for group in self.groups
         ]
 
-    def _ledger(self, cell: Cell) -> cells.Ledger | None:
-        return cell.ledger() if Path(self.store).exists() else None
+    def _ledgers(self) -> list[tuple[Cell, cells.Ledger | None]]:
+        """Every cell with what is known of it; None before it is begun."""
+        there = os.path.isdir(self.store) and bool(os.listdir(self.store))
+        if there:
+            cells.check(self.store)
+        return [(cell, cell.ledger() if there else None) for cell in self._cells()]
 
     def _sources(self) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
         """Checksums of every model's weights and every data set's images, and how many images there are."""
         models = {
-            name: probe.fingerprint(model) if isinstance(model, nn.Module) else lab_models.source(model)
+            # equal weights may be used otherwise: the second checksum is of what torch prints of the module
+            name: f"{probe.fingerprint(model)} {zlib.crc32(repr(model).encode()):08x}"
+            if isinstance(model, nn.Module)
+            else lab_models.source(model)
             for name, model in self.models.items()
         }
         data = {}
@@ -264,7 +282,7 @@ class Study:
         return [
             Task(
                 cell, block, int(ledger.start[block]), int(ledger.stop[block]), self.data[cell.data],
-                spec if isinstance(spec, str) else None, f"{models[cell.model]} {images}",
+                spec if isinstance(spec, str) else None, models[cell.model], images,
                 (("group", cell.group), ("metrics", self.metrics), *options.items()),
             )
             for block in range(len(ledger.start))

@@ -14,6 +14,7 @@ import zarr
 from eedkit.results import cells, schema, store
 from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
 from eedkit.results.disk import StoreError
+from eedkit.results.process import me
 
 N, BOUNDS = 10, [(0, 4), (4, 8), (8, 10)]
 SETTINGS = {"model": "spec [w]", "data": "digits [1]", "metrics": ["latent"], "null": True, "about": {"seed": 0}}
@@ -128,7 +129,7 @@ def test_other_settings_are_refused_by_key_and_both_values(cell, key, value):
 
 def test_what_is_marked_is_told_again_and_is_one_file_each(cell, folder):
     said = [
-        (RUNNING, cells.me()),
+        (RUNNING, me()),
         (FAILED, "ValueError: eine Zeile\nund noch eine · 图 " + "x" * 5000),
         (FLAWED, "cpu: a; b"),
     ]
@@ -157,16 +158,16 @@ def test_a_text_that_utf8_cannot_hold_does_not_stop_a_study(cell):
 def test_a_block_that_a_dead_process_left_running_is_missing(cell):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    host, _, born = cells.me().split()
+    host, _, born = me().split()
     cell.mark(0, RUNNING, f"{host} {gone.pid} {born}")
     cell.mark(1, RUNNING, f"another-machine {gone.pid} {born}")
-    cell.mark(2, RUNNING, cells.me())
+    cell.mark(2, RUNNING, me())
     assert cell.ledger().status.tolist() == [MISSING, RUNNING, RUNNING]
     assert cell.status(0) == (MISSING, "")
 
 
 def test_a_process_that_took_a_dead_ones_number_is_not_taken_for_it(cell):
-    host, pid, born = cells.me().split()
+    host, pid, born = me().split()
     cell.mark(0, RUNNING, f"{host} {pid} {float(born) - 3600:.2f}")
     assert cell.status(0) == (MISSING, "")
 

@@ -1,10 +1,12 @@
 """Small studies that run in a second or two, in this process and in processes of their own."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 import yaml
 
 import eedkit as ek
@@ -32,16 +34,13 @@ if __name__ == "__main__":
 """
 
 
+SETTINGS = {"models": MODELS, "data": ["digits/train"], "groups": ["C4"], "block": 256}
+"""Three models, 1,400 images in six blocks, one group: eighteen blocks of about a tenth of a second."""
+
+
 @pytest.fixture
 def settings(tmp_path) -> dict:
-    """Three models, 1,400 images in six blocks, one group: eighteen blocks of about a tenth of a second."""
-    return {
-        "models": MODELS,
-        "data": ["digits/train"],
-        "groups": ["C4"],
-        "store": str(tmp_path / "study.zarr"),
-        "block": 256,
-    }
+    return SETTINGS | {"store": str(tmp_path / "study.zarr")}
 
 
 @pytest.fixture
@@ -63,7 +62,20 @@ def begun(folder: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> tuple[Path, xr.Dataset]:
+    """The store of the study to which nothing happened, and what it gave."""
+    store = tmp_path_factory.mktemp("whole") / "study.zarr"
+    return store, ek.Study(**SETTINGS, store=store).run(progress=False).load()
+
+
 @pytest.fixture
-def uninterrupted(tmp_path, settings):
-    """What the study gives when nothing happens to it, from a store of its own."""
-    return ek.Study(**settings | {"store": str(tmp_path / "whole.zarr")}).run(progress=False).load()
+def uninterrupted(whole) -> xr.Dataset:
+    return whole[1].copy()
+
+
+@pytest.fixture
+def done(whole, settings) -> ek.Study:
+    """The study, done, in a store of the test's own."""
+    shutil.copytree(whole[0], settings["store"])
+    return ek.Study(**settings)

@@ -126,7 +126,7 @@ def test_a_full_disk_names_the_store_and_what_was_done_stays(tmp_path, settings,
     _, errors = process.communicate()
     assert process.returncode == 1
     last = errors.strip().splitlines()[-1]
-    assert last.startswith(f"eedkit.results.cells.StoreError: cannot write to {settings['store']}: File too large")
+    assert last.startswith(f"eedkit.results.disk.StoreError: cannot write to {settings['store']}: File too large")
     assert "run again, which goes on from there" in last
     with pytest.warns(UserWarning, match="2 of 3 cells are not finished"):
         assert_same(ek.open(settings["store"]).sel(model=small), uninterrupted.sel(model=small))
@@ -151,12 +151,10 @@ def flip(file: Path) -> None:
         (flip, ("values", "latent", "zarr.json"), range(6)),
     ],
 )
-def test_a_damaged_file_is_named_and_repaired(settings, uninterrupted, monkeypatch, harm, parts, blocks):
-    study = ek.Study(**settings)
-    study.run(progress=False)
+def test_a_damaged_file_is_named_and_repaired(done, settings, uninterrupted, monkeypatch, harm, parts, blocks):
     harm(chunk(settings, *parts, model=1))
     where = f"block {blocks[0]} of digits/train · C4 · recipe:random?seed=1"
-    for read in (lambda: ek.open(settings["store"]), lambda: study.run(progress=False)):
+    for read in (lambda: ek.open(settings["store"]), lambda: done.run(progress=False)):
         with pytest.raises(StoreError, match="fails its checksum") as error:
             read()
         assert str(error.value).startswith(where)
@@ -165,16 +163,14 @@ def test_a_damaged_file_is_named_and_repaired(settings, uninterrupted, monkeypat
     monkeypatch.setattr(
         engine, "_measured", lambda task, module: (computed.append(task.block), measured(task, module))[1]
     )
-    assert_same(study.run(repair=True, progress=False), uninterrupted)
+    assert_same(done.run(repair=True, progress=False), uninterrupted)
     assert computed == list(blocks)
 
 
-def test_a_damaged_status_counts_as_missing(settings, uninterrupted):
-    study = ek.Study(**settings)
-    study.run(progress=False)
+def test_a_damaged_status_counts_as_missing(done, settings, uninterrupted):
     flip(chunk(settings, "ledger", "status", "c", 4))
-    assert study.status().missing.tolist() == [1, 0, 0]
-    assert_same(study.run(progress=False), uninterrupted)
+    assert done.status().missing.tolist() == [1, 0, 0]
+    assert_same(done.run(progress=False), uninterrupted)
 
 
 class Raises(nn.Module):
@@ -338,8 +334,7 @@ def test_other_weights_of_a_module_are_refused(settings, nothing_is_measured):
     [({"metrics": ["latent"]}, "metrics"), ({"seed": 1}, "seed"), ({"null": False}, "null"), ({"layers": "all"}, "layers"),
      ({"data": {"digits/train": "digits/train?n=300"}}, "data")],
 )  # fmt: skip
-def test_other_settings_under_the_same_name_are_refused(settings, nothing_is_measured, change, named):
-    ek.Study(**settings | {"models": MODELS[:1]}).run(progress=False)
+def test_other_settings_under_the_same_name_are_refused(done, settings, nothing_is_measured, change, named):
     nothing_is_measured()
     with pytest.raises(StoreError, match=f"with another {named}: "):
         ek.Study(**settings | change).run(progress=False)
@@ -367,14 +362,12 @@ def test_weights_that_differ_from_the_first_blocks_are_never_mixed(settings, mon
     assert study.status().done.sum() == 3
 
 
-def test_a_store_of_a_newer_schema_is_refused(settings):
-    study = ek.Study(**settings | {"models": MODELS[:1]})
-    study.run(progress=False)
+def test_a_store_of_a_newer_schema_is_refused(done, settings):
     root = Path(settings["store"]) / "zarr.json"
     about = json.loads(root.read_text())
     about["attributes"]["schema"] += 1
     root.write_text(json.dumps(about))
-    for use in (lambda: study.run(progress=False), lambda: ek.open(settings["store"])):
+    for use in (lambda: done.run(progress=False), lambda: ek.open(settings["store"])):
         with pytest.raises(ValueError, match="schema 2, this eedkit reads up to 1; upgrade eedkit"):
             use()
 

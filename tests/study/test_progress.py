@@ -1,0 +1,78 @@
+"""What a run says while it runs."""
+
+import io
+import re
+import sys
+
+import pytest
+
+import eedkit as ek
+from eedkit.study.progress import bar
+
+
+@pytest.fixture(autouse=True)
+def no_jupyter(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def through(total: int, **options) -> None:
+    with bar(total, **options) as shown:
+        for i in range(total):
+            shown.update()
+            shown.set_postfix_str(f"done {i}", refresh=False)
+
+
+def test_a_log_gets_whole_lines(capsys):
+    through(3)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\r" not in err
+    assert "\x1b" not in err
+    lines = err.splitlines()
+    assert all(re.fullmatch(r"study: \d of 3 blocks, \d\d:\d\d so far, about \S+ left(, done \d)?", k) for k in lines)
+    assert lines[0].startswith("study: 0 of 3 blocks")
+    assert lines[-1].endswith(", done 2")
+    assert lines[-1].startswith("study: 3 of 3 blocks")
+
+
+def test_a_log_gets_few_lines_however_many_blocks_there_are(capsys):
+    through(5000)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_terminal_gets_one_bar(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    through(3)
+    assert stream.getvalue().count("\n") == 1
+    assert "study: 100%" in stream.getvalue()
+    assert "\r" in stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_to_do_says_nothing(monkeypatch, terminal):
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    through(0)
+    through(3, show=False)
+    assert stream.getvalue() == ""
+
+
+def test_a_run_tells_of_its_blocks_and_a_run_without_work_says_nothing(tmp_path, capsys):
+    study = ek.Study(
+        models=["recipe:random?widths=4"], data=["digits/test?n=20"], groups=["C4", "flip"], store=tmp_path / "a.zarr"
+    )
+    study.run()
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    assert err.splitlines()[0].startswith("study: 0 of 2 blocks")
+    assert re.search(r"study: 2 of 2 blocks, .* left, done digits/test\?n=20 · flip · recipe:random\?widths=4\n$", err)
+    study.run()
+    assert capsys.readouterr().err == ""
+    study.run(progress=False, repair=True)
+    assert capsys.readouterr().err == ""
