@@ -199,9 +199,9 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
 
 def _local(workers: int) -> Any:
     """Spawned workers on this machine that no other machine can reach; each takes a GPU by its number, see `device`."""
-    private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     from distributed import LocalCluster
 
+    private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     # idle threads that spin would take the other workers' cores
     environment = {"OMP_WAIT_POLICY": "PASSIVE"}
     quiet = {"silence_logs": logging.ERROR, "memory_limit": None, "env": environment}

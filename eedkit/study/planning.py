@@ -1,6 +1,6 @@
 """What a study will cost: how many images a spec stands for, and a model timed on noise.
 
-Knows models, images and what is done already. Costs one model with random weights and three batches through it.
+Knows models, images and what is done already. Costs one model at a time with random weights, and three batches through it.
 """
 
 import time
@@ -18,16 +18,23 @@ from eedkit.probe.measure import measure_block
 from eedkit.probe.sweep import default_batch_size
 from eedkit.results.cells import Cell, Ledger
 from eedkit.study import engine
+from eedkit.study.progress import bar
 from eedkit.theory import groups
 
 if TYPE_CHECKING:
     from eedkit.study.study import Study
 
 
-def table(study: "Study", cells: Sequence[tuple[Cell, Ledger | None]]) -> pd.DataFrame:
+SLOW = 5.0
+"""Seconds for two images under every element, from which on that is timing enough."""
+
+
+def table(study: "Study", cells: Sequence[tuple[Cell, Ledger | None]], *, progress: bool) -> pd.DataFrame:
     """`Study.plan`, from the study's cells and what is known of them."""
     costs, rows = {}, []
+    shown = bar(len(cells), "plan", "cell", show=progress)
     for cell, ledger in cells:
+        shown.set_postfix_str(cell.model, refresh=False)
         rows.append({"data": cell.data, "group": cell.group, "model": cell.model, "note": ""})
         try:
             n = ledger.n if ledger else count(study.data[cell.data])
@@ -47,6 +54,8 @@ def table(study: "Study", cells: Sequence[tuple[Cell, Ledger | None]]) -> pd.Dat
             }
         except Exception as error:  # a plan says of every cell what is wrong, not of the first alone
             rows[-1]["note"] = f"{type(error).__name__}: {error}"
+        shown.update()
+    shown.close()
     columns = ["data", "group", "model", "images", "blocks", "done", "forwards", "bytes", "seconds", "note"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
@@ -91,9 +100,16 @@ def cost(study: "Study", model: str | nn.Module, data: str, group: str) -> tuple
     settings |= {"head": study.head or loaded.head, "device": device}
     batch = study.batch_size or default_batch_size(shape, device)
     images = torch.rand(2 * batch, *shape, generator=torch.Generator().manual_seed(0))
+    order = groups.parse(group).order
+    start = time.perf_counter()
     ds, _ = measure_block(loaded.model, images[:2], group=group, positions=range(2), **settings)
-    for n in (max(2, batch), len(images)):  # the first pass over a batch of this size prepares the library's kernels
-        start = time.perf_counter()
-        measure_block(loaded.model, images[:n], group="C1", positions=range(n), **settings)
-    seconds = (time.perf_counter() - start) / len(images) * groups.parse(group).order
+    seconds = (time.perf_counter() - start) / 2
+    if 2 * seconds < SLOW:
+        for n in (
+            max(2, batch),
+            len(images),
+        ):  # the first pass over a batch of this size prepares the library's kernels
+            start = time.perf_counter()
+            measure_block(loaded.model, images[:n], group="C1", positions=range(n), **settings)
+        seconds = (time.perf_counter() - start) / len(images) * order
     return seconds, sum(v.nbytes // v.sizes["sample"] for v in ds.data_vars.values() if "sample" in v.dims)

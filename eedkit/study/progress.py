@@ -29,10 +29,10 @@ class Lines:
         self.stream.flush()
 
 
-def bar(total: int, *, show: bool = True) -> tqdm:
-    """A tqdm bar over the blocks of a run; without a terminal or Jupyter a line every ten seconds."""
-    look = {"total": total, "unit": "block", "disable": not (show and total)}
+def bar(total: int, what: str, unit: str, *, show: bool = True) -> tqdm:
+    """A tqdm bar over `total` units; without a terminal or Jupyter a line every ten seconds. None at all over nothing."""
+    look = {"total": total, "unit": unit, "disable": not (show and total)}
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
-        return tqdm(**look, desc="study")
-    plain = "study: {n_fmt} of {total_fmt} blocks, {elapsed} so far, about {remaining} left{postfix}"
+        return tqdm(**look, desc=what)
+    plain = f"{what}: {{n_fmt}} of {{total_fmt}} {unit}s, {{elapsed}} so far, about {{remaining}} left{{postfix}}"
     return tqdm(**look, file=Lines(sys.stderr), mininterval=10, maxinterval=10, bar_format=plain)

@@ -143,11 +143,11 @@ class Study:
         except (ValueError, ImportError) as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def plan(self) -> pd.DataFrame:
+    def plan(self, *, progress: bool = True) -> pd.DataFrame:
         """What there is to do and what it costs, one row per cell; nothing is loaded, trained or written.
 
-        Every model is built with random weights and timed on one batch of noise, on the device that would be used. Images
-        that are not on this machine count by their spec's `n`.
+        Every model is built with random weights and timed on noise, on the device that would be used: seconds for a small one,
+        a minute for a very large one. Images that are not on this machine count by their spec's `n`.
 
         Columns
         -------
@@ -157,7 +157,7 @@ class Study:
         seconds : predicted, for what is left, in one process
         note : why something is unknown
         """
-        return planning.table(self, self._ledgers())
+        return planning.table(self, self._ledgers(), progress=progress)
 
     def status(self) -> pd.DataFrame:
         """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
@@ -218,7 +218,7 @@ class Study:
                 tasks = [replace(task, threads=max(1, (os.cpu_count() or 1) // workers)) for task in tasks]
             modules = {name: model for name, model in self.models.items() if isinstance(model, nn.Module)}
             outcomes = engine.here(tasks, modules) if on is None else engine.on_cluster(on, tasks, modules)
-            with bar(len(tasks), show=progress) as shown:
+            with bar(len(tasks), "study", "block", show=progress) as shown:
                 for outcome in outcomes:
                     shown.set_postfix_str(f"{outcome.kind} {outcome.task.cell}", refresh=False)
                     shown.update()

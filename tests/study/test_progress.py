@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 
 def through(total: int, **options) -> None:
-    with bar(total, **options) as shown:
+    with bar(total, "study", "block", **options) as shown:
         for i in range(total):
             shown.update()
             shown.set_postfix_str(f"done {i}", refresh=False)
