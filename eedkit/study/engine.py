@@ -84,6 +84,8 @@ def compute(task: Task, carried: Carried | None = None, after: Outcome | None = 
         if status == RUNNING and task.share and note != me():
             return Outcome(task, "busy")
         task.cell.mark(task.block, RUNNING, me())
+        if task.share and task.cell.status(task.block)[1] != me():  # two came at once, and the other wrote last
+            return Outcome(task, "busy")
         try:
             task.cell.write(task.block, *_measured(task, carried and carried.module))
         except StoreError:
