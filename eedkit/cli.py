@@ -66,7 +66,7 @@ def main() -> None:
 def measure(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe:…, torchvision:…, timm:… or file:…")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…")],
-    group: Annotated[str, typer.Option(help="C4, D4, C8, flip, shift4, …")],
+    group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")],
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="May be repeated; channelwise, latent and softmax if none.")
     ] = None,
