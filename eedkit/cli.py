@@ -93,13 +93,10 @@ def measure(
         models.check(model)
         eedkit.groups.parse(group)
         loaded = models.load(model)
-        wants = (
-            {"transform": loaded.transform} if loaded.transform else {"size": loaded.size, "channels": loaded.channels}
-        )
         options = {"metrics": metric} if metric else {}
         try:
             ds = eedkit.measure(
-                loaded.model, images.load(data, **wants), name=model, group=group, layers=layers, head=head or loaded.head,
+                loaded.model, images.load(data, **loaded.wants), name=model, group=group, layers=layers, head=head or loaded.head,
                 null=null, seed=seed, device=device, batch_size=batch_size, progress=not quiet, **options,
             )  # fmt: skip
         except RuntimeError as error:

@@ -39,6 +39,11 @@ class Loaded:
     transform: Callable[[Image.Image], Tensor] | None = None
     head: str | None = None
 
+    @property
+    def wants(self) -> dict[str, Any]:
+        """How `images.load` makes this model's images: its own preprocessing, or size and channels."""
+        return {"transform": self.transform} if self.transform else {"size": self.size, "channels": self.channels}
+
 
 @dataclass(frozen=True)
 class _Origin:

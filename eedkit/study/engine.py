@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -261,13 +261,13 @@ def _worker() -> Any:
 def _measured(task: Task, module: nn.Module | None) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
     options = dict(task.options)
     options["device"] = device(options["device"])
-    wants = (None, None, None)
+    wants = {}
     if task.model is not None:
         loaded = _loaded(task.model, task.source, options["device"])
         module = loaded.model
-        wants = (None, None, loaded.transform) if loaded.transform else (loaded.size, loaded.channels, None)
+        wants = loaded.wants
         options["head"] = options["head"] or loaded.head
-    images, samples = _opened(task.data, task.images, *wants, options["seed"])
+    images, samples = _opened(task.data, task.images, options["seed"], **wants)
     values, states = measure_block(
         module, images, positions=range(task.start, task.stop), name=task.cell.model, **options
     )
@@ -282,11 +282,9 @@ def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
 
 
 @lru_cache(maxsize=4)
-def _opened(
-    data: str, checksum: str, size: int | None, channels: int | None, transform: Callable | None, seed: int
-) -> tuple[Any, xr.Dataset]:
+def _opened(data: str, checksum: str, seed: int, **wants: Any) -> tuple[Any, xr.Dataset]:
     """A data set as a model wants its images, and the labels of all its samples in reading order."""
-    images = lab_images.load(data, size=size, channels=channels, transform=transform)
+    images = lab_images.load(data, **wants)
     if lab_images.source(images) != checksum:
         raise ValueError(
             f"the images of {data} are not those that the study was begun with; bring them up to date here"

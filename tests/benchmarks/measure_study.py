@@ -26,8 +26,7 @@ def in_memory(models: list[str], data: str, group: str) -> None:
     results = []
     for spec in models:
         loaded = ek.lab.models.load(spec)
-        wants = {"transform": loaded.transform} if loaded.transform else {"size": loaded.size}
-        images = ek.lab.images.load(data, **wants)
+        images = ek.lab.images.load(data, **loaded.wants)
         results.append(ek.measure(loaded.model, images, group=group, name=spec, head=loaded.head, progress=False))
     ek.concat(results).load()
 
