@@ -463,7 +463,7 @@ def test_what_failed_is_tried_again_and_nothing_else(make, computed, monkeypatch
     study = make(data=["digits/train?n=600"], block=256)
     load, calls = engine._opened, []
 
-    def at_second(*arguments):
+    def at_second(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             raise OSError("the disk was away")
