@@ -467,7 +467,7 @@ def test_what_failed_is_tried_again_and_nothing_else(make, computed, monkeypatch
         calls.append(arguments)
         if len(calls) == 2:
             raise OSError("the disk was away")
-        return load(*arguments)
+        return load(*arguments, **options)
 
     at_second.cache_clear = load.cache_clear
     monkeypatch.setattr(engine, "_opened", at_second)
