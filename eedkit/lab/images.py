@@ -5,11 +5,12 @@ Must not know models, groups or metrics. Costs one compressed copy of a parquet 
 
 import hashlib
 import io
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ BUNDLED = (
 )
 """What `load` takes without a path or the network; the cards under `data/` tell what is in each."""
 
-OPTIONS = dict.fromkeys(("size", "channels", "n", "seed"), int)
+OPTIONS = dict.fromkeys(("size", "channels", "n", "seed"), int) | {"shift": str, "severity": int}
 """What may stand in a spec of images, "digits/test?n=100"."""
 
 
@@ -38,6 +39,8 @@ def load(
     channels: int | None = None,
     n: int | None = None,
     seed: int | None = None,
+    shift: str | None = None,
+    severity: int | None = None,
     transform: Callable[[Image.Image], torch.Tensor] | None = None,
 ) -> "Dataset":
     """Images with labels and ids, decoded when they are asked for.
@@ -47,13 +50,14 @@ def load(
 
     Parameters
     ----------
-    spec : one of `BUNDLED` ("digits/test"), a folder of class folders, a parquet file, or "hub:owner/name/split"; size,
-        channels, n and seed may stand in it: "digits/test?n=100&size=17"
+    spec : one of `BUNDLED` ("digits/test"), a folder of class folders, a parquet file, or "hub:owner/name/split"; all but
+        transform may stand in it: "digits/test?n=100&shift=blur&severity=3"
     size : resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is
     channels : 1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency is dropped
     n : a subset of n images in which each class has its share (to within one image), drawn with `seed`; with the same
         seed a smaller subset is part of a larger one
-    seed : seed of that draw; None: 0
+    seed : seed of that draw and, together with an image's id, of its shift; None: 0
+    shift, severity : a key of `shifts.SHIFTS` and 1 (mild) to 5 (strong): corrupts every image, before any transform
     transform : from the upright image in RGB to the float tensor (C, H, W) that a model wants, in place of size and channels
 
     Ids are those of the `id` column; otherwise "class/file" in a folder, else name and row number. Images without any
@@ -71,28 +75,38 @@ def load(
     >>> len(digits), digits[0]["image"].shape, digits[0]["id"]
     (20, torch.Size([1, 17, 17]), 'digits-...')
     """
-    name, told = specs.parse(str(spec), OPTIONS)
-    options = {"size": size, "channels": channels, "n": n, "seed": seed}
-    for key, value in told.items():
-        if options[key] not in (None, value):
-            raise ValueError(f"{key} is {value} in {str(spec)!r} but {options[key]!r} as an argument; give it once")
-    size, channels, n, seed = (options | told).values()
+    name, options = check(spec, size=size, channels=channels, n=n, seed=seed, shift=shift, severity=severity)
+    size, channels, n, seed = (options[key] for key in ("size", "channels", "n", "seed"))
     if transform is not None and (size, channels) != (None, None):
         raise ValueError(f"transform takes the place of size and channels; got it with {size=}, {channels=}")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size!r}")
     images = _tidy(_open(name), name)
     if n is not None:
         if not 1 <= n <= len(images):
             raise ValueError(f"{name} has {len(images)} images, cannot take n={n} of them")
         images = images.select(_stratified(images["label"][:], n, seed or 0))
-    if transform is None:
-        to_tensor = partial(_pixels, size=size, channels=channels)
-    else:
-        to_tensor = partial(_transformed, transform=transform)
-    return images.with_transform(partial(_decode, to_tensor=to_tensor))
+    return images.with_transform(partial(_decode, options=options, transform=transform))
+
+
+def check(spec: str | Path, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Name and all options of a spec, with those from beside it; ValueError for any that `load` refuses, opening nothing.
+
+    >>> check("digits/test?n=20", size=17)[1]
+    {'size': 17, 'channels': None, 'n': 20, 'seed': None, 'shift': None, 'severity': None}
+    """
+    name, told = specs.parse(str(spec), OPTIONS)
+    for key, value in told.items():
+        if options.get(key) not in (None, value):
+            raise ValueError(f"{key} is {value} in {str(spec)!r} but {options[key]!r} as an argument; give it once")
+    options = dict.fromkeys(OPTIONS) | options | told
+    if options["channels"] not in (None, 1, 3):
+        raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")
+    if options["size"] is not None and options["size"] < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {options['size']!r}")
+    if (options["shift"], options["severity"]) != (None, None):
+        from eedkit.lab import shifts  # torchvision takes seconds, and most images are not shifted
+
+        shifts.strength(options["shift"], options["severity"])
+    return name, options
 
 
 def tensors(dataset: "Dataset") -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -134,8 +148,8 @@ def fingerprint(dataset: "Dataset") -> str:
 def source(dataset: "Dataset") -> str:
     """Checksum of a loaded dataset's ids, labels and image files as they are stored, in order; decodes nothing.
 
-    The same for any size, channels or transform. A file that cannot be read counts by its name: reading it as an image
-    is what reports it.
+    The same for any size, channels, shift or transform. A file that cannot be read counts by its name: reading it as
+    an image is what reports it.
 
     >>> source(load("digits/test", size=17)) == source(load("digits/test")) != source(load("digits/test", n=20))
     True
@@ -255,42 +269,52 @@ def _stratified(labels: list[int], n: int, seed: int) -> np.ndarray:
     return np.sort(order[np.argsort(place[order], kind="stable")[:n]])
 
 
-def _decode(rows: dict, *, to_tensor: Callable[[Image.Image], torch.Tensor]) -> dict:
+def _decode(rows: dict, *, options: dict[str, Any], transform: Callable | None) -> dict:
     """What `with_transform` calls: columns, possibly not all of them, as lists."""
     rows = dict(rows)
     if "id" in rows:
         rows["id"] = [str(name) for name in rows["id"]]
     if "image" in rows:
+        if options["shift"] and "id" not in rows:
+            raise ValueError("what a shift draws comes from the image's id: keep the column 'id' beside 'image'")
         names = rows.get("id", ["(its id was not asked for)"] * len(rows["image"]))
-        rows["image"] = [_tensor(file, name, to_tensor) for file, name in zip(rows["image"], names, strict=True)]
+        rows["image"] = [_tensor(*pair, options, transform) for pair in zip(rows["image"], names, strict=True)]
     return rows
 
 
-def _tensor(file: dict, name: str, to_tensor: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
-    """One image file, encoded or by path, upright and in 8 bits, as `to_tensor` makes it."""
-    name, opened = (name, io.BytesIO(file["bytes"])) if file["bytes"] is not None else (file["path"], file["path"])
+def _tensor(file: dict, name: str, options: dict[str, Any], transform: Callable | None) -> torch.Tensor:
+    """One image file, encoded or by path, upright and in 8 bits, as `load` gives it."""
+    place, opened = (name, io.BytesIO(file["bytes"])) if file["bytes"] is not None else (file["path"], file["path"])
     try:
         image = ImageOps.exif_transpose(Image.open(opened))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot read the image {name}: {error}") from error
+        raise ValueError(f"cannot read the image {place}: {error}") from error
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{name} has pixels of mode {image.mode}; convert it to 8 bits per channel first")
-    return to_tensor(image)
+        raise ValueError(f"{place} has pixels of mode {image.mode}; convert it to 8 bits per channel first")
+    if transform is None:
+        return _pixels(image, name, options)
+    image = image.convert("RGB")
+    if options["shift"]:
+        image = Image.fromarray((_pixels(image, name, options) * 255).round().byte().permute(1, 2, 0).numpy())
+    made = transform(image)
+    if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.ndim == 3):
+        got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
+        raise ValueError(f"transform must make a float tensor (C, H, W) of an image, got {got}")
+    return made
 
 
-def _pixels(image: Image.Image, size: int | None, channels: int | None) -> torch.Tensor:
-    """An image as float32 (C, H, W) in [0, 1]."""
+def _pixels(image: Image.Image, name: str, options: dict[str, Any]) -> torch.Tensor:
+    """An image of that id as float32 (C, H, W) in [0, 1], shifted."""
+    size, channels = options["size"], options["channels"]
     grey = channels == 1 or (channels is None and image.mode in ("1", "L", "LA"))
     image = image.convert("L" if grey else "RGB")
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).float() / 255
-    return pixels[None] if grey else pixels.permute(2, 0, 1).contiguous()
+    pixels = pixels[None] if grey else pixels.permute(2, 0, 1).contiguous()
+    if options["shift"]:
+        from eedkit.lab import shifts
 
-
-def _transformed(image: Image.Image, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
-    made = transform(image.convert("RGB"))
-    if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.ndim == 3):
-        got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
-        raise ValueError(f"transform must make a float tensor (C, H, W) of an image, got {got}")
-    return made
+        seed = zlib.crc32(f"{options['seed'] or 0} {name}".encode())
+        pixels = shifts.shifted(pixels, options["shift"], options["severity"], seed=seed)
+    return pixels

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eedkit.lab.images import BUNDLED, fingerprint, load, source, tensors
+from eedkit.lab.images import BUNDLED, check, fingerprint, load, source, tensors
+from eedkit.lab.shifts import SHIFTS, shifted
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -519,13 +521,91 @@ class TestTransform:
             load(folder, transform=lambda _: torch.zeros(3, 1, 1))[:]
 
 
+class TestShift:
+    NOISE = "digits/test?size=17&shift=noise&severity=2"
+
+    @pytest.mark.parametrize("name", list(SHIFTS))
+    def test_the_image_in_its_size_is_shifted_with_a_seed_from_load_s_seed_and_its_id(self, name):
+        clean = load("digits/test", size=17, n=12, seed=4)
+        for row, told in zip(clean, load(f"digits/test?size=17&n=12&seed=4&shift={name}&severity=3"), strict=True):
+            seed = zlib.crc32(f"4 {row['id']}".encode())
+            assert torch.equal(told["image"], shifted(row["image"], name, 3, seed=seed))
+            assert not torch.equal(told["image"], row["image"])
+            assert (told["id"], told["label"]) == (row["id"], row["label"])
+
+    def test_what_is_drawn_does_not_depend_on_order_subset_batch_or_other_draws(self):
+        images, _, ids = tensors(load(self.NOISE))
+        whole = dict(zip(ids, images, strict=True))
+        torch.manual_seed(1)
+        for some in (
+            load(f"{self.NOISE}&n=20"),
+            load(self.NOISE).select([300, 7, 41]),
+            load(self.NOISE).shuffle(seed=2),
+        ):
+            state = torch.get_rng_state()
+            assert all(torch.equal(row["image"], whole[row["id"]]) for row in some)
+            assert torch.equal(torch.get_rng_state(), state)
+
+    def test_each_image_and_each_seed_draws_anew_and_all_severities_the_same(self, tmp_path):
+        path = parquet(tmp_path / "x.parquet", {"image": [png(np.full((20, 20), 128))] * 2, "id": [7, 8]})
+        noise = [load(path, shift="noise", severity=s, seed=seed)[:]["image"] for s, seed in ((1, 0), (1, 1), (2, 0))]
+        (a, b), (c, _), (d, _) = ([image - 128 / 255 for image in images] for images in noise)
+        close = [torch.corrcoef(torch.stack([a.flatten(), other.flatten()]))[0, 1] for other in (b, c, d)]
+        assert max(abs(close[0]), abs(close[1])) < 0.2
+        assert close[2] > 0.99
+
+    def test_its_pixels_are_in_the_fingerprint(self):
+        specs = ["digits/test?n=20", *(f"digits/test?n=20&shift=contrast&severity={s}" for s in (1, 2))]
+        assert len({fingerprint(load(spec)) for spec in specs}) == 3
+        assert fingerprint(load(specs[1])) == fingerprint(load("digits/test", n=20, shift="contrast", severity=1))
+
+    def test_a_transform_gets_the_upright_image_in_rgb_shifted_at_its_own_resolution(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # "rotate by 90 degrees clockwise to see it upright"
+        pixels = np.arange(1, 241, 5, dtype=np.uint8).reshape(6, 8)
+        (tmp_path / "s" / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "s" / "a" / "x.png", exif=exif)
+        seen = []
+        darker = {
+            "shift": "brightness",
+            "severity": 2,
+            "transform": lambda image: seen.append(image) or torch.zeros(3, 1, 1),
+        }
+        assert load(tmp_path / "s", **darker)[0]["image"].shape == (3, 1, 1)
+        assert seen[0].mode == "RGB"
+        expected = np.rot90(pixels, -1)[..., None].repeat(3, axis=-1) * 0.6
+        np.testing.assert_allclose(np.asarray(seen[0]), expected, rtol=0, atol=0.51)
+
+    def test_mistakes_are_refused_before_anything_is_opened(self, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+        for refuse in (load, check):
+            with pytest.raises(ValueError, match=r"no shift 'blurr'; did you mean 'blur'"):
+                refuse("hub:a/b/test?shift=blurr&severity=3")
+            with pytest.raises(ValueError, match=r"'blur' needs a severity from 1 \(mild\) to 5 \(strong\), got None"):
+                refuse("hub:a/b/test?shift=blur")
+            with pytest.raises(ValueError, match=r"to 5 .*, got 6"):
+                refuse("hub:a/b/test?shift=blur", severity=6)
+            with pytest.raises(ValueError, match="severity 3 needs a shift beside it, one of noise, blur"):
+                refuse("hub:a/b/test?severity=3")
+            with pytest.raises(ValueError, match=r"shift is blur in .* but 'noise' as an argument"):
+                refuse("hub:a/b/test?shift=blur&severity=3", shift="noise")
+
+    def test_without_the_column_of_ids_there_is_no_draw(self):
+        data = load(self.NOISE)
+        with pytest.raises(ValueError, match="keep the column 'id' beside 'image'"):
+            data.select_columns("image")[0]
+        assert torch.equal(data.select_columns(["id", "image"])[5]["image"], data[5]["image"])
+        assert set(data.select_columns("label")[:]["label"]) == set(range(10))
+
+
 class TestSource:
     def test_is_this_number_on_every_machine(self):
         assert source(load("digits/test")) == "cf3d14160b99cd22"
 
-    def test_decodes_nothing_and_does_not_depend_on_size_or_transform(self, monkeypatch):
+    def test_decodes_nothing_and_does_not_depend_on_size_shift_or_transform(self, monkeypatch):
         monkeypatch.setattr(Image, "open", lambda *a: pytest.fail("decoded an image"))
-        options = [{}, {"size": 17}, {"channels": 3}, {"transform": lambda _: None}]
+        shift = {"shift": "noise", "severity": 1}
+        options = [{}, {"size": 17}, {"channels": 3}, shift, {"transform": lambda _: None}]
         assert len({source(load("faces/test", **o)) for o in options}) == 1
 
     def test_changes_with_files_labels_ids_order_and_choice(self, tmp_path):

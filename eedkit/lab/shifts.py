@@ -1,0 +1,175 @@
+"""Corruptions of images, each in five severities: from slightly outside what a model was trained on to no image at all.
+
+Must not know models, files or labels. Costs a few copies of one image and milliseconds; blur of megapixels takes seconds.
+"""
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from eedkit.errors import unknown
+
+NODES = 3
+"""The elastic deformation is drawn at this many points in a row, and runs evenly between them."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A kind of corruption: its name, a title for people, strengths at severities 1 to 5, and what makes the image of
+    (C, H, W) in [0, 1], a strength and a generator."""
+
+    name: str
+    title: str
+    strengths: tuple[float, float, float, float, float]
+    apply: Callable[[Tensor, float, Generator], Tensor]
+
+
+def shifted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
+    """The image, corrupted (after Hendrycks and Dietterich 2019, with strengths that leave small images recognisable).
+
+    The same for the same image, name, severity and seed, whatever was drawn before; all severities of a kind draw the
+    same numbers. Lengths (of the blur, the deformation, the large pixels) are shares of the shorter side, so that a
+    severity means the same at any resolution; noise is drawn for each pixel, and JPEG's blocks are always 8×8 pixels.
+
+    Parameters
+    ----------
+    image : (C, H, W) in [0, 1], with one or three channels, on the CPU
+    name : a key of `SHIFTS`
+    severity : 1 (mild) to 5 (strong)
+
+    Returns
+    -------
+    float32 (C, H, W) in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        There is no such kind or severity, or the image is not such a tensor.
+
+    >>> image = torch.full((1, 17, 17), 0.5)
+    >>> mild, strong = (shifted(image, "noise", severity, seed=0) for severity in (1, 5))
+    >>> bool((strong - image).abs().mean() > (mild - image).abs().mean())
+    True
+    """
+    amount = strength(name, severity)
+    if image.ndim != 3 or len(image) not in (1, 3) or not image.is_floating_point():
+        raise ValueError(
+            f"a shift takes a float tensor (C, H, W) of 1 or 3 channels, got {image.dtype} {tuple(image.shape)}"
+        )
+    low, high = image.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"a shift takes values in [0, 1], got {low:.4g} to {high:.4g}; shift an image before its mean is subtracted"
+        )
+    made = SHIFTS[name].apply(image.float(), amount, Generator().manual_seed(seed))
+    return made.clamp(0, 1)
+
+
+def strength(name: str | None, severity: int | None) -> float:
+    """How strong a kind of corruption is at a severity, in the unit of that kind; ValueError where there is none such.
+
+    >>> strength("static", 5)
+    1.0
+    """
+    if name is None:
+        raise ValueError(f"severity {severity!r} needs a shift beside it, one of {', '.join(SHIFTS)}")
+    if name not in SHIFTS:
+        raise ValueError(unknown("shift", name, SHIFTS))
+    if severity not in range(1, 6):
+        raise ValueError(f"shift {name!r} needs a severity from 1 (mild) to 5 (strong), got {severity!r}")
+    return SHIFTS[name].strengths[int(severity) - 1]
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column `data` of image specs, and what those say of shifts in columns of its own.
+
+    Columns
+    -------
+    source : the images without options, "digits/test"
+    shift, severity : "" and 0 where images are as they are
+    domain : for people: the source's first part, or "noise" where static has left no image
+
+    >>> labelled(pd.DataFrame({"data": ["digits/test?n=9&shift=blur&severity=3", "letters/test"]})).values[:, 1:].tolist()
+    [['digits/test', 'blur', 3, 'digits'], ['letters/test', '', 0, 'letters']]
+    """
+    rows = []
+    for spec in table["data"].unique():
+        source, _, query = spec.partition("?")
+        told = dict(parse_qsl(query))
+        kind, severity = told.get("shift", ""), int(told.get("severity", 0))
+        gone = severity and strength(kind, severity) == 1 and kind == "static"
+        name = "noise" if gone else source.rpartition(":")[2].rpartition("/")[0].rpartition("/")[2] or source
+        rows.append({"data": spec, "source": source, "shift": kind, "severity": severity, "domain": name})
+    return table.merge(pd.DataFrame(rows), on="data", how="left", validate="many_to_one")
+
+
+def _noise(image: Tensor, std: float, generator: Generator) -> Tensor:
+    return image + std * torch.randn(image.shape, generator=generator)
+
+
+def _blur(image: Tensor, share: float, _: Generator) -> Tensor:
+    """Gaussian, one axis after the other: both at once would cost the square of the kernel's width."""
+    side = min(image.shape[1:])
+    width = 2 * min(math.ceil(3 * share * side), side - 1) + 1
+    for kernel in ([width, 1], [1, width]):
+        image = tv.gaussian_blur(image, kernel, [share * side] * 2)
+    return image
+
+
+def _contrast(image: Tensor, factor: float, _: Generator) -> Tensor:
+    return tv.adjust_contrast(image, factor)
+
+
+def _brightness(image: Tensor, factor: float, _: Generator) -> Tensor:
+    return tv.adjust_brightness(image, factor)
+
+
+def _jpeg(image: Tensor, quality: float, _: Generator) -> Tensor:
+    """By Pillow: torchvision's own encoder is deprecated."""
+    file = io.BytesIO()
+    tv.to_pil_image(tv.to_dtype(image, torch.uint8, scale=True)).save(file, "JPEG", quality=int(quality))
+    return tv.pil_to_tensor(Image.open(file)) / 255
+
+
+def _elastic(image: Tensor, share: float, generator: Generator) -> Tensor:
+    """Points move by up to `share` of the side; the frame stays, so that nothing has to be made up beyond it."""
+    height, width = image.shape[1:]
+    nodes = 2 * torch.rand(2, NODES, NODES, generator=generator) - 1
+    field = tv.resize(torch.nn.functional.pad(nodes, (1, 1, 1, 1)), [height, width])  # bilinear: no swing beyond 0
+    pixels = share * min(height, width) * field.permute(1, 2, 0)
+    return tv.elastic(image, 2 * pixels[None] / torch.tensor([width, height]))  # it counts in halves of the image
+
+
+def _pixelate(image: Tensor, share: float, _: Generator) -> Tensor:
+    block = max(1, share * min(image.shape[1:]))
+    small = tv.resize(image, [max(1, round(length / block)) for length in image.shape[1:]], antialias=True)
+    return tv.resize(small, list(image.shape[1:]), InterpolationMode.NEAREST_EXACT)
+
+
+def _static(image: Tensor, share: float, generator: Generator) -> Tensor:
+    replaced = torch.rand(1, *image.shape[1:], generator=generator) < share
+    return torch.where(replaced, torch.rand(image.shape, generator=generator), image)
+
+
+_KINDS = (
+    Shift("noise", "Gaussian noise", (0.06, 0.12, 0.18, 0.26, 0.36), _noise),
+    Shift("blur", "blur", (0.03, 0.045, 0.06, 0.07, 0.08), _blur),
+    Shift("contrast", "lower contrast", (0.8, 0.6, 0.45, 0.3, 0.2), _contrast),
+    Shift("brightness", "lower brightness", (0.8, 0.6, 0.45, 0.3, 0.2), _brightness),
+    Shift("jpeg", "JPEG compression", (50, 25, 15, 9, 5), _jpeg),
+    Shift("elastic", "elastic deformation", (0.04, 0.07, 0.1, 0.125, 0.15), _elastic),
+    Shift("pixelate", "large pixels", (1 / 14, 1 / 11, 1 / 9, 1 / 8, 1 / 7), _pixelate),
+    Shift("static", "pixels replaced by noise", (0.2, 0.4, 0.6, 0.8, 1.0), _static),
+)
+SHIFTS = {shift.name: shift for shift in _KINDS}
+"""The kinds by name. Strengths: noise's standard deviation; blur's standard deviation, the deformation and the large pixels as
+shares of the shorter side; factors of contrast and brightness; JPEG's quality; the share of pixels replaced."""
