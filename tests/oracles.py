@@ -3,6 +3,7 @@
 Everything takes and gives numpy arrays; images are (C, H, W) and orbits (g, n, *z).
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -119,6 +120,46 @@ def channelwise(a, b, dead="agree"):
             total += cosine(a[i], b[i])
         counted += 1
     return -total / counted if counted else math.nan
+
+
+def centred(z):
+    """Every channel less its mean over space; exactly zero where it is constant."""
+    out = np.zeros_like(z)
+    for i, channel in enumerate(z):
+        if np.ptp(channel) > 0:
+            out[i] = channel - math.fsum(channel.ravel().tolist()) / channel.size
+    return out
+
+
+def cosine_of_live(a, b):
+    """0 where a map is dead or not finite."""
+    live = a.any() and b.any() and np.isfinite(a).all() and np.isfinite(b).all()
+    return cosine(a, b) if live else 0.0
+
+
+def best_permutation(orbit, group, element, samples):
+    """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all C! are tried."""
+    g, width = ELEMENTS[group].index(element), orbit.shape[2]
+    pairs = [(orbit[g, i], move(group, element, orbit[0, i])) for i in samples]
+    like = [[math.fsum(cosine_of_live(a[i], b[j]) for a, b in pairs) for j in range(width)] for i in range(width)]
+    return max(itertools.permutations(range(width)), key=lambda p: math.fsum(like[i][j] for i, j in enumerate(p)))
+
+
+def matched(orbit, group, order, partner=None, unreadable=(), held_out=True):
+    """`eed` of `channelwise` after the permutation that fits best on the half of the order in which the sample is not."""
+    half = min(orbit.shape[1] // 2, 256)
+    halves = [
+        [i for i in order[:half] if i not in unreadable],
+        [i for i in order[half : 2 * half] if i not in unreadable],
+    ]
+    values = np.full(orbit.shape[:2], np.nan)
+    for g, element in enumerate(ELEMENTS[group]):
+        best = [list(best_permutation(orbit, group, element, samples)) for samples in halves]
+        for place, i in enumerate(order):
+            permutation = best[int(place < half) if held_out else int(place >= half)]
+            other = i if partner is None else partner[i]
+            values[g, i] = channelwise(orbit[g, i], move(group, element, orbit[0, other])[permutation])
+    return values
 
 
 def latent(a, b):

@@ -49,7 +49,8 @@ def measure(
     """m(f(gx), g f̂(x)) for every layer, group element and sample (Kvinge et al. 2022, the integrand of eq. 4).
 
     Averaging over `element` and `sample` gives the G-EED; `summarise` does so, with intervals and calibration.
-    One pass over the images with |G| forwards per batch; the model is left exactly as found.
+    One pass over the images with |G| forwards per batch, and before it, for a matched metric, one over at most 512 of
+    them; the model is left exactly as found.
 
     Parameters
     ----------
@@ -75,7 +76,9 @@ def measure(
     ------
     ValueError
         Unknown names (near ones are listed), images that the group cannot act on, an empty set, mixed sizes, one sample
-        with a null, or an output that is not finite.
+        with a null, fewer than 4 with a matched metric, or an output that is not finite.
+    TypeError
+        A matched metric is asked for on images that cannot be read by number.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(50, 3))
     >>> ds = measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
@@ -145,6 +148,7 @@ def measure_block(
     _check_dtype(model, precision)
     name = name or type(model).__name__
     source = stream.open_stream(images, labels=labels, seed=seed, positions=positions)
+    halves = stream.open_halves(images, seed=seed) if any(metric.matched for metric in metrics) else None
     swept = sweep(
         model,
         source,
@@ -158,6 +162,7 @@ def measure_block(
         precision=precision,
         progress=name if progress else None,
         tolerant=positions is not None,
+        halves=halves,
     )
     if null and source.length is None and _sorted(swept.labels):
         warnings.warn(
@@ -165,8 +170,7 @@ def measure_block(
             "read in a seeded order, or a stream in mixed order",
             stacklevel=3,
         )
-    if positions is not None:
-        swept.positions = [positions.start + place for place in swept.positions]
+    swept.positions = [source.start + place for place in swept.positions]
     about = _provenance(action, swept.fingerprint, device, precision, seed)
     ds = labels_of.dataset(swept, action, metrics, name=name, weights=fingerprint(model), about=about)
     return ds, labels_of.states(swept, metrics)

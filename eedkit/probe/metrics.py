@@ -29,6 +29,7 @@ class Metric:
     distance : m
     title : for people
     source : equation of the paper, or "ours"
+    matched : whether channels are permuted after the action, for each element as fits best on other samples (`matching`)
 
     >>> METRICS["latent"].distance.best
     -1.0
@@ -41,6 +42,13 @@ class Metric:
     distance: Distance
     title: str
     source: str
+    matched: bool = False
+
+    def __post_init__(self) -> None:
+        if self.matched and self.where != "maps":
+            raise ValueError(
+                f"{self.name}: only channels of maps are matched, so where must be 'maps', got {self.where!r}"
+            )
 
 
 def feature_map(z: Tensor) -> Tensor:
@@ -50,6 +58,17 @@ def feature_map(z: Tensor) -> Tensor:
     if z.shape[-1] * z.shape[-2] == 1:
         raise ValueError("its maps have one pixel, where a cosine only compares signs")
     return z
+
+
+def centred_map(z: Tensor) -> Tensor:
+    """A feature map (b, C, H, W) less the mean of each channel over space, so that a cosine is a Pearson correlation.
+
+    What a constant channel leaves is rounding, and its direction means nothing: below 10⁻⁶ of the channel's norm it is 0.
+    """
+    z = feature_map(z)
+    centred = z - z.mean((-2, -1), keepdim=True)
+    left, norm = (torch.linalg.vector_norm(part, dim=(-2, -1), keepdim=True) for part in (centred, z))
+    return centred.masked_fill(left <= 1e-6 * norm, 0.0)
 
 
 def pooled(z: Tensor) -> Tensor:
@@ -102,6 +121,10 @@ METRICS = {
                "channelwise negative cosine, live channels", "eq. 5, other reading"),
         Metric("channelwise_regular", "maps", feature_map, actions.regular, distances.channelwise_negative_cosine,
                "channelwise negative cosine, regular fields", "eq. 5 with the regular representation (ours)"),
+        Metric("channelwise_centred", "maps", centred_map, _same, distances.channelwise_negative_cosine_skip,
+               "channelwise negative correlation, live channels", "eq. 5 on centred maps (ours)"),
+        Metric("channelwise_matched", "maps", feature_map, _same, distances.channelwise_negative_cosine,
+               "channelwise negative cosine, matched channels", "eq. 5 under fitted permutations (ours)", matched=True),
         Metric("latent", "vectors", pooled, _trivial, distances.negative_cosine,
                "latent negative cosine", "eq. 6"),
         Metric("latent_unit", "vectors", unit, _trivial, distances.negative_cosine,
@@ -123,6 +146,12 @@ METRICS = {
     )
 }  # fmt: skip
 """Every metric by name; `measure(metrics=…)` takes these names or `Metric` values."""
+
+COMPARED = (
+    *("channelwise", "channelwise_regular", "channelwise_matched", "channelwise_centred"),
+    *("latent", "latent_euclidean", "softmax", "softmax_js", "softmax_tv", "softmax_hellinger"),
+)
+"""What the bundled notebooks measure: models in one store are joined where they were measured by the same metrics."""
 
 
 def resolve(metrics: str | Metric | Iterable[str | Metric]) -> list[Metric]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eedkit.probe.capture import Layer
+from eedkit.probe.matching import HALF, CrossFitted, Fit
 from eedkit.probe.metrics import Metric, pooled, probabilities
 from eedkit.probe.stream import Fingerprint, Sample
 from eedkit.probe.tables import Tables
@@ -18,7 +19,7 @@ from eedkit.theory import actions
 from eedkit.theory.actions import Action
 from eedkit.theory.deviation import ChainedDeviation, PairCosine, partners
 
-HALF = (torch.bfloat16, torch.float16)
+ABSENT = "it does not run in every forward pass"
 
 
 @dataclass
@@ -46,10 +47,12 @@ class Swept:
 class Track:
     """One metric at one layer: its stream of deviations and the buffers (element, batch) that they go to."""
 
-    def __init__(self, metric: Metric, action: Action, values: Tensor, nulls: Tensor | None, reason: str) -> None:
-        self.metric, self.action, self.values, self.nulls = metric, action, values, nulls
+    def __init__(
+        self, metric: Metric, action: Action, values: Tensor, nulls: Tensor | None, reason: str, fit: Fit | None = None
+    ) -> None:
+        self.metric, self.action, self.values, self.nulls, self.fit = metric, action, values, nulls, fit
         self.reason, self.kernel_order = reason, 0
-        self.deviation: ChainedDeviation | None = None
+        self.deviation: ChainedDeviation | CrossFitted | None = None
 
     def add(self, g: int, z: Tensor, features: dict, *, ends: bool) -> None:
         """Take the layer's output for element g; `features` shares what several metrics derive from it."""
@@ -60,10 +63,7 @@ class Track:
             if take not in features:
                 features[take] = take(z)
             if self.deviation is None:
-                target = self.metric.action(self.action)
-                kernel = actions.kernel(target, features[take].shape[1:])
-                self.kernel_order = len(kernel)
-                self.deviation = ChainedDeviation(target, self.metric.distance, kernel, null=self.nulls is not None)
+                self.deviation = self._opened(features[take].shape[1:])
         except ValueError as error:
             self.reason = str(error)
             return
@@ -74,6 +74,16 @@ class Track:
             self.values[elements, : value.shape[1]] = value.to(self.values.dtype)
         if null is not None:
             self.nulls[elements, : null.shape[1]] = null.to(self.nulls.dtype)
+
+    def _opened(self, shape: Sequence[int]) -> ChainedDeviation | CrossFitted:
+        target, m, null = self.metric.action(self.action), self.metric.distance, self.nulls is not None
+        kernel = actions.kernel(target, shape)
+        self.kernel_order = len(kernel)
+        if not self.metric.matched:
+            return ChainedDeviation(target, m, kernel, null=null)
+        if self.fit is None:
+            raise ValueError(ABSENT)
+        return CrossFitted.under(self.fit, target, m, shape, null=null)
 
 
 class Recorder:
@@ -92,6 +102,7 @@ class Recorder:
         null: bool,
         image: Tensor,
         tolerant: bool = False,
+        matched: dict[tuple[str, Layer], Fit] | None = None,
     ) -> None:
         self.layers, self.tables, self.action, self.metrics, self.null = layers, tables, action, metrics, null
         self.tolerant, self.flaws, self.unreadable = tolerant, {}, []
@@ -110,13 +121,13 @@ class Recorder:
         tables.add("prediction", (order,), np.int32)
         tables.add("confidence", (order,), np.float32)
         tables.add("_finite", (order,), np.int8)
-        self.tracks = {layer: self._tracks(layer, image) for layer in layers}
+        self.tracks = {layer: self._tracks(layer, image, matched or {}) for layer in layers}
         self.pair_cosines = [PairCosine() for _ in self.inner]
         self.dead = torch.zeros(rows, 2, dtype=torch.float64, device=tables.device)
         self.dead_at_e: dict[Layer, Tensor] = {}
         self.scores = False
 
-    def _tracks(self, layer: Layer, image: Tensor) -> list[Track]:
+    def _tracks(self, layer: Layer, image: Tensor, matched: dict[tuple[str, Layer], Fit]) -> list[Track]:
         tracks = []
         for metric in self.metrics:
             if (metric.where == "output") != (layer.role == "output"):
@@ -124,7 +135,8 @@ class Recorder:
             reason = _no_map(layer, image) if metric.where == "maps" else _no_layout(layer.shape, image)
             at = self.position.get(layer, ...)
             nulls = self.tables[f"{metric.name}_null"][at] if self.null else None
-            tracks.append(Track(metric, self.action, self.tables[metric.name][at], nulls, reason))
+            fit = matched.get((metric.name, layer))
+            tracks.append(Track(metric, self.action, self.tables[metric.name][at], nulls, reason, fit))
         return tracks
 
     def on_layer(self, layer: Layer, z: Tensor) -> None:
@@ -192,7 +204,7 @@ class Recorder:
         """Give up layers that the forward pass just made did not reach."""
         for layer in self.layers:
             if layer not in self.ran:
-                self._drop(layer, "it does not run in every forward pass")
+                self._drop(layer, ABSENT)
 
     def finish(self) -> None:
         """Write the buffers to the batch's rows; refuse an output that is not finite, or tell of it when tolerant."""

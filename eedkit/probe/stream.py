@@ -35,10 +35,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of `Sample`s and how many there are (None when the source does not say)."""
+    """A stream of `Sample`s, how many there are (None when the source does not say), and the position of the first."""
 
     samples: Iterator[Sample]
     length: int | None
+    start: int = 0
 
 
 def open_stream(
@@ -67,8 +68,7 @@ def open_stream(
         )
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images)
-    in_order = torch.utils.data.DataLoader | torch.utils.data.IterableDataset
-    if isinstance(images, in_order) or not hasattr(images, "__getitem__"):
+    if not _by_number(images):
         if positions is not None:
             raise TypeError("a block needs images that can be read by number, not a DataLoader or an iterable")
         return Stream(_checked(_from_batches(images, labels)), None)
@@ -85,8 +85,48 @@ def open_stream(
         if not positions or positions.step != 1 or not {positions.start, positions.stop} <= edges:
             raise ValueError(f"a block must be whole chains of the {n} images, got {positions}")
         order = order[positions.start : positions.stop]
-        return Stream(_checked(_blanked(_from_items(images, labels, order, tolerant=True))), len(order))
+        return Stream(
+            _checked(_blanked(_from_items(images, labels, order, tolerant=True))), len(order), positions.start
+        )
     return Stream(_checked(_from_items(images, labels, order)), n)
+
+
+def open_halves(images: Any, *, seed: int) -> Stream:
+    """The samples that permutations of channels are fitted on: the first 2F places of the seeded order, F = min(n // 2, 256).
+
+    They are the same for every block of a study. `length` is 2F; rows are places; images that cannot be read are left out,
+    for the stream that is measured to tell of.
+
+    Raises
+    ------
+    TypeError
+        The images cannot be read by number, and so not twice.
+    ValueError
+        There are fewer than 4.
+
+    >>> halves = open_halves(torch.rand(9, 1, 5, 5), seed=0)
+    >>> halves.length, [sample.row for sample in halves.samples]
+    (8, [0, 1, 2, 3, 4, 5, 6, 7])
+    """
+    if not _by_number(images):
+        raise TypeError(
+            "matching channels reads images twice, so they must be read by number: expected a tensor or a data set, got "
+            f"{type(images).__name__}; pass the data set itself, or leave the matched metric out"
+        )
+    if len(images) < 4:
+        raise ValueError(
+            f"matching channels fits on one half of the images and scores on the other, which needs 4, got {len(images)}; "
+            "pass more, or leave the matched metric out"
+        )
+    half = min(len(images) // 2, CHAIN)
+    images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    every = _from_items(images, None, read_order(len(images), seed)[: 2 * half], tolerant=True)
+    return Stream(_checked(sample for sample in every if not sample.flaw), 2 * half)
+
+
+def _by_number(images: Any) -> bool:
+    in_order = torch.utils.data.DataLoader | torch.utils.data.IterableDataset
+    return hasattr(images, "__getitem__") and not isinstance(images, in_order)
 
 
 def read_order(n: int, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from eedkit.probe import capture, stream
+from eedkit.probe import capture, matching, stream
 from eedkit.probe.metrics import Metric
 from eedkit.probe.record import Recorder, Swept
 from eedkit.probe.tables import Tables
@@ -36,9 +36,11 @@ def sweep(
     precision: str = "float32",
     progress: str | None = None,
     tolerant: bool = False,
+    halves: stream.Stream | None = None,
 ) -> Swept:
     """Pass the whole stream through the model; the arguments are `measure`'s, resolved.
 
+    `halves` are the samples from which the permutations of matched metrics are fitted, in a pass before.
     A tolerant pass tells of outputs that are not finite in `flaws`, instead of ending with the first.
 
     Raises
@@ -58,8 +60,17 @@ def sweep(
         example, vectors = first.image[None].to(device, dtype, copy=True), any(m.where == "vectors" for m in metrics)
         found = capture.find_layers(model, example, layers=layers, head=head, latent=vectors)
         tables = Tables(capacity=source.length or 4 * batch_size, batch_size=batch_size, device=device)
+        fit = {"action": action, "metrics": metrics, "batch_size": batch_size, "device": device, "dtype": dtype}
+        matched = matching.fit(model, found, halves, start=source.start, **fit) if halves else {}
         recorder = Recorder(
-            found, tables, action=action, metrics=metrics, null=null, image=first.image, tolerant=tolerant
+            found,
+            tables,
+            action=action,
+            metrics=metrics,
+            null=null,
+            image=first.image,
+            tolerant=tolerant,
+            matched=matched,
         )
         bar = tqdm(total=source.length, desc=progress, unit="image", disable=progress is None, leave=False)
         # the model's autocast must not reach the distances: it would take their dot products in half precision

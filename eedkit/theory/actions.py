@@ -132,6 +132,40 @@ def regular(action: Action | Group | str) -> Action:
     return Action("regular", group, move)
 
 
+def permuted(action: Action, permutations: Tensor) -> Action:
+    """An action followed by a permutation of channels: φ_σ(g, z)_i = φ(g, z)_(σ_g(i)) for z (…, C, H, W) *[ours]*.
+
+    Permutations that were fitted need not compose, and then this obeys no group law; `check_action` tells.
+
+    Parameters
+    ----------
+    permutations : (g, C), for every element from which channel each channel comes
+
+    Raises
+    ------
+    ValueError
+        There is not one permutation for each element; on use, when there are not C channels.
+
+    >>> swap = permuted(spatial("flip"), torch.tensor([[0, 1], [1, 0]]))
+    >>> swap("m", torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
+    [[[4, 3]], [[2, 1]]]
+    """
+    order = action.group.order
+    if permutations.dim() != 2 or len(permutations) != order:
+        raise ValueError(f"expected a permutation for each of {order} elements, got {tuple(permutations.shape)}")
+    width = permutations.shape[1]
+    if not torch.equal(permutations.sort(1).values, torch.arange(width).to(permutations).expand(order, width)):
+        raise ValueError(f"every row must have each of the {width} channels once, got {permutations.tolist()}")
+
+    def move(g: int, z: Tensor) -> Tensor:
+        if z.dim() < 3 or z.shape[-3] != width:
+            channels = z.shape[-3] if z.dim() >= 3 else 0
+            raise ValueError(f"the permutations are those of {width} channels, got {channels}")
+        return action(g, z).index_select(-3, permutations[g].to(z.device))
+
+    return Action(f"{action.name}, permuted", action.group, move)
+
+
 def linear(group: Group | str, matrices: Tensor) -> Action:
     """G acting on vectors (…, d) by matrices ρ(g) with ρ(g) ρ(h) = ρ(gh).
 

@@ -157,17 +157,18 @@ def assert_joined(found, wanted):
 @pytest.mark.parametrize("n", [2, 255, 256, 257, 300, 513])
 def test_blocks_side_by_side_are_what_measure_gives(n):
     images, together = pictures(n), 1 + n % 2
+    every = [name for name in ALL if n >= 4 or not METRICS[name].matched]
     found = xr.concat(
-        [ds for ds, _ in measured_blocks(Net(), images, metrics=ALL, together=together)],
+        [ds for ds, _ in measured_blocks(Net(), images, metrics=every, together=together)],
         "sample",
         data_vars="minimal",
         coords="minimal",
         compat="override",
     )
-    wanted = whole(Net(), images, metrics=ALL)
+    wanted = whole(Net(), images, metrics=every)
     assert found.sample.values.tolist() == wanted.sample.values.tolist() == read_order(n, 0).tolist()
     assert found.position.values.tolist() == list(range(n))
-    for name in [*ALL, *(f"{name}_null" for name in ALL), "latent_norm", "prediction", "confidence"]:
+    for name in [*every, *(f"{name}_null" for name in every), "latent_norm", "prediction", "confidence"]:
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
     assert found.channelwise.notnull().any()
 
@@ -252,7 +253,7 @@ def test_outputs_that_are_not_finite_cost_themselves_alone():
 
 @pytest.mark.parametrize("kind", [Net, Blind])
 def test_images_that_cannot_be_read_cost_themselves_alone(kind):
-    # red for Blind until what stands in for an image is left out of M and of the dead channels
+    # a blind model gives numbers for what stands in for an image: M and the dead channels must not count them
     images, bad = pictures(300), [0, 3, 200]
     values, states = measure_block(kind(), Torn(images, bad), positions=range(256), metrics=FEW, **OPTIONS)
     plain, rest = whole(kind(), images).isel(sample=slice(256)), np.delete(np.arange(256), bad)

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from dataclasses import replace
 
 import datasets
@@ -86,6 +87,7 @@ FAMILY = {
     "channelwise": (lambda z: z, "move", oracles.channelwise),
     "channelwise_zero": (lambda z: z, "move", lambda a, b: oracles.channelwise(a, b, "zero")),
     "channelwise_skip": (lambda z: z, "move", lambda a, b: oracles.channelwise(a, b, "skip")),
+    "channelwise_centred": (oracles.centred, "move", lambda a, b: oracles.channelwise(a, b, "skip")),
     "latent": (pool, "stay", oracles.latent),
     "latent_unit": (lambda z: oracles.unit(pool(z)), "stay", oracles.latent),
     "latent_flat": (np.ravel, "stay", oracles.latent),
@@ -122,7 +124,8 @@ def measured():
 
 
 def test_every_metric_has_an_oracle():
-    assert set(FAMILY) | {"channelwise_regular"} == set(METRICS)
+    elsewhere = {"channelwise_regular", "channelwise_matched"}  # the latter in test_matching.py
+    assert set(FAMILY) | elsewhere == set(METRICS)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -444,6 +447,64 @@ def test_a_layer_whose_channels_are_all_dead_is_undefined_for_those_samples_when
     np.testing.assert_allclose(ds.channelwise.sel(layer="0", sample=2), -1)
 
 
+class Lift(nn.Module):
+    def forward(self, z):
+        return z + 100
+
+
+class Parts(nn.Module):
+    """One channel is the image, the others are constants that no float holds exactly; `level` lifts all."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level, self.map, self.fc = level, nn.Identity(), nn.Linear(3, 2)
+
+    def forward(self, x):
+        z = self.map(torch.cat([x, torch.full_like(x, 0.1), torch.full_like(x, 1e4 / 3)], 1) + self.level)
+        return self.fc(z.mean((-2, -1)))
+
+
+@pytest.mark.parametrize("side", [2, 7, 33])
+def test_a_constant_channel_says_nothing_of_turning_once_it_is_centred(side):
+    x = torch.randn(6, 1, side, side, generator=torch.Generator().manual_seed(2))
+    ds = measure(Parts(0.0), x, metrics="channelwise_centred", layers=["map"], precision="float32")
+    ds = ds.sel(layer="map", model="Parts")
+    assert (ds.channelwise_centred < -0.9999).all()
+    pairs = zip(oracles.partners(6, oracles.seeded_order(6, SEED)), x.double().numpy(), strict=True)
+    want = [oracles.channelwise(oracles.centred(a), oracles.centred(x[k].double().numpy())) for k, a in pairs]
+    np.testing.assert_allclose(ds.channelwise_centred_null.sel(element="e"), want, atol=1e-5)
+
+
+def test_constants_alone_are_undefined_once_they_are_centred():
+    z = METRICS["channelwise_centred"].features(torch.full((2, 3, 7, 7), 0.1))
+    assert not z.any()
+    ds = measure(
+        Parts(0.0), torch.full((3, 1, 7, 7), 0.7), metrics="channelwise_centred", layers=["map"], precision="float32"
+    )
+    assert ds.channelwise_centred.isnull().all()
+    assert (
+        reason(ds, "channelwise_centred", "map")
+        == "undefined for 3 of 3 samples, whose features are not finite or all zero"
+    )
+
+
+def test_a_high_level_is_agreement_for_channelwise_and_none_once_it_is_centred():
+    z = torch.randn(50, 1, 9, 9, generator=torch.Generator().manual_seed(4))
+    model = nn.Sequential(OrderedDict(map=Lift(), flat=nn.Flatten(), fc=nn.Linear(81, 2)))
+    ds = measure(model, z, metrics=["channelwise", "channelwise_centred"], layers=["map"], precision="float32")
+    null = ds.sel(layer="map")[["channelwise_null", "channelwise_centred_null"]].mean()
+    assert null.channelwise_null < -0.999
+    assert abs(null.channelwise_centred_null) < 0.05
+
+
+def test_centring_hides_nothing_that_is_not_finite():
+    z = torch.ones(1, 2, 3, 3)
+    z[0, 1, 0, 0] = float("inf")
+    centred = METRICS["channelwise_centred"].features(z)
+    assert not centred[0, 0].any()
+    assert centred[0, 1].isnan().any()
+
+
 def test_an_output_that_is_no_class_scores_is_undefined_with_the_reason():
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 1)).double()
     ds = measure(model, pictures(), metrics=["latent", "softmax"])
@@ -609,7 +670,7 @@ def test_the_fingerprint_of_the_data_sees_images_and_labels_but_not_their_order_
         ({"group": "C5"}, "C5 has r72, which is no quarter turn and would interpolate"),
         ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
         ({"group": "C4*flip"}, "is no action of"),
-        ({"metrics": ["latnet"]}, r"no metric 'latnet'; did you mean 'latent'.*\(all 13: channelwise"),
+        ({"metrics": ["latnet"]}, r"no metric 'latnet'; did you mean 'latent'.*\(all 15: channelwise"),
         ({"metrics": []}, r"metrics must be one or more with different names, got \[\]"),
         ({"metrics": ["latent", "latent"]}, "different names"),
         ({"layers": ["stm"]}, "no layer 'stm'; did you mean 'stem'"),

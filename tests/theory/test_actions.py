@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eedkit.theory import groups
-from eedkit.theory.actions import Action, check_action, is_faithful, kernel, linear, quotient, regular, spatial, trivial
+from eedkit.theory.actions import (
+    Action,
+    check_action,
+    is_faithful,
+    kernel,
+    linear,
+    permuted,
+    quotient,
+    regular,
+    spatial,
+    trivial,
+)
 from eedkit.theory.groups import Group
 
 EXACT = ["C1", "C2", "C4", "D1", "D2", "D4", "flip", "shift1", "shift2", "shift3", "shift4", "shift6", "C2*flip"]
@@ -279,6 +290,46 @@ def test_fields_need_divisible_channels():
         regular("C4")(1, torch.zeros(2, 6, 3, 3))
     with pytest.raises(ValueError, match="fields of C4 need channels divisible by 4, got 0"):
         regular("C4")(1, torch.zeros(3, 3))
+
+
+def test_permuted_takes_each_channel_from_the_one_that_is_named():
+    z, rng = np.random.default_rng(2).random((2, 5, 3, 3)), np.random.default_rng(3)
+    permutations = np.stack([rng.permutation(5) for _ in range(4)])
+    action = permuted(spatial("C4"), torch.from_numpy(permutations))
+    for g, element in enumerate(oracles.ELEMENTS["C4"]):
+        moved = action(element, torch.from_numpy(z)).numpy()
+        for sample in range(2):
+            for i in range(5):
+                np.testing.assert_array_equal(
+                    moved[sample, i], oracles.move("C4", element, z[sample, permutations[g, i]])
+                )
+
+
+def test_fields_of_the_regular_representation_are_permuted_channels():
+    z, c4 = torch.rand(2, 8, 3, 3), groups.parse("C4")
+    come_from = [[4 * field + c4.product(c4.inverse(g), k) for field in range(2) for k in range(4)] for g in range(4)]
+    action = permuted(spatial("C4"), torch.tensor(come_from))
+    for g in range(4):
+        assert torch.equal(action(g, z), regular("C4")(g, z))
+    assert obeys_the_law(action, z)
+
+
+def test_permutations_that_do_not_compose_are_no_action():
+    swap = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]])
+    with pytest.raises(ValueError, match="spatial, permuted is no action of C4"):
+        check_action(permuted(spatial("C4"), swap), torch.rand(2, 3, 3))
+
+
+def test_what_is_no_permutation_for_each_element_is_refused():
+    with pytest.raises(ValueError, match=r"a permutation for each of 2 elements, got \(3, 2\)"):
+        permuted(spatial("flip"), torch.tensor([[0, 1]] * 3))
+    with pytest.raises(ValueError, match="each of the 2 channels once, got"):
+        permuted(spatial("flip"), torch.tensor([[0, 1], [1, 1]]))
+    action = permuted(spatial("flip"), torch.tensor([[0, 1], [1, 0]]))
+    with pytest.raises(ValueError, match="those of 2 channels, got 3"):
+        action("m", torch.rand(3, 4, 4))
+    with pytest.raises(ValueError, match="those of 2 channels, got 0"):
+        action("m", torch.rand(2, 4))
 
 
 def test_an_action_of_ones_own_with_a_group_of_ones_own():
