@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from eedkit.results import schema
-from eedkit.results.disk import StoreError, codecs, open_group, writing
+from eedkit.results import disk, schema
+from eedkit.results.disk import StoreError, open_group, writing
 from eedkit.results.process import alive
 
 MISSING, DONE, FLAWED, FAILED, RUNNING = "missing", "done", "flawed", "failed", "running"
@@ -54,6 +54,7 @@ class Ledger:
     status: np.ndarray
     notes: np.ndarray
     settings: dict
+    names: tuple[str, str, str]
 
     @property
     def n(self) -> int:
@@ -100,51 +101,56 @@ class Cell:
         """Of the cell's Zarr group."""
         return "/".join(slug(name) for name in (self.data, self.group, self.model))
 
-    def begin(self, settings: Mapping, bounds: Sequence[tuple[int, int]]) -> None:
-        """Open the ledger, or make it; StoreError where the store has the same name under other settings."""
-        if self.ledger() is None:
+    def begin(self, settings: Mapping, bounds: Sequence[tuple[int, int]], ledger: Ledger | None = None) -> Ledger:
+        """The ledger, read before or now, or made; StoreError where the store has the same name under other settings."""
+        ledger = ledger or self.ledger()
+        if ledger is None:
             start, stop = np.array(bounds).T
-            blank = xr.Dataset(
-                {"start": ("block", start), "stop": ("block", stop),
-                 "status": ("block", np.full(len(start), MISSING, dtype=object))},
-                attrs={"data": self.data, "group": self.group, "model": self.model, "settings": schema.as_json(settings)},
-            )  # fmt: skip
+            blank = {"start": start, "stop": stop, "status": np.full(len(start), MISSING, dtype=object)}
+            about = {"data": self.data, "group": self.group, "model": self.model, "settings": schema.as_json(settings)}
             chunks = {"start": len(start), "stop": len(start), "status": 1}
-            encoding = {name: {"chunks": (size,), "compressors": codecs()} for name, size in chunks.items()}
-            self._place(blank, "ledger", encoding)
-        about = open_group(self.store, f"{self.path}/ledger").attrs
-        there = Cell(self.store, *(about[key] for key in ("data", "group", "model")))
+            variables = {name: xr.Variable("block", values) for name, values in blank.items()}
+            self._place("ledger", about, variables, {name: (size,) for name, size in chunks.items()})
+            ledger = self.ledger()
+        there = Cell(self.store, *ledger.names)
         if there != self:
             raise StoreError(
                 f"{self.store} has {there} where {self} would be; name one otherwise, or choose another store"
             )
-        known = self.ledger().settings
+        known = ledger.settings
         for key, wanted in settings.items():
             if known.get(key) != wanted:
                 raise StoreError(
                     f"{self.store} has {self} already, with another {key}: {known.get(key)!r} there, {wanted!r} here. Name it "
                     "otherwise, choose another store, or remove this one"
                 )
+        return ledger
 
     def ledger(self) -> Ledger | None:
         """The ledger as it is now; None before `begin`."""
-        group = open_group(self.store, f"{self.path}/ledger")
+        group = open_group(self.store, f"{self.path}/ledger", whole=True)
         if group is None:
             return None
-        said = [_said(text) for text in _each(group["status"])]
-        status, notes = np.array(said, dtype=object).reshape(-1, 2).T
-        places = open_group(self.store, f"{self.path}/ledger", whole=True)
         try:
-            start, stop = places["start"][:], places["stop"][:]
-        except ValueError as error:
+            arrays = dict(group.arrays())
+            start, stop, texts = disk.read((arrays[name], ...) for name in ("start", "stop", "status"))
+            if isinstance(start, ValueError) or isinstance(stop, ValueError):
+                raise start if isinstance(start, ValueError) else stop
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(
                 f"the ledger of {self} in {self.store} is damaged; remove the folder {self.path} there and run again"
             ) from error
-        return Ledger(start, stop, status, notes, schema.from_json(group.attrs["settings"]))
+        if isinstance(texts, ValueError):
+            texts = disk.read((arrays["status"], block) for block in range(len(start)))
+        said = [_said(MISSING if isinstance(text, ValueError) else str(text)) for text in texts]
+        status, notes = np.array(said, dtype=object).reshape(-1, 2).T
+        names = tuple(group.attrs[key] for key in ("data", "group", "model"))
+        return Ledger(start, stop, status, notes, schema.from_json(group.attrs["settings"]), names)
 
     def status(self, block: int) -> tuple[str, str]:
         """Status and note of one block; a block that a dead process of this machine left running is missing."""
-        return _said(_each(self._begun()["status"], block)[0])
+        (text,) = disk.read([(self._begun()["status"], block)])
+        return _said(MISSING if isinstance(text, ValueError) else str(text))
 
     def mark(self, block: int, status: str, note: str = "") -> None:
         """Write status and note, as one file."""
@@ -161,37 +167,41 @@ class Cell:
 
     def write(self, block: int, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
         """Write the values and states of a block, then mark it done; the first block makes room for all `samples`."""
-        places = self._begun()
-        start, stop = int(places["start"][block]), int(places["stop"][block])
+        self._begun()
+        ledger = self.ledger()
+        start, stop = int(ledger.start[block]), int(ledger.stop[block])
         with writing(self.store):
             group = open_group(self.store, f"{self.path}/values", mode="r+")
             if group is None:
-                self._make_room(values, states, samples)
+                self._make_room(ledger, values, states, samples)
                 group = open_group(self.store, f"{self.path}/values", mode="r+")
-            self._refuse_others(group, values)
-            for name in [name for name in values.data_vars if name not in FROM_STATES]:
-                array = group[name].with_config({"write_empty_chunks": True})
-                if start % array.chunks[-1] or (stop % array.chunks[-1] and stop != array.shape[-1]):
+            arrays = dict(group.arrays())
+            self._refuse_others(group, arrays, values)
+            parts = [(arrays[name], slice(block, block + 1), states[name].values[None]) for name in STATES]
+            for name in values.data_vars:
+                if name in FROM_STATES:
+                    continue
+                chunk, n = arrays[name].chunks[-1], arrays[name].shape[-1]
+                if start % chunk or (stop % chunk and stop != n):
                     raise StoreError(
                         f"block {block} of {self} is not whole chunks, and writing it could lose its neighbours"
                     )
-                array[..., start:stop] = values[name].values
-            for name in STATES:
-                group[name].with_config({"write_empty_chunks": True})[block] = states[name].values
+                parts.append((arrays[name], (..., slice(start, stop)), values[name].values))
+            disk.write(parts)
         flaws, device = states.attrs["flaws"], values.attrs["device"]
         more = f" (and {len(flaws) - 3} more samples)" if len(flaws) > 3 else ""
         self.mark(block, FLAWED if flaws else DONE, f"{device}: {'; '.join(flaws[:3])}{more}" if flaws else device)
 
-    def _refuse_others(self, group: Any, values: xr.Dataset) -> None:
+    def _refuse_others(self, group: Any, arrays: Mapping, values: xr.Dataset) -> None:
         """StoreError for other weights than the first block's; ValueError for other layers or variables, the model's own doing."""
-        before, now = group["weights"][:].tolist(), values.weights.values.tolist()
+        before, now = arrays["weights"][:].tolist(), values.weights.values.tolist()
         if before != now:
             raise StoreError(
                 f"{self.store} has {self} already, with other weights: {before} there, {now} here. Name it otherwise, choose "
                 "another store, or remove this one"
             )
         for what, there, here in (
-            ("layers", group["layer"][:].tolist(), values.layer.values.tolist()),
+            ("layers", arrays["layer"][:].tolist(), values.layer.values.tolist()),
             ("variables", set(schema.from_json(group.attrs["variables"])), set(values.data_vars)),
         ):
             if there != here:
@@ -209,33 +219,37 @@ class Cell:
                 values.rename(aside)
                 shutil.rmtree(aside, ignore_errors=True)
 
-    def _make_room(self, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
-        import dask.array as da
-
-        n, blocks = samples.sizes["sample"], len(self.ledger().start)
-        chunk = n if blocks == 1 else int(self.ledger().start[1])
+    def _make_room(self, ledger: Ledger, values: xr.Dataset, states: xr.Dataset, samples: xr.Dataset) -> None:
+        n, blocks = samples.sizes["sample"], len(ledger.start)
+        chunk = n if blocks == 1 else int(ledger.start[1])
         variables = {}
         for name, variable in values.data_vars.items():
             array = variable.values
-            if "sample" in variable.dims:  # lazy, and never written: blocks write it
-                lead = variable.shape[:-1]
-                array = da.zeros((*lead, n), dtype=variable.dtype, chunks=(*lead, chunk))
-            variables[name] = (variable.dims, array, variable.attrs)
+            if "sample" in variable.dims:  # takes no memory, and is never written: blocks write it
+                array = np.broadcast_to(np.zeros((), array.dtype), (*array.shape[:-1], n))
+            variables[name] = xr.Variable(variable.dims, array, variable.attrs)
+        later = [name for name, variable in variables.items() if "sample" in variable.dims]
         for name in STATES:
             blank = np.zeros((blocks, *states[name].shape), states[name].dtype)
-            variables[name] = (("block", *states[name].dims), np.full_like(blank, "") if name == "reason" else blank)
+            variables[name] = xr.Variable(
+                ("block", *states[name].dims), np.full_like(blank, "") if name == "reason" else blank
+            )
         kept = {name: c for name, c in values.coords.items() if "sample" not in c.dims}
-        ds = xr.Dataset(variables, kept | dict(samples.coords) | dict(states.coords), values.attrs)
-        ds.attrs |= {"variables": schema.as_json(list(values.data_vars)), "arrays": schema.as_json(list(ds.variables))}
-        encoding = {}
-        for name, variable in ds.variables.items():
-            long = chunk if name in values.data_vars else n
-            sizes = {**variable.sizes, "block": 1, "sample": long}
-            encoding[name] = {"chunks": tuple(sizes[dim] for dim in variable.dims), "compressors": codecs()}
-        self._place(ds, "values", encoding)
+        coords = kept | dict(samples.coords) | dict(states.coords)
+        variables |= {name: c.variable for name, c in coords.items()}
+        attrs = values.attrs | {
+            "variables": schema.as_json(list(values.data_vars)),
+            "arrays": schema.as_json(list(variables)),
+            "coordinates": " ".join(sorted(set(coords) - {dim for c in coords.values() for dim in c.dims})),
+        }
+        chunks = {}
+        for name, variable in variables.items():
+            sizes = {**variable.sizes, "block": 1, "sample": chunk if name in values.data_vars else n}
+            chunks[name] = tuple(sizes[dim] for dim in variable.dims)
+        self._place("values", attrs, variables, chunks, later)
 
-    def _place(self, ds: xr.Dataset, name: str, encoding: dict) -> None:
-        """Write beside the store's groups, then move: whoever comes second finds the first one's, whole."""
+    def _place(self, name: str, *what: Any) -> None:
+        """Make a group beside the store's, then move it: whoever comes second finds the first one's, whole."""
         import zarr
 
         with writing(self.store):
@@ -243,7 +257,7 @@ class Cell:
                 zarr.open_group(self.store, mode="r+", use_consolidated=False).require_group(self.path)
             beside = Path(self.store) / self.path / f".partial-{uuid.uuid4().hex}"
             try:
-                ds.to_zarr(beside, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+                disk.make_group(beside, *what)
                 beside.rename(Path(self.store) / self.path / name)
             except OSError:
                 if not (Path(self.store) / self.path / name / "zarr.json").exists():
@@ -287,15 +301,6 @@ def find(store: str) -> list[Cell]:
                 if ledger is not None:
                     found.append(Cell(store, *(ledger.attrs[key] for key in ("data", "group", "model"))))
     return found
-
-
-def _each(array, block: int | None = None) -> list[str]:
-    """The statuses of all blocks, or of one; one that cannot be read is missing."""
-    blocks = range(array.shape[0]) if block is None else [block]
-    try:
-        return array[blocks.start : blocks.stop].tolist() if block is None else [str(array[block])]
-    except ValueError:
-        return [MISSING] if len(blocks) == 1 else [text for one in blocks for text in _each(array, one)]
 
 
 def _said(text: str) -> tuple[str, str]:

@@ -9,11 +9,11 @@ import numpy as np
 
 
 def sample_interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
-    """Percentile bootstrap interval over the samples, all arrays resampled together; NaN for a single sample."""
+    """Percentile bootstrap interval over the samples, all arrays resampled together; NaN for one sample or no resamples."""
     from scipy.stats import bootstrap
 
     n = len(data[0])
-    if n < 2:
+    if n < 2 or not options["n_resamples"]:
         return float("nan"), float("nan")
     batch = max(1, 2**24 // (n * len(data)))
     found = bootstrap(
@@ -25,7 +25,7 @@ def sample_interval(data: tuple[np.ndarray, ...], statistic: Callable, options: 
 def block_interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
     """The same with circular blocks of n^(1/3) neighbours (Politis & Romano 1992), where neighbours are not independent."""
     n, rng, drawn = len(data[0]), np.random.default_rng(options["rng"]), []
-    if n < 2:
+    if n < 2 or not options["n_resamples"]:
         return float("nan"), float("nan")
     length, left = max(2, round(n ** (1 / 3))), options["n_resamples"]
     while left > 0:

@@ -7,17 +7,18 @@ read when they are used.
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from eedkit.errors import unknown
 from eedkit.results import cells, schema
-from eedkit.results.cells import FROM_STATES, STATES, Cell, Ledger
-from eedkit.results.disk import StoreError, open_group
+from eedkit.results.cells import STATES, Cell, Ledger
+from eedkit.results.disk import StoreError, open_group, read
 from eedkit.results.schema import SchemaError
 
 CHUNK = 4096
@@ -102,18 +103,15 @@ def open(
         if name is not None and name not in known:
             raise ValueError(unknown({"data": "data set"}.get(kind, kind), name, known))
     chosen = [cell for cell in found if data in (None, cell.data) and group in (None, cell.group)]
-    return join(chosen, verify=verify)
+    return join([(cell, cell.ledger()) for cell in chosen], verify=verify)
 
 
-def join(chosen: Sequence[Cell], *, verify: bool = True) -> xr.Dataset | xr.DataTree:
+def join(chosen: Sequence[tuple[Cell, Ledger | None]], *, verify: bool = True) -> xr.Dataset | xr.DataTree:
     """The models of one data set and group side by side; a tree of such Datasets where there are several."""
-    if verify:
-        refuse_damage(chosen)
     together: dict[tuple[str, str], list[tuple[Ledger, xr.Dataset]]] = {}
     unfinished = []
-    for cell in chosen:
-        ledger = cell.ledger()
-        ds = values(cell, ledger)
+    for cell, ledger in chosen:
+        ds = values(cell, ledger, verify=verify)
         if ds is not None:
             together.setdefault((cell.data, cell.group), []).append((ledger, ds))
         if ledger is None or not ledger.done.all():
@@ -127,91 +125,113 @@ def join(chosen: Sequence[Cell], *, verify: bool = True) -> xr.Dataset | xr.Data
             stacklevel=3,
         )
     joined = {f"{_node(data)}/{group}": _side_by_side(models) for (data, group), models in together.items()}
-    alone = len({(cell.data, cell.group) for cell in chosen}) == 1
+    alone = len({(cell.data, cell.group) for cell, _ in chosen}) == 1
     return next(iter(joined.values())) if alone else xr.DataTree.from_dict(joined)
 
 
-def refuse_damage(chosen: Sequence[Cell]) -> None:
-    """StoreError that names the first damaged block of the cells; reads everything that is marked done."""
-    for cell in chosen:
-        for block in damaged(cell):
-            ledger = cell.ledger()
-            raise StoreError(
-                f"block {block} of {cell} (images {ledger.start[block]} to {ledger.stop[block] - 1} in reading order) in "
-                f"{cell.store} is damaged: a file is missing or fails its checksum. study.run(repair=True), or "
-                "`eedkit study run --repair`, computes it again"
-            )
-
-
-def damaged(cell: Cell) -> list[int]:
+class DamageError(StoreError):
     """Blocks marked done of which a file is missing or altered; all of them where what they share is."""
-    ledger = cell.ledger()
-    done = [] if ledger is None else np.flatnonzero(ledger.done).tolist()
-    if not done:
-        return []
+
+    def __init__(self, cell: Cell, ledger: Ledger, blocks: Sequence[int]) -> None:
+        self.blocks = list(blocks)
+        start, stop = ledger.start[self.blocks[0]], ledger.stop[self.blocks[0]]
+        super().__init__(
+            f"block {self.blocks[0]} of {cell} (images {start} to {stop - 1} in reading order) in {cell.store} is damaged: a "
+            "file is missing or fails its checksum. study.run(repair=True), or `eedkit study run --repair`, computes it again"
+        )
+
+
+def damaged(cell: Cell, ledger: Ledger) -> list[int]:
+    """The blocks of a `DamageError`; reads everything that is marked done."""
+    try:
+        values(cell, ledger, verify=True)
+    except DamageError as error:
+        return error.blocks
+    return []
+
+
+def _held(cell: Cell, ledger: Ledger, *, verify: bool) -> tuple[dict, dict[str, Any], dict[str, np.ndarray]]:
+    """Attributes, arrays, and what of these is in memory: what blocks share, and the states of those that are done.
+
+    With `verify` the values are read too, one block at a time, and let go.
+    """
+    done = np.flatnonzero(ledger.done).tolist()
     try:
         group = open_group(cell.store, f"{cell.path}/values", whole=True)
-        dims = {name: set(array.metadata.dimension_names) for name, array in group.arrays()}
-        if set(schema.from_json(group.attrs["arrays"])) != set(dims):
-            return done
-        in_blocks = [name for name in dims if "block" in dims[name] or {"model", "sample"} <= dims[name]]
-        for name in set(dims) - set(in_blocks):
-            group[name][...]
-        arrays = [group[name] for name in in_blocks]
-    except (ValueError, AttributeError):
-        return done
-    return [
-        block
-        for block in done
-        if not all(_whole(array, block, int(ledger.start[block]), int(ledger.stop[block])) for array in arrays)
-    ]
+        found = {} if group is None else dict(group.arrays())
+        names = schema.from_json(group.attrs["arrays"]) if found else []
+    except (ValueError, TypeError, KeyError, AttributeError):  # what Zarr throws depends on the byte that is wrong
+        found, names = {}, []
+    if not names or set(names) != set(found):
+        raise DamageError(cell, ledger, done)
+    arrays = {name: found[name] for name in names}
+    dims = {name: array.metadata.dimension_names for name, array in arrays.items()}
+    in_blocks = [name for name in names if "block" in dims[name] or {"model", "sample"} <= set(dims[name])]
+    shared = [name for name in names if name not in in_blocks]
+    memory = dict(zip(shared, read((arrays[name], ...) for name in shared), strict=True))
+    if any(isinstance(found, ValueError) for found in memory.values()):
+        raise DamageError(cell, ledger, done)
+    bad, states = set(), {name: [] for name in STATES}
+    # without values this is little, and a remote store is asked but once
+    for blocks in [[block] for block in done] if verify else [done]:
+        parts = [(name, block) for block in blocks for name in (in_blocks if verify else STATES)]
+        for (name, block), part in zip(
+            parts, read((arrays[n], _place(dims[n], b, ledger)) for n, b in parts), strict=True
+        ):
+            if isinstance(part, ValueError):
+                bad.add(block)
+            elif name in STATES:
+                states[name].append(part)
+    if bad:
+        raise DamageError(cell, ledger, sorted(bad))
+    return dict(group.attrs), arrays, memory | {name: np.concatenate(parts) for name, parts in states.items()}
 
 
-def _whole(array, block: int, start: int, stop: int) -> bool:
-    """Whether every file of one block of an array is there and fits its checksum."""
-    axis = 0 if array.metadata.dimension_names[0] == "block" else array.ndim - 1
-    if axis == 0:
-        start, stop = block, block + 1
-    try:
-        array[(slice(None),) * axis + (slice(start, stop),)]
-    except ValueError:
-        return False
-    return True
+def _place(dims: Sequence[str], block: int, ledger: Ledger) -> Any:
+    """Of one block in an array."""
+    return slice(block, block + 1) if "block" in dims else (..., slice(ledger.start[block], ledger.stop[block]))
 
 
-def values(cell: Cell, ledger: Ledger | None) -> xr.Dataset | None:
+def _lazy(array: Any, ledger: Ledger) -> Any:
+    """A Zarr array as a Dask array; NaN, or −1, where blocks are not done, whose files need not be there."""
+    import dask.array as da
+
+    # a name of its own, since to make one from what it holds takes longer than all else
+    options = {"name": False, "meta": np.empty((0,) * array.ndim, array.dtype)}
+    lazy = da.from_array(array, chunks=(*array.shape[:-1], int(ledger.stop[0])), **options)
+    if ledger.done.all():
+        return lazy
+    parts, blank = [], -1 if array.dtype.kind == "i" else np.nan
+    for done, start, stop in zip(ledger.done, ledger.start, ledger.stop, strict=True):
+        part = lazy[..., start:stop]
+        parts.append(part if done else da.full_like(part, blank))
+    return da.concatenate(parts, axis=-1)
+
+
+def values(cell: Cell, ledger: Ledger | None, *, verify: bool = False) -> xr.Dataset | None:
     """A cell's Dataset, NaN (and −1) where blocks are not done; None before any is."""
     if ledger is None or not ledger.done.any():
         return None
-    ds = xr.open_zarr(cell.store, group=f"{cell.path}/values", chunks=None, consolidated=False)
-    shared = open_group(cell.store, f"{cell.path}/values", whole=True)
-    try:
-        coords = {name: (c.dims, shared[name][...], c.attrs) for name, c in ds.coords.items()}
-    except (ValueError, KeyError) as error:
-        raise StoreError(
-            f"the coordinates of {cell} in {cell.store} are damaged ({error}); study.run(repair=True) computes the cell again"
-        ) from error
-    ds = ds.assign_coords(coords)
-    states = ds[list(STATES)].isel(block=np.flatnonzero(ledger.done)).load()
-    order = [name for metric in states.metric.values.tolist() for name in (metric, f"{metric}_null")]
-    chunk, wanted = int(ledger.stop[0]), [name for name in (*order, *schema.BESIDE) if name in ds]
-    lazy = {
-        name: ds[name].variable.chunk(sample=chunk) if "sample" in ds[name].dims else ds[name].variable
-        for name in wanted
+    attrs, arrays, memory = _held(cell, ledger, verify=verify)
+    of = {
+        name: xr.Variable(
+            array.metadata.dimension_names,
+            memory[name] if name in memory else _lazy(array, ledger),
+            # what xarray needs when it opens the store itself
+            {key: value for key, value in array.attrs.items() if key not in ("coordinates", "_FillValue")},
+        )
+        for name, array in arrays.items()
     }
-    # dropped and assigned, since a selection of variables would lose coordinates on `layer` that only they have
-    ds = schema.text_as_objects(ds.drop_vars([*ds.data_vars, "metric"]).assign(lazy))
-    if not ledger.done.all():
-        here = xr.DataArray(ledger.images_done, dims="sample")
-        for name, variable in ds.data_vars.items():
-            if "sample" in variable.dims:
-                ds[name] = variable.where(here, -1 if variable.dtype.kind == "i" else np.nan)
-    ds = _with_states(ds, states, int(ledger.images_done.sum()))
-    for name in ("variables", "arrays"):
-        ds.attrs.pop(name)
-    ds.attrs["data"] = ledger.settings["data"]
-    ds.attrs["device"] = ", ".join(ledger.devices)
-    return ds
+    states, metrics = {name: of.pop(name) for name in STATES}, of.pop("metric").values.tolist()
+    _with_states(of, states, metrics, int(ledger.images_done.sum()))
+    measured = schema.from_json(attrs["variables"])
+    order = [name for metric in metrics for name in (metric, f"{metric}_null")]
+    return xr.Dataset(
+        {name: of[name] for name in (*order, *schema.BESIDE) if name in of},
+        {name: variable for name, variable in of.items() if name not in measured},
+        {key: value for key, value in attrs.items() if key not in ("variables", "arrays", "coordinates")}
+        | {"data": ledger.settings["data"], "device": ", ".join(ledger.devices)},
+    )
 
 
 def _node(data: str) -> str:
@@ -225,11 +245,13 @@ def _side_by_side(models: Sequence[tuple[Ledger, xr.Dataset]]) -> xr.Dataset:
     about = [ledger.settings["about"] for ledger, _ in models]
     shared = [name for name in about[0] if all(name in one for one in about)]
     columns = {name: [one[name] for one in about] for name in shared}
-    changes = columns.pop("changes", [])
-    if len(set(zip(columns.get("recipe", []), changes, strict=False))) > len(set(columns.get("recipe", []))):
+    if "changes" in columns:
         # seeds of one recipe that was trained in several ways are no replicates of each other
+        ways = set(zip(columns["recipe"], columns.pop("changes"), strict=True))
+        several = [name for name, _ in ways]
         columns["recipe"] = [
-            f"{name} {change}".strip() for name, change in zip(columns["recipe"], changes, strict=True)
+            f"{one['recipe']} {one['changes']}".strip() if several.count(one["recipe"]) > 1 else one["recipe"]
+            for one in about
         ]
     return concat(_with_predictions([ds for _, ds in models]), **columns)
 
@@ -253,39 +275,36 @@ def _with_predictions(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     ]
 
 
-def _with_states(ds: xr.Dataset, states: xr.Dataset, n: int) -> xr.Dataset:
-    """What follows from the blocks' states together: M, dead channels, and why layers are undefined."""
-    of_layer = {}
+def _with_states(of: dict[str, xr.Variable], states: Mapping[str, xr.Variable], metrics: Sequence[str], n: int) -> None:
+    """Put in what follows from the blocks' states together: M, dead channels, and why layers are undefined."""
     # −1 where a layer is undefined; NaN is never skipped, which would drop vectors and keep their number
-    defined = (states.pair_n >= 0).all("block")
-    total, count = states.pair_sum.sum("block", skipna=False), states.pair_n.clip(min=0).sum("block")
+    defined = (states["pair_n"] >= 0).all("block")
+    total, count = states["pair_sum"].sum("block", skipna=False), states["pair_n"].clip(min=0).sum("block")
     pair = ((total**2).sum("feature", skipna=False) - count) / (count**2 - count).where(count > 1)
-    of_layer["latent_pair_cosine"] = pair.where(defined)
-    channels = states.live_or_dead.sum("block")
-    of_layer["dead_fraction"] = states.dead.sum("block") / channels.where(channels > 0)
-    for name in set(FROM_STATES) & set(ds.data_vars):
-        ds[name] = ds[name].copy(data=of_layer[name].values[None])
-    if "latent_norm" in ds and not defined.all():
-        ds["latent_norm"] = ds.latent_norm.where(xr.DataArray(defined.values, dims="layer"))
-    if "latent_pair_cosine" in ds:
-        ds.latent_pair_cosine.attrs["samples"] = n
-    for metric in states.metric.values.tolist():
-        told = states.sel(metric=metric)
-        whole = [next((reason for reason in column if reason), "") for column in told.reason.values.T.tolist()]
-        if "layer" not in ds[metric].dims:
+    channels = states["live_or_dead"].sum("block")
+    dead = states["dead"].sum("block") / channels.where(channels > 0)
+    for name, found in {"latent_pair_cosine": pair.where(defined), "dead_fraction": dead}.items():
+        if name in of:
+            of[name] = of[name].copy(data=found.values[None])
+    if "latent_norm" in of and not defined.all():
+        of["latent_norm"] = of["latent_norm"].where(defined)
+    if "latent_pair_cosine" in of:
+        of["latent_pair_cosine"].attrs["samples"] = n
+    for i, metric in enumerate(metrics):
+        reasons, undefined = (states[name].isel(metric=i) for name in ("reason", "undefined"))
+        whole = [next((reason for reason in column if reason), "") for column in reasons.values.T.tolist()]
+        beside = [name for name in (metric, f"{metric}_null") if name in of]
+        if "layer" not in of[metric].dims:
             if whole[0]:
-                for name in {metric, f"{metric}_null"} & set(ds.data_vars):
-                    ds[name] = ds[name].where(False)
-                ds[metric].attrs["nan_reason"] = whole[0]
+                of |= {name: of[name].where(False) for name in beside}
+                of[metric].attrs["nan_reason"] = whole[0]
             continue
-        partly = [schema.partly(int(k), n) for k in told.undefined.sum("block").values]
-        reasons = np.array([a or b for a, b in zip(whole, partly, strict=True)], dtype=object)
-        ds = ds.assign_coords({f"{metric}_nan_reason": (("model", "layer"), reasons[None])})
-        stands = xr.DataArray([not reason for reason in whole], dims="layer")
-        for name in (metric, f"{metric}_null"):
-            if name in ds and not stands.all():
-                ds[name] = ds[name].where(stands)
-    return ds
+        partly = [schema.partly(int(k), n) for k in undefined.sum("block").values]
+        said = np.array([a or b for a, b in zip(whole, partly, strict=True)], dtype=object)
+        of[f"{metric}_nan_reason"] = xr.Variable(("model", "layer"), said[None])
+        stands = xr.Variable("layer", [not reason for reason in whole])
+        if not stands.all():
+            of |= {name: of[name].where(stands) for name in beside}
 
 
 def _open_one(store: str) -> xr.Dataset:

@@ -38,14 +38,19 @@ class _Cell:
     reason: str
 
 
-def summarise(ds: xr.Dataset, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0) -> pd.DataFrame:
+def summarise(
+    ds: xr.Dataset | xr.DataTree, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0
+) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
-    One row per model, metric and layer. Intervals are percentile bootstrap intervals with the sample as the unit. Nulls share
-    an image with those of their neighbours in the chain, so the relative value's interval resamples runs of neighbours.
+    One row per model, metric and layer; of a tree also per data set and group, in columns of these names. Intervals are
+    percentile bootstrap intervals with the sample as the unit (`resamples=0`: none). Nulls share an image with those of their
+    neighbours in the chain, so the relative value's interval resamples runs of neighbours.
 
     Columns
     -------
+    accuracy : part of the unmoved images whose label is predicted, for labels that count the model's own classes; NaN where
+        there are no labels or no class scores
     estimate, low, high : E and its interval
     null : the same against unrelated samples *[ours]*
     relative, relative_low, relative_high : (E − m*) / (E_null − m*), m* the best value: 0 is perfectly equivariant, 1 no
@@ -70,6 +75,12 @@ def summarise(ds: xr.Dataset, *, confidence: float = 0.95, resamples: int = 999,
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if isinstance(ds, xr.DataTree):
+        options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+        tables = [(leaf.path.strip("/").rpartition("/"), summarise(leaf.to_dataset(), **options)) for leaf in ds.leaves]
+        return pd.concat(
+            [table.assign(data=data, group=group) for (data, _, group), table in tables], ignore_index=True
+        )
     schema.validate(ds)
     options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
     return pd.DataFrame([_row(cell, options) for cell in _cells(ds)])
@@ -201,7 +212,7 @@ def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
     about = [name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights")]
     for model in ds.model.values.tolist():
         one = ds.sel(model=model).compute()  # one model's values at a time, where a store holds many
-        keys = {"model": model, **{name: one[name].item() for name in about}}
+        keys = {"model": model, **{name: one[name].item() for name in about}, "accuracy": _accuracy(one)}
         for metric in schema.metrics_of(ds):
             values = one[metric].astype("float64").mean("element", skipna=False)
             has_null = f"{metric}_null" in ds
@@ -217,6 +228,15 @@ def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
             else:
                 where = {"metric": metric, "layer": "output", "depth": 1.0}
                 yield _cell(one, metric, keys | where, values, null)
+
+
+def _accuracy(ds: xr.Dataset) -> float:
+    """Of the first element, the identity."""
+    if not {"prediction", "label"} <= set(ds.variables):
+        return np.nan
+    predicted, labels = ds.prediction.isel(element=0).values.ravel(), ds.label.values
+    told = (predicted >= 0) & (labels != -1)
+    return float((predicted == labels)[told].mean()) if told.any() else np.nan
 
 
 def _cell(at: xr.Dataset, metric: str, keys: dict, values: xr.DataArray, null: xr.DataArray | None) -> _Cell:

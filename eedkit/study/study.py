@@ -21,7 +21,6 @@ from torch import nn
 from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
-from eedkit.lab import specs
 from eedkit.probe import measure as probe
 from eedkit.probe import metrics as family
 from eedkit.probe.sweep import DTYPES
@@ -108,7 +107,7 @@ class Study:
         family.resolve(self.metrics)
         named("groups", [groups.parse(group).name for group in self.groups], "names of groups")
         for spec in self.data.values():
-            specs.parse(spec, lab_images.OPTIONS)
+            lab_images.check(spec)
         for source in self.models.values():
             if isinstance(source, str):
                 lab_models.check(source)
@@ -162,8 +161,11 @@ class Study:
     def status(self) -> pd.DataFrame:
         """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
         with the reasons."""
+        return self._status(self._ledgers())
+
+    def _status(self, ledgers: Sequence[tuple[Cell, cells.Ledger | None]]) -> pd.DataFrame:
         rows = []
-        for cell, ledger in self._ledgers():
+        for cell, ledger in ledgers:
             row = {
                 "data": cell.data,
                 "group": cell.group,
@@ -209,11 +211,11 @@ class Study:
             raise ValueError("give workers= or client=, not both")
         if workers is not None and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers must be how many processes, at least 1, got {workers!r}")
-        chosen, sources = self._cells(), self._sources()
-        left = repair or any(ledger is None or not ledger.done.all() for _, ledger in self._ledgers())
+        before, sources = self._ledgers(), self._sources()
+        left = repair or any(ledger is None or not ledger.done.all() for _, ledger in before)
         with engine.cluster(*(workers, client) if left else (None, None)) as on:
             cells.create(self.store)
-            tasks = [task for cell in chosen for task in self._begin(cell, *sources, repair=repair)]
+            tasks = [task for one in before for task in self._begin(*one, *sources, repair=repair)]
             if workers:
                 tasks = [replace(task, threads=max(1, (os.cpu_count() or 1) // workers)) for task in tasks]
             modules = {name: model for name, model in self.models.items() if isinstance(model, nn.Module)}
@@ -222,17 +224,18 @@ class Study:
                 for outcome in outcomes:
                     shown.set_postfix_str(f"{outcome.kind} {outcome.task.cell}", refresh=False)
                     shown.update()
-        failed = self.status().query("failed > 0 or flawed > 0")
+        after = self._ledgers()
+        failed = self._status(after).query("failed > 0 or flawed > 0")
         reasons = [f"{row.data} · {row.group} · {row.model}: {row.reason}" for row in failed.itertuples()]
-        if not any(cell.ledger().done.any() for cell in chosen):
+        if not any(ledger.done.any() for _, ledger in after):
             raise RuntimeError("nothing is done, every cell failed: " + "\n".join(reasons))
         if reasons:
             warnings.warn(
-                f"{len(reasons)} of {len(chosen)} cells failed or lack samples: " + "\n".join(reasons), stacklevel=2
+                f"{len(reasons)} of {len(after)} cells failed or lack samples: " + "\n".join(reasons), stacklevel=2
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
-            return store.join(chosen)
+            return store.join(after)
 
     def _cells(self) -> list[Cell]:
         """Model by model, so that weights are loaded once."""
@@ -265,17 +268,17 @@ class Study:
             data[name] = (lab_images.source(images), len(images))
         return models, data
 
-    def _begin(self, cell: Cell, models: dict, data: dict, *, repair: bool) -> list[Task]:
+    def _begin(self, cell: Cell, ledger: cells.Ledger | None, models: dict, data: dict, *, repair: bool) -> list[Task]:
         """The cell's tasks, once its ledger is there and fits."""
         spec, (images, n) = self.models[cell.model], data[cell.data]
-        cell.begin(self._settings(cell, models[cell.model], images, n), self.bounds(n))
-        if repair:
-            bad, ledger = store.damaged(cell), cell.ledger()
-            if len(bad) == ledger.done.sum() > 0:
+        ledger = cell.begin(self._settings(cell, models[cell.model], images, n), self.bounds(n), ledger)
+        bad = store.damaged(cell, ledger) if repair else []
+        if bad:
+            if len(bad) == ledger.done.sum():
                 cell.forget()
             for block in bad:
                 cell.mark(block, MISSING)
-        ledger = cell.ledger()
+            ledger = cell.ledger()
         options = {
             key: getattr(self, key) for key in ("layers", "head", "null", "seed", "precision", "device", "batch_size")
         }

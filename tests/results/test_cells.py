@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from eedkit.results import cells, schema, store
+from eedkit.results import cells, disk, schema, store
 from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
 from eedkit.results.disk import StoreError
 from eedkit.results.process import me
@@ -338,17 +338,21 @@ def test_text_survives(tmp_path):
 def test_a_crash_within_a_block_leaves_it_missing_and_unseen(cell, monkeypatch, files):
     """After so many arrays of the block were written; eleven are all, so that only the status is missing."""
     write(cell, 0)
-    put, written = zarr.Array.__setitem__, []
+    put, written = zarr.AsyncArray.setitem, []
 
-    def crash(self, *arguments):
+    async def crash(self, *arguments):
         if len(written) == files:
-            raise KeyboardInterrupt
+            raise RuntimeError("killed")
         written.append(self.name)
-        put(self, *arguments)
+        await put(self, *arguments)
+
+    def never(*_):
+        raise RuntimeError("killed before the status")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zarr.Array, "__setitem__", crash)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(zarr.AsyncArray, "setitem", crash)
+        patch.setattr(Cell, "mark", never)
+        with pytest.raises(RuntimeError, match="killed"):
             write(cell, 1)
     assert len(written) == files
     assert cell.ledger().status.tolist() == [DONE, MISSING, MISSING]
@@ -381,12 +385,12 @@ def test_what_a_kill_left_beside_disturbs_nobody(cell, monkeypatch):
     # Zarr warns of what it does not know in a group, in words that no user knows
     beside = []
 
-    def killed(self, path, **options):
-        beside.append(Path(path))
+    def killed(path, *_):
+        beside.append(path)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(xr.Dataset, "to_zarr", killed)
+        patch.setattr(disk, "make_group", killed)
         with pytest.raises(KeyboardInterrupt):
             write(cell, 0)
     (beside[0] / "latent").mkdir(parents=True)
@@ -420,12 +424,11 @@ def test_letting_go_leaves_the_ledger_and_no_values(cell, folder):
 def test_two_threads_make_room_at_the_same_moment(cell, monkeypatch):
     # Zarr's settings are the whole process's, and the
     # thread that leaves first took them from the other, whose chunks of zeros then counted as lost
-    barrier, place, errors = threading.Barrier(2, timeout=20), xr.Dataset.to_zarr, []
+    barrier, make, errors = threading.Barrier(2, timeout=20), disk.make_group, []
 
-    def together(self, *arguments, **options):
-        found = place(self, *arguments, **options)
+    def together(*arguments):
+        make(*arguments)
         barrier.wait()
-        return found
 
     def work(block):
         try:
@@ -433,7 +436,7 @@ def test_two_threads_make_room_at_the_same_moment(cell, monkeypatch):
         except BaseException as error:
             errors.append(error)
 
-    monkeypatch.setattr(xr.Dataset, "to_zarr", together)
+    monkeypatch.setattr(disk, "make_group", together)
     threads = [threading.Thread(target=work, args=(block,)) for block in (1, 2)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
@@ -508,8 +511,20 @@ def test_values_of_nothing_but_nan_are_whole(cell):
     values["latent"][..., 4:8] = np.nan
     for block in range(3):
         write(cell, block, values=values)
-    assert store.damaged(cell) == []
+    assert store.damaged(cell, cell.ledger()) == []
     np.testing.assert_array_equal(opened(cell).latent, values.latent)
+
+
+def test_xarray_alone_reads_what_a_cell_holds(cell):
+    # as did the versions before, and anybody without eedkit
+    for block in range(3):
+        write(cell, block)
+    alone = xr.open_zarr(cell.store, group=f"{cell.path}/values", consolidated=False)
+    assert set(alone.data_vars) == {*whole().data_vars, *cells.STATES}
+    wanted = whole().drop_vars("latent_pair_cosine").assign_coords(ids().coords)
+    found = alone[list(wanted.data_vars)].load()
+    xr.testing.assert_equal(schema.text_as_objects(found.drop_vars("metric", errors="ignore")), wanted)
+    assert found.latent.attrs == wanted.latent.attrs
 
 
 def test_slugs_are_one_path_segment_each():

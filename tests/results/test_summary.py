@@ -344,3 +344,34 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
     ek.summarise(seen)
     size = sum(v.size for v in unread.isel(model=0).data_vars.values())
     assert rows == [size, size, 2 * size, 2 * size, 3 * size, 3 * size]
+
+
+def test_a_tree_gives_the_tables_of_its_datasets_below_each_other(spread):
+    one, other = result(*spread), result(*(part + 0.01 for part in spread), model="b")
+    tree = xr.DataTree.from_dict({"digits/test?n=9/C2": one, "letters/C2": other})
+    found = ek.summarise(tree, resamples=9)
+    assert found.group.unique().tolist() == ["C2"]
+    for data, ds in {"digits/test?n=9": one, "letters": other}.items():
+        alone = ek.summarise(ds, resamples=9)
+        pd.testing.assert_frame_equal(found[found.data == data][alone.columns].reset_index(drop=True), alone)
+
+
+def test_without_resamples_there_are_no_intervals_and_the_same_values(spread):
+    quick, whole = row(result(*spread), resamples=0), row(result(*spread))
+    assert np.isnan([quick.low, quick.high, quick.relative_low, quick.relative_high]).all()
+    assert (quick.estimate, quick.relative, quick.reason) == (whole.estimate, whole.relative, "")
+
+
+def test_accuracy_is_of_the_unmoved_images_that_have_a_label(spread):
+    ds = result(*spread)
+    assert np.isnan(row(ds).accuracy)
+    predicted = np.zeros((1, 2, 200), dtype=np.int32)
+    predicted[0, 0, :50] = 1
+    predicted[0, 0, 50:60] = -1  # no class scores
+    ds["prediction"] = (("model", "element", "sample"), predicted)
+    assert np.isnan(row(ds).accuracy)
+    labels = np.ones(200, dtype=int)
+    labels[100:] = -1
+    found = row(ds.assign_coords(label=("sample", labels)))
+    # of the first hundred, fifty are right, ten have no prediction
+    assert found.accuracy == pytest.approx(50 / 90)

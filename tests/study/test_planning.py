@@ -43,7 +43,7 @@ def net(**_) -> nn.Module:
 @pytest.fixture
 def nothing_is_made(monkeypatch):
     """From here on, training and reading weights fail the test."""
-    monkeypatch.setattr(training, "_fit", lambda *_, **__: pytest.fail("a network was trained"))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("a network was trained"))
     for name in ("load_file", "load", "safe_open", "save_file"):
         for module in (safetensors, safetensors.torch):
             monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("weights were read"), raising=False)
@@ -140,9 +140,27 @@ def test_images_that_are_elsewhere_count_by_n(make, tmp_path):
 
 
 def test_images_that_are_here_count_by_what_is_here(make):
-    plan = make(models=MODELS[:1], data=["digits/test?n=5000", "digits/test?n=20&channels=2"]).plan()
+    plan = make(models=MODELS[:1], data=["digits/test?n=5000"]).plan()
     assert "has 397 images, cannot take n=5000" in plan.note[0]
-    assert "channels must be 1, 3 or None" in plan.note[1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digits/test?n=20&channels=2", "channels must be 1, 3 or None"),
+        ("digits/test?shift=blurr&severity=3", "no shift 'blurr'; did you mean 'blur'"),
+        ("digits/test?shift=blur", "needs a severity from 1"),
+    ],
+)
+def test_bad_options_of_images_are_refused_when_the_study_is_made(make, spec, message):
+    with pytest.raises(ValueError, match=message):
+        make(data=[spec])
+
+
+def test_a_plan_costs_a_metric_that_is_fitted_first(make):
+    plan = make(models=MODELS[:1], data=["digits/test?n=20"], metrics=["channelwise_matched"]).plan()
+    assert plan.note.tolist() == [""]
+    assert plan.seconds[0] > 0
 
 
 def test_a_model_of_one_size_is_timed_once_for_all_data(make, monkeypatch):

@@ -1,6 +1,7 @@
 """What a study is, and that what it gives is what `measure` gives."""
 
 import itertools
+from collections import Counter
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import xarray as xr
 import yaml
 from PIL import Image
 from torch import nn
+from zarr.storage import LocalStore
 
 import eedkit as ek
 from eedkit.lab import images, models
@@ -457,6 +459,25 @@ def test_what_is_done_is_not_measured_again(make, computed):
     assert computed == [(MODELS[0], 0), (MODELS[1], 0)]
     xr.testing.assert_identical(study.run(progress=False).load(), first)
     assert len(computed) == 2
+
+
+def test_a_finished_study_reads_every_file_once_and_its_ledgers_twice(make, monkeypatch):
+    study = make(models=MODELS, data=["digits/train?n=600"], block=256)
+    study.run(progress=False)
+    read, get = Counter(), LocalStore.get
+
+    async def noted(self, key, *arguments, **options):
+        found = await get(self, key, *arguments, **options)
+        if found is not None:
+            read[str(self.root / key)] += 1
+        return found
+
+    monkeypatch.setattr(LocalStore, "get", noted)
+    study.run(progress=False)
+    cells = [path for path in Path(study.store).glob("*/*/*/*/**/*") if path.is_file()]
+    assert len(cells) > 2 * 60
+    wanted = {str(path): 2 if "ledger" in path.parts else 1 for path in cells}
+    assert {path: times for path, times in read.items() if path in wanted} == wanted
 
 
 def test_what_failed_is_tried_again_and_nothing_else(make, computed, monkeypatch):
