@@ -23,6 +23,9 @@ from eedkit.report.pages import Failure, Run
 from eedkit.report.parameters import ReportError, check, parameters
 from eedkit.report.terminal import Terminal
 
+EVERY = "all"
+"""In a profile: for every notebook."""
+
 __all__ = ["NotebooksFailed", "ReportError", "check", "folder", "parameters", "profile", "report"]
 
 
@@ -46,6 +49,8 @@ def folder() -> Path:
 
 def profile(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
     """A profile: for each notebook, the parameters in which it differs from the notebook's defaults; nothing runs.
+
+    What stands under `all` goes to every notebook that has the parameter, before what it is given by its own name.
 
     Parameters
     ----------
@@ -76,14 +81,22 @@ def profile(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
     if not isinstance(read, dict):
         raise ReportError(f"{path.name}: expected `notebook: {{parameter: value}}`, got a {type(read).__name__}")
     known = _notebooks(home)
-    checked = {}
     for stem, given in read.items():
-        if stem not in known:
+        if stem not in (*known, EVERY):
             raise ReportError(f"{path.name}: {unknown('notebook', stem, known)}")
         if not isinstance(given or {}, dict):
             raise ReportError(f"{path.name}: {stem} takes `parameter: value` lines, got {given!r}")
-        checked[stem] = check(known[stem], given or {})
-        _refuse_out(checked[stem])
+        _refuse_out(given or {})
+    declared = {stem: parameters(file) for stem, file in known.items()}
+    shared = read.get(EVERY) or {}
+    for name in shared:
+        if not any(name in names for names in declared.values()):
+            raise ReportError(f"{path.name}: {unknown('parameter', name, sorted(set().union(*declared.values())))}")
+    checked = {}
+    for stem, file in known.items():
+        own = {name: value for name, value in shared.items() if name in declared[stem]} | (read.get(stem) or {})
+        if own:
+            checked[stem] = check(file, own)
     return checked
 
 

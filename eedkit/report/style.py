@@ -17,7 +17,14 @@ from matplotlib.figure import Figure
 from eedkit.errors import unknown
 
 _COLOURS = sns.color_palette("colorblind").as_hex()
-KNOWN = {"random": _COLOURS[7], "plain": _COLOURS[0], "augmented": _COLOURS[1], "equivariant": _COLOURS[2]}
+KNOWN = {
+    name: _COLOURS[k]
+    for name, k in {
+        **{"plain": 0, "augmented": 1, "equivariant": 2, "random": 7},
+        **{"from_digits": 9, "from_letters": 4, "from_patches": 3},
+        **{"simclr": 9, "simclr_augmented": 3, "barlow_twins": 6, "barlow_twins_augmented": 4, "turns": 5},
+    }.items()
+}
 """Colours of the bundled recipes, the same in every figure; others take the rest of seaborn's colour-blind palette."""
 MARKERS = "osD^vPX*<>"
 FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -32,6 +39,33 @@ def figure(title: str, *, polar: bool = False) -> Iterator[tuple[Figure, Axes]]:
         ax = fig.add_subplot(projection="polar" if polar else None)
         fig.suptitle(title, fontsize=12)
         yield fig, ax
+
+
+@contextmanager
+def grid(n: int, title: str, *, across: int) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of n axes on one scale, at most so many beside each other; a single one is as large as `figure` makes it."""
+    columns, rows = min(n, across), -(-n // across)
+    size = (6.4, 4.2) if n == 1 else (2.2 * columns + 1.8, 2.0 * rows + 0.8)
+    with sns.axes_style("whitegrid"), mpl.rc_context({"axes.edgecolor": "0.4", "axes.titlesize": 10}):
+        fig = blank(size)
+        axes = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+        for ax in axes[n:]:
+            ax.set_visible(False)
+        for ax in axes[:n]:
+            ax.tick_params(labelbottom=True)
+        fig.suptitle(title, fontsize=12)
+        yield fig, axes[:n]
+
+
+@contextmanager
+def stack(rows: Sequence[int], title: str) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of axes one below the other, as high as they have rows."""
+    with sns.axes_style("whitegrid", {"axes.grid": False}), mpl.rc_context({"axes.edgecolor": "0.4"}):
+        fig = blank((8.0, 1.0 + sum(0.26 * n + 0.55 for n in rows)))
+        ratios = [0.26 * n + 0.2 for n in rows]
+        axes = fig.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": ratios}).ravel().tolist()
+        fig.suptitle(title, fontsize=12)
+        yield fig, axes
 
 
 def blank(size: tuple[float, float]) -> Figure:
@@ -53,7 +87,7 @@ def styles(names: Sequence) -> dict:
 
 
 def note(ax: Axes, text: str) -> None:
-    """A small line below the axes."""
+    """A small line below the figure."""
     ax.figure.text(0.5, -0.02, text, ha="center", va="top", fontsize=8, color="0.35")
 
 

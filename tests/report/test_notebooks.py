@@ -122,7 +122,15 @@ def test_a_number_that_yaml_reads_as_text_says_so(home):
 def test_profile_reads_and_checks(home, tmp_path):
     assert profile("quick") == {"00_story": {"seeds": 3, "groups": ["C4", "D4"]}}
     (tmp_path / "own.yaml").write_text("00_story:\n")
-    assert profile(tmp_path / "own.yaml") == {"00_story": {}}
+    assert profile(tmp_path / "own.yaml") == {}
+
+
+def test_what_stands_under_all_goes_to_every_notebook_that_has_it_before_its_own(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    book(tmp_path / "00_story.ipynb", "# A", defaults="seeds: int = 1\nmargin: float = 0.1")
+    book(tmp_path / "01_other.ipynb", "# B", defaults='out: str = "reports"\nseeds: int = 1')
+    (tmp_path / "own.yaml").write_text("all: {seeds: 7, margin: 0.5}\n00_story: {seeds: 8}\n")
+    assert profile(tmp_path / "own.yaml") == {"00_story": {"seeds": 8, "margin": 0.5}, "01_other": {"seeds": 7}}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,10 @@ def test_profile_reads_and_checks(home, tmp_path):
         ("00_story: {seed: 1}", "no parameter 'seed'"),
         ("00_story: {seeds: one}", "seeds takes int"),
         ("00_story: {out: elsewhere}", "--out"),
+        ("all: {out: elsewhere}", "--out"),
+        ("all: {seed: 1}", "no parameter 'seed'; did you mean 'seeds'"),
+        ("all: {seeds: one}", "seeds takes int"),
+        ("all: 3", "takes `parameter: value` lines"),
         ("00_story: 3", "takes `parameter: value` lines"),
         ("- 00_story", "got a list"),
         ("00_story: [", "not YAML"),

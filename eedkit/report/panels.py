@@ -1,0 +1,187 @@
+"""Figures of tables with one row per network: lines over replicates, clouds of networks, and the effects behind verdicts.
+
+Knows columns of tables, never what was measured. Costs a second or two per figure.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from eedkit.errors import unknown
+from eedkit.report import style
+from eedkit.results import verdicts
+from eedkit.results.intervals import mean_interval
+
+ACROSS = 4
+"""Panels beside each other."""
+_VERDICT = {
+    verdicts.SUPPORTED: ("#029e73", "o"),
+    verdicts.CONTRADICTED: ("#d55e00", "X"),
+    verdicts.INCONCLUSIVE: ("0.45", "s"),
+    verdicts.NOT_TESTABLE: ("0.7", "D"),
+}
+
+
+def lines(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    by: str = "recipe",
+    panel: str | None = None,
+    title: str = "",
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    line: float | None = None,
+    line_label: str = "",
+    log: bool = False,
+) -> Figure:
+    """Mean of `y` at every `x`, one line per `by`, with 95 % intervals over the rows (seeds); a panel per value of `panel`.
+
+    Parameters
+    ----------
+    table : one row per replicate; where `x` holds text, its values are spread evenly in the order in which they appear
+    line, line_label : a horizontal line, and what it says
+    log : a logarithmic `y`
+
+    Raises
+    ------
+    ValueError
+        There is no such column, or no row with a value.
+    """
+    rows = _rows(table, (x, y, by, *([panel] if panel else [])), y)
+    kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
+    places = list(dict.fromkeys(rows[x])) if not pd.api.types.is_numeric_dtype(rows[x]) else None
+    looks = style.styles(rows[by])
+    with style.grid(len(kinds), title, across=ACROSS) as (fig, axes):
+        for ax, kind in zip(axes, kinds, strict=True):
+            some = rows if kind is None else rows[rows[panel] == kind]
+            for k, (name, look) in enumerate(looks.items()):
+                ours = some[some[by] == name]
+                if ours.empty:
+                    continue
+                points = [(at, *mean_interval(group)) for at, group in ours.groupby(x, sort=places is None)[y]]
+                at, mid, low, high = (np.array(column) for column in zip(*points, strict=True))
+                at = np.array([places.index(one) for one in at]) + 0.06 * (k - len(looks) / 2) if places else at
+                spread = np.where(np.isfinite([low, high]), [mid - low, high - mid], 0.0)
+                ax.errorbar(at, mid, spread, linewidth=1.6, markersize=5, capsize=2, **look)
+            if line is not None:
+                ax.axhline(line, color="0.4", linewidth=1, linestyle="--")
+            if places:
+                ax.set_xticks(range(len(places)), [str(place) for place in places])
+            if log:
+                ax.set_yscale("log")
+            ax.set_title(kind or "")
+            ax.set_xlabel(x if xlabel is None else xlabel)
+        for ax in axes[:: min(ACROSS, len(kinds))]:
+            ax.set_ylabel(y if ylabel is None else ylabel)
+        entries = [axes[0].plot([], [], **look, label=str(name))[0] for name, look in looks.items()]
+        if line is not None and line_label:
+            entries.append(axes[0].plot([], [], color="0.4", linewidth=1, linestyle="--", label=line_label)[0])
+        fig.legend(handles=entries, loc="outside right center", frameon=False)
+        n = rows.groupby([by, x, *([panel] if panel else [])]).size().max()
+        if n > 1:
+            style.note(axes[0], f"bars: 95 % over {n} networks")
+    return fig
+
+
+def cloud(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    by: str = "recipe",
+    title: str = "",
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    flag: str | None = None,
+) -> Figure:
+    """One point per row of a table: `y` against `x`, coloured by `by`; hollow where the column `flag` is true."""
+    rows = _rows(table, (x, y, by, *([flag] if flag else [])), y)
+    with style.figure(title) as (fig, ax):
+        for name, look in style.styles(rows[by]).items():
+            ours = rows[rows[by] == name]
+            hollow = ours[flag].astype(bool) if flag else pd.Series(False, ours.index)
+            for some, face in ((ours[~hollow], {}), (ours[hollow], {"markerfacecolor": "white"})):
+                ax.plot(some[x], some[y], linestyle="", markersize=7, alpha=0.85, **look, **face)
+            ax.plot([], [], linestyle="", **look, label=str(name))
+        if flag and rows[flag].any():
+            ax.plot([], [], linestyle="", marker="o", color="0.3", markerfacecolor="white", label=f"hollow: {flag}")
+        ax.set(xlabel=x if xlabel is None else xlabel, ylabel=y if ylabel is None else ylabel)
+        style.note(ax, f"{len(rows)} networks")
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
+def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | None = None) -> Figure:
+    """Every comparison's effect with its interval, in units of its declared margin: what verdicts were read off.
+
+    Within ±1 lies what was declared not to count. The axis is linear there and logarithmic beyond.
+
+    Parameters
+    ----------
+    rows : of `conclusions`; a panel for each value of the column `conclusion`
+    labels : that value -> title of its panel
+    """
+    kinds = list(dict.fromkeys(rows.conclusion))
+    parts = [rows[rows.conclusion == kind] for kind in kinds]
+    with style.stack([len(part) for part in parts], title) as (fig, axes):
+        for ax, kind, part in zip(axes, kinds, parts, strict=True):
+            unit = part.margin.where(part.margin > 0, 1.0)
+            ax.axvspan(-1, 1, color="0.93", zorder=0)
+            ax.axvline(0, color="0.6", linewidth=0.8, zorder=1)
+            for place, (row, margin) in enumerate(zip(part.itertuples(), unit, strict=True)):
+                colour, marker = _VERDICT[row.verdict]
+                low, high = np.clip([row.low / margin, row.high / margin], -1e4, 1e4)
+                ax.plot([low, high], [place, place], color=colour, linewidth=1.6)
+                ax.plot(row.effect / margin, place, marker=marker, color=colour, markersize=6)
+            ax.set_yticks(range(len(part)), part.test)
+            ax.set_ylim(len(part) - 0.4, -0.6)
+            ax.set_xscale("symlog", linthresh=1, linscale=1)
+            widest = max(2.0, np.nanmax(np.abs(np.clip([part.low / unit, part.high / unit], -1e4, 1e4)))) * 1.3
+            ax.set_xlim(-widest, widest)
+            ax.set_title((labels or {}).get(kind, kind), loc="left", fontsize=10)
+        axes[-1].set_xlabel("effect in units of its margin (grey: what was declared not to count)")
+        entries = [
+            axes[0].plot([], [], color=colour, marker=marker, label=verdict)[0]
+            for verdict, (colour, marker) in _VERDICT.items()
+            if verdict in set(rows.verdict)
+        ]
+        fig.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
+    return fig
+
+
+def pictures(images: Mapping[str, Sequence], *, columns: Sequence, title: str = "") -> Figure:
+    """Images side by side, a row for each name.
+
+    Parameters
+    ----------
+    images : name -> arrays or tensors (C, H, W) in [0, 1]
+    columns : what stands above each
+    """
+    with sns.axes_style("white"):
+        fig = style.blank((0.9 * len(columns) + 1.4, 0.9 * len(images) + 0.6))
+        axes = fig.subplots(len(images), len(columns), squeeze=False)
+        for row, (name, some) in zip(axes, images.items(), strict=True):
+            for ax, image in zip(row, some, strict=True):
+                array = np.moveaxis(np.asarray(image), 0, -1)
+                ax.imshow(array, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                ax.set(xticks=[], yticks=[])
+            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for ax, text in zip(axes[0], columns, strict=True):
+            ax.set_title(str(text), fontsize=9)
+        fig.suptitle(title, fontsize=12)
+    return fig
+
+
+def _rows(table: pd.DataFrame, columns: tuple[str, ...], y: str) -> pd.DataFrame:
+    for name in columns:
+        if name not in table:
+            raise ValueError(unknown("column", name, table.columns))
+    rows = table.dropna(subset=[y])
+    if rows.empty:
+        raise ValueError(f"no row has a value of {y}")
+    return rows

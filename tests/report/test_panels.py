@@ -1,0 +1,110 @@
+"""Figures of tables: the numbers that are drawn are those of the table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eedkit.report import plots, style
+from eedkit.results.intervals import mean_interval
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"recipe": recipe, "seed": seed, "severity": severity, "shift": shift, "gain": rng.normal(severity, 0.1)}
+            for recipe in ("plain", "augmented")
+            for seed in range(5)
+            for severity in (1, 3)
+            for shift in ("blur", "noise")
+        ]
+    )
+
+
+def points(ax, colour):
+    """The (x, y) of the line of one colour that joins the means."""
+    lines = [line for line in ax.lines if line.get_color() == colour and len(line.get_xdata()) > 1]
+    return next((line.get_xdata(), line.get_ydata()) for line in lines if line.get_linestyle() == "-")
+
+
+def test_lines_join_means_over_seeds_with_their_intervals_panel_by_panel(table):
+    figure = plots.lines(table, x="severity", y="gain", panel="shift", line=0.5, line_label="margin")
+    assert [ax.get_title() for ax in figure.axes] == ["blur", "noise"]
+    for ax, kind in zip(figure.axes, ("blur", "noise"), strict=True):
+        ours = table[(table["shift"] == kind) & (table.recipe == "plain")]
+        x, y = points(ax, style.KNOWN["plain"])
+        assert x.tolist() == [1, 3]
+        assert y == pytest.approx(ours.groupby("severity").gain.mean().to_numpy())
+        bars = next(c for c in ax.collections if tuple(c.get_colors()[0][:3]) == _rgb("plain"))
+        expected = [mean_interval(group)[1:] for _, group in ours.groupby("severity").gain]
+        assert [tuple(segment[:, 1]) for segment in bars.get_segments()] == [pytest.approx(pair) for pair in expected]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["plain", "augmented", "margin"]
+    assert "95 % over 5 networks" in figure.texts[-1].get_text()
+
+
+def _rgb(name):
+    import matplotlib as mpl
+
+    return mpl.colors.to_rgb(style.KNOWN[name])
+
+
+def test_text_on_the_axis_keeps_the_tables_order(table):
+    table["domain"] = np.where(table.severity == 1, "near", "far")
+    figure = plots.lines(table[table.recipe == "plain"], x="domain", y="gain", log=True)
+    (ax,) = figure.axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["near", "far"]
+    x, y = points(ax, style.KNOWN["plain"])
+    assert y[0] < y[1]
+    assert np.round(x).tolist() == [0, 1]
+    assert ax.get_yscale() == "log"
+
+
+def test_a_single_replicate_is_drawn_without_a_bar_and_says_nothing_of_intervals(table):
+    figure = plots.lines(table.query("seed == 0 and shift == 'blur'"), x="severity", y="gain")
+    assert all(np.isfinite(segment).all() for c in figure.axes[0].collections for segment in c.get_segments())
+    assert not any("95 %" in text.get_text() for text in figure.texts)
+
+
+def test_a_cloud_has_a_point_for_every_row_and_hollow_ones_where_flagged(table):
+    table["odd"] = table.seed == 4
+    figure = plots.cloud(table, x="severity", y="gain", flag="odd")
+    filled, hollow = (
+        sum(len(line.get_xdata()) for line in figure.axes[0].lines if (line.get_markerfacecolor() == "white") == flag)
+        for flag in (False, True)
+    )
+    assert (filled, hollow) == ((~table.odd).sum(), table.odd.sum())
+
+
+@pytest.mark.parametrize("draw", [plots.lines, plots.cloud])
+def test_unknown_columns_and_empty_tables_are_refused(table, draw):
+    with pytest.raises(ValueError, match="no column 'gian'; did you mean 'gain'"):
+        draw(table, x="severity", y="gian")
+    with pytest.raises(ValueError, match="no row has a value of gain"):
+        draw(table.assign(gain=np.nan), x="severity", y="gain")
+
+
+def test_effects_stand_in_units_of_their_margins_a_panel_for_each_conclusion():
+    rows = pd.DataFrame(
+        {
+            "conclusion": ["1", "1", "2"], "test": ["a", "b", "c"], "verdict": ["supported", "contradicted", "inconclusive"],
+            "effect": [0.3, -0.2, 0.0], "low": [0.2, -0.3, -0.1], "high": [0.4, -0.1, 0.1], "margin": [0.1, 0.05, 0.1],
+        }
+    )  # fmt: skip
+    figure = plots.effects(rows, labels={"1": "first"})
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["first", "2"]
+    drawn = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata())]
+    marks = [line.get_xdata() for line in drawn if line.get_marker() in "oXs"]
+    assert np.ravel(marks) == pytest.approx([3.0, -4.0, 0.0])
+    spans = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2][1:3]
+    assert np.ravel(spans) == pytest.approx([2, 4, -6, -2])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in figure.legends[0].texts] == ["supported", "contradicted", "inconclusive"]
+
+
+def test_pictures_show_the_images_in_rows():
+    images = {"blur": [np.zeros((1, 3, 3)), np.ones((1, 3, 3))], "noise": [np.full((3, 3, 3), 0.5)] * 2}
+    figure = plots.pictures(images, columns=[1, 5])
+    assert [ax.get_ylabel() for ax in figure.axes] == ["blur", "", "noise", ""]
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["1", "5"]
+    assert [float(ax.images[0].get_array().mean()) for ax in figure.axes] == [0.0, 1.0, 0.5, 0.5]
