@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class _Origin:
     load: Callable[[bool, int | None], Loaded]
     source: Callable[[], str]
     about: dict[str, str | int] = field(default_factory=dict)
+    curves: Callable[[], pd.DataFrame] = pd.DataFrame
 
 
 def load(spec: str, *, weights: bool = True) -> Loaded:
@@ -105,7 +107,7 @@ def pool(
         for seed in range(seeds):
             # what is not trained has no epochs, whatever the others' training is changed to
             own = {k: v for k, v in changes.items() if k != "epochs" or name != "random"}
-            texts = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in own.items()}
+            texts = {k: ",".join(map(str, v)) if isinstance(v, tuple | list) else v for k, v in own.items()}
             found.append(
                 "&".join([f"recipe:{name}?seed={seed}&group={group}", *(f"{k}={v}" for k, v in texts.items())])
             )
@@ -120,6 +122,20 @@ def about(spec: str) -> dict[str, str | int]:
     ({'recipe': 'plain', 'seed': 2, 'changes': 'epochs=3'}, {})
     """
     return _resolve(spec).about
+
+
+def curves(specs: Sequence[str]) -> pd.DataFrame:
+    """What `training.curves` tells of recipes, one below the other, with the columns model, recipe and seed.
+
+    Other models have no rows.
+
+    >>> curves(["recipe:random?seed=0", "torchvision:resnet18"]).empty
+    True
+    """
+    none = training.curves(Recipe(epochs=0)).assign(model="", recipe="", seed=0)
+    origins = {spec: _resolve(spec) for spec in specs}
+    found = [of.curves().assign(model=spec, **of.about) for spec, of in origins.items() if of.about]
+    return pd.concat([none, *found], ignore_index=True)[list(none)]
 
 
 def source(spec: str) -> str:
@@ -138,7 +154,7 @@ def check(spec: str) -> None:
 
     >>> check("recipe:augmentd")
     Traceback (most recent call last):
-    ValueError: no recipe 'augmentd'; did you mean 'augmented'? (all 4: random, plain, augmented, equivariant)
+    ValueError: no recipe 'augmentd'; did you mean 'augmented' or 'simclr_augmented'? (all 12: random, plain, ...)
     """
     _resolve(spec)
 
@@ -174,7 +190,9 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
         for f in fields(Recipe)
         if getattr(recipe, f.name) != getattr(usual, f.name)
     )
-    return _Origin(load, partial(training.source, recipe, seed=seed), {"recipe": name, "seed": seed, "changes": told})
+    of = {"recipe": recipe, "seed": seed}
+    about = {"recipe": name, "seed": seed, "changes": told}
+    return _Origin(load, partial(training.source, **of), about, partial(training.curves, **of))
 
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:

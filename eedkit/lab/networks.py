@@ -114,7 +114,10 @@ class GroupCNN(nn.Module):
         )
         self.head = nn.Linear(fields[-1], classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Images (b, channels, H, W) -> the head's input (b, d)."""
+        return self.blocks(x).unflatten(1, (-1, self.order)).mean((2, 3, 4))
+
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, channels, H, W) -> class scores (b, classes)."""
-        z = self.blocks(x).unflatten(1, (-1, self.order))
-        return self.head(z.mean((2, 3, 4)))
+        return self.head(self.features(x))

@@ -5,25 +5,25 @@ Knows networks and images, never metrics or results. A recipe on the digits trai
 
 import hashlib
 import json
-import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
+from eedkit.lab.fitting import fit
 from eedkit.lab.networks import WIDTHS, GroupCNN
+from eedkit.lab.objectives import OBJECTIVES, probe
 from eedkit.theory import actions
-from eedkit.theory.actions import Action
 
-VERSION = 1
+VERSION = 3
 """Part of every fingerprint: to be raised when the same recipe would come out otherwise."""
 
 
@@ -35,13 +35,17 @@ class Recipe:
     ----------
     group : of the network's convolutions; "C1" for a plain CNN
     augment : group from which every training image gets a random element; "C1" for none
-    epochs : passes over the training images; 0 leaves the random weights
+    method : of `OBJECTIVES`; all but "supervised" train without labels, and a linear probe on the features is the head
+    start : images on which the network is trained first, supervised and not augmented, before it gets a new head; "" for none
+    epochs : passes over the training images (each of them); 0 leaves the random weights
     data, size : training images and the side that they are resized to (odd, where exactness is the point)
     widths, batch_size, rate : channels per block of the plain network; of the optimiser
     """
 
     group: str = "C1"
     augment: str = "C1"
+    method: str = "supervised"
+    start: str = ""
     epochs: int = 10
     data: str = "digits/train"
     size: int = 17
@@ -52,6 +56,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in (self.group, self.augment):
             actions.spatial(name)
+        if self.method not in OBJECTIVES:
+            raise ValueError(unknown("method", self.method, OBJECTIVES))
         for name, least in (("epochs", 0), ("size", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -71,6 +77,15 @@ def recipes(group: str = "C4") -> dict[str, Recipe]:
         "plain": Recipe(),
         "augmented": Recipe(augment=group),
         "equivariant": Recipe(group=group),
+        # the first of these learns nothing new before: it only trains as long as the others
+        "from_digits": Recipe(start="digits/train"),
+        "from_letters": Recipe(start="letters/train"),
+        "from_patches": Recipe(start="patches/train"),
+        "simclr": Recipe(method="simclr", epochs=20),
+        "simclr_augmented": Recipe(method="simclr", augment=group, epochs=20),
+        "barlow_twins": Recipe(method="barlow_twins", epochs=20),
+        "barlow_twins_augmented": Recipe(method="barlow_twins", augment=group, epochs=20),
+        "turns": Recipe(method="turns", augment=group, epochs=20),
     }
 
 
@@ -90,7 +105,7 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
     images = _images(recipe.data, recipe.size)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        network = GroupCNN(recipe.group, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
+        network = _network(recipe, images)
         if recipe.epochs:
             _fill(network, images, recipe, seed, cache, progress)
     return network.eval()
@@ -105,8 +120,48 @@ def source(recipe: Recipe, *, seed: int = 0) -> str:
     return _digest(_about(recipe, seed, _images(recipe.data, recipe.size)))
 
 
+def curves(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None) -> pd.DataFrame:
+    """Loss by epoch (and accuracy on the training images where the objective has one) as kept with the weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        The network was not trained yet.
+    ValueError
+        Its file is torn.
+
+    Returns
+    -------
+    columns stage, epoch, loss, accuracy; no rows for random weights
+    """
+    from safetensors import SafetensorError, safe_open
+
+    kinds = {"stage": str, "epoch": int, "loss": float, "accuracy": float}
+    if not recipe.epochs:
+        return pd.DataFrame(columns=list(kinds)).astype(kinds)
+    path = cache_folder(cache) / f"{source(recipe, seed=seed)}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}: train that network first")
+    try:
+        with safe_open(path, "pt") as held:
+            rows = json.loads(held.metadata()["curves"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no curves ({error}); delete it and train that network again") from error
+    return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Where trained weights are kept: `cache`, or $EEDKIT_CACHE, or ~/.cache/eedkit.
+
+    >>> cache_folder("weights").name
+    'weights'
+    """
+    return Path(cache or os.environ.get("EEDKIT_CACHE") or Path.home() / ".cache" / "eedkit").expanduser()
+
+
 def _about(recipe: Recipe, seed: int, images: "_Images") -> dict[str, object]:
-    return {**asdict(recipe), "seed": seed, "images": images.fingerprint, "version": VERSION}
+    first = _images(recipe.start, recipe.size, images.x.shape[1]).fingerprint if recipe.start else ""
+    return {**asdict(recipe), "seed": seed, "images": images.fingerprint, "first": first, "version": VERSION}
 
 
 def _digest(about: dict[str, object]) -> str:
@@ -121,9 +176,9 @@ class _Images:
     fingerprint: str
 
 
-@lru_cache(maxsize=2)
-def _images(data: str, size: int) -> _Images:
-    dataset = lab_images.load(data, size=size)
+@lru_cache(maxsize=4)
+def _images(data: str, size: int, channels: int | None = None) -> _Images:
+    dataset = lab_images.load(data, size=size, channels=channels)
     x, y, _ = lab_images.tensors(dataset)
     classes = getattr(dataset.features["label"], "num_classes", None)
     if classes is None:
@@ -131,10 +186,14 @@ def _images(data: str, size: int) -> _Images:
     return _Images(x, y, classes, lab_images.fingerprint(dataset))
 
 
+def _network(recipe: Recipe, images: _Images) -> GroupCNN:
+    return GroupCNN(recipe.group, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
+
+
 def _fill(
     network: GroupCNN, images: _Images, recipe: Recipe, seed: int, cache: str | Path | None, progress: bool
 ) -> None:
-    """Read the trained weights into the network, or train it and write them."""
+    """Read the trained weights into the network, or train it and write them, with the curves in the file's header."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
@@ -146,8 +205,8 @@ def _fill(
             return
         except (SafetensorError, RuntimeError) as error:
             warnings.warn(f"{path} cannot be read ({error}); training that network again", stacklevel=3)
-    _fit(network, images, recipe, seed, progress)
-    about |= {"torch": torch.__version__, "train_accuracy": _accuracy(network, images)}
+    curves = _trained(network, images, recipe, seed, progress)
+    about |= {"torch": torch.__version__, "curves": curves, "train_accuracy": _accuracy(network, images)}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}.partial")
     try:
@@ -157,94 +216,34 @@ def _fill(
         beside.unlink(missing_ok=True)
 
 
-def cache_folder(cache: str | Path | None = None) -> Path:
-    """Where trained weights are kept: `cache`, or $EEDKIT_CACHE, or ~/.cache/eedkit.
+def _trained(network: GroupCNN, images: _Images, recipe: Recipe, seed: int, progress: bool) -> list[dict[str, Any]]:
+    """Train the network stage by stage; the curves of all stages."""
+    options = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "rate": recipe.rate}
+    rows = []
 
-    >>> cache_folder("weights").name
-    'weights'
-    """
-    return Path(cache or os.environ.get("EEDKIT_CACHE") or Path.home() / ".cache" / "eedkit").expanduser()
+    def stage(name: str, of: GroupCNN, on: _Images, method: str, augment: str) -> None:
+        objective = OBJECTIVES[method](of, actions.spatial(augment))
+        found = fit(objective, on.x, on.y, **options, seed=seed, progress=progress)
+        rows.extend({"stage": name, **row} for row in found)
+
+    if recipe.start:
+        first = _images(recipe.start, recipe.size, images.x.shape[1])
+        # drawn as the network that is trained on these images alone, so that it is that one, seed for seed
+        torch.manual_seed(seed)
+        begun = _network(recipe, first)
+        stage(recipe.start, begun, first, "supervised", "C1")
+        network.blocks = begun.blocks
+    stage(recipe.method, network, images, recipe.method, recipe.augment)
+    network.eval()
+    if recipe.method != "supervised":
+        probe(_in_batches(network.features, images.x), images.y, network.head)
+    return rows
 
 
-def augmented(images: Tensor, action: Action) -> Tensor:
-    """Every image of a batch moved by an element of its own, drawn evenly from the group with torch's random state.
-
-    >>> augmented(torch.ones(2, 1, 3, 3), actions.spatial("C4")).shape
-    torch.Size([2, 1, 3, 3])
-    """
-    if action.group.order == 1:
-        return images
-    drawn = torch.randint(action.group.order, (len(images),), device=images.device)
-    moved = torch.empty_like(images)
-    for g in range(action.group.order):
-        moved[drawn == g] = action(g, images[drawn == g])
-    return moved
-
-
-def _fit(network: GroupCNN, images: _Images, recipe: Recipe, seed: int, progress: bool) -> None:
-    import lightning
-    from torch.utils.data import DataLoader, TensorDataset
-
-    action = actions.spatial(recipe.augment)
-
-    class Supervised(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-            x, y = batch
-            return F.cross_entropy(self.network(augmented(x, action)), y)
-
-        def configure_optimizers(self) -> dict:
-            optimiser = torch.optim.AdamW(self.parameters(), lr=recipe.rate)
-            steps = int(self.trainer.estimated_stepping_batches)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=steps)
-            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    loader = DataLoader(
-        TensorDataset(images.x, images.y),
-        recipe.batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    with _as_found():
-        trainer = lightning.Trainer(
-            max_epochs=recipe.epochs,
-            accelerator="auto",
-            devices=1,
-            deterministic=True,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-        )
-        trainer.fit(Supervised(), loader)
-    network.cpu()
+def _accuracy(network: GroupCNN, images: _Images) -> float:
+    return (_in_batches(network.eval(), images.x).argmax(-1) == images.y).double().mean().item()
 
 
 @torch.no_grad()
-def _accuracy(network: GroupCNN, images: _Images) -> float:
-    return (network.eval()(images.x).argmax(-1) == images.y).double().mean().item()
-
-
-@contextmanager
-def _as_found() -> Iterator[None]:
-    """Without Lightning's notes on hardware, workers and tips, and with the process's settings afterwards as before."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        if workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _in_batches(take: Any, x: Tensor, size: int = 512) -> Tensor:
+    return torch.cat([take(some) for some in x.split(size)])

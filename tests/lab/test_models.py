@@ -15,6 +15,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from eedkit.lab import images, models, training
@@ -103,8 +104,53 @@ class TestRecipes:
         assert models.about("recipe:augmented?group=D4")["changes"] == "augment=D4"
         assert models.about("torchvision:resnet18?seed=1") == models.about("timm:resnet18") == {}
 
+    def test_method_and_start_are_options_and_named_recipes_carry_them(self, own_cache):
+        few = "epochs=2&widths=4,4&size=9&data=digits/train?n=64"
+        tiny = {"epochs": 2, "widths": (4, 4), "size": 9, "data": "digits/train?n=64"}
+        for spec, recipe in {
+            f"recipe:simclr?seed=1&{few}": Recipe(method="simclr", **tiny),
+            f"recipe:from_letters?seed=1&start=patches/train?n=60&{few}": Recipe(start="patches/train?n=60", **tiny),
+            f"recipe:plain?seed=1&method=turns&augment=flip&{few}": Recipe(method="turns", augment="flip", **tiny),
+        }.items():
+            assert models.source(spec) == training.source(recipe, seed=1)
+            assert same(models.load(spec).model, training.train(recipe, seed=1))
+        assert len(list(own_cache.iterdir())) == 3
+        assert models.about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
+        assert models.about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
+
+    def test_a_start_that_is_not_there_is_refused_before_any_training(self, own_cache, monkeypatch):
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
+        for call in (models.load, models.source):
+            with pytest.raises(ValueError, match="'letter/train'; did you mean 'letters/train'"):
+                call("recipe:from_letters?start=letter/train")
+        assert not own_cache.exists()
+
+    def test_curves_are_those_of_all_recipes_one_below_the_other(self):
+        few = "widths=4&size=9&data=digits/train?n=64"
+        specs = [f"recipe:simclr?seed=1&epochs=1&{few}", f"recipe:from_letters?epochs=2&start=digits/test?n=64&{few}"]
+        with pytest.raises(FileNotFoundError, match="train that network first"):
+            models.curves(specs)
+        for spec in specs:
+            models.load(spec)
+        table = models.curves(["recipe:random", *specs, "torchvision:resnet18"])
+        assert [*table["model"]] == [specs[0], *4 * [specs[1]]]
+        assert table[["recipe", "seed", "stage", "epoch"]].to_numpy().tolist() == [
+            ["simclr", 1, "simclr", 1],
+            ["from_letters", 0, "digits/test?n=64", 1],
+            ["from_letters", 0, "digits/test?n=64", 2],
+            ["from_letters", 0, "supervised", 1],
+            ["from_letters", 0, "supervised", 2],
+        ]
+        own = training.curves(Recipe(start="digits/test?n=64", epochs=2, widths=(4,), size=9, data="digits/train?n=64"))
+        assert table["loss"].tolist()[1:] == own["loss"].tolist()
+        assert [table[name].dtype.kind for name in ("epoch", "seed", "loss", "accuracy")] == ["i", "i", "f", "f"]
+        for none in ([], ["torchvision:resnet18"]):
+            assert list(models.curves(none).columns) == list(table.columns)
+            assert models.curves(none).empty
+
     def test_source_follows_fields_seed_images_and_version(self, monkeypatch, own_cache):
         specs = ["", "?seed=1", "?epochs=1", "?widths=4", "?augment=C4", "?size=9", "?data=digits/test"]
+        specs += ["?method=simclr", "?start=letters/train", "?start=letters/train?n=99"]
         sources = {models.source(f"recipe:plain{options}") for options in specs}
         monkeypatch.setattr(training, "VERSION", -1)
         assert len(sources | {models.source("recipe:plain")}) == len(specs) + 1
@@ -259,6 +305,23 @@ class TestFiles:
         assert (bare.model.head.out_features, same(bare.model, trained.model)) == (12, False)
         assert models.about(f"file:{file}") == {}
 
+    def test_an_older_file_without_all_fields_is_read_when_its_architecture_is_named(self, own_cache):
+        spec = f"recipe:equivariant?group=C2&size=9&data=digits/train?n=64&{QUICK}"
+        trained = models.load(spec).model
+        (file,) = own_cache.iterdir()
+        with safe_open(file, "pt") as held:
+            told = {name: value for name, value in held.metadata().items() if name not in ("method", "start")}
+        save_file(trained.state_dict(), file, metadata=told)
+        with pytest.raises(ValueError, match=r"tells no architecture; add \?model=<spec>"):
+            models.check(f"file:{file}")
+        assert same(models.load(f"file:{file}?model={quote(spec)}").model, trained)
+
+    @pytest.mark.parametrize("way", ["method=simclr", "start=letters/train?n=52"])
+    def test_files_of_every_way_of_training_know_their_architecture(self, own_cache, way):
+        trained = models.load(f"recipe:plain?{way}&size=9&data=digits/train?n=64&{QUICK}").model
+        (file,) = own_cache.iterdir()
+        assert same(models.load(f"file:{file}").model, trained)
+
     def test_without_weights_the_tensors_are_not_read(self, tmp_path):
         (tmp_path / "net.safetensors").write_text("torn")
         spec = f"file:{tmp_path}/net.safetensors?model=recipe:plain&classes=3"
@@ -317,6 +380,9 @@ class TestFiles:
         ("recipe:plain?epochs=x", "'epochs' must be a whole number, got 'x'"),
         ("recipe:plain?epochs=-1", "whole number from 0, got -1"),
         ("recipe:plain?group=c4", "no group 'c4'; did you mean 'C4'"),
+        ("recipe:simclrr", "no recipe 'simclrr'; did you mean 'simclr'"),
+        ("recipe:plain?method=simclrr", "no method 'simclrr'; did you mean 'simclr'"),
+        ("recipe:plain?start=", "'start' must be a text, got ''"),
         ("torchvision:resnet19", "no torchvision classifier 'resnet19'; did you mean 'resnet1"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no torchvision classifier"),
         ("torchvision:resnet18?weights=V1", "no weights of resnet18 'V1'"),
@@ -360,12 +426,15 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
         (name, seed) for name in ("random", "plain") for seed in (0, 1)
     ]
     assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
+    assert models.pool("plain", seeds=2, widths=[4, 8], epochs=1) == found[2:]
     assert models.pool("random", seeds=1, epochs=3) == ["recipe:random?seed=0&group=C4"]
+    assert len(models.pool(training.recipes(), seeds=2, group="D4")) == 24
     for arguments, message in [
         ({"names": ["augmentd"]}, "did you mean 'augmented'"),
         ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
         ({"seeds": [0, 1]}, "seeds must be how many"),
         ({"names": "plain", "epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
+        ({"names": "plain", "method": "turn"}, "no method 'turn'; did you mean 'turns'"),
     ]:
         with pytest.raises(ValueError, match=message):
             models.pool(**arguments)

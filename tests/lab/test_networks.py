@@ -82,6 +82,18 @@ def test_group_convolution_is_the_sum_of_its_definition():
         assert worst(conv(z).unflatten(1, (3, 4))[:, :, g], expected) < 1e-12
 
 
+@torch.no_grad()
+def test_features_are_the_blocks_mean_over_elements_and_space_and_feed_the_head(network):
+    group, net = network
+    x, order = torch.rand(2, 2, 17, 17, dtype=torch.float64), actions.spatial(group).group.order
+    z, features = net.blocks(x), net.features(x)
+    assert features.shape == (2, z.shape[1] // order)
+    for field in range(features.shape[1]):
+        channels = [z[:, field * order + g].flatten(1).mean(1) for g in range(order)]
+        assert worst(features[:, field], sum(channels) / order) < 1e-12
+    assert worst(net(x), features @ net.head.weight.T + net.head.bias) < 1e-12
+
+
 def test_twins_have_about_as_many_weights():
     counts = {g: sum(p.numel() for p in GroupCNN(g, classes=10).parameters()) for g in ("C1", "C4", "D4")}
     assert all(abs(count / counts["C1"] - 1) < 0.1 for count in counts.values()), counts

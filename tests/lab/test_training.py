@@ -2,17 +2,25 @@
 
 import json
 import os
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from eedkit.lab import training
-from eedkit.lab.training import Recipe, augmented, recipes, train
-from eedkit.theory import actions
+from eedkit.lab import images, training
+from eedkit.lab.training import Recipe, curves, recipes, train
 
-QUICK = {"epochs": 1, "widths": (4, 4)}
+TINY = {"epochs": 2, "widths": (4, 4), "size": 9, "data": "digits/train?n=64", "batch_size": 32}
+WAYS = {
+    "supervised": Recipe(augment="C4", **TINY),
+    "started": Recipe(start="letters/train?n=70", **TINY),
+    "simclr": Recipe(method="simclr", augment="C4", **TINY),
+    "barlow_twins": Recipe(method="barlow_twins", **TINY),
+    "turns": Recipe(method="turns", augment="D4", group="C2", **TINY),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -21,103 +29,255 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def weights(network):
-    return torch.cat([value.flatten().double() for value in network.state_dict().values()])
+@pytest.fixture(params=WAYS)
+def recipe(request):
+    return WAYS[request.param]
 
 
-def test_same_seed_trains_to_the_same_weights_and_another_to_others(tmp_path):
-    recipe = Recipe(augment="C4", **QUICK)
-    first, again, other = (train(recipe, seed=s, cache=tmp_path / str(i)) for i, s in enumerate((0, 0, 1)))
-    assert torch.equal(weights(first), weights(again))
-    assert not torch.equal(weights(first), weights(other))
+@pytest.fixture
+def fits(monkeypatch):
+    """What every run of the training loop was given, with the network's weights as they were before."""
+    seen, fit = [], training.fit
+
+    def watched(objective, x, y, **options):
+        state = {name: value.clone() for name, value in objective.network.state_dict().items()}
+        seen.append({"objective": objective, "x": x, "y": y, "state": state, **options})
+        return fit(objective, x, y, **options)
+
+    monkeypatch.setattr(training, "fit", watched)
+    return seen
 
 
-def test_a_second_call_reads_the_file_and_trains_nothing(own_cache, monkeypatch):
-    recipe = Recipe(**QUICK)
-    trained = train(recipe)
-    (file,) = own_cache.iterdir()
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained again"))
-    assert torch.equal(weights(train(recipe)), weights(trained))
+def weights(module):
+    return torch.cat([value.flatten().double() for value in module.state_dict().values()])
+
+
+def header(file):
     with safe_open(file, "pt") as held:
-        about = {key: json.loads(value) for key, value in held.metadata().items()}
-    assert about["epochs"] == 1
-    assert 0 <= about["train_accuracy"] <= 1
+        return {key: json.loads(value) for key, value in held.metadata().items()}
 
 
-def test_every_field_of_a_recipe_and_the_seed_change_the_file(own_cache):
-    train(Recipe(**QUICK))
-    changes = [{"group": "C2"}, {"augment": "C2"}, {"epochs": 2}, {"size": 9}, {"batch_size": 128}, {"rate": 1e-3}]
-    for change in changes:
-        train(replace(Recipe(**QUICK), **change))
-    train(Recipe(**QUICK), seed=1)
-    assert len(list(own_cache.iterdir())) == len(changes) + 2
+class TestSeeds:
+    def test_same_seed_trains_to_the_same_weights_and_another_to_others(self, recipe, tmp_path):
+        networks = []
+        for i, seed in enumerate((0, 0, 1)):
+            torch.rand(i)  # the process's own random state is of no account
+            networks.append(train(recipe, seed=seed, cache=tmp_path / str(i)))
+        first, again, other = networks
+        assert torch.equal(weights(first), weights(again))
+        assert not torch.equal(weights(first.blocks), weights(other.blocks))
+        assert weights(first).isfinite().all()
+        assert not any(module.training for module in first.modules())
+
+    def test_the_process_is_left_as_found(self, recipe):
+        def state():
+            return (
+                torch.get_rng_state().tolist(),
+                np.random.get_state()[1].tolist(),  # noqa: NPY002
+                random.getstate(),
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_grad_enabled(),
+                torch.get_default_dtype(),
+                {**os.environ, "PYTEST_CURRENT_TEST": ""},
+            )
+
+        before = state()
+        train(recipe, seed=9)
+        assert state() == before
 
 
-def test_a_torn_file_is_trained_again_with_a_warning(own_cache):
-    trained = train(Recipe(**QUICK))
-    (file,) = own_cache.iterdir()
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="cannot be read"):
-        again = train(Recipe(**QUICK))
-    assert torch.equal(weights(again), weights(trained))
+class TestCache:
+    def test_a_second_call_reads_the_file_and_trains_nothing(self, recipe, own_cache, monkeypatch):
+        trained = train(recipe)
+        (file,) = own_cache.iterdir()
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+        assert torch.equal(weights(train(recipe)), weights(trained))
+        about = header(file)
+        assert (about["epochs"], about["method"], about["start"]) == (2, recipe.method, recipe.start)
+        x, y, _ = images.tensors(images.load(recipe.data, size=9))
+        with torch.no_grad():
+            assert about["train_accuracy"] == pytest.approx((trained(x).argmax(-1) == y).double().mean().item())
+
+    def test_every_field_of_a_recipe_and_the_seed_change_the_file(self, own_cache, fits):
+        base = Recipe(**TINY)
+        changes = {
+            "group": "C2",
+            "augment": "C2",
+            "method": "simclr",
+            "start": "letters/train?n=70",
+            "epochs": 1,
+            "data": "digits/train?n=65",
+            "size": 11,
+            "widths": (4, 5),
+            "batch_size": 16,
+            "rate": 1e-3,
+        }
+        assert list(changes) == list(Recipe.__dataclass_fields__)
+        networks = [train(replace(base, **{name: value})) for name, value in changes.items()]
+        networks += [train(base), train(base, seed=1)]
+        assert len({file.name for file in own_cache.iterdir()}) == len({str(weights(net)) for net in networks}) == 12
+        assert len(fits) == 13
+        train(replace(base, start="letters/train?n=71"))
+        assert len(list(own_cache.iterdir())) == 13
+
+    @pytest.mark.parametrize("changed", ["digits", "letters"])
+    def test_other_images_under_the_same_name_are_another_source(self, changed, monkeypatch):
+        def other(data, *rest):
+            found = original(data, *rest)
+            return replace(found, fingerprint="other") if data.startswith(changed) else found
+
+        before, original = training.source(WAYS["started"]), training._images
+        monkeypatch.setattr(training, "_images", other)
+        assert training.source(WAYS["started"]) != before
+
+    @pytest.mark.parametrize("kept", [0, 4, 100, -100])
+    def test_a_torn_file_is_trained_again_with_a_warning(self, own_cache, kept):
+        recipe = WAYS["supervised"]
+        trained = train(recipe)
+        told = curves(recipe)
+        (file,) = own_cache.iterdir()
+        file.write_bytes(file.read_bytes()[:kept])
+        with pytest.raises(ValueError, match=r"holds no curves .*; delete it and train that network again"):
+            curves(recipe)
+        with pytest.warns(UserWarning, match="cannot be read"):
+            again = train(recipe)
+        assert torch.equal(weights(again), weights(trained))
+        assert curves(recipe).equals(told)
+
+    def test_random_weights_are_not_trained_and_not_stored(self, own_cache):
+        network = train(recipes()["random"], seed=3)
+        assert not own_cache.exists()
+        assert network.blocks[0].norm.num_batches_tracked == 0
+        assert not torch.equal(weights(network), weights(train(recipes()["random"], seed=4)))
 
 
-def test_training_leaves_the_process_as_found():
-    before = torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    train(Recipe(**QUICK), seed=9)
-    assert (
-        (torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
-        == before
-        == (False, None)
-    )
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    train(Recipe(**QUICK))
-    assert torch.equal(torch.rand(3), expected)
+class TestCurves:
+    def test_one_row_for_each_stage_and_epoch(self, recipe):
+        train(recipe)
+        table = curves(recipe)
+        stages = [stage for stage in (recipe.start, recipe.method) if stage]
+        assert list(table.columns) == ["stage", "epoch", "loss", "accuracy"]
+        assert list(zip(table["stage"], table["epoch"], strict=True)) == [(s, e) for s in stages for e in (1, 2)]
+        assert table["loss"].gt(0).all()
+        told = table["accuracy"].between(0, 1)
+        assert told.all() if recipe.method in ("supervised", "turns") else table["accuracy"].isna().all()
+
+    def test_the_loss_falls_and_the_accuracy_rises_when_labels_are_learnt(self):
+        recipe = Recipe(**TINY | {"epochs": 8, "widths": (16, 16), "rate": 0.05})
+        train(recipe)
+        table = curves(recipe)
+        assert table["loss"].iloc[-1] < table["loss"].iloc[0] - 0.5
+        assert table["accuracy"].iloc[-1] > table["accuracy"].iloc[0] + 0.25
+
+    def test_random_weights_have_none_and_untrained_ones_cannot_tell(self, own_cache):
+        assert curves(recipes()["random"]).shape == (0, 4)
+        with pytest.raises(FileNotFoundError, match=rf"no weights at {own_cache}.*: train that network first"):
+            curves(Recipe(**TINY))
+        train(Recipe(**TINY))
+        with pytest.raises(FileNotFoundError):
+            curves(Recipe(**TINY), seed=1)
 
 
-def test_random_weights_are_not_trained_and_not_stored(own_cache):
-    network = train(recipes()["random"], seed=3)
-    assert not own_cache.exists()
-    assert network.blocks[0].norm.num_batches_tracked == 0
-    assert not torch.equal(weights(network), weights(train(recipes()["random"], seed=4)))
+class TestStart:
+    def test_a_network_starts_as_the_one_trained_on_those_images_alone(self, fits, tmp_path):
+        network = train(WAYS["started"], seed=4)
+        alone = train(Recipe(**TINY | {"data": "letters/train?n=70"}), seed=4, cache=tmp_path / "alone")
+        fresh = train(Recipe(**TINY | {"epochs": 0}), seed=4)
+        first, second, third = fits
+        begun = torch.cat([v.flatten().double() for k, v in second["state"].items() if k.startswith("blocks")])
+        assert torch.equal(begun, weights(alone.blocks))
+        assert torch.equal(second["state"]["head.weight"], fresh.head.weight)
+        assert len(first["x"]) == len(third["x"]) == 70
+        assert len(second["x"]) == 64
+        assert [run["epochs"] for run in fits] == [2, 2, 2]
+        assert not torch.equal(weights(network.blocks), begun)
+
+    @pytest.mark.parametrize(("start", "classes"), [("digits", 10), ("letters", 26), ("patches", 12)])
+    def test_both_stages_have_their_images_classes_and_the_head_is_new(self, fits, start, classes):
+        recipe = replace(recipes()[f"from_{start}"], **TINY | {"start": f"{start}/train?n=52"})
+        network = train(recipe)
+        assert [run["state"]["head.bias"].shape for run in fits] == [(classes,), (10,)]
+        assert [run["x"].shape for run in fits] == [(52, 1, 9, 9), (64, 1, 9, 9)]
+        assert network.head.out_features == 10
+        assert curves(recipe)["stage"].unique().tolist() == [f"{start}/train?n=52", "supervised"]
+
+    def test_the_first_stage_has_labels_and_is_not_augmented_whatever_the_second(self, fits):
+        train(replace(WAYS["simclr"], start="patches/train?n=52"))
+        first, second = (run["objective"] for run in fits)
+        assert (type(first).__name__, first.action.group.order) == ("Supervised", 1)
+        assert (type(second).__name__, second.action.group.order) == ("Agreement", 4)
+
+    def test_images_have_as_many_channels_as_those_of_the_second_stage(self, fits):
+        train(replace(WAYS["started"], data="patches/train?n=52"))
+        assert [run["x"].shape[1] for run in fits] == [3, 3]
+
+    @pytest.mark.parametrize("start", ["letters", "letters/train?size=8", "digits/train?n=100000"])
+    def test_images_that_cannot_be_read_are_an_error_before_any_training(self, start, fits, own_cache):
+        recipe = Recipe(**TINY, start=start)
+        for call in (training.source, train):
+            with pytest.raises(ValueError, match=r"did you mean 'letters/t|size is 8|cannot take n=100000"):
+                call(recipe)
+        assert not fits
+        assert not own_cache.exists()
 
 
-def test_recipes_use_the_group_where_their_name_says():
-    known = recipes("D4")
-    assert [(known[k].group, known[k].augment) for k in ("plain", "augmented", "equivariant")] == [
-        ("C1", "C1"), ("C1", "D4"), ("D4", "C1"),
-    ]  # fmt: skip
+class TestWithoutLabels:
+    @pytest.mark.parametrize("way", ["simclr", "barlow_twins", "turns", "supervised"])
+    def test_other_labels_change_the_head_alone(self, way, tmp_path, monkeypatch):
+        def shuffled(*arguments):
+            found = original(*arguments)
+            return replace(found, y=found.y[torch.randperm(64, generator=torch.Generator().manual_seed(0))])
+
+        usual, original = train(WAYS[way], cache=tmp_path / "a"), training._images
+        monkeypatch.setattr(training, "_images", shuffled)
+        other = train(WAYS[way], cache=tmp_path / "b")
+        assert torch.equal(weights(usual.blocks), weights(other.blocks)) == (way != "supervised")
+        assert not torch.equal(usual.head.weight, other.head.weight)
+
+    @pytest.mark.parametrize("way", ["simclr", "barlow_twins", "turns"])
+    def test_the_head_is_the_probe_of_the_features_of_the_images_as_they_are(self, way):
+        network = train(WAYS[way])
+        x, y, _ = images.tensors(images.load(TINY["data"], size=9))
+        features = network.features(x).detach().double()
+        z = (features - features.mean(0)) / features.std(0, correction=0)
+        weight = (network.head.weight.detach().double() * features.std(0, correction=0)).requires_grad_()
+        bias = network.head(features.mean(0).float()).detach().double().requires_grad_()
+        (torch.nn.functional.cross_entropy(z @ weight.T + bias, y) + 5e-4 * weight.square().sum()).backward()
+        # the objective is convex: it has no other place without a slope
+        assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-5
 
 
-def test_augmentation_moves_every_image_by_an_element_of_its_own_evenly():
-    torch.manual_seed(0)
-    image = torch.arange(9.0).reshape(1, 3, 3)
-    batch = augmented(image.expand(4000, 1, 3, 3), actions.spatial("D4"))
-    orbit = torch.stack([actions.spatial("D4")(g, image) for g in range(8)])
-    counts = (batch[:, None] == orbit[None]).flatten(2).all(-1).sum(0)
-    assert counts.sum() == 4000
-    # a binomial count of 500 ± 21; five standard deviations
-    assert (counts - 500).abs().max() < 105
+class TestRecipes:
+    def test_they_use_the_group_where_their_name_says(self):
+        known = recipes("D4")
+        assert {name: (r.group, r.augment) for name, r in known.items() if (r.group, r.augment) != ("C1", "C1")} == {
+            "augmented": ("C1", "D4"),
+            "equivariant": ("D4", "C1"),
+            "simclr_augmented": ("C1", "D4"),
+            "barlow_twins_augmented": ("C1", "D4"),
+            "turns": ("C1", "D4"),
+        }
 
+    def test_they_train_by_the_method_and_from_the_images_that_their_name_says(self):
+        for name, recipe in recipes().items():
+            method = name.removesuffix("_augmented")
+            assert recipe.method == (method if method in ("simclr", "barlow_twins", "turns") else "supervised")
+            assert recipe.start == (name.replace("from_", "") + "/train" if name.startswith("from_") else "")
+            assert recipe.data == "digits/train"
 
-def test_augmentation_by_the_trivial_group_changes_nothing():
-    images = torch.rand(3, 1, 5, 5)
-    assert torch.equal(augmented(images, actions.spatial("C1")), images)
-
-
-def test_a_recipe_says_what_is_wrong_with_it():
-    with pytest.raises(ValueError, match="whole number from 0, got -1"):
-        Recipe(epochs=-1)
-    with pytest.raises(ValueError, match="no group 'c4'; did you mean 'C4'"):
-        recipes("c4")
+    def test_a_recipe_says_what_is_wrong_with_it(self):
+        with pytest.raises(ValueError, match="whole number from 0, got -1"):
+            Recipe(epochs=-1)
+        with pytest.raises(ValueError, match="no group 'c4'; did you mean 'C4'"):
+            recipes("c4")
+        with pytest.raises(ValueError, match="no method 'simclrr'; did you mean 'simclr'"):
+            Recipe(method="simclrr")
+        with pytest.raises(ValueError, match="elements to tell apart, got augment=C1"):
+            train(Recipe(method="turns", **TINY))
 
 
 @pytest.mark.slow
 def test_a_short_training_learns_the_digits():
-    from eedkit.lab import images
-
     x, y, _ = images.tensors(images.load("digits/test", size=17))
     with torch.no_grad():
         accuracy = (train(Recipe(epochs=5))(x).argmax(-1) == y).double().mean().item()
