@@ -12,9 +12,9 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submodules=["lab", "probe", "report", "results", "study", "theory"],
     submod_attrs={
         "probe.measure": ["measure"],
-        "probe.metrics": ["METRICS", "Metric"],
+        "probe.metrics": ["COMPARED", "METRICS", "Metric"],
         "report": ["plots"],
-        "results": ["verdicts"],
+        "results": ["conclusions", "verdicts"],
         "results.store": ["open"],
         "results.summary": ["compare", "concat", "summarise"],
         "study": ["Study"],

@@ -213,21 +213,40 @@ def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
     for model in ds.model.values.tolist():
         one = ds.sel(model=model).compute()  # one model's values at a time, where a store holds many
         keys = {"model": model, **{name: one[name].item() for name in about}, "accuracy": _accuracy(one)}
+        # in the stream's order, in which neighbours share the null's chain
+        order = np.argsort(one["position"].values) if "position" in one.coords else slice(None)
         for metric in schema.metrics_of(ds):
-            values = one[metric].astype("float64").mean("element", skipna=False)
-            has_null = f"{metric}_null" in ds
-            null = one[f"{metric}_null"].astype("float64").mean("element", skipna=False) if has_null else None
-            if "layer" in values.dims:
-                for layer in ds.layer.values.tolist():
-                    at = {"layer": layer}
-                    if one[f"{metric}_nan_reason"].sel(at).item() == NO_LAYER:
-                        continue
-                    below = null.sel(at) if null is not None else None
-                    where = {"metric": metric, "layer": layer, "depth": one.depth.sel(at).item()}
-                    yield _cell(one.sel(at), metric, keys | where, values.sel(at), below)
-            else:
-                where = {"metric": metric, "layer": "output", "depth": 1.0}
-                yield _cell(one, metric, keys | where, values, null)
+            yield from _of_metric(one, metric, keys, order)
+
+
+def _of_metric(one: xr.Dataset, metric: str, keys: dict, order: np.ndarray | slice) -> Iterator[_Cell]:
+    """The cells of one metric of one model: a row per layer, or one for the output."""
+    attrs, layered = one[metric].attrs, "layer" in one[metric].dims
+
+    def rows(name: str, *over: str) -> np.ndarray:
+        values = one[name].astype("float64").mean(over, skipna=False).values
+        return values if layered else values[None]
+
+    values = rows(metric, "element")[:, order]
+    null = rows(f"{metric}_null", "element")[:, order] if f"{metric}_null" in one else [None] * len(values)
+    n, where = values.shape[1], {"layer": one.layer.values.tolist(), "depth": one.depth.values.tolist()}
+    told = one[f"{metric}_nan_reason"].values.tolist() if layered else [attrs.get("nan_reason", "")]
+    scale = rows(attrs["scale"], "sample") if isinstance(attrs["scale"], str) else [attrs["scale"]] * len(values)
+    pairs, no_pair = [np.nan] * len(values), ""
+    if metric in ("latent", "latent_unit"):
+        over = one["latent_pair_cosine"].attrs.get("samples", n)
+        if over == n:
+            pairs = one["latent_pair_cosine"].values.tolist()
+        else:
+            no_pair = f"M was taken over {over} samples, not these {n}"
+    for k, (layer, depth) in enumerate(zip(*where.values(), strict=True) if layered else [("output", 1.0)]):
+        if told[k] == NO_LAYER:
+            continue
+        undefined, reason = int(np.isnan(values[k]).sum()), ""
+        if undefined:  # the coordinate may tell of samples that were dropped since
+            reason = told[k] if undefined == n and told[k] else f"undefined for {undefined} of {n} samples"
+        at = {"metric": metric, "layer": layer, "depth": depth}
+        yield _Cell(keys | at, values[k], null[k], attrs["best"], float(scale[k]), pairs[k], no_pair, reason)
 
 
 def _accuracy(ds: xr.Dataset) -> float:
@@ -237,27 +256,6 @@ def _accuracy(ds: xr.Dataset) -> float:
     predicted, labels = ds.prediction.isel(element=0).values.ravel(), ds.label.values
     told = (predicted >= 0) & (labels != -1)
     return float((predicted == labels)[told].mean()) if told.any() else np.nan
-
-
-def _cell(at: xr.Dataset, metric: str, keys: dict, values: xr.DataArray, null: xr.DataArray | None) -> _Cell:
-    attrs = at[metric].attrs
-    array, undefined = np.asarray(values), np.isnan(values).sum().item()
-    told = at[f"{metric}_nan_reason"].item() if f"{metric}_nan_reason" in at.coords else attrs.get("nan_reason", "")
-    reason = ""
-    if undefined:  # the coordinate may tell of samples that were dropped since
-        reason = told if undefined == len(array) and told else f"undefined for {undefined} of {len(array)} samples"
-    scale = attrs["scale"]
-    if isinstance(scale, str):
-        scale = at[scale].mean().item()
-    pair, no_pair = np.nan, ""
-    if metric in ("latent", "latent_unit"):
-        pair, over = at["latent_pair_cosine"].item(), at["latent_pair_cosine"].attrs.get("samples", len(array))
-        if over != len(array):
-            pair, no_pair = np.nan, f"M was taken over {over} samples, not these {len(array)}"
-    # in the stream's order, in which neighbours share the null's chain
-    order = np.argsort(at["position"].values) if "position" in at.coords else slice(None)
-    unrelated = None if null is None else np.asarray(null)[order]
-    return _Cell(keys, array[order], unrelated, attrs["best"], scale, pair, no_pair, reason)
 
 
 def _no_relative(cell: _Cell) -> str:

@@ -1,46 +1,26 @@
-"""Tests of the paper's stated conclusions, with margins declared beforehand and the seed as the unit.
+"""Verdicts: what an interval over seeds says of a claim whose margin was declared beforehand.
 
 Knows tables of `summarise`, never models or figures. A verdict is `supported`, `contradicted`, `inconclusive` or
-`not testable here`, and every row carries effect, interval, n and margin.
+`not testable here`; the paper's five conclusions are put together from these in `conclusions`.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from eedkit.errors import unknown
 from eedkit.results.intervals import mean_interval
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_TESTABLE = "not testable here"
 MIN_SEEDS = 5
-"""With fewer seeds every verdict is `not testable here`."""
+"""With fewer seeds a comparison, and any conclusion that needs it, is `not testable here`."""
 
-
-def seed_differences(
-    table: pd.DataFrame, minuend: str, subtrahend: str, *, metric: str, layer: str, value: str = "estimate"
-) -> np.ndarray:
-    """value(minuend) − value(subtrahend) of two recipes, one difference per seed that both have.
-
-    Parameters
-    ----------
-    table : of `summarise`, with the columns `recipe` and `seed`
-    value : the column that is compared: "estimate", "relative", …
-
-    Raises
-    ------
-    ValueError
-        The table has no such recipe, metric or layer, or the two share no seed.
-    """
-    if not {"recipe", "seed"} <= set(table):
-        raise ValueError("the table needs columns recipe and seed: join models with concat(…, recipe=[…], seed=[…])")
-    rows = table[(table.metric == metric) & (table.layer == layer)].pivot(index="seed", columns="recipe", values=value)
-    missing = [name for name in (minuend, subtrahend) if name not in rows]
-    shared = rows[[minuend, subtrahend]].dropna() if not missing else rows[:0]
-    if missing or shared.empty:
-        raise ValueError(f"{metric} at {layer} has no seeds of both {minuend} and {subtrahend} to compare")
-    return (shared[minuend] - shared[subtrahend]).to_numpy()
+Claim = Callable[[float, float, float], str]
+"""Interval of an effect and the margin -> verdict."""
 
 
 def falls(low: float, high: float, margin: float) -> str:
@@ -52,8 +32,17 @@ def falls(low: float, high: float, margin: float) -> str:
     return SUPPORTED if high < -margin else CONTRADICTED if low > margin else INCONCLUSIVE
 
 
+def does_fall(low: float, high: float, margin: float) -> str:
+    """Whether an interval of a difference shows a fall by more than the margin; one that excludes it contradicts it.
+
+    >>> does_fall(-0.3, -0.2, 0.1), does_fall(-0.05, 0.1, 0.1), does_fall(-0.2, 0.0, 0.1)
+    ('supported', 'contradicted', 'inconclusive')
+    """
+    return SUPPORTED if high < -margin else CONTRADICTED if low > -margin else INCONCLUSIVE
+
+
 def does_not_fall(low: float, high: float, margin: float) -> str:
-    """Whether an interval of a difference excludes a fall by more than the margin; one wholly below it contradicts that.
+    """Whether an interval of a difference excludes a fall by more than the margin; one wholly below contradicts that.
 
     >>> does_not_fall(0.0, 0.1, 0.1), does_not_fall(-0.3, -0.2, 0.1), does_not_fall(-0.2, 0.0, 0.1)
     ('supported', 'contradicted', 'inconclusive')
@@ -61,124 +50,202 @@ def does_not_fall(low: float, high: float, margin: float) -> str:
     return SUPPORTED if low > -margin else CONTRADICTED if high < -margin else INCONCLUSIVE
 
 
-def augmentation_or_layers(
-    table: pd.DataFrame, *, margin: float, fall: float, confidence: float = 0.95, value: str = "estimate"
-) -> pd.DataFrame:
-    """Conclusion 1: augmentation does not tend to induce invariance through equivariant layers (Kvinge et al. 2022, section 1).
+def exceeds(low: float, high: float, margin: float) -> str:
+    """Whether an interval lies above the margin; one wholly below it contradicts that.
 
-    Premise: with augmentation the relative `latent` and `softmax` values fall by more than `fall`. Then, per layer, the
-    claim is that channelwise(augmented) − channelwise(plain) is not below −margin: `supported` where the interval stays
-    above, `contradicted` where it lies below. Intervals are over seeds, with Bonferroni's correction over all comparisons.
-
-    Parameters
-    ----------
-    table : of `summarise`, with recipes "plain" and "augmented"
-    margin, fall : what counts as a change, declared before looking
-    value : "estimate" (the paper's) or "relative" [ours] for the channelwise comparison
-
-    Returns
-    -------
-    one row per comparison, then one for the conclusion: contradicted if any layer is, supported if every layer is
+    >>> exceeds(0.2, 0.3, 0.1), exceeds(-0.1, 0.0, 0.1), exceeds(0.0, 0.2, 0.1)
+    ('supported', 'contradicted', 'inconclusive')
     """
-    layers = list(dict.fromkeys(table[(table.metric == "channelwise") & table.estimate.notna()].layer))
-    if not layers:
+    return SUPPORTED if low > margin else CONTRADICTED if high < margin else INCONCLUSIVE
+
+
+def stays_below(low: float, high: float, margin: float) -> str:
+    """Whether an interval lies below the margin; one wholly above it contradicts that.
+
+    >>> stays_below(0.1, 0.2, 0.5), stays_below(0.6, 0.9, 0.5), stays_below(0.4, 0.6, 0.5)
+    ('supported', 'contradicted', 'inconclusive')
+    """
+    return SUPPORTED if high < margin else CONTRADICTED if low > margin else INCONCLUSIVE
+
+
+def differs(low: float, high: float, margin: float) -> str:
+    """Whether an interval of a difference lies beyond the margin on either side; one within ± margin contradicts that.
+
+    >>> differs(-0.3, -0.2, 0.1), differs(-0.05, 0.05, 0.1), differs(0.0, 0.2, 0.1)
+    ('supported', 'contradicted', 'inconclusive')
+    """
+    if high < -margin or low > margin:
+        return SUPPORTED
+    return CONTRADICTED if -margin < low and high < margin else INCONCLUSIVE
+
+
+def every(verdicts: Sequence[str]) -> str:
+    """The verdict on "all of these": one that is contradicted contradicts it.
+
+    >>> every(["supported", "supported"]), every(["supported", "contradicted", "inconclusive"])
+    ('supported', 'contradicted')
+    """
+    if CONTRADICTED in verdicts:
+        return CONTRADICTED
+    return SUPPORTED if set(verdicts) == {SUPPORTED} else INCONCLUSIVE
+
+
+def some(verdicts: Sequence[str]) -> str:
+    """The verdict on "at least one of these", a possibility: one that is supported supports it.
+
+    >>> some(["supported", "contradicted"]), some(["contradicted", "contradicted"])
+    ('supported', 'contradicted')
+    """
+    if SUPPORTED in verdicts:
+        return SUPPORTED
+    return CONTRADICTED if set(verdicts) == {CONTRADICTED} else INCONCLUSIVE
+
+
+def needs(table: pd.DataFrame, *columns: str) -> None:
+    """ValueError where the table has not all of these columns.
+
+    >>> needs(pd.DataFrame({"seed": [0]}), "seed")
+    """
+    missing = [name for name in columns if name not in table]
+    if missing:
         raise ValueError(
-            "the table has no channelwise values; measure with metrics=('channelwise', 'latent', 'softmax')"
+            f"the table needs columns {' and '.join(columns)}, got none called {' or '.join(missing)}: "
+            "recipe and seed come from concat(…, recipe=[…], seed=[…])"
         )
-    test = _Test("1", table, 1 - (1 - confidence) / (len(layers) + 2))
-    premises = [
-        test.row(f"{metric} falls", falls, fall, "augmented", "plain", metric, layer, "relative")
-        for metric, layer in (("latent", "latent"), ("softmax", "output"))
-    ]
-    rows = [
-        test.row(
-            f"channelwise at {at} does not fall", does_not_fall, margin, "augmented", "plain", "channelwise", at, value
+
+
+def seed_values(table: pd.DataFrame, recipe: str, *, metric: str, layer: str, value: str = "estimate") -> pd.Series:
+    """The values of one recipe by seed; seeds without a value are left out.
+
+    Raises
+    ------
+    ValueError
+        The table has no seeds, or no such recipe, metric or layer, or a seed of the recipe more than once.
+
+    >>> table = pd.DataFrame({"recipe": "plain", "seed": [0, 1], "metric": "m", "layer": "l", "estimate": [0.5, None]})
+    >>> seed_values(table, "plain", metric="m", layer="l").to_dict()
+    {0: 0.5}
+    """
+    needs(table, "recipe", "seed", value)
+    for kind, name in {"recipe": recipe, "metric": metric, "layer": layer}.items():
+        known = table[kind].unique()
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+        table = table[table[kind] == name]
+    if table.seed.duplicated().any():
+        raise ValueError(
+            f"{recipe} has several networks of one seed in {metric} at {layer}; "
+            "select one data set, one group and one way of training"
         )
-        for at in layers
-    ]
-    verdicts = {row["verdict"] for row in rows}
-    overall = CONTRADICTED if CONTRADICTED in verdicts else SUPPORTED if verdicts == {SUPPORTED} else INCONCLUSIVE
-    deciding = min((row for row in rows if row["verdict"] == overall), key=lambda row: row["high"])
-    if any(row["verdict"] != SUPPORTED for row in premises):
-        overall = NOT_TESTABLE
-    last = {**deciding, "test": "augmentation does not make the layers equivariant", "verdict": overall}
-    return _table([*premises, *rows, last])
+    return table.set_index("seed")[value].dropna()
 
 
-def random_beats_trained(
-    table: pd.DataFrame,
-    *,
-    margins: dict[str, float],
-    confidence: float = 0.95,
-    against: Sequence[str] = ("augmented", "equivariant"),
-) -> pd.DataFrame:
-    """Conclusion 3: models with random weights can look more invariant than learned or built-in invariance.
-
-    Per uncalibrated metric and opponent: E(random) − E(opponent) < −margin over seeds, Bonferroni-corrected. The
-    conclusion is a possibility, so one clear case supports it; it is contradicted only where random weights lie above by
-    the margin in every case.
+def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
+    """The rows of networks that learned their task; those that did not are left out, with a warning that names them.
 
     Parameters
     ----------
-    table : of `summarise`, with the recipe "random" and those in `against`
-    margins : metric -> what counts as a difference, declared before looking; "latent" is taken at the layer `latent`
+    least : accuracy under which a network counts as not trained, unless its recipe is "random"
+
+    >>> table = pd.DataFrame({"model": ["a", "b"], "recipe": ["random", "plain"], "accuracy": [0.1, 0.9]})
+    >>> len(trained(table, least=0.5))
+    2
     """
-    cases = [(metric, opponent) for metric in margins for opponent in against]
-    if not cases:
-        raise ValueError("expected at least one metric in margins and one recipe in against")
-    test = _Test("3", table, 1 - (1 - confidence) / len(cases))
-    rows = []
-    for metric, opponent in cases:
-        layer = "latent" if metric.startswith("latent") else "output"
-        name = f"random below {opponent} in {metric}"
-        rows.append(test.row(name, falls, margins[metric], "random", opponent, metric, layer, "estimate"))
-    verdicts = [row["verdict"] for row in rows]
-    overall = SUPPORTED if SUPPORTED in verdicts else CONTRADICTED if set(verdicts) == {CONTRADICTED} else INCONCLUSIVE
-    deciding = min((row for row in rows if row["verdict"] == overall), key=lambda row: row["high"])
-    return _table([*rows, {**deciding, "test": "random weights can look more invariant", "verdict": overall}])
+    needs(table, "model", "recipe", "accuracy")
+    failed = (table.accuracy < least) & (table.recipe != "random")
+    if failed.any():
+        names = ", ".join(table[failed].model.unique())
+        warnings.warn(f"not trained, and left out: {names} (accuracy under {least})", stacklevel=2)
+    return table[~failed]
 
 
 @dataclass(frozen=True)
-class _Test:
-    """What the comparisons of one conclusion share."""
+class Test:
+    """What the comparisons of one conclusion share: its number, and how sure each must be so that all are together.
+
+    Parameters
+    ----------
+    comparisons : how many there are; each gets the confidence 1 − (1 − confidence) / comparisons (Bonferroni)
+    """
 
     conclusion: str
-    table: pd.DataFrame
-    confidence: float
+    comparisons: int
+    confidence: float = 0.95
 
-    def row(
+    __test__ = False  # for pytest, which would take the class for tests
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
+
+    def row(self, test: str, claim: Claim, margin: float, effects: Sequence[float], **about: object) -> dict:
+        """One comparison with its verdict.
+
+        Parameters
+        ----------
+        test : what is claimed, in words
+        effects : one per seed; seeds where it is NaN are left out
+        about : further columns
+        """
+        effects = np.asarray(effects, dtype=float)
+        effects = effects[~np.isnan(effects)]
+        if not len(effects):
+            raise ValueError(f"{test}: there is no seed for which both sides of the comparison have a value")
+        confidence = 1 - (1 - self.confidence) / self.comparisons
+        effect, low, high = mean_interval(effects, confidence=confidence)
+        return self.given(test, claim, margin, effect, low, high, len(effects), confidence=confidence, **about)
+
+    def difference(
+        self, test: str, claim: Claim, margin: float, table: pd.DataFrame, minuend: str, subtrahend: str,
+        metric: str, layer: str, value: str,
+    ) -> dict:  # fmt: skip
+        """One comparison of two recipes: value(minuend) − value(subtrahend), for each seed that both have."""
+        of = {"metric": metric, "layer": layer, "value": value}
+        effects = seed_values(table, minuend, **of) - seed_values(table, subtrahend, **of)
+        return self.row(test, claim, margin, effects, **of)
+
+    def given(
         self,
         test: str,
-        claim: Callable,
+        claim: Claim,
         margin: float,
-        minuend: str,
-        subtrahend: str,
-        metric: str,
-        layer: str,
-        value: str,
+        effect: float,
+        low: float,
+        high: float,
+        n: int,
+        **about: object,
     ) -> dict:
-        """One comparison of two recipes over their seeds, with its verdict."""
-        if margin < 0:
-            raise ValueError(f"a margin says how much counts, so it is not negative; got {margin} for {metric}")
-        differences = seed_differences(self.table, minuend, subtrahend, metric=metric, layer=layer, value=value)
-        effect, low, high = mean_interval(differences, confidence=self.confidence)
-        return {
-            "conclusion": self.conclusion,
-            "test": test,
-            "verdict": claim(low, high, margin),
-            "effect": effect,
-            "low": low,
-            "high": high,
-            "margin": margin,
-            "n": len(differences),
-            "metric": metric,
-            "layer": layer,
-            "value": value,
-            "confidence": self.confidence,
-        }
+        """The same where the interval is known already."""
+        if not margin >= 0:
+            raise ValueError(f"a margin says how much counts, so it is not negative; got {margin} for {test}")
+        verdict = claim(low, high, margin) if np.isfinite([low, high]).all() else INCONCLUSIVE
+        verdict = verdict if n >= MIN_SEEDS else NOT_TESTABLE
+        found = {"effect": effect, "low": low, "high": high, "margin": margin, "n": n}
+        return {"conclusion": self.conclusion, "test": test, "verdict": verdict, **found, **about}
 
 
-def _table(rows: list[dict]) -> pd.DataFrame:
-    """The rows; with too few seeds none of them is a verdict."""
-    few = min(row["n"] for row in rows) < MIN_SEEDS
-    return pd.DataFrame([{**row, "verdict": NOT_TESTABLE} for row in rows] if few else rows)
+def concluded(
+    rows: Sequence[dict], test: str, verdict: str, deciding: Sequence[dict], premises: Sequence[dict] = ()
+) -> pd.DataFrame:
+    """All rows and, as the last, the conclusion: its verdict, with the numbers of the row that decides it.
+
+    `not testable here` where a premise does not hold or a row has fewer than `MIN_SEEDS`: then that row decides.
+
+    Parameters
+    ----------
+    deciding : rows of which the first with that verdict decides; the first of all where none has it
+
+    Raises
+    ------
+    ValueError
+        There are no rows.
+    """
+    if not rows:
+        raise ValueError(f"there is nothing to compare for {test!r}: expected at least one recipe and one metric")
+    failed = [row for row in [*premises, *rows] if row["verdict"] == NOT_TESTABLE]
+    failed += [premise for premise in premises if premise["verdict"] != SUPPORTED]
+    if failed:
+        verdict, deciding = NOT_TESTABLE, failed
+    row = next((row for row in deciding if row["verdict"] == verdict), deciding[0])
+    rows = [*premises, *rows, {**row, "test": test, "verdict": verdict, "decided_by": row["test"]}]
+    return pd.DataFrame(rows).fillna({"decided_by": ""})
