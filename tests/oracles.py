@@ -131,17 +131,17 @@ def centred(z):
     return out
 
 
-def cosine_of_live(a, b):
-    """0 where a map is dead or not finite."""
-    live = a.any() and b.any() and np.isfinite(a).all() and np.isfinite(b).all()
-    return cosine(a, b) if live else 0.0
+def cosine_with_dead(a, b):
+    """1 where both maps are dead, 0 where one is; one that is not finite counts as dead."""
+    dead = [not (z.any() and np.isfinite(z).all()) for z in (a, b)]
+    return 1.0 if all(dead) else 0.0 if any(dead) else cosine(a, b)
 
 
 def best_permutation(orbit, group, element, samples):
     """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all C! are tried."""
     g, width = ELEMENTS[group].index(element), orbit.shape[2]
     pairs = [(orbit[g, i], move(group, element, orbit[0, i])) for i in samples]
-    like = [[math.fsum(cosine_of_live(a[i], b[j]) for a, b in pairs) for j in range(width)] for i in range(width)]
+    like = [[math.fsum(cosine_with_dead(a[i], b[j]) for a, b in pairs) for j in range(width)] for i in range(width)]
     return max(itertools.permutations(range(width)), key=lambda p: math.fsum(like[i][j] for i, j in enumerate(p)))
 
 

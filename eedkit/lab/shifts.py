@@ -7,9 +7,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
 
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Generator, Tensor
@@ -87,29 +85,6 @@ def strength(name: str | None, severity: int | None) -> float:
     if severity not in range(1, 6):
         raise ValueError(f"shift {name!r} needs a severity from 1 (mild) to 5 (strong), got {severity!r}")
     return SHIFTS[name].strengths[int(severity) - 1]
-
-
-def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with a column `data` of image specs, and what those say of shifts in columns of its own.
-
-    Columns
-    -------
-    source : the images without options, "digits/test"
-    shift, severity : "" and 0 where images are as they are
-    domain : for people: the source's first part, or "noise" where static has left no image
-
-    >>> labelled(pd.DataFrame({"data": ["digits/test?n=9&shift=blur&severity=3", "letters/test"]})).values[:, 1:].tolist()
-    [['digits/test', 'blur', 3, 'digits'], ['letters/test', '', 0, 'letters']]
-    """
-    rows = []
-    for spec in table["data"].unique():
-        source, _, query = spec.partition("?")
-        told = dict(parse_qsl(query))
-        kind, severity = told.get("shift", ""), int(told.get("severity", 0))
-        gone = severity and strength(kind, severity) == 1 and kind == "static"
-        name = "noise" if gone else source.rpartition(":")[2].rpartition("/")[0].rpartition("/")[2] or source
-        rows.append({"data": spec, "source": source, "shift": kind, "severity": severity, "domain": name})
-    return table.merge(pd.DataFrame(rows), on="data", how="left", validate="many_to_one")
 
 
 def _noise(image: Tensor, std: float, generator: Generator) -> Tensor:

@@ -1,8 +1,10 @@
-"""Spec strings, "name?key=value&key=value", as models and images are named in a study. Knows nothing of either; costs nothing."""
+"""Spec strings, "name?key=value&key=value", as models and images are named in a study. Opens neither; costs nothing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
+
+import pandas as pd
 
 from eedkit.errors import unknown
 
@@ -70,3 +72,27 @@ def parse(spec: str, options: Mapping[str, Callable[[str], Any]]) -> tuple[str, 
         if not text or found[key] is None:
             raise ValueError(f"option {key!r} must be {EXPECTED[options[key]]}, got {text!r} in {spec!r}")
     return name, found
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column `data` of image specs, and what those say of shifts in columns of its own.
+
+    Columns
+    -------
+    source : the images without options, "digits/test"
+    shift, severity : "" and 0 where images are as they are
+    domain : for people: the source without what all share, or "noise" where static has left no image
+
+    >>> labelled(pd.DataFrame({"data": ["digits/test?n=9&shift=blur&severity=3", "letters/test"]})).values[:, 1:].tolist()
+    [['digits/test', 'blur', 3, 'digits'], ['letters/test', '', 0, 'letters']]
+    """
+    rows = []
+    for spec in table["data"].unique():
+        source, _, query = spec.partition("?")
+        told = dict(parse_qsl(query))
+        kind, severity = told.get("shift", ""), int(told.get("severity", 0))
+        gone = (kind, severity) == ("static", 5)
+        parts = [part for part in source.split("/") if part not in ("train", "test", "validation")]
+        name = "noise" if gone else parts[-1] if parts else source
+        rows.append({"data": spec, "source": source, "shift": kind, "severity": severity, "domain": name})
+    return table.drop(columns=list(rows[0])[1:], errors="ignore").merge(pd.DataFrame(rows), on="data", how="left")

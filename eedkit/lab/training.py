@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -36,7 +38,8 @@ class Recipe:
     group : of the network's convolutions; "C1" for a plain CNN
     augment : group from which every training image gets a random element; "C1" for none
     method : of `OBJECTIVES`; all but "supervised" train without labels, and a linear probe on the features is the head
-    start : images on which the network is trained first, supervised and not augmented, before it gets a new head; "" for none
+    start : images on which the network is trained first, supervised and not augmented, before it gets a new head; "same" for
+        those of `data`, "" for none
     epochs : passes over the training images (each of them); 0 leaves the random weights
     data, size : training images and the side that they are resized to (odd, where exactness is the point)
     widths, batch_size, rate : channels per block of the plain network; of the optimiser
@@ -66,27 +69,30 @@ class Recipe:
             raise ValueError("a recipe's widths must list at least one block")
 
 
-def recipes(group: str = "C4") -> dict[str, Recipe]:
+@lru_cache
+def recipes(group: str = "C4") -> Mapping[str, Recipe]:
     """The bundled study's recipes for a group, by name.
 
     >>> recipes("D4")["augmented"].augment
     'D4'
     """
-    return {
-        "random": Recipe(epochs=0),
-        "plain": Recipe(),
-        "augmented": Recipe(augment=group),
-        "equivariant": Recipe(group=group),
-        # the first of these learns nothing new before: it only trains as long as the others
-        "from_digits": Recipe(start="digits/train"),
-        "from_letters": Recipe(start="letters/train"),
-        "from_patches": Recipe(start="patches/train"),
-        "simclr": Recipe(method="simclr", epochs=20),
-        "simclr_augmented": Recipe(method="simclr", augment=group, epochs=20),
-        "barlow_twins": Recipe(method="barlow_twins", epochs=20),
-        "barlow_twins_augmented": Recipe(method="barlow_twins", augment=group, epochs=20),
-        "turns": Recipe(method="turns", augment=group, epochs=20),
-    }
+    return MappingProxyType(
+        {
+            "random": Recipe(epochs=0),
+            "plain": Recipe(),
+            "augmented": Recipe(augment=group),
+            "equivariant": Recipe(group=group),
+            # the first of these sees nothing new before: it only trains as long as the others
+            "from_same": Recipe(start="same"),
+            "from_letters": Recipe(start="letters/train"),
+            "from_patches": Recipe(start="patches/train"),
+            "simclr": Recipe(method="simclr"),
+            "simclr_augmented": Recipe(method="simclr", augment=group),
+            "barlow_twins": Recipe(method="barlow_twins"),
+            "barlow_twins_augmented": Recipe(method="barlow_twins", augment=group),
+            "turns": Recipe(method="turns", augment=group),
+        }
+    )
 
 
 def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, progress: bool = False) -> GroupCNN:
@@ -160,8 +166,13 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 
 
 def _about(recipe: Recipe, seed: int, images: "_Images") -> dict[str, object]:
-    first = _images(recipe.start, recipe.size, images.x.shape[1]).fingerprint if recipe.start else ""
+    first = _first(recipe, images).fingerprint if recipe.start else ""
     return {**asdict(recipe), "seed": seed, "images": images.fingerprint, "first": first, "version": VERSION}
+
+
+def _first(recipe: Recipe, images: "_Images") -> "_Images":
+    """What a network that does not start from random weights is trained on before."""
+    return images if recipe.start == "same" else _images(recipe.start, recipe.size, images.x.shape[1])
 
 
 def _digest(about: dict[str, object]) -> str:
@@ -227,7 +238,7 @@ def _trained(network: GroupCNN, images: _Images, recipe: Recipe, seed: int, prog
         rows.extend({"stage": name, **row} for row in found)
 
     if recipe.start:
-        first = _images(recipe.start, recipe.size, images.x.shape[1])
+        first = _first(recipe, images)
         # drawn as the network that is trained on these images alone, so that it is that one, seed for seed
         torch.manual_seed(seed)
         begun = _network(recipe, first)

@@ -85,7 +85,7 @@ def _batches(samples: Iterator[Sample], batch_size: int) -> Iterator[Tensor]:
 class Cosines:
     """Sums over samples of the cosines between every channel of f(gx) and every channel of g f(x): (g, C, C) at each layer.
 
-    A channel that is dead or not finite for a sample says nothing about where it goes, and adds nothing.
+    A dead channel agrees with a dead one, as in the metric's distance; one that is not finite counts as dead.
     """
 
     def __init__(self, action: Action, metrics: Sequence[Metric]) -> None:
@@ -119,6 +119,8 @@ class Cosines:
             except ValueError:
                 continue
             cosines = torch.einsum("bihw,bjhw->ij", found, moved)
+            # two dead channels agree, as they do where permutations are scored
+            cosines += torch.einsum("bi,bj->ij", *((part == 0).flatten(2).all(-1).to(part) for part in (found, moved)))
             if key not in self.totals:
                 self.totals[key] = cosines.new_zeros(self.action.group.order, *cosines.shape, dtype=torch.float64)
             self.totals[key][self.g] += cosines

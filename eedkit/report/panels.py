@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from eedkit.errors import unknown
 from eedkit.report import style
 from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 
-ACROSS = 4
-"""Panels beside each other."""
+ACROSS = 3
+"""Panels beside each other; four make a square."""
+FEW = 8
+"""Places on an axis that get a tick each."""
 _VERDICT = {
     verdicts.SUPPORTED: ("#029e73", "o"),
     verdicts.CONTRADICTED: ("#d55e00", "X"),
@@ -38,6 +41,7 @@ def lines(
     line: float | None = None,
     line_label: str = "",
     log: bool = False,
+    shared: bool = True,
 ) -> Figure:
     """Mean of `y` at every `x`, one line per `by`, with 95 % intervals over the rows (seeds); a panel per value of `panel`.
 
@@ -46,6 +50,7 @@ def lines(
     table : one row per replicate; where `x` holds text, its values are spread evenly in the order in which they appear
     line, line_label : a horizontal line, and what it says
     log : a logarithmic `y`
+    shared : whether all panels have one scale
 
     Raises
     ------
@@ -56,7 +61,8 @@ def lines(
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
     places = list(dict.fromkeys(rows[x])) if not pd.api.types.is_numeric_dtype(rows[x]) else None
     looks = style.styles(rows[by])
-    with style.grid(len(kinds), title, across=ACROSS) as (fig, axes):
+    across = 2 if len(kinds) == 4 else ACROSS
+    with style.grid(len(kinds), title, across=across, shared=shared) as (fig, axes):
         for ax, kind in zip(axes, kinds, strict=True):
             some = rows if kind is None else rows[rows[panel] == kind]
             for k, (name, look) in enumerate(looks.items()):
@@ -72,11 +78,15 @@ def lines(
                 ax.axhline(line, color="0.4", linewidth=1, linestyle="--")
             if places:
                 ax.set_xticks(range(len(places)), [str(place) for place in places])
+            elif rows[x].nunique() <= FEW:
+                ax.set_xticks(sorted(rows[x].unique()))
+            elif pd.api.types.is_integer_dtype(rows[x]):
+                ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if log:
                 ax.set_yscale("log")
-            ax.set_title(kind or "")
+            ax.set_title("" if kind is None else str(kind))
             ax.set_xlabel(x if xlabel is None else xlabel)
-        for ax in axes[:: min(ACROSS, len(kinds))]:
+        for ax in axes[::across]:
             ax.set_ylabel(y if ylabel is None else ylabel)
         entries = [axes[0].plot([], [], **look, label=str(name))[0] for name, look in looks.items()]
         if line is not None and line_label:
@@ -100,7 +110,7 @@ def cloud(
     flag: str | None = None,
 ) -> Figure:
     """One point per row of a table: `y` against `x`, coloured by `by`; hollow where the column `flag` is true."""
-    rows = _rows(table, (x, y, by, *([flag] if flag else [])), y)
+    rows = _rows(table, (x, y, by, *([flag] if flag else [])), y).dropna(subset=[x])
     with style.figure(title) as (fig, ax):
         for name, look in style.styles(rows[by]).items():
             ours = rows[rows[by] == name]
@@ -119,13 +129,15 @@ def cloud(
 def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | None = None) -> Figure:
     """Every comparison's effect with its interval, in units of its declared margin: what verdicts were read off.
 
-    Within ±1 lies what was declared not to count. The axis is linear there and logarithmic beyond.
+    Grey is what lies within ±1 margin. The axis is linear there and logarithmic beyond.
 
     Parameters
     ----------
-    rows : of `conclusions`; a panel for each value of the column `conclusion`
+    rows : of `conclusions`; a panel for each value of the column `conclusion`; the conclusions' own rows, which repeat a
+        comparison, are left out
     labels : that value -> title of its panel
     """
+    rows = rows[rows.decided_by.fillna("") == ""] if "decided_by" in rows else rows
     kinds = list(dict.fromkeys(rows.conclusion))
     parts = [rows[rows.conclusion == kind] for kind in kinds]
     with style.stack([len(part) for part in parts], title) as (fig, axes):
@@ -143,8 +155,8 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
             ax.set_xscale("symlog", linthresh=1, linscale=1)
             widest = max(2.0, np.nanmax(np.abs(np.clip([part.low / unit, part.high / unit], -1e4, 1e4)))) * 1.3
             ax.set_xlim(-widest, widest)
-            ax.set_title((labels or {}).get(kind, kind), loc="left", fontsize=10)
-        axes[-1].set_xlabel("effect in units of its margin (grey: what was declared not to count)")
+            ax.set_title((labels or {}).get(kind, kind if len(kinds) > 1 else ""), loc="left", fontsize=10)
+        axes[-1].set_xlabel("effect in units of its margin (grey: within it)")
         entries = [
             axes[0].plot([], [], color=colour, marker=marker, label=verdict)[0]
             for verdict, (colour, marker) in _VERDICT.items()

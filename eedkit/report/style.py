@@ -21,7 +21,7 @@ KNOWN = {
     name: _COLOURS[k]
     for name, k in {
         **{"plain": 0, "augmented": 1, "equivariant": 2, "random": 7},
-        **{"from_digits": 9, "from_letters": 4, "from_patches": 3},
+        **{"from_same": 9, "from_letters": 4, "from_patches": 3},
         **{"simclr": 9, "simclr_augmented": 3, "barlow_twins": 6, "barlow_twins_augmented": 4, "turns": 5},
     }.items()
 }
@@ -42,13 +42,13 @@ def figure(title: str, *, polar: bool = False) -> Iterator[tuple[Figure, Axes]]:
 
 
 @contextmanager
-def grid(n: int, title: str, *, across: int) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of n axes on one scale, at most so many beside each other; a single one is as large as `figure` makes it."""
+def grid(n: int, title: str, *, across: int, shared: bool) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of n axes, on one scale or each on its own, at most so many beside each other; a single one is as large as `figure` makes it."""
     columns, rows = min(n, across), -(-n // across)
-    size = (6.4, 4.2) if n == 1 else (2.2 * columns + 1.8, 2.0 * rows + 0.8)
+    size = (6.4, 4.2) if n == 1 else (2.3 * columns + 1.8, 2.0 * rows + 0.8)
     with sns.axes_style("whitegrid"), mpl.rc_context({"axes.edgecolor": "0.4", "axes.titlesize": 10}):
         fig = blank(size)
-        axes = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+        axes = fig.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False).ravel().tolist()
         for ax in axes[n:]:
             ax.set_visible(False)
         for ax in axes[:n]:

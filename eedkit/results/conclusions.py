@@ -41,6 +41,7 @@ def augmentation_or_layers(
     value : "estimate" (the paper's) or "relative" [ours] for the channelwise comparison
     """
     needs(table, "recipe", "seed")
+    table = table[table.recipe.isin(["plain", "augmented", "equivariant"])]
     layers = _layers(table, metric)
     known = metric in SEES_EXCHANGES and "equivariant" in set(table.recipe)
     test = Test("1", len(layers) + 2 + known, confidence)
@@ -83,11 +84,12 @@ def out_of_distribution(
 
     Parameters
     ----------
-    table : with recipes "plain" and "augmented", and the columns of `shifts.labelled`
+    table : with recipes "plain" and "augmented", and the columns of `specs.labelled`
     source : the images of the training's kind; their rows without shift are in distribution, with shift corrupted, and
         those of other sources, or in which no image is left (the domain "noise"), far
     """
     needs(table, "recipe", "seed", "data", "source", "shift", "domain", "null", "best")
+    table = table[table.recipe.isin(["plain", "augmented"])]
     where = {"metric": metric, "layer": _end(table, metric)}
     table = table.assign(gap=table.null - table.best)
     near = (table.source == source) & (table.domain != "noise")
@@ -139,6 +141,8 @@ def without_learning(
     table : with the recipe "random" and those in `against`
     margins : metric -> what counts as a difference; "latent" is taken at the layer `latent`
     """
+    needs(table, "recipe", "seed")
+    table = table[table.recipe.isin(["random", *against])]
     cases = [(metric, opponent) for metric in margins for opponent in against]
     test = Test("3", len(cases), confidence)
     rows = [
@@ -213,6 +217,7 @@ def pretraining(
     metrics : two or more distances that are compared; a channelwise one at its deepest layer
     """
     needs(table, "recipe", "seed", "scale")
+    table = table[table.recipe.isin([scratch, *pretrained])]
     if len(set(metrics)) < 2:
         raise ValueError(f"whether distances disagree takes two or more metrics, got {list(metrics)}")
     test = Test("4", len(metrics) * len(pretrained), confidence)
@@ -256,6 +261,8 @@ def self_supervision(
     ones with the group are; and `others` with the group, which are not contrastive, are not. Premise: supervised
     training with the group is below by the margin, so that the measure can see such a thing.
     """
+    needs(table, "recipe", "seed")
+    table = table[table.recipe.isin(["plain", "augmented", *without, *contrastive, *others])]
     test = Test("5", 1 + len(without) + len(contrastive) + len(others), confidence)
     of = (metric, _end(table, metric), value)
     title = "supervised with the group is more invariant"

@@ -21,8 +21,9 @@ from eedkit.results.cells import STATES, Cell, Ledger
 from eedkit.results.disk import StoreError, open_group, read
 from eedkit.results.schema import SchemaError
 
-CHUNK = 4096
-"""Samples in a chunk of a single Dataset's store."""
+CHUNK = 4096  # samples, in a single Dataset's store
+KEPT = 2**20
+"""Bytes of a cell that stay in memory once they were read to be verified; to read them again would take longer."""
 
 
 def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) -> None:
@@ -151,10 +152,8 @@ def damaged(cell: Cell, ledger: Ledger) -> list[int]:
 
 
 def _held(cell: Cell, ledger: Ledger, *, verify: bool) -> tuple[dict, dict[str, Any], dict[str, np.ndarray]]:
-    """Attributes, arrays, and what of these is in memory: what blocks share, and the states of those that are done.
-
-    With `verify` the values are read too, one block at a time, and let go.
-    """
+    """Attributes, arrays, and what of these is in memory: what blocks share, the states of those that are done, and with
+    `verify`, which reads the values too, block by block, these where they are few."""
     done = np.flatnonzero(ledger.done).tolist()
     try:
         group = open_group(cell.store, f"{cell.path}/values", whole=True)
@@ -171,7 +170,9 @@ def _held(cell: Cell, ledger: Ledger, *, verify: bool) -> tuple[dict, dict[str, 
     memory = dict(zip(shared, read((arrays[name], ...) for name in shared), strict=True))
     if any(isinstance(found, ValueError) for found in memory.values()):
         raise DamageError(cell, ledger, done)
-    bad, states = set(), {name: [] for name in STATES}
+    few = sum(array.nbytes for array in arrays.values()) < KEPT and ledger.done.all()
+    kept = in_blocks if verify and few else STATES
+    bad, read_parts = set(), {name: [] for name in kept}
     # without values this is little, and a remote store is asked but once
     for blocks in [[block] for block in done] if verify else [done]:
         parts = [(name, block) for block in blocks for name in (in_blocks if verify else STATES)]
@@ -180,11 +181,13 @@ def _held(cell: Cell, ledger: Ledger, *, verify: bool) -> tuple[dict, dict[str, 
         ):
             if isinstance(part, ValueError):
                 bad.add(block)
-            elif name in STATES:
-                states[name].append(part)
+            elif name in kept:
+                read_parts[name].append(part)
     if bad:
         raise DamageError(cell, ledger, sorted(bad))
-    return dict(group.attrs), arrays, memory | {name: np.concatenate(parts) for name, parts in states.items()}
+    axis = {name: 0 if "block" in dims[name] else -1 for name in kept}
+    memory |= {name: np.concatenate(parts, axis=axis[name]) for name, parts in read_parts.items()}
+    return dict(group.attrs), arrays, memory
 
 
 def _place(dims: Sequence[str], block: int, ledger: Ledger) -> Any:
@@ -242,13 +245,15 @@ def _node(data: str) -> str:
 def _side_by_side(models: Sequence[tuple[Ledger, xr.Dataset]]) -> xr.Dataset:
     from eedkit.results.summary import concat
 
-    about = [ledger.settings["about"] for ledger, _ in models]
-    shared = [name for name in about[0] if all(name in one for one in about)]
-    columns = {name: [one[name] for one in about] for name in shared}
+    # a model that is no recipe is one of its own kind
+    told = [ledger.settings["about"] for ledger, _ in models]
+    about = [
+        {"recipe": ds.model.item(), "seed": 0, "changes": ""} | one for (_, ds), one in zip(models, told, strict=True)
+    ]
+    columns = {name: [one[name] for one in about] for name in about[0] if any(name in one for one in told)}
     if "changes" in columns:
         # seeds of one recipe that was trained in several ways are no replicates of each other
-        ways = set(zip(columns["recipe"], columns.pop("changes"), strict=True))
-        several = [name for name, _ in ways]
+        several = [name for name, _ in set(zip(columns["recipe"], columns.pop("changes"), strict=True))]
         columns["recipe"] = [
             f"{one['recipe']} {one['changes']}".strip() if several.count(one["recipe"]) > 1 else one["recipe"]
             for one in about

@@ -20,6 +20,8 @@ NOISE = 1e-5
 """A null gap below this part of the scale is numerical noise: no relative value."""
 NO_LAYER = "the model has no such layer"
 """Why a model joined to others is NaN at a layer that only they have."""
+SMALL = 2**26
+"""Bytes of results that are read at once."""
 SMALL_PAIR_COSINE = 0.05
 """M at or below this leaves latent / M without meaning."""
 
@@ -43,7 +45,7 @@ def summarise(
 ) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
-    One row per model, metric and layer; of a tree also per data set and group, in columns of these names. Intervals are
+    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names. Intervals are
     percentile bootstrap intervals with the sample as the unit (`resamples=0`: none). Nulls share an image with those of their
     neighbours in the chain, so the relative value's interval resamples runs of neighbours.
 
@@ -77,10 +79,13 @@ def summarise(
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if isinstance(ds, xr.DataTree):
         options = {"confidence": confidence, "resamples": resamples, "seed": seed}
-        tables = [(leaf.path.strip("/").rpartition("/"), summarise(leaf.to_dataset(), **options)) for leaf in ds.leaves]
-        return pd.concat(
-            [table.assign(data=data, group=group) for (data, _, group), table in tables], ignore_index=True
-        )
+        tables = []
+        for leaf in ds.leaves:
+            path, _, group = leaf.path.strip("/").rpartition("/")
+            # the images' spec, where the tree tells it: a path of their own would be another in a tree
+            spec = str(leaf.attrs.get("data", "")).rpartition(" [")[0]
+            tables.append(summarise(leaf.to_dataset(), **options).assign(data=spec or path, group=group))
+        return pd.concat(tables, ignore_index=True)
     schema.validate(ds)
     options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
     return pd.DataFrame([_row(cell, options) for cell in _cells(ds)])
@@ -210,8 +215,10 @@ def _fill(ds: xr.Dataset) -> dict[str, object]:
 
 def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
     about = [name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights")]
+    # one model's values at a time where a store holds many; what is small is read faster at once
+    ds = ds.compute() if ds.nbytes < SMALL else ds
     for model in ds.model.values.tolist():
-        one = ds.sel(model=model).compute()  # one model's values at a time, where a store holds many
+        one = ds.sel(model=model).compute()
         keys = {"model": model, **{name: one[name].item() for name in about}, "accuracy": _accuracy(one)}
         # in the stream's order, in which neighbours share the null's chain
         order = np.argsort(one["position"].values) if "position" in one.coords else slice(None)

@@ -109,8 +109,8 @@ def needs(table: pd.DataFrame, *columns: str) -> None:
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(
-            f"the table needs columns {' and '.join(columns)}, got none called {' or '.join(missing)}: "
-            "recipe and seed come from concat(…, recipe=[…], seed=[…])"
+            f"the table needs columns {' and '.join(columns)}, got none called {' or '.join(missing)}: recipe and seed come "
+            "from concat(…, recipe=[…], seed=[…]), source, shift and domain from specs.labelled, all others from summarise"
         )
 
 
@@ -137,7 +137,11 @@ def seed_values(table: pd.DataFrame, recipe: str, *, metric: str, layer: str, va
             f"{recipe} has several networks of one seed in {metric} at {layer}; "
             "select one data set, one group and one way of training"
         )
-    return table.set_index("seed")[value].dropna()
+    values = table.set_index("seed")[value]
+    if values.isna().any():
+        gone, why = values.index[values.isna()].tolist(), "; ".join(table.get("reason", pd.Series("")).unique())
+        warnings.warn(f"{recipe} has no {value} of {metric} at {layer} for the seeds {gone}: {why}", stacklevel=2)
+    return values.dropna()
 
 
 def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
@@ -152,7 +156,9 @@ def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
     2
     """
     needs(table, "model", "recipe", "accuracy")
-    failed = (table.accuracy < least) & (table.recipe != "random")
+    if (table.groupby("model").accuracy.nunique() > 1).any():
+        raise ValueError("a network has several accuracies here; select the data set that it was trained for")
+    failed = (table.accuracy < least) & (table.recipe.str.partition(" ")[0] != "random")
     if failed.any():
         names = ", ".join(table[failed].model.unique())
         warnings.warn(f"not trained, and left out: {names} (accuracy under {least})", stacklevel=2)

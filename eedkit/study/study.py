@@ -271,7 +271,9 @@ class Study:
     def _begin(self, cell: Cell, ledger: cells.Ledger | None, models: dict, data: dict, *, repair: bool) -> list[Task]:
         """The cell's tasks, once its ledger is there and fits."""
         spec, (images, n) = self.models[cell.model], data[cell.data]
-        ledger = cell.begin(self._settings(cell, models[cell.model], images, n), self.bounds(n), ledger)
+        ledger = cell.begin(
+            self._settings(cell, models[cell.model], images, n), self.bounds(n), None if repair else ledger
+        )
         bad = store.damaged(cell, ledger) if repair else []
         if bad:
             if len(bad) == ledger.done.sum():

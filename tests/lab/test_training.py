@@ -194,12 +194,20 @@ class TestStart:
 
     @pytest.mark.parametrize(("start", "classes"), [("digits", 10), ("letters", 26), ("patches", 12)])
     def test_both_stages_have_their_images_classes_and_the_head_is_new(self, fits, start, classes):
-        recipe = replace(recipes()[f"from_{start}"], **TINY | {"start": f"{start}/train?n=52"})
+        recipe = Recipe(**TINY, start=f"{start}/train?n=52")
         network = train(recipe)
         assert [run["state"]["head.bias"].shape for run in fits] == [(classes,), (10,)]
         assert [run["x"].shape for run in fits] == [(52, 1, 9, 9), (64, 1, 9, 9)]
         assert network.head.out_features == 10
         assert curves(recipe)["stage"].unique().tolist() == [f"{start}/train?n=52", "supervised"]
+
+    def test_the_same_images_come_twice_whatever_they_are(self, fits):
+        recipe = replace(recipes()["from_same"], **TINY | {"data": "letters/train?n=60"})
+        train(recipe)
+        first, second = fits
+        assert torch.equal(first["x"], second["x"])
+        assert len(first["x"]) == 60
+        assert curves(recipe)["stage"].unique().tolist() == ["same", "supervised"]
 
     def test_the_first_stage_has_labels_and_is_not_augmented_whatever_the_second(self, fits):
         train(replace(WAYS["simclr"], start="patches/train?n=52"))
@@ -262,7 +270,10 @@ class TestRecipes:
         for name, recipe in recipes().items():
             method = name.removesuffix("_augmented")
             assert recipe.method == (method if method in ("simclr", "barlow_twins", "turns") else "supervised")
-            assert recipe.start == (name.replace("from_", "") + "/train" if name.startswith("from_") else "")
+            start = {"from_same": "same", "from_letters": "letters/train", "from_patches": "patches/train"}.get(
+                name, ""
+            )
+            assert recipe.start == start
             assert recipe.data == "digits/train"
 
     def test_a_recipe_says_what_is_wrong_with_it(self):

@@ -91,7 +91,9 @@ def test_effects_stand_in_units_of_their_margins_a_panel_for_each_conclusion():
             "effect": [0.3, -0.2, 0.0], "low": [0.2, -0.3, -0.1], "high": [0.4, -0.1, 0.1], "margin": [0.1, 0.05, 0.1],
         }
     )  # fmt: skip
-    figure = plots.effects(rows, labels={"1": "first"})
+    conclusion = rows.iloc[[0]].assign(test="all", effect=9.0)
+    told = pd.concat([rows.assign(decided_by=""), conclusion.assign(decided_by="a")])
+    figure = plots.effects(told, labels={"1": "first"})
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["first", "2"]
     drawn = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata())]
     marks = [line.get_xdata() for line in drawn if line.get_marker() in "oXs"]

@@ -177,7 +177,15 @@ def single(path, data="digits/test", group="C4", **options):
     return ek.open(path, data=data, group=group, **options)
 
 
-def test_values_of_a_study_wait_and_coordinates_are_there(several):
+def test_few_values_that_were_verified_stay_in_memory_and_are_the_same(several, monkeypatch):
+    kept = single(several)
+    assert all(v.chunks is None for v in kept.data_vars.values())
+    monkeypatch.setattr(store, "KEPT", 0)
+    xr.testing.assert_identical(kept, single(several).load())
+
+
+def test_values_of_a_study_wait_and_coordinates_are_there(several, monkeypatch):
+    monkeypatch.setattr(store, "KEPT", 0)
     ds = single(several)
     assert {name for name, v in ds.data_vars.items() if "sample" in v.dims and v.chunks is None} == set()
     assert [name for name, c in ds.coords.items() if c.chunks is not None] == []

@@ -328,6 +328,7 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
     from eedkit.results import summary
 
     _, unread = lazy
+    monkeypatch.setattr(summary, "SMALL", 0)
     chunks, rows, row = [], [], summary._row
 
     def read(chunk):
