@@ -13,6 +13,12 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
+PLAIN = {
+    **{"accelerator": "auto", "devices": 1, "deterministic": True},
+    **{"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+}
+"""Of Lightning's trainer: one device, and no files."""
+
 
 def fit(
     objective: nn.Module,
@@ -78,16 +84,7 @@ def fit(
     alone = len(x) > batch_size and len(x) % batch_size == 1
     loader = DataLoader(TensorDataset(x, y), batch_size, shuffle=True, generator=order, drop_last=alone)
     with _as_found():
-        trainer = lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
-            deterministic=True,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-        )
+        trainer = lightning.Trainer(max_epochs=epochs, enable_progress_bar=progress, **PLAIN)
         trainer.fit(Training(), loader)
     objective.cpu()
     return rows
