@@ -28,7 +28,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(out):
-    return ek.summarise(ek.open(out / "study.zarr", **MAIN))
+    return ek.summarise(ek.open(out / "tiny.zarr", **MAIN))
 
 
 def at_end(table, recipe, column="relative", metric="latent"):
@@ -59,7 +59,7 @@ def test_random_weights_look_most_invariant_until_they_are_calibrated(table):
 
 
 def test_upright_digits_are_learned_and_turned_ones_only_where_the_recipe_says_so(out):
-    ds = ek.open(out / "study.zarr", **MAIN)
+    ds = ek.open(out / "tiny.zarr", **MAIN)
     accuracy = (ds.prediction == ds.label).mean("sample").groupby("recipe").mean()
     assert accuracy.sel(recipe=["plain", "augmented", "equivariant"], element="e").min() > 0.85
     assert accuracy.sel(recipe=["augmented", "equivariant"]).min() > 0.8
@@ -78,7 +78,7 @@ def test_turned_views_make_self_supervised_features_more_invariant(table):
 
 
 def test_all_that_was_measured_is_in_one_store_and_the_corruptions_differ(out):
-    tree = ek.open(out / "study.zarr", group="C4")
+    tree = ek.open(out / "tiny.zarr", group="C4")
     found = ek.lab.specs.labelled(ek.summarise(tree, resamples=0))
     assert set(found.domain) == {"digits", "letters", "noise"}
     latent = found[(found.metric == "latent") & (found.layer == "latent") & (found.recipe == "plain")]

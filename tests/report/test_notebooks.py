@@ -290,6 +290,8 @@ def test_an_interrupt_ends_kernel_and_command(book, tmp_path):
         [sys.executable, "-c", command, "report", "--out", tmp_path / "out", tmp_path / "nb"],
         stderr=subprocess.PIPE,
         text=True,
+        # whoever runs the tests in the background has interrupts ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     pid = tmp_path / "out" / "pid"
     deadline = time.monotonic() + 60

@@ -372,11 +372,14 @@ def test_every_cell_is_what_measure_gives(make):
         assert ds.attrs["data"].startswith(f"{d} [")
 
 
-def test_recipe_and_seed_are_coordinates_only_where_every_model_has_them(make):
-    pair = {"recipe": MODELS[0], "module": Net()}
+def test_a_model_that_is_no_recipe_is_one_of_its_own_kind_beside_those_that_are(make):
+    pair = {"mine": MODELS[0], "module": Net()}
     for models_of in (pair, dict(reversed(pair.items()))):
         ds = make(models=models_of, data=["digits/test?n=20&size=17"]).run(progress=False)
-        assert {"recipe", "seed"}.isdisjoint(ds.coords)
+        kinds = dict(zip(ds.model.values, zip(ds.recipe.values, ds.seed.values, strict=True), strict=True))
+        assert kinds == {"mine": ("random", 0), "module": ("module", 0)}
+    alone = make(models={"module": Net()}, data=["digits/test?n=20&size=17"]).run(progress=False)
+    assert {"recipe", "seed"}.isdisjoint(alone.coords)
 
 
 def test_models_of_other_layers_are_joined_with_the_reason(make):
