@@ -40,7 +40,7 @@ def test_the_equivariant_network_is_perfectly_invariant(table):
     for metric in ("latent", "softmax", "softmax_js"):
         assert at_end(table, "equivariant", metric=metric).abs().max() < 1e-4
     regular = table[(table.metric == "channelwise_regular") & (table.recipe == "equivariant")].estimate.dropna()
-    assert len(regular) == 3 * 2
+    assert len(regular) == 5 * 2
     assert regular.to_numpy() == pytest.approx(-1, abs=1e-5)
 
 
