@@ -78,7 +78,9 @@ def blank(size: tuple[float, float]) -> Figure:
 def styles(names: Sequence) -> dict:
     """Colour and marker for every different name, the bundled recipes' always the same."""
     kinds = list(dict.fromkeys(names))
-    spare = [colour for colour in _COLOURS if colour not in KNOWN.values()]
+    # never those of the four kinds that most figures show, nor of any other that is here
+    taken = [KNOWN.get(kind) for kind in ("plain", "augmented", "equivariant", "random", *kinds)]
+    spare = [colour for colour in _COLOURS if colour not in taken]
     rest = iter(sns.color_palette("husl", len(kinds)).as_hex() if len(kinds) > len(spare) else spare)
     return {
         kind: {"color": KNOWN.get(kind) or next(rest), "marker": MARKERS[i % len(MARKERS)]}

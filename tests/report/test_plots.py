@@ -205,3 +205,12 @@ def test_rose_of_a_product_group_keeps_mirrored_and_turned_apart(results):
     )
     figure = plots.orbit_rose(four)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["e", "r180"]
+
+
+def test_names_of_ones_own_get_colours_of_no_recipe_that_is_shown():
+    names = ["mine", "plain", "simclr", "other"]
+    looks = style.styles(names)
+    assert len({look["color"] for look in looks.values()}) == len(names)
+    assert looks["mine"]["color"] not in [style.KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random")]
+    # the same as ever where no further recipe is shown
+    assert style.styles(["mine"])["mine"]["color"] == style._COLOURS[3]
