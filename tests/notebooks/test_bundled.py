@@ -9,7 +9,7 @@ import pytest
 import eedkit as ek
 from eedkit.report import notebooks
 
-pytestmark = [pytest.mark.notebook, pytest.mark.slow]
+pytestmark = [pytest.mark.notebook, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MAIN = {"data": "digits/test?n=80", "group": "C4"}
 STEMS = sorted(path.stem for path in notebooks.folder().glob("*.ipynb"))
