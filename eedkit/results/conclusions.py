@@ -169,7 +169,7 @@ def rank_correlation(
     """Conclusion 3, its other half: does invariance track performance? Spearman's ρ of a metric's value and accuracy.
 
     Low values are invariant, so that invariance tracks performance where ρ < −margin. The interval is a percentile
-    bootstrap interval with the network as the unit: where kinds of network lie far apart, their order decides.
+    bootstrap interval with the network as the unit, not corrected for other comparisons; where kinds of network lie far apart, their order decides.
 
     Parameters
     ----------
