@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["lab", "probe", "report", "results", "study", "theory"],
     submod_attrs={
-        "probe.measure": ["measure"],
+        "probe.measure": ["layers", "measure"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],
         "report": ["plots"],
         "results": ["conclusions", "verdicts"],

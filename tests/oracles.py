@@ -61,37 +61,40 @@ def f_hat(orbit_of_x, of_kernel):
     return total / len(of_kernel)
 
 
-def eed(orbit, group, act, m, of_kernel, partner=None):
-    """The integrand of equation 4, (g, n); with `partner` (index of another sample for every sample) the null."""
+def eed(orbit, group, act, m, of_kernel):
+    """The integrand of equation 4, (g, n); the null is the same of `shuffled(orbit, …)`."""
     order, n = orbit.shape[:2]
     values = np.full((order, n), np.nan)
     for g, element in enumerate(ELEMENTS[group]):
         for i in range(n):
-            other = i if partner is None else partner[i]
-            values[g, i] = m(orbit[g, i], act(group, element, f_hat(orbit[:, other], of_kernel)))
+            values[g, i] = m(orbit[g, i], act(group, element, f_hat(orbit[:, i], of_kernel)))
     return values
+
+
+def chains(n, order, reading=None):
+    """Lists of samples: the reading order cut into pieces of max(|G|, 4); what is left over joins the piece before."""
+    reading = list(range(n)) if reading is None else list(reading)
+    length = max(order, 4)
+    pieces = [reading[start : start + length] for start in range(0, n, length)]
+    if len(pieces) > 1 and len(pieces[-1]) < length:
+        rest = pieces.pop()
+        pieces[-1] = pieces[-1] + rest
+    return pieces
+
+
+def shuffled(orbit, of_chains):
+    """The orbit of every sample with its k-th element taken from the k-th next sample of the chain."""
+    mixed = np.full_like(orbit, np.nan)
+    for chain in of_chains:
+        for place, i in enumerate(chain):
+            for k in range(len(orbit)):
+                mixed[k, i] = orbit[k, chain[(place + k) % len(chain)]]
+    return mixed
 
 
 def orbits(f, images, group):
     """f(gx) for every element and image: (g, n, *z)."""
     return np.stack([[f(move(group, element, x)) for x in images] for element in ELEMENTS[group]])
-
-
-def partners(n, order=None, length=256):
-    """For every sample its unrelated sample: the next one in its chain of the order, and the first after the last."""
-    order = list(range(n)) if order is None else list(order)
-    chains, rest = [], order
-    while rest:
-        chains.append(rest[:length])
-        rest = rest[length:]
-    if len(chains) > 1 and len(chains[-1]) == 1:
-        alone = chains.pop()
-        chains[-1] = chains[-1] + alone
-    partner = {}
-    for chain in chains:
-        for here, following in zip(chain, chain[1:] + chain[:1], strict=True):
-            partner[here] = following
-    return [partner[i] for i in range(n)]
 
 
 def seeded_order(n, seed):
@@ -145,20 +148,23 @@ def best_permutation(orbit, group, element, samples):
     return max(itertools.permutations(range(width)), key=lambda p: math.fsum(like[i][j] for i, j in enumerate(p)))
 
 
-def matched(orbit, group, order, partner=None, unreadable=(), held_out=True):
-    """`eed` of `channelwise` after the permutation that fits best on the half of the order in which the sample is not."""
+def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
+    """`eed` of `channelwise` after the permutation that fits best on the half of the order in which the sample is not.
+
+    With chains the null: the permutations are those fitted on the orbit, the maps those of the shuffled orbit.
+    """
     half = min(orbit.shape[1] // 2, 256)
     halves = [
         [i for i in order[:half] if i not in unreadable],
         [i for i in order[half : 2 * half] if i not in unreadable],
     ]
+    compared = orbit if of_chains is None else shuffled(orbit, of_chains)
     values = np.full(orbit.shape[:2], np.nan)
     for g, element in enumerate(ELEMENTS[group]):
         best = [list(best_permutation(orbit, group, element, samples)) for samples in halves]
         for place, i in enumerate(order):
             permutation = best[int(place < half) if held_out else int(place >= half)]
-            other = i if partner is None else partner[i]
-            values[g, i] = channelwise(orbit[g, i], move(group, element, orbit[0, other])[permutation])
+            values[g, i] = channelwise(compared[g, i], move(group, element, compared[0, i])[permutation])
     return values
 
 

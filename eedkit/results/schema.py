@@ -8,27 +8,25 @@ import json
 import numpy as np
 import xarray as xr
 
-SCHEMA = 1
+SCHEMA = 2
 """Grows when a Dataset written by this version cannot be read by an earlier one."""
 
 DIMS = ("model", "layer", "element", "sample")
 """Every dimension, in the order in which every variable has them."""
 
 BESIDE = {
-    "latent_norm": ("model", "layer", "sample"),
-    "latent_pair_cosine": ("model", "layer"),
     "dead_fraction": ("model", "layer"),
     "prediction": ("model", "element", "sample"),
     "confidence": ("model", "element", "sample"),
 }
 """What is recorded beside the metrics."""
 
-POSITION = "place in the stream; neighbours share the null's chain"
+CHAIN = "number of the null's chain, the unit that intervals resample"
 
-LAYER_COORDS = ("depth", "layer_type", "channels", "height", "width", "kernel_order")
+LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width", "kernel_order")
 """Coordinates on (model, layer); compare across architectures by `depth`."""
 
-METRIC_ATTRS = ("long_name", "units", "best", "upper", "scale", "equation", "source")
+METRIC_ATTRS = ("long_name", "units", "best", "upper", "scale", "rounding", "equation", "source")
 
 
 class SchemaError(ValueError):

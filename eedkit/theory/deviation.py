@@ -1,20 +1,20 @@
-"""Deviation from equivariance on tensors: f̂ (2), the integrand of (4), its null, and the mean pairwise cosine.
+"""Deviation from equivariance on tensors: f̂ (2), the integrand of (4), the shuffled orbit of the null, and M.
 
-Knows torch and nothing of layers, labels or files. Holds one batch of one layer at a time, and of the batch before it
-one sample's orbit; where the kernel is not trivial, the part of the orbit that comes before the kernel is complete.
+Knows torch and nothing of layers, labels or files. Costs one orbit of what it is given.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eedkit.theory.actions import Action
 from eedkit.theory.distances import Distance
 
-CHAIN = 256
-"""Samples in a chain of the null: each is compared with the next in its chain, cyclically."""
+SHORTEST_CHAIN = 4
+"""Images in a chain of the null where the group is smaller."""
+MAP_CHAIN = 8
+"""Images in a chain of maps where the group is larger: maps are not mixed, so that any other image serves."""
 
 
 def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
@@ -24,12 +24,14 @@ def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
 
     Parameters
     ----------
-    orbit : (g, b, *z)    f(gx) for every element g, in the group's order
-    kernel : indices of the elements that act as the identity on the target
+    orbit : Tensor (g, b, *z)
+        f(gx) for every element g, in the group's order.
+    kernel : sequence of int
+        Indices of the elements that act as the identity on the target.
 
     Returns
     -------
-    (b, *z)
+    Tensor (b, *z)
 
     Raises
     ------
@@ -41,147 +43,134 @@ def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
     """
     if not kernel or not 0 <= min(kernel) <= max(kernel) < len(orbit):
         raise ValueError(f"kernel must name some of the orbit's {len(orbit)} elements, got {list(kernel)}")
+    if len(kernel) == 1:
+        return orbit[kernel[0]]
     return orbit[list(kernel)].mean(0)
 
 
-def deviation(orbit: Tensor, action: Action, distance: Distance, kernel: Sequence[int], *, partner=None) -> Tensor:
-    """The integrand m(f(gx), g f̂(x)) of (4) for every element and sample (Kvinge et al. 2022, eq. 4).
-
-    The whole orbit at once: what `ChainedDeviation` gives for a stream. With `partner` it is the null *[ours]*: m(f(gx), g f̂(x′)), x′ the sample at position `partner[i]`.
+def integrand(distance: Distance, *pair: object) -> Tensor:
+    """m(f(gx), g f̂(x)), what (4) averages (Kvinge et al. 2022, eq. 4).
 
     Parameters
     ----------
-    orbit : (g, b, *z)    f(gx)
-    action : φ_Z, how G acts on the target
-    distance : m
-    kernel : of the action at this shape, from `actions.kernel`
-    partner : (b,) indices of unrelated samples, or None
+    distance : Distance
+        m.
+    pair : Tensor (…, *z), Tensor (…, *z); or ChannelSums
+        f(gx) and g f̂(x), or the sums over positions of their channels.
 
     Returns
     -------
-    (g, b)
+    Tensor (…)
+
+    >>> from eedkit.theory import distances
+    >>> integrand(distances.euclidean, torch.tensor([3.0]), torch.tensor([1.0]))
+    tensor(2., dtype=torch.float64)
+    """
+    return distance(*pair)
+
+
+def deviation(
+    orbit: Tensor, action: Callable[[int, Tensor], Tensor], distance: Distance, kernel: Sequence[int]
+) -> Tensor:
+    """The integrand m(f(gx), g f̂(x)) of (4) for every element and sample (Kvinge et al. 2022, eq. 4).
+
+    The null is the same of the shuffled orbit: `deviation(shuffled(orbit, partners), …)` *[ours]*.
+
+    Parameters
+    ----------
+    orbit : Tensor (g, b, *z)
+        f(gx).
+    action : callable
+        φ_Z, how G acts on the target: (index of g, Tensor (b, *z)) -> Tensor (b, *z).
+    distance : Distance
+        m.
+    kernel : sequence of int
+        The kernel of the action.
+
+    Returns
+    -------
+    Tensor (g, b)
 
     >>> from eedkit.theory import actions, distances
     >>> deviation(torch.tensor([[[1.0]], [[3.0]]]), actions.trivial("C2"), distances.euclidean, kernel=[0, 1])
     tensor([[1.],
-            [1.]])
+            [1.]], dtype=torch.float64)
     """
-    target = f_hat(orbit, kernel)
-    if partner is not None:
-        target = target[list(partner)]
-    return torch.stack([distance(z, action(g, target)) for g, z in enumerate(orbit)])
+    target = f_hat(orbit, kernel)  # (2)
+    if len(kernel) == len(orbit):
+        moved = target[None]
+    else:
+        moved = torch.stack([action(g, target) for g in range(len(orbit))])
+    return integrand(distance, orbit, moved)  # (4)
 
 
-def chains(n: int, length: int = CHAIN) -> list[range]:
-    """Positions 0 … n−1 cut into chains of fixed length; a last chain of one joins the one before *[ours]*.
+def chains(n: int, length: int) -> list[range]:
+    """Positions 0 … n−1 cut into chains of one length; a remainder that is shorter joins the chain before *[ours]*.
 
     >>> chains(9, length=4)
     [range(0, 4), range(4, 9)]
     """
     starts = list(range(0, n, length))
-    if len(starts) > 1 and n - starts[-1] == 1:
+    if len(starts) > 1 and n - starts[-1] < length:
         starts.pop()
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)] if n else []
+    stops = [*starts[1:], n]
+    return [range(start, stop) for start, stop in zip(starts, stops, strict=True)] if n else []
 
 
-def partners(n: int, length: int = CHAIN) -> list[int]:
-    """For every position the one of its unrelated sample: the next in the chain, cyclically *[ours]*.
+def partners(chains: Sequence[range], order: int) -> Tensor:
+    """On which image each element acts in the shuffled orbit of every image *[ours]*.
 
-    >>> partners(5, length=2)
-    [1, 0, 3, 4, 2]
-    """
-    return [chain[(i + 1) % len(chain)] for chain in chains(n, length) for i in range(len(chain))]
-
-
-Found = tuple[list[int], Tensor | None, Tensor | None]
-
-
-@dataclass
-class ChainedDeviation:
-    """`deviation` and its null over a stream: batches of a chain come in order, each one element by element.
-
-    The null of a batch's last sample waits for the next batch (or, at a chain's end, uses the chain's first sample), so
-    that it depends neither on the batch size nor on where the stream was cut.
+    Element k of x_i's shuffled orbit is f(g_k x_{i+k}), counted round x_i's chain; the identity acts on x_i itself. In a
+    chain of fewer than |G| images the others come again: 1 + (k − 1) mod (length − 1).
 
     Parameters
     ----------
-    action, distance, kernel : as in `deviation`
-    null : whether the null is asked for
+    chains : sequence of range
+        Positions of the images of each chain; together 0 … n−1.
+    order : int
+        |G|.
 
-    >>> from eedkit.theory import actions, distances
-    >>> stream = ChainedDeviation(actions.trivial("C2"), distances.euclidean, (0, 1), null=False)
-    >>> stream.begin(ends=True)
-    >>> stream.add(0, torch.tensor([[1.0]]))
-    ([], None, None)
-    >>> stream.add(1, torch.tensor([[3.0]]))
-    ([0, 1], tensor([[1.],
-            [1.]]), None)
+    Returns
+    -------
+    Tensor (g, n)
+
+    >>> partners([range(0, 3)], order=3)
+    tensor([[0, 1, 2],
+            [1, 2, 0],
+            [2, 0, 1]])
     """
-
-    action: Action
-    distance: Distance
-    kernel: Sequence[int]
-    null: bool = True
-    # whether the chain ends with this batch; f(gx) until the kernel is complete; then f̂(x) of the batch
-    _ends: bool = True
-    _held: dict[int, Tensor] = field(default_factory=dict)
-    _target: Tensor | None = None
-    # f̂ of the chain's first sample; and f(gx) of the last sample, of the batch before and of this one, by elements
-    _first: Tensor | None = None
-    _last: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    _coming: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-
-    def begin(self, *, ends: bool) -> None:
-        """Open the next batch; `ends` says that the chain ends with it."""
-        if self._ends:
-            self._coming, self._first = {}, None
-        self._last, self._coming = self._coming, {}
-        self._ends, self._target = ends, None
-
-    def add(self, g: int, z: Tensor) -> Found:
-        """Take f(gx) of the batch, (b, *z), the elements in the same order in every batch; give back what is known by it.
-
-        elements : k indices, none while the kernel is not complete
-        value : (k, b)    m(f(gx), g f̂(x))
-        null : (k, b + 1)    entry 0 belongs to the last sample of the batch before, entry i + 1 to sample i; NaN where
-        there is no such sample or its partner is still to come
-        """
-        if self._target is not None:
-            return self._compare([g], z[None])
-        # the layer's output may be overwritten in place later in the forward pass, so what is held is a copy
-        self._held[g] = z.clone()
-        if any(k not in self._held for k in self.kernel):
-            return [], None, None
-        in_kernel = [self._held[k] for k in self.kernel]
-        self._target = in_kernel[0] if len(in_kernel) == 1 else torch.stack(in_kernel).mean(0)
-        if self._first is None:
-            self._first = self._target[:1].clone()
-        held, self._held = self._held, {}
-        return self._compare(list(held), _stacked(list(held.values())))
-
-    def _compare(self, elements: list[int], z: Tensor) -> Found:
-        """The integrand and its null for some elements at once, z (k, b, *z): one call of the distance serves them all."""
-        target = self._moved(elements, self._target)
-        value = self.distance(z, target)
-        if not self.null:
-            return elements, value, None
-        null = value.new_full((len(elements), z.shape[1] + 1), float("nan"))
-        if self._last:
-            null[:, :1] = self.distance(self._last[tuple(elements)], target[:, :1])
-        if z.shape[1] > 1:
-            null[:, 1:-1] = self.distance(z[:, :-1], target[:, 1:])
-        if self._ends:
-            null[:, -1:] = self.distance(z[:, -1:], self._moved(elements, self._first))
-        self._coming[tuple(elements)] = z[:, -1:].clone()
-        return elements, value, null
-
-    def _moved(self, elements: list[int], target: Tensor) -> Tensor:
-        return _stacked([self.action(g, target) for g in elements])
+    columns = []
+    for chain in chains:
+        length = len(chain)
+        place = torch.arange(length)
+        element = torch.arange(order)[:, None]
+        offset = torch.where(element == 0, 0, 1 + (element - 1) % max(length - 1, 1))
+        columns.append(chain.start + (place + offset) % length)
+    return torch.cat(columns, dim=1)
 
 
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    """(k, *z) of k tensors, without a copy where there is one."""
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+def shuffled(orbit: Tensor, partners: Tensor) -> Tensor:
+    """The shuffled orbit {f(g_k x_{i+k})}, of which the deviation is the null *[ours]*.
+
+    A permutation null: within each element the samples are permuted. What (4) gives for it is what "a moved copy is no more
+    alike than another image" looks like, so relative values are 1 there.
+
+    Parameters
+    ----------
+    orbit : Tensor (g, b, *z)
+        f(gx), with whole chains along b.
+    partners : Tensor (g, b)
+        From `partners`.
+
+    Returns
+    -------
+    Tensor (g, b, *z)
+
+    >>> shuffled(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), partners([range(0, 2)], order=2))
+    tensor([[1., 2.],
+            [4., 3.]])
+    """
+    return orbit[torch.arange(len(orbit), device=orbit.device)[:, None], partners]
 
 
 @dataclass
@@ -217,4 +206,4 @@ class PairCosine:
         """M; NaN for fewer than two vectors."""
         if self.n < 2:
             return float("nan")
-        return ((self.total.square().sum().item()) - self.n) / (self.n**2 - self.n)
+        return float((self.total.square().sum() - self.n) / (self.n * self.n - self.n))

@@ -1,35 +1,82 @@
-"""What `measure` costs beside the forward passes alone: seconds and peak memory, each case in a process of its own.
+"""What `measure` costs against a user's own loop of forward passes: ratios, medians of runs that take turns in one process.
 
-python tests/benchmarks/measure_cost.py            # small: a CNN on 3×32×32, n = 1000, 12 layers
-python tests/benchmarks/measure_cost.py resnet18   # ResNet-18 at 224, all layers, n = 64 and 512
+python tests/benchmarks/measure_cost.py                      # every case
+python tests/benchmarks/measure_cost.py resnet18-96 vit      # some
+python tests/benchmarks/measure_cost.py --memory             # peak memory from n to 8 n, each in a process of its own
+python tests/benchmarks/measure_cost.py --beside tmeasures   # also tmeasures (pip install tmeasures), where it is installed
+python tests/benchmarks/measure_cost.py --beside other_name  # also another version of eedkit, importable by that name
 """
 
+import argparse
+import importlib
 import resource
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torchvision
 from torch import nn
 
-CASES = {"small": [("small", 1000), ("small", 4000)], "resnet18": [("resnet18", 64), ("resnet18", 512)]}
-METRICS = ["channelwise", "latent", "latent_euclidean", "softmax"]
+import eedkit as ek
+from eedkit.probe import accumulate
+
+ROUNDS = 5
+GROUP = "C4"
 
 
-def small() -> nn.Module:
+@dataclass(frozen=True)
+class Case:
+    """A model, its images, and the layers that are measured."""
+
+    model: Callable[[], nn.Module]
+    side: int
+    n: int
+    batch_size: int
+    layers: str | tuple[str, ...]
+
+
+def small_cnn() -> nn.Module:
     """Three stages of conv, norm, ReLU and pooling: 12 layers."""
-    stages, before = [], 3
+    stages: list[nn.Module] = []
+    before = 3
     for width in (32, 64, 128):
         stages += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
         before = width
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
+def resnet18() -> nn.Module:
+    """With random weights."""
+    return torchvision.models.resnet18(num_classes=10)
+
+
+def vit() -> nn.Module:
+    """ViT-B/16 with random weights."""
+    return torchvision.models.vit_b_16(num_classes=10)
+
+
+STAGES = tuple(str(i) for i in range(12))
+CASES = {
+    "resnet18-96-blocks": Case(resnet18, 96, 64, 32, "blocks"),
+    "resnet18-96-all": Case(resnet18, 96, 64, 32, "all"),
+    "resnet18-224-blocks": Case(resnet18, 224, 16, 8, "blocks"),
+    "resnet18-224-all": Case(resnet18, 224, 16, 8, "all"),
+    "vit-b16-blocks": Case(vit, 224, 16, 8, "blocks"),
+    "small-cnn": Case(small_cnn, 32, 4000, 250, STAGES),
+}
+MEMORY = Case(resnet18, 224, 16, 8, "all")
+
+
 class Images(torch.utils.data.Dataset):
     """Random images made when asked for, so that the memory measured is not theirs."""
 
     def __init__(self, n: int, side: int) -> None:
-        self.n, self.side = n, side
+        self.n = n
+        self.side = side
 
     def __len__(self) -> int:
         return self.n
@@ -38,41 +85,101 @@ class Images(torch.utils.data.Dataset):
         return torch.rand(3, self.side, self.side, generator=torch.Generator().manual_seed(i))
 
 
-def run(what: str, kind: str, n: int) -> None:
-    """One case: the forward passes alone, or all of `measure`, with the null and without."""
-    import torchvision
-
-    import eedkit as ek
-    from eedkit.probe.sweep import default_batch_size
-    from eedkit.theory import actions
-
-    torch.manual_seed(0)
-    model, side = (small(), 32) if kind == "small" else (torchvision.models.resnet18(num_classes=10), 224)
-    layers = [str(i) for i in range(12)] if kind == "small" else "all"
-    images, size = Images(n, side), default_batch_size((3, side, side))
-    model.eval()
+def own_loop(model: nn.Module, images: torch.Tensor, batch_size: int, device: str) -> None:
+    """The forward passes alone, as a user writes them."""
     with torch.no_grad():
-        model(torch.rand(size, 3, side, side))
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if what == "forward":
-        turn = actions.spatial("C4")
-        with torch.no_grad():
-            for batch in torch.utils.data.DataLoader(images, size):
-                for g in range(4):
-                    model(turn(g, batch))
-    else:
-        null = what == "measure"
-        ek.measure(model, images, group="C4", metrics=METRICS, layers=layers, null=null, device="cpu", progress=False)
-    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        f"{kind:9} n={n:<5} {what:13} {seconds:7.1f} s   peak {peak / 1024:6.0f} MiB   (+{(peak - before) / 1024:.0f})"
-    )
+        for batch in images.split(batch_size):
+            batch = batch.to(device)
+            for quarter in range(4):
+                model(torch.rot90(batch, quarter, (-2, -1)))
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def with_tmeasures(model: nn.Module, images: torch.Tensor, batch_size: int, layers: list[str]) -> None:
+    """tmeasures' transformation variance of the same layers over the same orbit."""
+    import tmeasures as tm
+
+    class Quarter(tm.transformations.Transformation):
+        """A quarter turn, so many times."""
+
+        def __init__(self, quarter: int) -> None:
+            self.quarter = quarter
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.rot90(x, self.quarter, (-2, -1))
+
+    class Turns(list):
+        """A transformation set."""
+
+        def valid_input(self, _shape: object) -> bool:
+            return True
+
+    modules = dict(model.named_modules())
+    activations = tm.pytorch.ActivationsModule  # raises at once where the interface is another
+    raise NotImplementedError(activations, modules, layers, Turns, Quarter)
+
+
+def compare(name: str, device: str, precision: str, beside: str | None) -> None:
+    """One case, everything in turn; prints medians of the ratios to the user's own loop."""
+    case = CASES[name]
+    accumulate.WORTH_COMPILING = 0  # the warm-up round loads the compiled loop, as a longer stream would
+    torch.manual_seed(0)
+    model = case.model().eval().to(device)
+    images = torch.rand(case.n, 3, case.side, case.side)
+    options = {"group": GROUP, "layers": case.layers, "device": device, "progress": False}
+    options["batch_size"] = case.batch_size
+    ways = {
+        "own loop": lambda: own_loop(model, images, case.batch_size, device),
+        "measure": lambda: ek.measure(model, images, precision=precision, **options),
+    }
+    if beside:
+        other = importlib.import_module(beside)
+        ways[beside] = lambda: other.measure(model, images, precision=precision, **options)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for round_number in range(ROUNDS + 1):
+        for way, run in ways.items():
+            start = time.perf_counter()
+            run()
+            if round_number:  # the first is a warm-up
+                seconds[way].append(time.perf_counter() - start)
+    line = f"{name:22} own loop {statistics.median(seconds['own loop']):7.2f} s"
+    for way in list(ways)[1:]:
+        ratios = [a / b for a, b in zip(seconds[way], seconds["own loop"], strict=True)]
+        line += f"   {way} {statistics.median(ratios):5.2f} × ({min(ratios):.2f} to {max(ratios):.2f})"
+    print(line, flush=True)
+
+
+def peak(n: int) -> None:
+    """Print the peak memory of one measurement in MiB."""
+    model = MEMORY.model().eval()
+    ek.measure(model, Images(n, MEMORY.side), group=GROUP, layers=MEMORY.layers, batch_size=MEMORY.batch_size, progress=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def memory() -> None:
+    """Peak memory of n and 8 n images."""
+    peaks = []
+    for n in (MEMORY.n, 8 * MEMORY.n):
+        done = subprocess.run([sys.executable, __file__, "--peak", str(n)], capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout.split()[-1]))
+    print(f"peak memory: {peaks[0]:.0f} MiB for {MEMORY.n} images, {peaks[1]:.0f} for 8 × ({peaks[1] / peaks[0] - 1:+.1%})")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        run(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help=f"beginnings of {', '.join(CASES)}")
+    parser.add_argument("--beside", help="name of another version's package")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.peak:
+        peak(asked.peak)
+    elif asked.memory:
+        memory()
     else:
-        for kind, n in CASES[sys.argv[1] if len(sys.argv) > 1 else "small"]:
-            for what in ("forward", "without-null", "measure"):
-                subprocess.run([sys.executable, __file__, what, kind, str(n)], check=True)
+        for case_name in CASES:
+            if not asked.cases or case_name.startswith(tuple(asked.cases)):
+                compare(case_name, asked.device, asked.precision, asked.beside)
