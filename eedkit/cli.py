@@ -72,7 +72,7 @@ def measure(
     ] = None,
     layers: Annotated[str, typer.Option(help="blocks, all, or a regular expression.")] = "blocks",
     head: Annotated[str | None, typer.Option(metavar="PATH", help="Of the classifier in the model.")] = None,
-    null: Annotated[bool, typer.Option("--null/--no-null", help="Also compare unrelated images.")] = True,
+    null: Annotated[bool, typer.Option("--null/--no-null", help="Also compare with other images.")] = True,
     seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes no result.")] = None,

@@ -4,7 +4,6 @@ Where the action is faithful, maps are not kept but for f(x) of one slice of a b
 measures compare come from one reading of the activations. All else is kept as an orbit (g, b, *z) until the batch is whole.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -154,11 +154,11 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
     layers = len(measured.layers)
     # as wide as any layer, so that every block has the same shape, whatever is undefined in it
     width = max([1, *(layer.layout.channels for layer in measured.layers if layer.layout)])
-    normalised = list(measured.pair_cosines)
-    pair_sum = np.zeros((len(normalised), layers, width if normalised else 1))
+    normalised = list(measured.pair_cosines) or [""]  # arrays of a store have no empty side
+    pair_sum = np.zeros((len(normalised), layers, width if measured.pair_cosines else 1))
     pair_n = np.full((len(normalised), layers), -1)
     for i, name in enumerate(normalised):
-        for j, state in enumerate(measured.pair_cosines[name]):
+        for j, state in enumerate(measured.pair_cosines.get(name, [])):
             if state.total is not None:
                 pair_n[i, j] = state.n
                 pair_sum[i, j, : len(state.total)] = state.total.cpu().numpy()

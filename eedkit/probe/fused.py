@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 
-def _sums_of_images(z, target, positions, partner, sums):  # noqa: ANN001, ANN202
+def _sums_of_images(z, target, positions, partner, sums):
     images, places, channels = z.shape
     for i in numba.prange(images):
         j = partner[i]

@@ -68,9 +68,10 @@ class Metric:
             raise ValueError(f"{self.name}: only channels of maps as they are can be matched, by a distance of their sums")
 
     @property
-    def long_name(self) -> str:
-        """The title, or the name where there is none."""
-        return self.title or self.name
+    def description(self) -> str:
+        """What tells it from another metric of the same name: a study does not mix them."""
+        features = getattr(self.features, "__qualname__", str(self.features))
+        return f"{self.name}: {self.where}, {features}, {self.distance.name}"
 
 
 def flat(z: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from eedkit.report.panels import cloud, effects, lines, pictures
 from eedkit.report.style import FORMATS, save
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
-from eedkit.results.summary import INSENSITIVE, insensitive, summarise
+from eedkit.results.summary import summarise
 
 __all__ = [
     "FORMATS", "calibration", "class_heatmap", "cloud", "depth_profile", "effects", "lines", "orbit_rose",
@@ -39,7 +39,8 @@ def depth_profile(
 ) -> Figure:
     """EED of one metric by depth: one line per model, or per recipe with a 95 % band over its seeds.
 
-    Without seeds the band is the bootstrap interval over samples. Hollow markers flag insensitive models.
+    Without seeds the band is the bootstrap interval over chains of samples. Class tokens, which lie beside the maps, are left
+    out.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def depth_profile(
     """
     table, by = _table(results, by)
     value = "relative" if relative else "estimate"
-    rows = table[(table.metric == metric) & table[value].notna()]
+    rows = table[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
     if rows.empty:
         why = "; it was measured without a null" if relative and table[table.metric == metric].null.isna().all() else ""
         known = table[table[value].notna()].metric.unique()
@@ -58,20 +59,12 @@ def depth_profile(
     with style.figure(title or f"Where in the network is it equivariant? {_title(results, metric)}") as (fig, ax):
         for name, look in style.styles(rows[by]).items():
             points = sorted(_point(group, value) for _, group in rows[rows[by] == name].groupby("layer"))
-            x, mid, low, high, insensitive = (np.array(column) for column in zip(*points, strict=True))
+            x, mid, low, high = (np.array(column) for column in zip(*points, strict=True))
             ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
-            ax.plot(x, mid, color=look["color"], linewidth=1.8)
-            for flag in (False, True):
-                face = {"markerfacecolor": "white"} if flag else {}
-                at = insensitive == flag
-                ax.plot(x[at], mid[at], linestyle="", markersize=7, **look, **face, label=None)
-            ax.plot([], [], **look, label=name)
-        if rows.insensitive.any():
-            hollow = {"marker": "o", "markerfacecolor": "white", "color": "0.3"}
-            ax.plot([], [], linestyle="", **hollow, label="hollow: insensitive in some seed")
+            ax.plot(x, mid, linewidth=1.8, markersize=7, **look, label=name)
         ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
         ax.set_xlim(0, 1)
-        scale = "0: perfectly equivariant, 1: no better than an unrelated image; " if relative else ""
+        scale = "0: perfectly equivariant, 1: no more alike than another image; " if relative else ""
         missing = f"; no {value} value: {', '.join(absent)}" if absent else ""
         style.note(ax, scale + _replicates(rows, by) + missing)
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -110,7 +103,7 @@ def orbit_rose(
                 closed = np.append(np.arange(len(turn)), 0)
                 ax.plot(turn[closed], mid[closed], linestyle=line, linewidth=1.6, color=look["color"])
                 ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", markersize=6, capsize=2, **look)
-            ax.plot([], [], **look, label=_flagged(name, names, results, metric, layer))
+            ax.plot([], [], **look, label=name)
         if mirrored.any():
             ax.plot([], [], "--", color="0.3", label="dashed: mirrored")
         labels = dict(zip(angles[~mirrored], elements[~mirrored], strict=True))
@@ -166,7 +159,7 @@ def class_heatmap(
             cramped = len(labels) > 12 or panel.sizes["element"] * longest > 36
             numbers = {"annot": None if cramped else np.array(texts), "fmt": "", "annot_kws": {"size": 7}}
             sns.heatmap(panel.values, ax=ax, xticklabels=results.element.values, yticklabels=labels, **cells, **numbers)
-            ax.set_title(_flagged(kind, names, results, metric, layer), fontsize=10)
+            ax.set_title(kind, fontsize=10)
             ax.set(xlabel="element", ylabel="class" if ax is axes[0] else "")
             ax.tick_params(axis="y", rotation=0)
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
@@ -190,8 +183,8 @@ def calibration(
 ) -> Figure:
     """Is it invariance, or insensitivity? E − m* against E_null − m*, one point per model, on logarithmic axes *[ours]*.
 
-    Diagonals are contours of the relative value: 1 is no better than an unrelated image. Left of the shaded edge the null
-    gap is under 1 % of the distance's scale: the model is insensitive on these images, whatever its E.
+    Diagonals are contours of the relative value: 0 is perfectly equivariant, and on the diagonal of 1 a moved copy is no more
+    alike than another image. To the left all images look alike to the model.
     """
     table, by = _table(results, by)
     layer = layer or ("latent" if metric.startswith("latent") else "output")
@@ -210,18 +203,12 @@ def calibration(
             ax.plot([left, right], [level * left, level * right], color="0.75", linewidth=0.8, zorder=0)
             if bottom < level * right < top:
                 ax.annotate(f"{level:g}", (right, level * right), color="0.45", fontsize=8, va="center")
-        edges = rows.scale * INSENSITIVE
-        if edges.nunique() == 1:
-            edge = min(edges.iloc[0], right)
-            ax.axvspan(left, edge, color="0.92", zorder=-1)
-            ax.text(edge * 0.93, top / 1.3, "insensitive", ha="right", va="top", color="0.4", fontsize=9)
         for name, look in style.styles(rows[by]).items():
             ours = rows[by] == name
-            label = f"{name} (insensitive)" if rows[ours].insensitive.all() else name
-            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=label)
+            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=name)
         ax.set_xlim(left, right)
         ax.set_ylim(bottom, top)
-        ax.set(xlabel="unrelated image: null − best value", ylabel=f"{_label(results, metric, False)} − best value")
+        ax.set(xlabel="another image: null − best value", ylabel=f"{_label(results, metric, False)} − best value")
         exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
         style.note(ax, f"grey diagonals: relative value{exact}")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
@@ -272,17 +259,12 @@ def _on_shared_samples(values: xr.DataArray) -> xr.DataArray:
     return values
 
 
-def _flagged(name: str, names: np.ndarray, results: xr.Dataset, metric: str, layer: str) -> str:
-    flags = insensitive(results, metric, layer).values[names == name]
-    return f"{name}\n(insensitive)" if flags.all() else f"{name}\n(some insensitive)" if flags.any() else str(name)
-
-
-def _point(group: pd.DataFrame, value: str) -> tuple[float, float, float, float, bool]:
-    x, flag = group.depth.mean(), bool(group.insensitive.any())
+def _point(group: pd.DataFrame, value: str) -> tuple[float, float, float, float]:
+    x = group.depth.mean()
     if len(group) > 1:
-        return (x, *_spread(group[value].to_numpy()), flag)
+        return (x, *_spread(group[value].to_numpy()))
     low, high = ("relative_low", "relative_high") if value == "relative" else ("low", "high")
-    return x, group[value].iloc[0], group[low].iloc[0], group[high].iloc[0], flag
+    return x, group[value].iloc[0], group[low].iloc[0], group[high].iloc[0]
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:

@@ -58,7 +58,6 @@ def estimates(summary: pd.DataFrame) -> str:
             "95 % interval": interval,
             "null": summary.null.map(number),
             "relative": summary.relative.map(number),
-            "insensitive": summary.insensitive.map({True: "yes", False: ""}),
             "reason": summary.reason,
         }
     )

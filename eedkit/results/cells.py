@@ -29,7 +29,8 @@ MISSING, DONE, FLAWED, FAILED, RUNNING = "missing", "done", "flawed", "failed", 
 not done, whatever its values hold."""
 
 STATES = ("pair_sum", "pair_n", "dead", "live_or_dead", "reason", "undefined")
-FROM_STATES = ("latent_pair_cosine", "dead_fraction")
+FROM_STATES = ("dead_fraction",)
+"""And M of each normalised metric, `<metric>_pair_cosine`."""
 
 
 def slug(name: str) -> str:
@@ -179,7 +180,7 @@ class Cell:
             self._refuse_others(group, arrays, values)
             parts = [(arrays[name], slice(block, block + 1), states[name].values[None]) for name in STATES]
             for name in values.data_vars:
-                if name in FROM_STATES:
+                if name in FROM_STATES or name.endswith("_pair_cosine"):
                     continue
                 chunk, n = arrays[name].chunks[-1], arrays[name].shape[-1]
                 if start % chunk or (stop % chunk and stop != n):
@@ -288,7 +289,7 @@ def check(store: str) -> None:
     group = open_group(store)
     if group is None or group.attrs.get("eedkit") != "study":
         raise StoreError(f"{store} is no store of a study; choose another place")
-    schema.refuse_newer(group.attrs.get("schema", 0), store)
+    schema.refuse_other(group.attrs.get("schema", 0), store)
 
 
 def find(store: str) -> list[Cell]:

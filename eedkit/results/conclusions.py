@@ -11,7 +11,6 @@ import pandas as pd
 
 from eedkit.errors import unknown
 from eedkit.results import verdicts
-from eedkit.results.intervals import sample_interval
 from eedkit.results.verdicts import Test, concluded, needs, seed_values
 
 SEES_EXCHANGES = ("channelwise_regular", "channelwise_matched")
@@ -180,6 +179,8 @@ def rank_correlation(
     >>> rank_correlation(table, margin=0.5)["verdict"]
     'contradicted'
     """
+    from scipy.stats import bootstrap
+
     needs(table, "model", "accuracy", value)
     layer = _end(table, metric)
     rows = table[(table.metric == metric) & (table.layer == layer)].dropna(subset=[value, "accuracy"])
@@ -188,7 +189,9 @@ def rank_correlation(
     data = rows[value].to_numpy(), rows.accuracy.to_numpy()
     if min(len(np.unique(values)) for values in data) < 2:
         raise ValueError(f"a rank correlation needs networks that differ in the {value} of {metric} and in accuracy")
-    low, high = sample_interval(data, _rho, {"confidence_level": confidence, "n_resamples": 1999, "rng": seed})
+    low, high = bootstrap(
+        data, _rho, paired=True, vectorized=True, method="percentile", confidence_level=confidence, n_resamples=1999, rng=seed
+    ).confidence_interval
     return Test("3", 1, confidence).given(
         f"{value} does not track accuracy", verdicts.does_not_fall, margin, float(_rho(*data)), low, high,
         len(rows), metric=metric, layer=layer, value=value, confidence=confidence,

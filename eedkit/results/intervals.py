@@ -1,42 +1,68 @@
-"""Intervals: over samples, over samples whose neighbours depend on each other, and over few replicates.
+"""Intervals: over chains of samples, which share images in their nulls, and over few replicates.
 
-Knows arrays and scipy. Costs as many means as are resampled, in batches of bounded memory.
+Knows arrays and scipy. Costs a matrix of `resamples` × chains, in batches of bounded memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-
-def sample_interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
-    """Percentile bootstrap interval over the samples, all arrays resampled together; NaN for one sample or no resamples."""
-    from scipy.stats import bootstrap
-
-    n = len(data[0])
-    if n < 2 or not options["n_resamples"]:
-        return float("nan"), float("nan")
-    batch = max(1, 2**24 // (n * len(data)))
-    found = bootstrap(
-        data, statistic, paired=True, vectorized=True, axis=-1, method="percentile", batch=batch, **options
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+AT_ONCE = 2**25
+"""Numbers of draws that are held at once."""
 
 
-def block_interval(data: tuple[np.ndarray, ...], statistic: Callable, options: dict) -> tuple[float, float]:
-    """The same with circular blocks of n^(1/3) neighbours (Politis & Romano 1992), where neighbours are not independent."""
-    n, rng, drawn = len(data[0]), np.random.default_rng(options["rng"]), []
-    if n < 2 or not options["n_resamples"]:
-        return float("nan"), float("nan")
-    length, left = max(2, round(n ** (1 / 3))), options["n_resamples"]
-    while left > 0:
-        some = min(left, max(1, 2**22 // n))
-        starts = rng.integers(n, size=(some, -(-n // length), 1))
-        rows = ((starts + np.arange(length)) % n).reshape(some, -1)[:, :n]
-        drawn.append(statistic(*(values[rows] for values in data)))
-        left -= some
-    tail = (1 - options["confidence_level"]) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return float(low), float(high)
+class ChainBootstrap:
+    """Percentile bootstrap intervals with the chain as the unit: estimate and null of a chain are drawn together.
+
+    A sample without a value is left out of its chain's mean, and the chain keeps the others.
+
+    >>> bootstrap = ChainBootstrap(np.array([0, 0, 1, 1]), confidence=0.95, resamples=99, seed=0)
+    >>> bootstrap.interval(np.mean, np.ones(4))
+    (1.0, 1.0)
+    """
+
+    def __init__(self, chains: np.ndarray, *, confidence: float, resamples: int, seed: int) -> None:
+        self.order = np.argsort(chains, kind="stable")
+        ordered = chains[self.order]
+        self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.array([], int)
+        self.confidence = confidence
+        self.resamples = resamples
+        self.seed = seed
+        self._drawn: list[np.ndarray] | None = None
+
+    def interval(self, statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tuple[float, float]:
+        """The interval of `statistic(mean, …)` of the resampled means of arrays over samples; NaN for fewer than two chains."""
+        if len(self.starts) < 2 or not self.resamples:
+            return float("nan"), float("nan")
+        # around the centre, so that rounding is a part of the deviations and not of the values
+        centres = [float(np.nanmean(values)) for values in samples]
+        columns = []
+        for values, centre in zip(samples, centres, strict=True):
+            is_there = ~np.isnan(values)
+            for column in (np.where(is_there, values - centre, 0.0), is_there.astype(float)):
+                columns.append(np.add.reduceat(column[self.order], self.starts))
+        sums = np.concatenate([counts @ np.stack(columns, axis=1) for counts in self._counts()])
+        with np.errstate(invalid="ignore"):
+            means = [sums[:, 2 * i] / sums[:, 2 * i + 1] + centre for i, centre in enumerate(centres)]
+        tail = (1 - self.confidence) / 2
+        low, high = np.nanquantile(statistic(*means), [tail, 1 - tail])
+        return float(low), float(high)
+
+    def _counts(self) -> Iterator[np.ndarray]:
+        """How often each chain is drawn in each resample, in batches; kept for the next array where they are few."""
+        if self._drawn is not None:
+            yield from self._drawn
+            return
+        chains = len(self.starts)
+        rng = np.random.default_rng(self.seed)
+        together = max(1, AT_ONCE // chains)
+        kept = []
+        for start in range(0, self.resamples, together):
+            some = min(together, self.resamples - start)
+            counts = rng.multinomial(chains, np.full(chains, 1 / chains), size=some).astype(float)
+            kept = [*kept, counts] if chains * self.resamples <= AT_ONCE else []
+            yield counts
+        self._drawn = kept or None
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:

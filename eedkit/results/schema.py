@@ -52,7 +52,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     """
     if not isinstance(ds, xr.Dataset):
         raise TypeError(f"expected a Dataset as measure() gives it, got {type(ds).__name__}")
-    refuse_newer(ds.attrs.get("schema", 0), "the Dataset")
+    refuse_other(ds.attrs.get("schema", 0), "the Dataset")
     problems = []
     for dim in DIMS:
         if dim not in ds.dims or dim not in ds.coords:
@@ -90,10 +90,19 @@ def partly(undefined: int, n: int) -> str:
     return f"undefined for {undefined} of {n} samples, whose features are not finite or all zero" if undefined else ""
 
 
-def refuse_newer(written: int, what: str) -> None:
-    """SchemaError when something was written by a newer eedkit than this."""
+def refuse_other(written: int, what: str) -> None:
+    """SchemaError when something was written with another schema than this eedkit's.
+
+    >>> refuse_other(1, "runs/a.zarr")
+    Traceback (most recent call last):
+    eedkit.results.schema.SchemaError: runs/a.zarr was written with schema 1, whose nulls mean something else (this eedkit: 2); measure again
+    """
     if int(written) > SCHEMA:
-        raise SchemaError(f"{what} was written with schema {written}, this eedkit reads up to {SCHEMA}; upgrade eedkit")
+        raise SchemaError(f"{what} was written with schema {written}, this eedkit reads {SCHEMA}; upgrade eedkit")
+    if int(written) < SCHEMA:
+        raise SchemaError(
+            f"{what} was written with schema {written}, whose nulls mean something else (this eedkit: {SCHEMA}); measure again"
+        )
 
 
 def text_as_objects(ds: xr.Dataset) -> xr.Dataset:

@@ -97,7 +97,7 @@ def open(
         raise SchemaError(f"{path} is no Zarr store")
     if root.attrs.get("eedkit") != "study":
         return _open_one(store)
-    schema.refuse_newer(root.attrs["schema"], store)
+    schema.refuse_other(root.attrs["schema"], store)
     found = cells.find(store)
     for kind, name in (("data", data), ("group", group)):
         known = list(dict.fromkeys(getattr(cell, kind) for cell in found))
@@ -228,7 +228,7 @@ def values(cell: Cell, ledger: Ledger | None, *, verify: bool = False) -> xr.Dat
     states, metrics = {name: of.pop(name) for name in STATES}, of.pop("metric").values.tolist()
     _with_states(of, states, metrics, int(ledger.images_done.sum()))
     measured = schema.from_json(attrs["variables"])
-    order = [name for metric in metrics for name in (metric, f"{metric}_null")]
+    order = [f"{metric}{suffix}" for metric in metrics for suffix in ("", "_null", "_pair_cosine", "_norm")]
     return xr.Dataset(
         {name: of[name] for name in (*order, *schema.BESIDE) if name in of},
         {name: variable for name, variable in of.items() if name not in measured},
@@ -285,20 +285,20 @@ def _with_states(of: dict[str, xr.Variable], states: Mapping[str, xr.Variable], 
     # −1 where a layer is undefined; NaN is never skipped, which would drop vectors and keep their number
     defined = (states["pair_n"] >= 0).all("block")
     total, count = states["pair_sum"].sum("block", skipna=False), states["pair_n"].clip(min=0).sum("block")
-    pair = ((total**2).sum("feature", skipna=False) - count) / (count**2 - count).where(count > 1)
+    pairs = ((total**2).sum("feature", skipna=False) - count) / (count**2 - count).where(count > 1)
     channels = states["live_or_dead"].sum("block")
-    dead = states["dead"].sum("block") / channels.where(channels > 0)
-    for name, found in {"latent_pair_cosine": pair.where(defined), "dead_fraction": dead}.items():
+    follows = {"dead_fraction": states["dead"].sum("block") / channels.where(channels > 0)}
+    for metric, pair in zip(of.pop("normalised").values.tolist(), pairs.where(defined), strict=True):
+        follows[f"{metric}_pair_cosine"] = pair
+    for name, found in follows.items():
         if name in of:
             of[name] = of[name].copy(data=found.values[None])
-    if "latent_norm" in of and not defined.all():
-        of["latent_norm"] = of["latent_norm"].where(defined)
-    if "latent_pair_cosine" in of:
-        of["latent_pair_cosine"].attrs["samples"] = n
+            if name.endswith("_pair_cosine"):
+                of[name].attrs["samples"] = n
     for i, metric in enumerate(metrics):
         reasons, undefined = (states[name].isel(metric=i) for name in ("reason", "undefined"))
         whole = [next((reason for reason in column if reason), "") for column in reasons.values.T.tolist()]
-        beside = [name for name in (metric, f"{metric}_null") if name in of]
+        beside = [name for name in (metric, f"{metric}_null", f"{metric}_norm") if name in of]
         if "layer" not in of[metric].dims:
             if whole[0]:
                 of |= {name: of[name].where(False) for name in beside}

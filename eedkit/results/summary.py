@@ -3,7 +3,7 @@
 Knows xarray, pandas and scipy, never torch. Costs `resamples` means over the samples, in batches of bounded memory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,8 @@ import xarray as xr
 
 from eedkit.errors import unknown
 from eedkit.results import schema
-from eedkit.results.intervals import block_interval, sample_interval
+from eedkit.results.intervals import ChainBootstrap
 
-INSENSITIVE = 0.01
-"""A null gap below this part of the distance's scale flags a model as insensitive on these images."""
-NOISE = 1e-5
-"""A null gap below this part of the scale is numerical noise: no relative value."""
 NO_LAYER = "the model has no such layer"
 """Why a model joined to others is NaN at a layer that only they have."""
 SMALL = 2**26
@@ -27,17 +23,45 @@ SMALL_PAIR_COSINE = 0.05
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """One metric of one model at one layer: per-sample means over the elements, and what calibrates them."""
+class _Estimate:
+    """One metric of one model at one layer: per-sample means over the elements, NaN where there is none, and what calibrates
+    them.
+
+    `rounding` is the null gap that rounding alone may leave, `reason` says why samples have no value.
+    """
 
     keys: dict
     values: np.ndarray
     null: np.ndarray | None
     best: float
     scale: float
+    rounding: float
     pair_cosine: float
     no_pair_cosine: str
     reason: str
+
+    @property
+    def n(self) -> int:
+        """Samples that have a value."""
+        return int((~np.isnan(self.values)).sum())
+
+    @property
+    def no_relative(self) -> str:
+        """Why there is no relative value; empty when there is one."""
+        if self.null is None:
+            return "measured without a null"
+        if np.isnan(self.best):
+            return "the distance has no best value"
+        if np.isnan(self.null).all():
+            return "no sample has a null"
+        gap = np.nanmean(self.null) - self.best
+        if not gap > self.rounding:
+            return f"the null gap {gap:.2g} lies within rounding ({self.rounding:.2g}): the model tells no image from another here"
+        return ""
+
+    def relative(self, value: np.ndarray, null: np.ndarray) -> np.ndarray:
+        """(E − m*) / (E_null − m*)."""
+        return (value - self.best) / (null - self.best)
 
 
 def summarise(
@@ -45,24 +69,22 @@ def summarise(
 ) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
-    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names. Intervals are
-    percentile bootstrap intervals with the sample as the unit (`resamples=0`: none). Nulls share an image with those of their
-    neighbours in the chain, so the relative value's interval resamples runs of neighbours.
+    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names. Means are
+    over the samples that have a value. Intervals are percentile bootstrap intervals (`resamples=0`: none) whose unit is the
+    chain of images that share their shuffled orbits.
 
     Columns
     -------
     accuracy : part of the unmoved images whose label is predicted, for labels that count the model's own classes; NaN where
         there are no labels or no class scores
     estimate, low, high : E and its interval
-    null : the same against unrelated samples *[ours]*
-    relative, relative_low, relative_high : (E − m*) / (E_null − m*), m* the best value: 0 is perfectly equivariant, 1 no
-        better than an unrelated image; its interval resamples E and E_null together *[ours]*
-    insensitive : whether E_null − m* is under 1 % of the distance's scale: the model hardly tells images apart; False also
-        where there is no null to tell by
-    pair_cosine, normalised : M and E / M, for `latent` and `latent_unit` alone
-    best, scale : m*, and what the null gap is judged against
-    n : samples
-    reason : why something in the row is NaN
+    null : E of the shuffled orbit, in which each element acts on another image *[ours]*
+    relative, relative_low, relative_high : (E − m*) / (E_null − m*), m* the best value: 0 is perfectly equivariant, 1 says that a
+        moved copy is no more alike than another image; its interval resamples E and E_null together *[ours]*
+    pair_cosine, normalised : M and E / M, for the metrics that M normalises
+    best, scale : m*, and the size of a large difference
+    n : samples that have a value
+    reason : why something in the row is NaN, or samples have no value
 
     Raises
     ------
@@ -87,25 +109,8 @@ def summarise(
             tables.append(summarise(leaf.to_dataset(), **options).assign(data=spec or path, group=group))
         return pd.concat(tables, ignore_index=True)
     schema.validate(ds)
-    options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
-    return pd.DataFrame([_row(cell, options) for cell in _cells(ds)])
-
-
-def insensitive(ds: xr.Dataset, metric: str, layer: str = "latent") -> xr.DataArray:
-    """Per model, whether E_null − m* is under 1 % of the distance's scale; False without a null.
-
-    >>> import eedkit as ek, torch
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
-    >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", progress=False)
-    >>> insensitive(ds, "softmax").dims
-    ('model',)
-    """
-    at = ds.sel(layer=layer) if "layer" in ds[metric].dims else ds
-    if f"{metric}_null" not in ds:
-        return xr.zeros_like(ds.model, dtype=bool)
-    scale = ds[metric].attrs["scale"]
-    scale = at[scale].mean("sample") if isinstance(scale, str) else scale
-    return at[f"{metric}_null"].mean(("element", "sample")) - ds[metric].attrs["best"] < INSENSITIVE * scale
+    bootstrap = _bootstrap(ds, confidence, resamples, seed)
+    return pd.DataFrame([_row(estimate, bootstrap) for estimate in _estimates(ds)])
 
 
 def compare(
@@ -114,7 +119,7 @@ def compare(
     """Paired differences of E between every model and a baseline, on the same samples.
 
     Positive means less invariant than the baseline. One row per other model, metric and layer that both have, with the
-    difference of E and of the relative value, each with a percentile bootstrap interval (unit: the sample).
+    difference of E and of the relative value, each with a percentile bootstrap interval (unit: the chain).
 
     Raises
     ------
@@ -131,26 +136,40 @@ def compare(
     schema.validate(ds)
     if baseline not in ds.model.values:
         raise ValueError(unknown("model", baseline, ds.model.values.tolist()))
-    cells = {tuple(cell.keys[k] for k in ("model", "metric", "layer")): cell for cell in _cells(ds)}
-    options = {"confidence_level": confidence, "n_resamples": resamples, "rng": seed}
-    rows, columns = [], ("difference", "low", "high", "relative_difference", "relative_low", "relative_high")
-    for (model, metric, layer), cell in cells.items():
-        base = cells.get((baseline, metric, layer))
+    estimates = {tuple(one.keys[key] for key in ("model", "metric", "layer")): one for one in _estimates(ds)}
+    bootstrap = _bootstrap(ds, confidence, resamples, seed)
+    rows = []
+    for (model, metric, layer), one in estimates.items():
+        base = estimates.get((baseline, metric, layer))
         if model == baseline or base is None:
             continue
-        row = {**cell.keys, "baseline": baseline, **dict.fromkeys(columns, np.nan)}
-        reason = cell.reason or base.reason
-        if not reason:
-            row["difference"] = (cell.values - base.values).mean()
-            row["low"], row["high"] = sample_interval((cell.values - base.values,), np.mean, options)
-            reason = _no_relative(cell) or _no_relative(base)
-        if not reason:
-            data = cell.values, cell.null, base.values, base.null
-            gap = _relative_difference(cell.best)
-            row["relative_difference"] = gap(*data)
-            row["relative_low"], row["relative_high"] = block_interval(data, gap, options)
-        rows.append({**row, "n": len(cell.values), "reason": reason})
+        rows.append({**one.keys, "baseline": baseline, **_difference(one, base, bootstrap)})
     return pd.DataFrame(rows)
+
+
+def _difference(one: _Estimate, base: _Estimate, bootstrap: ChainBootstrap) -> dict:
+    """The columns of `compare` for two models, on the samples for which both have a value."""
+    columns = ("difference", "low", "high", "relative_difference", "relative_low", "relative_high")
+    row = dict.fromkeys(columns, np.nan)
+    difference = one.values - base.values
+    row["n"] = int((~np.isnan(difference)).sum())
+    row["reason"] = "; ".join(dict.fromkeys(filter(None, (one.reason, base.reason))))
+    if not row["n"]:
+        return row
+    row["difference"] = np.nanmean(difference)
+    row["low"], row["high"] = bootstrap.interval(lambda mean: mean, difference)
+    no_relative = one.no_relative or base.no_relative
+    if no_relative:
+        return row | {"reason": "; ".join(filter(None, (row["reason"], no_relative)))}
+    both = ~np.isnan(difference)
+    arrays = [np.where(both, values, np.nan) for values in (one.values, one.null, base.values, base.null)]
+
+    def relative_difference(value: np.ndarray, null: np.ndarray, of_base: np.ndarray, null_of_base: np.ndarray) -> np.ndarray:
+        return one.relative(value, null) - base.relative(of_base, null_of_base)
+
+    row["relative_difference"] = relative_difference(*(np.nanmean(values) for values in arrays))
+    row["relative_low"], row["relative_high"] = bootstrap.interval(relative_difference, *arrays)
+    return row
 
 
 def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
@@ -210,50 +229,74 @@ def _column(name: str, values: Sequence, joined: xr.Dataset) -> np.ndarray:
 def _fill(ds: xr.Dataset) -> dict[str, object]:
     blank = {name: 0 if c.dtype.kind in "iu" else np.nan for name, c in ds.variables.items() if c.dtype.kind in "iuf"}
     reasons = {name: NO_LAYER for name in ds.coords if str(name).endswith("_nan_reason")}
-    return {**blank, "layer_type": "", **reasons}
+    return {**blank, "layer_type": "", "layout": "", **reasons}
 
 
-def _cells(ds: xr.Dataset) -> Iterator[_Cell]:
+def _bootstrap(ds: xr.Dataset, confidence: float, resamples: int, seed: int) -> ChainBootstrap:
+    """Where the chains are not known, every sample is one."""
+    chains = ds["chain"].values if "chain" in ds.coords else np.arange(ds.sizes["sample"])
+    return ChainBootstrap(chains, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def _estimates(ds: xr.Dataset) -> Iterator[_Estimate]:
     about = [name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights")]
     # one model's values at a time where a store holds many; what is small is read faster at once
     ds = ds.compute() if ds.nbytes < SMALL else ds
     for model in ds.model.values.tolist():
         one = ds.sel(model=model).compute()
         keys = {"model": model, **{name: one[name].item() for name in about}, "accuracy": _accuracy(one)}
-        # in the stream's order, in which neighbours share the null's chain
-        order = np.argsort(one["position"].values) if "position" in one.coords else slice(None)
         for metric in schema.metrics_of(ds):
-            yield from _of_metric(one, metric, keys, order)
+            yield from _of_metric(one, metric, keys)
 
 
-def _of_metric(one: xr.Dataset, metric: str, keys: dict, order: np.ndarray | slice) -> Iterator[_Cell]:
-    """The cells of one metric of one model: a row per layer, or one for the output."""
-    attrs, layered = one[metric].attrs, "layer" in one[metric].dims
+def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
+    """The estimates of one metric of one model: one per layer, or one for the output."""
+    attrs = one[metric].attrs
+    has_layers = "layer" in one[metric].dims
 
-    def rows(name: str, *over: str) -> np.ndarray:
+    def by_layer(name: str, *over: str) -> np.ndarray:
         values = one[name].astype("float64").mean(over, skipna=False).values
-        return values if layered else values[None]
+        return values if has_layers else values[None]
 
-    values = rows(metric, "element")[:, order]
-    null = rows(f"{metric}_null", "element")[:, order] if f"{metric}_null" in one else [None] * len(values)
-    n, where = values.shape[1], {"layer": one.layer.values.tolist(), "depth": one.depth.values.tolist()}
-    told = one[f"{metric}_nan_reason"].values.tolist() if layered else [attrs.get("nan_reason", "")]
-    scale = rows(attrs["scale"], "sample") if isinstance(attrs["scale"], str) else [attrs["scale"]] * len(values)
-    pairs, no_pair = [np.nan] * len(values), ""
-    if metric in ("latent", "latent_unit"):
-        over = one["latent_pair_cosine"].attrs.get("samples", n)
-        if over == n:
-            pairs = one["latent_pair_cosine"].values.tolist()
-        else:
-            no_pair = f"M was taken over {over} samples, not these {n}"
-    for k, (layer, depth) in enumerate(zip(*where.values(), strict=True) if layered else [("output", 1.0)]):
-        if told[k] == NO_LAYER:
+    values = by_layer(metric, "element")
+    n = values.shape[1]
+    nulls = by_layer(f"{metric}_null", "element") if f"{metric}_null" in one else [None] * len(values)
+    scales = np.full(len(values), attrs["scale"] if not isinstance(attrs["scale"], str) else np.nan)
+    if isinstance(attrs["scale"], str):
+        scales = one[attrs["scale"]].astype("float64").mean("sample").values
+    reasons = one[f"{metric}_nan_reason"].values.tolist() if has_layers else [attrs.get("nan_reason", "")]
+    pair_cosines, no_pair_cosine = _pair_cosines(one, metric, len(values), n)
+    layers = zip(one.layer.values.tolist(), one.depth.values.tolist(), strict=True) if has_layers else [("output", 1.0)]
+    for k, (layer, depth) in enumerate(layers):
+        if reasons[k] == NO_LAYER:
             continue
-        undefined, reason = int(np.isnan(values[k]).sum()), ""
-        if undefined:  # the coordinate may tell of samples that were dropped since
-            reason = told[k] if undefined == n and told[k] else f"undefined for {undefined} of {n} samples"
-        at = {"metric": metric, "layer": layer, "depth": depth}
-        yield _Cell(keys | at, values[k], null[k], attrs["best"], float(scale[k]), pairs[k], no_pair, reason)
+        undefined = int(np.isnan(values[k]).sum())
+        reason = ""
+        if undefined:  # the coordinate may count samples that were dropped since
+            is_whole = undefined == n and reasons[k]
+            reason = reasons[k] if is_whole else f"{undefined} of {n} samples have no value"
+        yield _Estimate(
+            keys={**keys, "metric": metric, "layer": layer, "depth": depth},
+            values=values[k],
+            null=nulls[k],
+            best=attrs["best"],
+            scale=float(scales[k]),
+            rounding=attrs["rounding"] * (float(scales[k]) if np.isfinite(scales[k]) else 1.0),
+            pair_cosine=pair_cosines[k],
+            no_pair_cosine=no_pair_cosine,
+            reason=reason,
+        )
+
+
+def _pair_cosines(one: xr.Dataset, metric: str, layers: int, n: int) -> tuple[list[float], str]:
+    """M for each layer, NaN with the reason where it was taken over other samples."""
+    name = f"{metric}_pair_cosine"
+    if name not in one:
+        return [np.nan] * layers, ""
+    over = one[name].attrs.get("samples", n)
+    if over != n:
+        return [np.nan] * layers, f"M was taken over {over} samples, not these {n}"
+    return one[name].values.tolist(), ""
 
 
 def _accuracy(ds: xr.Dataset) -> float:
@@ -265,55 +308,25 @@ def _accuracy(ds: xr.Dataset) -> float:
     return float((predicted == labels)[told].mean()) if told.any() else np.nan
 
 
-def _no_relative(cell: _Cell) -> str:
-    """Why a cell has no relative value; empty when it has one."""
-    if cell.null is None:
-        return "measured without a null"
-    if np.isnan(cell.best):
-        return "the distance has no best value"
-    gap = cell.null.mean() - cell.best
-    if not gap >= NOISE * cell.scale:
-        return f"the null gap {gap:.2g} is within numerical noise: the model does not tell these images apart"
-    return ""
-
-
-def _row(cell: _Cell, options: dict) -> dict:
-    nan = float("nan")
-    row = {**cell.keys, "estimate": nan, "low": nan, "high": nan, "null": nan, "relative": nan}
-    row |= {"relative_low": nan, "relative_high": nan, "insensitive": False, "pair_cosine": cell.pair_cosine}
-    row |= {"normalised": nan, "best": cell.best, "scale": cell.scale, "n": len(cell.values), "reason": cell.reason}
-    if cell.reason:
+def _row(one: _Estimate, bootstrap: ChainBootstrap) -> dict:
+    columns = ("estimate", "low", "high", "null", "relative", "relative_low", "relative_high")
+    row = {**one.keys, **dict.fromkeys(columns, np.nan)}
+    row |= {"pair_cosine": one.pair_cosine, "normalised": np.nan, "best": one.best, "scale": one.scale}
+    row |= {"n": one.n, "reason": one.reason}
+    if not one.n:
         return row
-    row["estimate"] = cell.values.mean()
-    row["low"], row["high"] = sample_interval((cell.values,), np.mean, options)
-    reasons = [_no_relative(cell), cell.no_pair_cosine]
-    if len(cell.values) < 2:
-        reasons.append("one sample gives no interval")
-    if cell.null is not None:
-        row["null"] = cell.null.mean()
-        row["insensitive"] = bool(row["null"] - cell.best < INSENSITIVE * cell.scale)
-    if not reasons[0]:
-        relative = _relative(cell.best)
-        row["relative"] = relative(cell.values, cell.null)
-        row["relative_low"], row["relative_high"] = block_interval((cell.values, cell.null), relative, options)
-    if cell.pair_cosine > SMALL_PAIR_COSINE:
-        row["normalised"] = row["estimate"] / cell.pair_cosine
-    elif not np.isnan(cell.pair_cosine):
-        reasons.append(f"M = {cell.pair_cosine:.3g} is not above {SMALL_PAIR_COSINE}, so E / M has no meaning")
+    reasons = [one.reason, one.no_relative, one.no_pair_cosine]
+    row["estimate"] = np.nanmean(one.values)
+    row["low"], row["high"] = bootstrap.interval(lambda mean: mean, one.values)
+    if len(bootstrap.starts) < 2:
+        reasons.append("one chain of samples gives no interval")
+    if one.null is not None and not np.isnan(one.null).all():
+        row["null"] = np.nanmean(one.null)
+    if not one.no_relative:
+        row["relative"] = one.relative(row["estimate"], row["null"])
+        row["relative_low"], row["relative_high"] = bootstrap.interval(one.relative, one.values, one.null)
+    if one.pair_cosine > SMALL_PAIR_COSINE:
+        row["normalised"] = row["estimate"] / one.pair_cosine
+    elif not np.isnan(one.pair_cosine):
+        reasons.append(f"M = {one.pair_cosine:.3g} is not above {SMALL_PAIR_COSINE}, so E / M has no meaning")
     return row | {"reason": "; ".join(filter(None, reasons))}
-
-
-def _relative(best: float) -> Callable:
-    def relative(values: np.ndarray, null: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (values.mean(axis) - best) / (null.mean(axis) - best)
-
-    return relative
-
-
-def _relative_difference(best: float) -> Callable:
-    relative = _relative(best)
-
-    def difference(values, null, base, base_null, axis: int = -1) -> np.ndarray:
-        return relative(values, null, axis) - relative(base, base_null, axis)
-
-    return difference

@@ -20,12 +20,13 @@ from torch import nn
 
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
-from eedkit.probe.measure import measure_block
-from eedkit.probe.stream import read_order
+from eedkit.probe.measure import Options, measure_block
+from eedkit.probe.samples import chain_length, read_order
 from eedkit.results import schema
 from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
 from eedkit.results.disk import StoreError
 from eedkit.results.process import me
+from eedkit.theory.deviation import chains
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -39,8 +40,7 @@ class Task:
     """One block of one cell: the images [start, stop) of the data set's reading order through a model.
 
     `model` is a spec, or None for a module that is passed beside the task; `source` and `images` are checksums of where the
-    weights come from and of the images; `options` are `measure`'s. With `share` a block that another process is at is left to
-    it.
+    weights come from and of the images. With `share` a block that another process is at is left to it.
     """
 
     cell: Cell
@@ -51,7 +51,7 @@ class Task:
     model: str | None
     source: str
     images: str
-    options: tuple[tuple[str, Any], ...]
+    options: Options
     share: bool = True
     threads: int | None = None
 
@@ -259,18 +259,16 @@ def _worker() -> Any:
 
 
 def _measured(task: Task, module: nn.Module | None) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
-    options = dict(task.options)
-    options["device"] = device(options["device"])
+    options = replace(task.options, device=device(task.options.device))
     wants = {}
     if task.model is not None:
-        loaded = _loaded(task.model, task.source, options["device"])
+        loaded = _loaded(task.model, task.source, options.device)
         module = loaded.model
         wants = loaded.wants
-        options["head"] = options["head"] or loaded.head
-    images, samples = _opened(task.data, task.images, options["seed"], **wants)
-    values, states = measure_block(
-        module, images, positions=range(task.start, task.stop), name=task.cell.model, **options
-    )
+        options = replace(options, head=options.head or loaded.head)
+    length = chain_length(options.action.group.order, options.null)
+    images, samples = _opened(task.data, task.images, options.seed, length, **wants)
+    values, states = measure_block(module, images, options, places=range(task.start, task.stop), name=task.cell.model)
     return values, states, samples
 
 
@@ -282,7 +280,7 @@ def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
 
 
 @lru_cache(maxsize=4)
-def _opened(data: str, checksum: str, seed: int, **wants: Any) -> tuple[Any, xr.Dataset]:
+def _opened(data: str, checksum: str, seed: int, length: int, **wants: Any) -> tuple[Any, xr.Dataset]:
     """A data set as a model wants its images, and the labels of all its samples in reading order."""
     images = lab_images.load(data, **wants)
     if lab_images.source(images) != checksum:
@@ -291,9 +289,10 @@ def _opened(data: str, checksum: str, seed: int, **wants: Any) -> tuple[Any, xr.
         )
     order = read_order(len(images), seed)
     columns = images.select_columns(["id", "label"])[:]
+    numbers = np.concatenate([np.full(len(chain), number) for number, chain in enumerate(chains(len(order), length))])
     samples = {
         "sample": np.array(columns["id"], dtype=object)[order],
         "label": ("sample", np.array(columns["label"])[order]),
-        "position": ("sample", np.arange(len(order)), {"long_name": schema.POSITION}),
+        "chain": ("sample", numbers, {"long_name": schema.CHAIN}),
     }
     return images, xr.Dataset(coords=samples)

@@ -5,6 +5,7 @@ Knows models, images and what is done already. Costs one model at a time with ra
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -14,9 +15,9 @@ from torch import nn
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.lab import specs
-from eedkit.probe.measure import measure_block
-from eedkit.probe.sweep import default_batch_size
+from eedkit.probe.measure import default_batch_size, measure_block
 from eedkit.results.cells import Cell, Ledger
+from eedkit.results.schema import metrics_of
 from eedkit.study import engine
 from eedkit.study.progress import bar
 from eedkit.theory import groups
@@ -47,7 +48,7 @@ def table(study: "Study", cells: Sequence[tuple[Cell, Ledger | None]], *, progre
             if key not in costs:
                 costs[key] = cost(study, model, study.data[cell.data], cell.group)
             seconds, size = costs[key]
-            rows[-1] |= {"images": n, "blocks": len(ledger.start if ledger else study.bounds(n))}
+            rows[-1] |= {"images": n, "blocks": len(ledger.start if ledger else study.bounds(n, cell.group))}
             rows[-1] |= {"done": int(ledger.done.sum()) if ledger else 0}
             rows[-1] |= {
                 "forwards": left * groups.parse(cell.group).order,
@@ -98,13 +99,12 @@ def cost(study: "Study", model: str | nn.Module, data: str, group: str) -> tuple
     if None in shape:
         shape = tuple(lab_images.load(data, size=loaded.size, channels=loaded.channels)[0]["image"].shape)
     device = engine.device(study.device)
-    settings = {key: getattr(study, key) for key in ("metrics", "layers", "null", "precision", "batch_size")}
-    settings |= {"head": study.head or loaded.head, "device": device}
+    options = replace(study.options(group), head=study.head or loaded.head, device=device, null=False)
     batch = study.batch_size or default_batch_size(shape, device)
     images = torch.rand(max(FEW, 2 * batch), *shape, generator=torch.Generator().manual_seed(0))
     order = groups.parse(group).order
     start = time.perf_counter()
-    ds, _ = measure_block(loaded.model, images[:FEW], group=group, positions=range(FEW), **settings)
+    ds, _ = measure_block(loaded.model, images[:FEW], options)
     seconds = (time.perf_counter() - start) / FEW
     if FEW * seconds < SLOW:
         for n in (
@@ -112,6 +112,8 @@ def cost(study: "Study", model: str | nn.Module, data: str, group: str) -> tuple
             len(images),
         ):  # the first pass over a batch of this size prepares the library's kernels
             start = time.perf_counter()
-            measure_block(loaded.model, images[:n], group="C1", positions=range(n), **settings)
+            measure_block(loaded.model, images[:n], replace(options, group="C1"))
         seconds = (time.perf_counter() - start) / len(images) * order
-    return seconds, sum(v.nbytes // v.sizes["sample"] for v in ds.data_vars.values() if "sample" in v.dims)
+    size = sum(v.nbytes // v.sizes["sample"] for v in ds.data_vars.values() if "sample" in v.dims)
+    nulls = sum(ds[name].nbytes // ds.sizes["sample"] for name in metrics_of(ds)) if study.null else 0
+    return seconds, size + nulls

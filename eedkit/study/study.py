@@ -23,7 +23,9 @@ from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.probe import measure as probe
 from eedkit.probe import metrics as family
-from eedkit.probe.sweep import DTYPES
+from eedkit.probe.measure import DTYPES, Options
+from eedkit.probe.metrics import Metric
+from eedkit.probe.samples import chain_length
 from eedkit.results import cells, schema, store
 from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
 from eedkit.study import engine, planning
@@ -50,7 +52,7 @@ class Study:
     groups : names of groups
     store : folder of the results, on a disk that all workers see
     metrics, layers, head, null, seed, precision, device, batch_size : as in `measure`
-    block : images that are written at once: what a kill costs. Made whole chains of 256; counts when a cell is begun
+    block : images that are written at once: what a kill costs. Made whole chains of the null; counts when a cell is begun
 
     Raises
     ------
@@ -66,7 +68,7 @@ class Study:
     data: Mapping[str, str] | Sequence[str]
     groups: Sequence[str]
     store: str | os.PathLike
-    metrics: Sequence[str] = ("channelwise", "latent", "softmax")
+    metrics: Sequence[str | Metric] = ("channelwise", "latent", "softmax")
     layers: str | Sequence[str] = "blocks"
     head: str | None = None
     null: bool = True
@@ -85,7 +87,9 @@ class Study:
         )
         put(self, "data", named("data", self.data, "specs of images, or a mapping from names to specs"))
         put(self, "groups", tuple(named("groups", self.groups, "names of groups")))
-        put(self, "metrics", tuple(named("metrics", self.metrics, "names of metrics")))
+        if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
+            raise ValueError(f"metrics must be a list of names of metrics, got {self.metrics!r}")
+        put(self, "metrics", tuple(self.metrics))
         if not isinstance(self.layers, str):
             put(self, "layers", tuple(named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))
         if not isinstance(self.store, str | os.PathLike) or not str(self.store) or "://" in str(self.store):
@@ -272,7 +276,7 @@ class Study:
         """The cell's tasks, once its ledger is there and fits."""
         spec, (images, n) = self.models[cell.model], data[cell.data]
         ledger = cell.begin(
-            self._settings(cell, models[cell.model], images, n), self.bounds(n), None if repair else ledger
+            self._settings(cell, models[cell.model], images, n), self.bounds(n, cell.group), None if repair else ledger
         )
         bad = store.damaged(cell, ledger) if repair else []
         if bad:
@@ -281,14 +285,12 @@ class Study:
             for block in bad:
                 cell.mark(block, MISSING)
             ledger = cell.ledger()
-        options = {
-            key: getattr(self, key) for key in ("layers", "head", "null", "seed", "precision", "device", "batch_size")
-        }
+        options = self.options(cell.group)
         return [
             Task(
                 cell, block, int(ledger.start[block]), int(ledger.stop[block]), self.data[cell.data],
                 spec if isinstance(spec, str) else None, models[cell.model], images,
-                (("group", cell.group), ("metrics", self.metrics), *options.items()),
+                options,
             )
             for block in range(len(ledger.start))
             if not ledger.done[block]
@@ -303,7 +305,7 @@ class Study:
             "data": f"{self.data[cell.data]} [{images}]",
             "images": n,
             "group": cell.group,
-            "metrics": list(self.metrics),
+            "metrics": [metric if isinstance(metric, str) else metric.description for metric in self.metrics],
             "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
             "head": self.head,
             "null": self.null,
@@ -313,8 +315,14 @@ class Study:
             "about": lab_models.about(source) if isinstance(source, str) else {},
         }
 
-    def bounds(self, n: int) -> list[tuple[int, int]]:
-        """Blocks of n images, as places [start, stop) in reading order."""
-        chains, together = deviation.chains(n), math.ceil(self.block / deviation.CHAIN)
+    def options(self, group: str) -> Options:
+        """How the cells of a group are measured."""
+        keys = ("metrics", "layers", "head", "null", "seed", "precision", "device", "batch_size")
+        return Options(group, **{key: getattr(self, key) for key in keys})
+
+    def bounds(self, n: int, group: str) -> list[tuple[int, int]]:
+        """Blocks of n images, as places [start, stop) in reading order: whole chains of the group's null."""
+        length = chain_length(groups.parse(group).order, self.null)
+        chains, together = deviation.chains(n, length), math.ceil(self.block / length)
         starts = range(0, len(chains), together)
         return [(chains[i].start, chains[min(i + together, len(chains)) - 1].stop) for i in starts]
