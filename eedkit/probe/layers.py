@@ -380,13 +380,18 @@ def find_layers(
 
 @dataclass
 class _Trace:
-    """One forward pass: the shape of everything that went in and out, in order, and small outputs whole."""
+    """One forward pass: the shape of everything that went in and out, in order, and small outputs whole.
 
+    `images` says how many there were, `takes_images` which modules got them as they are, and `layouts` which layouts fit the
+    changes at the corners of the image.
+    """
+
+    images: int
     shapes: dict[Key, tuple[int, ...]] = field(default_factory=dict)
     values: dict[Key, Tensor] = field(default_factory=dict)
     leaves_done: dict[Key, int] = field(default_factory=dict)
-    images: set[Key] = field(default_factory=set)
-    corners: dict[Key, list[list[int]]] = field(default_factory=dict)
+    takes_images: set[Key] = field(default_factory=set)
+    layouts: dict[Key, list[Layout]] = field(default_factory=dict)
     leaves: int = 0
     raw: Any = None
     error: Exception | None = None
@@ -397,9 +402,18 @@ class _Trace:
 
 
 @torch.no_grad()
-def _trace(model: nn.Module, images: Tensor, *, corners_of: _Trace | None = None) -> _Trace:
-    """One forward pass with everything watched; an error is kept, with what ran before it."""
-    trace = _Trace()
+def _trace(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    keep_values: bool = True,
+    shapes_of_two: Mapping[Key, tuple[int, ...]] | None = None,
+) -> _Trace:
+    """One forward pass with everything watched; an error is kept, with what ran before it.
+
+    With `shapes_of_two`, the shapes for two images, the images are one with its corners changed, and layouts are sought.
+    """
+    trace = _Trace(len(images))
     leaf_paths = {path for path, module in model.named_modules() if path and not any(module.children())}
 
     def see(key: Key, given: Any) -> None:
@@ -415,10 +429,10 @@ def _trace(model: nn.Module, images: Tensor, *, corners_of: _Trace | None = None
         trace.shapes[key] = tuple(z.shape)
         trace.leaves_done[key] = trace.leaves
         if z.data_ptr() == images.data_ptr() and z.shape == images.shape:
-            trace.images.add(key)
-        if corners_of is not None and z.dim() > 2:
-            trace.corners[key] = _most_changed(z, corners_of.shapes.get(key, ()))
-        elif corners_of is None and side == "out" and z.numel() <= len(images) * 2**16:
+            trace.takes_images.add(key)
+        if shapes_of_two is not None and z.dim() > 2:
+            trace.layouts[key] = _layouts_by_corners(z, shapes_of_two.get(key, ()))
+        if keep_values and side == "out" and z.numel() <= len(images) * 2**16:
             trace.values[key] = z.detach().clone()
 
     with _watch(model, {path for path, _ in model.named_modules()}, see):
@@ -613,9 +627,6 @@ class _Reader:
         self.trace = trace
         self.output = output
         self.has_class_token = any(path.split(".")[-1] in CLASS_TOKENS for path, _ in model.named_parameters())
-        self._other_sizes: tuple[_Trace, _Trace] | None = None
-        self._cornered: _Trace | None = None
-        self._token_layouts: dict[int, Layout] = {}
 
     def described(self, layer: Layer, text: str | None) -> Layer:
         """The layer with its layout, or with the reason why it has none."""
@@ -626,159 +637,142 @@ class _Reader:
         if shape is None:
             return replace(layer, reason=self.output.reason or "what it takes or gives is no tensor of floats")
         if text is not None:
-            try:
-                return replace(layer, layout=parse_layout(text, shape))
-            except ValueError as error:
-                raise ValueError(f"layouts[{layer.name!r}]: {error}") from None
-        layout = self._layout(key, shape)
-        if isinstance(layout, str):
-            return replace(layer, reason=layout)
-        return replace(layer, layout=layout)
+            return replace(layer, layout=self._asked(layer, text, shape))
+        found = self._layout(key, shape)
+        if isinstance(found, Layout):
+            return replace(layer, layout=found)
+        return replace(layer, reason=f"{found}; if you know how it lies, pass layouts={{{layer.name!r}: 'b 1+14x14 c'}} (or as it is)")
+
+    def _asked(self, layer: Layer, text: str, shape: tuple[int, ...]) -> Layout:
+        try:
+            layout = parse_layout(text, shape)
+        except ValueError as error:
+            raise ValueError(f"layouts[{layer.name!r}]: {error}") from None
+        if shape[layout.batch] != len(self.images):
+            raise ValueError(
+                f"layouts[{layer.name!r}]: the layout {text!r} has the images on axis {layout.batch}, but for "
+                f"{len(self.images)} images the output has shape {_shape(shape)}"
+            )
+        return layout
 
     def _layout(self, key: Key, shape: tuple[int, ...]) -> Layout | str:
-        """From shapes on other sizes; where these do not settle it, from what changes with the corners of the image."""
-        if isinstance(self.model, torch.jit.ScriptModule):
-            return Layout((0, *shape[1:]), 0, (), (1, 1)) if len(shape) == 2 else "a ScriptModule shows no layers"
-        lower, narrower = self.other_sizes
-        batches = {axis for axis, size in enumerate(shape) if size == len(self.images)}
-        for trace, size in ((lower, 3), (narrower, 1)):
-            if key in trace.shapes and len(trace.shapes[key]) == len(shape):
-                batches &= {axis for axis, other in enumerate(trace.shapes[key]) if other == size}
-        compared = key in lower.shapes and key in narrower.shapes
-        if not compared:
-            cornered = self.cornered.shapes.get(key, ())
-            batches &= {axis for axis, other in enumerate(cornered) if other == 4}
-        if len(batches) != 1:
-            return self._no_batch(key, shape)
-        batch = batches.pop()
-        blank = (*shape[:batch], 0, *shape[batch + 1 :])
-        if len(shape) == 2:
-            return Layout(blank, batch, (), (1, 1))
-        if compared and len(lower.shapes[key]) == len(narrower.shapes[key]) == len(shape):
-            rows = [axis for axis in range(len(shape)) if axis != batch and lower.shapes[key][axis] < shape[axis]]
-            columns = [axis for axis in range(len(shape)) if axis != batch and narrower.shapes[key][axis] < shape[axis]]
+        """The layout, or why it did not show: first from the shapes on other sizes, then from the corners of the image."""
+        batch = self._batch_axis(key, shape)
+        if batch is None:
+            return self._why_no_batch(key, shape)
+        blank = _without_batch(shape, batch)
+        vector = Layout(blank, batch, space=(), grid=(1, 1))
+        if len(shape) <= 2:
+            return vector
+        following = self._axes_that_follow(key)
+        if following is not None:
+            rows, columns = following
             if len(rows) == len(columns) == 1 and rows != columns:
                 return Layout(blank, batch, (rows[0], columns[0]), (shape[rows[0]], shape[columns[0]]))
-            if rows == columns and len(rows) == 1:
-                return self._tokens(key, blank, batch, rows)
-        if sum(size > 1 for size in blank) <= 1:
-            return Layout(blank, batch, (), (1, 1))
-        return self._from_corners(key, blank, batch)
+        is_vector = sum(size > 1 for size in blank) <= 1
+        if is_vector and following == ([], []):
+            return vector
+        found = self.cornered.layouts.get(key, [])
+        if following not in (None, ([], [])):
+            found = [layout for layout in found if _follows(layout, *following)]
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            return f"its output {_shape(blank)} can be read as {' and as '.join(map(str, found))}"
+        like_another = self._like_another(key, blank, batch, following)
+        if like_another is not None:
+            return like_another
+        if is_vector:
+            return vector
+        return (
+            f"which axes of its output {_shape(blank)} are places of the image did not show: "
+            "they do not follow the image's size, or the model takes no other, and a change in a corner of the image does not stay in a corner"
+        )
 
-    def _no_batch(self, key: Key, shape: tuple[int, ...]) -> str:
-        other = self.other_sizes[0].shapes.get(key) or self.cornered.shapes.get(key)
-        seen = f"; its shape is {shape} for {len(self.images)} images" + (f", {other} for another number" if other else "")
-        return f"no axis of its output, or more than one, counts the images{seen}. layouts={{{key[0]!r}: 'b …'}} tells"
+    def _batch_axis(self, key: Key, shape: tuple[int, ...]) -> int | None:
+        """The one axis that has as many entries as there are images, whatever their number."""
+        if isinstance(self.model, torch.jit.ScriptModule):
+            return 0
+        axes = {axis for axis, size in enumerate(shape) if size == len(self.images)}
+        passes = [trace for trace in self.other_sizes if len(trace.shapes.get(key, ())) == len(shape)]
+        for trace in passes or [self.cornered]:
+            other = trace.shapes.get(key, ())
+            axes &= {axis for axis, size in enumerate(other) if size == trace.images}
+        return axes.pop() if len(axes) == 1 else None
 
-    @property
+    def _why_no_batch(self, key: Key, shape: tuple[int, ...]) -> str:
+        said = f"not one axis of its output counts the images: its shape is {_shape(shape)} for {len(self.images)} images"
+        for trace in (*self.other_sizes, self.cornered):
+            if key in trace.shapes:
+                return f"{said} and {_shape(trace.shapes[key])} for {trace.images}"
+        return f"{said}, and the model takes no other number"
+
+    def _axes_that_follow(self, key: Key) -> tuple[list[int], list[int]] | None:
+        """The axes that are shorter where the image has fewer rows, and where it has fewer columns; None where that is unknown."""
+        shape = self.trace.shapes[key]
+        axes: list[list[int]] = []
+        for trace in self.other_sizes:
+            other = trace.shapes.get(key, ())
+            if len(other) != len(shape):
+                return None
+            batch = self._batch_axis(key, shape)
+            axes.append([axis for axis in range(len(shape)) if axis != batch and other[axis] < shape[axis]])
+        return axes[0], axes[1]
+
+    def _like_another(
+        self, key: Key, shape: tuple[int, ...], batch: int, following: tuple[list[int], list[int]] | None
+    ) -> Layout | None:
+        """Tokens read by the grid that as many tokens have elsewhere in the model.
+
+        Elsewhere is anywhere, if the axis is known to follow the image's size; else only in a module that this one is part of,
+        since tokens that stand for no places may be as many by chance.
+        """
+        axes = [axis for axis in range(len(shape)) if axis != batch]
+        is_known = following is not None and following[0] == following[1] and len(following[0]) == 1
+        if is_known:
+            axes = following[0]
+        found = set()
+        for (path, _, _), layouts in self.cornered.layouts.items():
+            encloses = path != "" and key[0].startswith(f"{path}.")
+            if len(layouts) == 1 and len(layouts[0].space) == 1 and (is_known or encloses):
+                tokens = layouts[0].shape[layouts[0].space[0]]
+                for axis in axes:
+                    if shape[axis] == tokens:
+                        found.add(replace(layouts[0], shape=shape, batch=batch, space=(axis,)))
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
     def other_sizes(self) -> tuple[_Trace, _Trace]:
-        """A pass on three images of another height, and one on one image of another width."""
-        if self._other_sizes is None:
-            height, width = self.images.shape[-2:]
-            self._other_sizes = (self._resized(3, _less(height), width), self._resized(1, height, _less(width)))
-        return self._other_sizes
+        """A pass on three images of fewer rows, and one on one image of fewer columns."""
+        height, width = self.images.shape[-2:]
+        return self._resized(3, _less(height), width), self._resized(1, height, _less(width))
 
     def _resized(self, number: int, height: int, width: int) -> _Trace:
         noise = torch.rand(number, self.images.shape[1], height, width, generator=torch.Generator().manual_seed(0))
         return self._traced(noise.to(self.images))
 
+    @cached_property
+    def cornered(self) -> _Trace:
+        """A pass on one image, and on the same with each of its corners changed."""
+        side = min(self.images.shape[-2:])
+        size = max(1, min(side // 2, max(2, side // 64)))
+        image = self.images[0].nan_to_num()
+        noise = torch.randn(len(image), size, size, generator=torch.Generator().manual_seed(0)).to(image)
+        change = noise * (3 * image.std(correction=0) + 1)
+        images = image.repeat(5, 1, 1, 1)
+        images[1, :, :size, :size] += change
+        images[2, :, :size, -size:] += change
+        images[3, :, -size:, :size] += change
+        images[4, :, -size:, -size:] += change
+        return self._traced(images, shapes_of_two=self.trace.shapes)
+
     def _traced(self, images: Tensor, **options: Any) -> _Trace:
-        trace = _trace(self.model, images, **options)
+        trace = _trace(self.model, images, keep_values=False, **options)
         try:
-            trace.shapes["", 1, "out"] = tuple(self.output.select(trace.raw).shape)
+            trace.see_shape(("", 1, "out"), self.output.select(trace.raw))
         except (TypeError, KeyError, IndexError, AttributeError):
             trace.shapes.pop(("", 1, "out"), None)
         return trace
-
-    @property
-    def cornered(self) -> _Trace:
-        """A pass on one image, and on the same with its upper right, lower left and lower right corner changed."""
-        if self._cornered is None:
-            height, width = self.images.shape[-2:]
-            size = max(2, min(height, width) // 64)
-            images = self.images[:1].repeat(4, 1, 1, 1)
-            contrast = 3 * images.std() + 1
-            images[1, :, :size, width - size :] += contrast
-            images[2, :, height - size :, :size] += contrast
-            images[3, :, height - size :, width - size :] += contrast
-            self._cornered = self._traced(images, corners_of=self.trace)
-        return self._cornered
-
-    def _from_corners(self, key: Key, shape: tuple[int, ...], batch: int) -> Layout | str:
-        """The axes along which the corners of the output change most when the corners of the image do."""
-        corners = self.cornered.corners.get(key)
-        axes = [axis for axis, size in enumerate(shape) if axis != batch]
-        pairs = []
-        if corners:
-            for row in axes:
-                for column in axes:
-                    last_row, last_column = shape[row] - 1, shape[column] - 1
-                    if row != column and last_row and last_column:
-                        as_rows = [corner[row] for corner in corners] == [0, last_row, last_row]
-                        as_columns = [corner[column] for corner in corners] == [last_column, 0, last_column]
-                        if as_rows and as_columns:
-                            pairs.append((row, column))
-        if len(pairs) == 1:
-            row, column = pairs[0]
-            return Layout(shape, batch, (row, column), (shape[row], shape[column]))
-        if not pairs and len(shape) == 3:
-            return self._tokens(key, shape, batch, axes)
-        return (
-            f"which axes of its output {_shape(shape)} are rows and columns of the image did not show: the model takes no "
-            f"other size, or the layer mixes all places. layouts={{{key[0]!r}: 'b c h w'}} (or as it is) tells"
-        )
-
-    def _tokens(self, key: Key, shape: tuple[int, ...], batch: int, axes: Sequence[int]) -> Layout | str:
-        """One axis of all places: its grid is one that an earlier layer of the model showed, held against the corners."""
-        corners = self.cornered.corners.get(key)
-        for axis in axes if corners else ():
-            seen = [corner[axis] for corner in corners]
-            for layout in self._candidates(shape, batch, axis):
-                height, width = layout.grid
-                last = layout.first + height * width - 1
-                upper_right, lower_left = layout.first + width - 1, layout.first + (height - 1) * width
-                if layout.by_columns:
-                    upper_right, lower_left = layout.first + (width - 1) * height, layout.first + height - 1
-                if seen == [upper_right, lower_left, last]:
-                    self._token_layouts[shape[axis]] = layout
-                    return layout
-        known = [axis for axis in axes if shape[axis] in self._token_layouts]
-        if len(known) == 1:
-            like = self._token_layouts[shape[known[0]]]
-            return replace(like, shape=shape, batch=batch, space=(known[0],))
-        return (
-            f"which places of the image the tokens of its output {_shape(shape)} stand for did not show. "
-            f"layouts={{{key[0]!r}: 'b 1+14x14 c'}} (or as it is) tells"
-        )
-
-    def _candidates(self, shape: tuple[int, ...], batch: int, axis: int) -> Iterator[Layout]:
-        """Ways to lay a grid along an axis of tokens: each grid of the model, or one like it, with few tokens beside it."""
-        tokens = shape[axis]
-        for height, width in self._grids():
-            extra = tokens - height * width
-            if 0 <= extra <= EXTRA_TOKENS:
-                for first in dict.fromkeys((extra, 0)):
-                    yield Layout(shape, batch, (axis,), (height, width), first)
-                    yield Layout(shape, batch, (axis,), (height, width), first, by_columns=True)
-
-    def _grids(self) -> list[tuple[int, int]]:
-        """Grids of the maps that the model showed before, and these halved and halved again, as stages do."""
-        height, width = self.images.shape[-2:]
-        grids = []
-        for key, corners in self.cornered.corners.items():
-            shape = self.trace.shapes.get(key, ())
-            if len(shape) != 4 or not corners:
-                continue
-            layout = self._from_corners(key, (0, *shape[1:]), 0)
-            if isinstance(layout, Layout):
-                grids.append(layout.grid)
-        grids = grids or [(height, width)]
-        halved = []
-        for rows, columns in dict.fromkeys(grids):
-            while min(rows, columns) > 1:
-                halved.append((rows, columns))
-                rows, columns = -(-rows // 2), -(-columns // 2)
-        return list(dict.fromkeys([*grids, *halved]))
 
 
 def first_noisy_module(model: nn.Module, images: Tensor) -> str | None:
@@ -795,24 +789,94 @@ def _less(size: int) -> int:
     return size // 4 if size >= 64 else max(1, size // 2)
 
 
-def _most_changed(z: Tensor, shape_of_two: tuple[int, ...]) -> list[list[int]]:
-    """For each changed image and every axis, where along it the output differs most from the unchanged image's."""
-    batches = [axis for axis, size in enumerate(shape_of_two) if size == 2 and z.dim() == len(shape_of_two) and z.shape[axis] == 4]
+def _layouts_by_corners(z: Tensor, shape_of_two: tuple[int, ...]) -> list[Layout]:
+    """Every layout in which a change in a corner of the image changes most that corner of the output.
+
+    Parameters
+    ----------
+    z : Tensor
+        The output for an image, and for the same with its upper left, upper right, lower left and lower right corner changed.
+    shape_of_two : tuple of int
+        Its shape for two images.
+    """
+    if z.dim() != len(shape_of_two):
+        return []
+    batches = [axis for axis, size in enumerate(shape_of_two) if (size, z.shape[axis]) == (2, 5)]
     if len(batches) != 1:
         return []
-    z = z.detach().movedim(batches[0], 0).double()
-    changes = (z[1:] - z[:1]).abs()
-    if not changes.isfinite().all() or not (changes.flatten(1).amax(1) > 0).all():
-        return []
-    corners = []
-    for change in changes:
-        peaks = []
-        for axis in range(change.dim()):
-            others = [other for other in range(change.dim()) if other != axis]
-            peaks.append(int(change.sum(others).argmax()))
-        peaks.insert(batches[0], 0)
-        corners.append(peaks)
-    return corners
+    batch = batches[0]
+    shape = _without_batch(z.shape, batch)
+    z = z.detach().movedim(batch, 0).float()
+    changes = (z[1:] - z[:1]).abs().nan_to_num(0, 0, 0).movedim(0, batch)
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    found = []
+    for row, column in permutations(axes, 2):
+        layout = Layout(shape, batch, (row, column), (shape[row], shape[column]))
+        if _corners_fit(layout, changes):
+            found.append(layout)
+    for axis in axes:
+        layout = _grid_of_tokens(shape, batch, axis, changes)
+        if layout is not None and _corners_fit(layout, changes):
+            found.append(layout)
+    return found
+
+
+def _changes_by_place(layout: Layout, changes: Tensor) -> Tensor:
+    """(4, P), how much of what each corner of the image changes is changed at each place."""
+    others = [axis for axis in range(changes.dim()) if axis != layout.batch and axis not in layout.space]
+    at_places = changes.sum(others, keepdim=True) if others else changes
+    one_channel = replace(layout, shape=tuple(1 if axis in others else size for axis, size in enumerate(layout.shape)))
+    at_places = one_channel.read(at_places)[..., 0]
+    return at_places / at_places.sum(1, keepdim=True)
+
+
+def _only_by_this_corner(changes: Tensor) -> Tensor:
+    """(4, P), how much more each place changes with each corner of the image than with any other corner."""
+    others = [changes[[k for k in range(4) if k != corner]].amax(0) for corner in range(4)]
+    return changes - torch.stack(others)
+
+
+def _corners_fit(layout: Layout, changes: Tensor) -> bool:
+    """Whether every corner of the grid changes with its corner of the image, twice as much as with others, and about as much
+    as whatever changes most.
+    """
+    height, width = layout.grid
+    by_place = _changes_by_place(layout, changes)
+    specific = _only_by_this_corner(by_place)
+    corners = torch.tensor([0, width - 1, (height - 1) * width, height * width - 1], device=changes.device)
+    each = torch.arange(4, device=changes.device)
+    at_corners = specific[each, corners]
+    is_its_own = at_corners >= by_place[each, corners] / 2
+    is_most = at_corners >= specific.amax(1) / 2
+    return bool((is_its_own & is_most & (at_corners > 0)).all())
+
+
+def _grid_of_tokens(shape: tuple[int, ...], batch: int, axis: int, changes: Tensor) -> Layout | None:
+    """The grid whose corners are the tokens that change most with the corners of the image; None where these span no grid."""
+    tokens = shape[axis]
+    in_a_row = Layout(shape, batch, (axis,), (1, tokens))
+    peaks = _only_by_this_corner(_changes_by_place(in_a_row, changes)).argmax(1).tolist()
+    first, upper_right, lower_left, last = peaks
+    by_columns = lower_left < upper_right
+    run = min(upper_right, lower_left) - first + 1
+    steps = last - first + 1
+    if run < 2 or steps % run or steps == run or max(upper_right, lower_left) - first != steps - run:
+        return None
+    if tokens - steps > EXTRA_TOKENS:
+        return None
+    grid = (run, steps // run) if by_columns else (steps // run, run)
+    return Layout(shape, batch, (axis,), grid, first, by_columns)
+
+
+def _follows(layout: Layout, rows: list[int], columns: list[int]) -> bool:
+    """Whether its axes are among those that follow the image's rows and columns."""
+    if len(layout.space) == 1:
+        return layout.space[0] in rows and layout.space[0] in columns
+    return layout.space[0] in rows and layout.space[1] in columns
+
+
+def _without_batch(shape: Sequence[int], batch: int) -> tuple[int, ...]:
+    return (*shape[:batch], 0, *shape[batch + 1 :])
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -30,7 +30,7 @@ def vectors(n=N, layers=2, seed=0):
 def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
     """Values of all samples as measure() gives them."""
     rng, depth = np.random.default_rng(seed), len(layers)
-    about = {"units": "1", "best": -1.0, "upper": 1.0, "scale": 1.0, "equation": "m", "source": "eq. 6"}
+    about = {"units": "1", "best": -1.0, "upper": 1.0, "scale": 1.0, "rounding": 1e-7, "equation": "m", "source": "eq. 6"}
     drawn = {name: rng.uniform(-1, 1, (1, depth, 2, n)).astype(np.float32) for name in ("latent", "latent_null")}
     variables = {name: (DIMS, array, {**about, "long_name": name}) for name, array in drawn.items()}
     variables["latent_norm"] = (("model", "layer", "sample"), rng.uniform(1, 2, (1, depth, n)).astype(np.float32))
@@ -45,6 +45,7 @@ def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
         "angle": ("element", [0.0, 180.0]),
         "depth": (("model", "layer"), np.linspace(0, 1, depth)[None]),
         "layer_type": (("model", "layer"), np.full((1, depth), "Block", dtype=object)),
+        "layout": (("model", "layer"), np.full((1, depth), "b c h w", dtype=object)),
         "latent_nan_reason": (("model", "layer"), np.full((1, depth), "", dtype=object)),
         **on_layer,
     }
@@ -55,7 +56,7 @@ def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
 def ids(n=N):
     """Labels of all samples, as the data set gives them."""
     names = np.array([f"image {i} · 图 " + "x" * i for i in range(n)], dtype=object)
-    return xr.Dataset(coords={"sample": names, "label": ("sample", np.arange(n) % 3 + 5), "position": ("sample", np.arange(n))})  # fmt: skip
+    return xr.Dataset(coords={"sample": names, "label": ("sample", np.arange(n) % 3 + 5), "chain": ("sample", np.arange(n) // 4)})  # fmt: skip
 
 
 def states(start, stop, *, layers=2, flaws=(), n=N, reason="", undefined=0, seed=0):
@@ -63,14 +64,15 @@ def states(start, stop, *, layers=2, flaws=(), n=N, reason="", undefined=0, seed
     reasons, counts = np.full((1, layers), "", dtype=object), np.zeros((1, layers), dtype=np.int64)
     reasons[0, 0], counts[0, 0] = reason, undefined
     variables = {
-        "pair_sum": (("layer", "feature"), vectors(n, layers, seed)[start:stop].sum(0)),
-        "pair_n": ("layer", np.full(layers, stop - start)),
+        "pair_sum": (("normalised", "layer", "feature"), vectors(n, layers, seed)[start:stop].sum(0)[None]),
+        "pair_n": (("normalised", "layer"), np.full((1, layers), stop - start)),
         "dead": ("layer", np.full(layers, float(start))),
         "live_or_dead": ("layer", np.full(layers, 100.0)),
         "reason": (("metric", "layer"), reasons),
         "undefined": (("metric", "layer"), counts),
     }
-    return xr.Dataset(variables, {"metric": np.array(["latent"], dtype=object)}, {"flaws": list(flaws)})
+    names = np.array(["latent"], dtype=object)
+    return xr.Dataset(variables, {"metric": names, "normalised": names}, {"flaws": list(flaws)})
 
 
 def write(cell, block, *, values=None, bounds=BOUNDS, **more):
@@ -230,7 +232,7 @@ def test_an_undefined_sum_is_never_left_out_of_m(cell):
         start, stop = BOUNDS[block]
         told = states(start, stop)
         if block == 1:
-            told["pair_sum"][1] = np.nan
+            told["pair_sum"][0, 1] = np.nan
         cell.write(block, whole().isel(sample=slice(start, stop)), told, ids())
     m = opened(cell).latent_pair_cosine.values[0]
     assert m[0] > 0.5

@@ -9,7 +9,7 @@ import eedkit as ek
 from eedkit.results.schema import SCHEMA, SchemaError
 
 LATENT = {
-    "long_name": "latent", "units": "1", "best": -1.0, "upper": 1.0, "scale": 1.0, "equation": "m", "source": "eq. 6",
+    "long_name": "latent", "units": "1", "best": -1.0, "upper": 1.0, "scale": 1.0, "rounding": 1e-7, "equation": "m", "source": "eq. 6",
 }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def result(values, null=None, *, model="a", layers=("one", "latent"), pair=0.5, 
     n = values.shape[2]
     data["latent_norm"] = (("model", "layer", "sample"), np.full((1, len(layers), n), 4.0, np.float32))
     on_layer = {
-        "depth": [np.linspace(0, 1, len(layers))], "layer_type": [["Block"] * len(layers)],
+        "depth": [np.linspace(0, 1, len(layers))], "layer_type": [["Block"] * len(layers)], "layout": [["b c h w"] * len(layers)],
         "channels": [[3] * len(layers)], "height": [[5] * len(layers)], "width": [[5] * len(layers)],
         "kernel_order": [[1] * len(layers)], "latent_nan_reason": [list(reasons or [""] * len(layers))],
     }  # fmt: skip
@@ -62,7 +62,7 @@ def test_estimate_null_relative_and_normalised_are_the_formulas(spread):
     assert found.null == pytest.approx(unrelated, abs=1e-6)
     assert found.relative == pytest.approx((estimate + 1) / (unrelated + 1), abs=1e-6)
     assert found.normalised == pytest.approx(estimate / 0.5, abs=1e-6)
-    assert (found.n, found.reason, bool(found.insensitive)) == (200, "", False)
+    assert (found.n, found.reason) == (200, "")
 
 
 def test_interval_is_the_textbook_one_with_the_sample_as_unit(spread):
@@ -95,24 +95,24 @@ def test_wider_confidence_gives_a_wider_interval_and_the_same_seed_the_same_one(
         ek.summarise(ds, confidence=95)
 
 
-def test_small_null_gap_is_flagged_insensitive_but_still_relative():
-    ds = result(np.full((2, 2, 9), -0.998), np.full((2, 2, 9), -0.996))
-    found = row(ds)
-    assert found.insensitive
+def test_a_small_null_gap_still_gives_a_relative_value():
+    found = row(result(np.full((2, 2, 9), -0.998), np.full((2, 2, 9), -0.996)))
     assert found.relative == pytest.approx(0.5, abs=1e-3)
 
 
-def test_null_gap_within_noise_has_no_relative_value_and_says_why():
-    found = row(result(np.full((2, 2, 9), -1.0), np.full((2, 2, 9), -1 + 5e-6)))
-    assert found.insensitive
+def test_a_null_gap_within_rounding_has_no_relative_value():
+    ds = result(np.full((2, 2, 9), 0.0), np.full((2, 2, 9), 1e-8), best=0.0)
+    found = row(ds)
     assert np.isnan(found.relative)
-    assert "numerical noise" in found.reason
+    assert "within rounding" in found.reason
+    found = row(result(np.full((2, 2, 9), 0.0), np.full((2, 2, 9), 1e-6), best=0.0))
+    assert found.relative == 0
 
 
-def test_a_distance_without_a_scale_is_judged_by_the_length_of_the_features():
-    wide = row(result(np.full((2, 2, 9), 0.01), np.full((2, 2, 9), 0.039), best=0.0, scale="latent_norm"))
-    narrow = row(result(np.full((2, 2, 9), 0.01), np.full((2, 2, 9), 0.041), best=0.0, scale="latent_norm"))
-    assert (bool(wide.insensitive), bool(narrow.insensitive)) == (True, False)
+def test_rounding_grows_with_the_length_of_the_features():
+    values, null = np.full((2, 2, 9), 0.0), np.full((2, 2, 9), 3e-7)
+    assert np.isnan(row(result(values, null, best=0.0, scale="latent_norm")).relative)
+    assert row(result(values, null, best=0.0)).relative == 0
 
 
 def test_small_pair_cosine_leaves_no_normalised_value_and_says_why(spread):
@@ -128,12 +128,13 @@ def test_without_a_null_there_is_no_relative_value(spread):
     assert "without a null" in found.reason
 
 
-def test_one_undefined_sample_is_not_averaged_away(spread):
+def test_an_undefined_sample_costs_itself(spread):
     values, null = spread
     values[1, 1, 7] = np.nan
     found = row(result(values, null))
-    assert np.isnan(found.estimate)
-    assert "1 of 200 samples" in found.reason
+    assert found.estimate == pytest.approx(np.delete(values[1], 7, axis=1).mean(), abs=1e-6)
+    assert (found.n, found.reason) == (199, "1 of 200 samples have no value")
+    assert np.isfinite([found.low, found.high, found.relative, found.relative_high]).all()
 
 
 def test_an_undefined_layer_keeps_its_reason(spread):
@@ -268,18 +269,19 @@ def test_what_is_no_result_is_refused_by_name(spread):
         ek.summarise(result(*spread).isel(sample=slice(0)))
 
 
-def test_relative_interval_covers_although_neighbours_share_an_image():
-    """Nulls a_i + a_(i+1) of 95 % intervals: independent resampling covered 77 % of the truth."""
-    rng, covered = np.random.default_rng(0), 0
-    for _ in range(100):
-        a = rng.uniform(0, 0.5, 200)
-        gap = a + np.roll(a, -1)
-        order = rng.permutation(200)
-        values = np.broadcast_to(-1 + 0.1 * np.ones(200), (1, 2, 200))
-        ds = result(values[..., order], np.broadcast_to(-1 + gap[order], (1, 2, 200)), layers=("latent",))
-        found = row(ds.assign_coords(position=("sample", order)), resamples=299)
-        covered += found.relative_low <= 0.1 / 0.5 <= found.relative_high
-    assert 88 <= covered <= 99
+def test_intervals_cover_when_a_chain_shares_its_null():
+    """Samples of one chain share a part of their null: resampled one by one they cover far less than 95 %."""
+    rng = np.random.default_rng(0)
+    covered = {"chain": 0, "sample": 0}
+    chains = np.repeat(np.arange(50), 4)
+    for _ in range(200):
+        gap = np.repeat(rng.uniform(0, 1, 50), 4) + rng.uniform(0, 0.1, 200)
+        ds = result(np.full((1, 2, 200), -0.9), np.broadcast_to(-1 + gap, (1, 2, 200)), layers=("latent",))
+        for unit, known in (("chain", ds.assign_coords(chain=("sample", chains))), ("sample", ds)):
+            found = row(known, resamples=299)
+            covered[unit] += found.relative_low <= 0.1 / 0.55 <= found.relative_high
+    assert 178 <= covered["chain"] <= 198
+    assert covered["sample"] < 160
 
 
 @pytest.fixture
@@ -288,11 +290,11 @@ def lazy(spread):
     rng, labels = np.random.default_rng(5), np.arange(200) % 4
     datasets = [
         result(spread[0] + shift, spread[1], model=name).assign_coords(
-            position=("sample", rng.permutation(200)), label=("sample", labels)
+            chain=("sample", rng.permutation(200) // 4), label=("sample", labels)
         )
         for name, shift in (("a", 0.0), ("b", 0.05), ("c", 0.1))
     ]
-    loaded = ek.concat([ds.assign_coords(position=datasets[0].position) for ds in datasets], seed=[0, 1, 2])
+    loaded = ek.concat([ds.assign_coords(chain=datasets[0].chain) for ds in datasets], seed=[0, 1, 2])
     return loaded, loaded.assign({name: v.variable.chunk(sample=64, model=1) for name, v in loaded.data_vars.items()})
 
 

@@ -83,7 +83,7 @@ def assert_equals(found: xr.Dataset, wanted: xr.Dataset, **close: float):
     found, wanted = found.load(), wanted.sel(sample=found.sample)
     assert set(wanted.data_vars) == set(found.data_vars)
     assert set(wanted.coords) <= set(found.coords)
-    for name in set(wanted.variables) - set(close) - {"position"}:
+    for name in set(wanted.variables) - set(close) :
         xr.testing.assert_identical(found[name].variable.to_base_variable(), wanted[name].variable.to_base_variable())
     for name, tolerance in close.items():
         np.testing.assert_allclose(found[name], wanted[name], rtol=tolerance)
@@ -386,7 +386,7 @@ def test_models_of_other_layers_are_joined_with_the_reason(make):
     specs = ["recipe:random?widths=4", "recipe:random?widths=4,8"]
     ds = make(models=dict(zip("ab", specs, strict=True))).run(progress=False).load()
     assert ds.layer.values.tolist() == ["blocks.0", "blocks.1", "latent"]
-    for name in ("channelwise", "latent", "latent_null", "latent_norm", "latent_pair_cosine", "depth"):
+    for name in ("channelwise", "latent", "latent_null", "latent_pair_cosine", "depth"):
         assert ds[name].sel(model="a", layer="blocks.1").isnull().all()
     assert ds.latent_nan_reason.sel(model="a").values.tolist() == ["", "the model has no such layer", ""]
     assert ds.latent_nan_reason.sel(model="b").values.tolist() == ["", "", ""]
