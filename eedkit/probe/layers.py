@@ -1,7 +1,7 @@
 """Which layers a model has, how each lays out positions and channels, and which module is the head; taps on them.
 
 Layouts are found by a few small forward passes on other sizes, never from sizes that happen to agree. Leaves the model
-exactly as found. Costs about four images through the model, eight where a layout shows only on the images' own size.
+exactly as found. Costs about three images through the model, eight where a layout shows only on the images' own size.
 """
 
 import math
@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import permutations
 from typing import Any, Literal
 
 import torch
@@ -29,6 +31,10 @@ EXTRA_TOKENS = 16
 
 Key = tuple[str, int, str]
 """A module's path, the number of its call in a forward pass, and "in" or "out"."""
+WHOLE: Key = ("", 1, "out")
+"""The model's output."""
+NO_TENSOR = (TypeError, KeyError, IndexError, AttributeError)
+"""What `Output.select` raises where another forward pass gave another kind of output."""
 
 
 @dataclass(frozen=True)
@@ -362,8 +368,8 @@ def find_layers(
         raise ValueError("the model has a module called 'latent', the label of the head's input; rename or wrap it")
     trace, channels_last = _first_trace(model, images)
     chosen, silent_blocks = _chosen(model, trace, layers)
-    head_path, what = _head_and_output(model, trace, head, output)
-    ends = _ends(model, trace, head_path, what)
+    head_input, what = _head_and_output(model, trace, head, output)
+    ends = _ends(model, trace, head_input, what)
     reader = _Reader(model, images, trace, what)
     described = [reader.described(layer, (layouts or {}).get(layer.name)) for layer in (*chosen, *ends)]
     for name in layouts or {}:
@@ -374,7 +380,8 @@ def find_layers(
         with_tokens.append(layer)
         if layer.role == "module" and layer.layout and layer.layout.first and reader.has_class_token:
             with_tokens.append(replace(layer, role="class token"))
-    example = trace.values.get(("", 1, "out"))
+    example = trace.values.get(WHOLE)
+    head_path = head_input[0] if head_input else ""
     return Found(with_tokens, what, head_path, channels_last, example, silent_blocks)
 
 
@@ -406,13 +413,15 @@ def _trace(
     model: nn.Module,
     images: Tensor,
     *,
+    output: Output | None = None,
     keep_values: bool = True,
     shapes_of_two: Mapping[Key, tuple[int, ...]] | None = None,
 ) -> _Trace:
     """One forward pass with everything watched; an error is kept, with what ran before it.
 
-    With `shapes_of_two`, the shapes for two images, the images are one with its corners changed, and layouts are sought.
+    With `shapes_of_two`, shapes for two images, the images are one with its corners changed, and layouts of these are sought.
     """
+    output = output or Output()
     trace = _Trace(len(images))
     leaf_paths = {path for path, module in model.named_modules() if path and not any(module.children())}
 
@@ -421,8 +430,8 @@ def _trace(
         if side == "out" and path in leaf_paths:
             trace.leaves += 1
         try:
-            z = first_tensor(given)
-        except TypeError:
+            z = output.select(given) if key == WHOLE else first_tensor(given)
+        except NO_TENSOR:
             return
         if not z.is_floating_point() or z.is_sparse:
             return
@@ -430,8 +439,8 @@ def _trace(
         trace.leaves_done[key] = trace.leaves
         if z.data_ptr() == images.data_ptr() and z.shape == images.shape:
             trace.takes_images.add(key)
-        if shapes_of_two is not None and z.dim() > 2:
-            trace.layouts[key] = _layouts_by_corners(z, shapes_of_two.get(key, ()))
+        if shapes_of_two is not None and key in shapes_of_two:
+            trace.layouts[key] = _layouts_by_corners(z, shapes_of_two[key])
         if keep_values and side == "out" and z.numel() <= len(images) * 2**16:
             trace.values[key] = z.detach().clone()
 
@@ -446,7 +455,7 @@ def _trace(
 def _first_trace(model: nn.Module, images: Tensor) -> tuple[_Trace, bool]:
     """The pass on two of the user's images, in the memory format in which convolutions are fastest where the model takes it."""
     if isinstance(model, torch.jit.ScriptModule):
-        trace = _Trace()
+        trace = _Trace(len(images))
         trace.raw = model(images)
         return trace, False
     if images.device.type in ("cpu", "cuda"):
@@ -513,39 +522,53 @@ def _block_paths(model: nn.Module) -> list[str]:
     return blocks or (composite if len(composite) > 1 else leaves)
 
 
-def _head_and_output(model: nn.Module, trace: _Trace, head: str | None, output: str | int) -> tuple[str, Output]:
-    """The path of the classifier ("" where there is none), and what the model's output is."""
+def _head_and_output(
+    model: nn.Module, trace: _Trace, head: str | None, output: str | int
+) -> tuple[Key | None, Output]:
+    """The input of the classifier (None where there is none), and what the model's output is."""
     asked_kind = output if output in KINDS else None
+    per_image = isinstance(trace.raw, list | tuple) and len(trace.raw) == trace.images
+    if per_image and all(isinstance(part, Mapping) for part in trace.raw):
+        trace.shapes.pop(WHOLE, None)
+        trace.values.pop(WHOLE, None)
+        return None, Output(None, "features", "the model's output is a list with a dict for every image, as detectors give")
     entry = _entry(trace.raw, "auto" if asked_kind else output)
     try:
         value = Output(entry).select(trace.raw).detach()
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return "", Output(entry, "features", f"the model's output, {type(trace.raw).__name__}, holds no tensor")
-    trace.values["", 1, "out"] = value.clone()
-    trace.shapes["", 1, "out"] = tuple(value.shape)
-    if head is not None:
-        known = [path for path, _, side in trace.shapes if side == "in" and path]
-        if head not in known:
-            exists = "; that module exists but does not run" if head in dict(model.named_modules()) else ""
-            raise ValueError(unknown("head", head, dict.fromkeys(known)) + exists)
+    except NO_TENSOR:
+        return None, Output(entry, "features", f"the model's output, {type(trace.raw).__name__}, holds no tensor")
+    trace.values[WHOLE] = value.clone()
+    trace.shapes[WHOLE] = tuple(value.shape)
+    asked_head = _asked_head(model, trace, head) if head is not None else None
     if value.dim() != 2 or value.shape[1] < 2:
         if asked_kind in ("scores", "probabilities"):
             raise ValueError(f"output={output!r} needs class scores (b, k) with k ≥ 2, got shape {tuple(value.shape)}")
         reason = f"the model's output of shape {_shape((0, *value.shape[1:]))} is no class scores (b, k) with k ≥ 2"
-        return head or "", Output(entry, "features", reason)
+        return asked_head or _head_of(model, trace, value), Output(entry, "features", reason)
     if asked_kind == "features" or (asked_kind is None and head is None and entry in FEATURES):
         name = f"{entry!r}" if entry in FEATURES else "output='features'"
-        return "", Output(entry, "features", f"the model ends in features ({name})")
-    path = head or _head_of(model, trace, value)
-    is_distribution = bool((value >= 0).all()) and torch.allclose(value.sum(1), torch.ones_like(value[:, 0]), atol=1e-3)
+        return asked_head, Output(entry, "features", f"the model ends in features ({name})")
+    found_head = asked_head or _head_of(model, trace, value)
+    sums_to_one = torch.allclose(value.sum(1), torch.ones_like(value[:, 0]), atol=1e-3)
+    is_distribution = bool((value >= 0).all()) and sums_to_one
     kind = asked_kind or ("probabilities" if is_distribution else "scores")
-    if path or asked_kind or is_distribution or isinstance(model, torch.jit.ScriptModule):
-        return path, Output(entry, kind)
+    if found_head or asked_kind or is_distribution or isinstance(model, torch.jit.ScriptModule):
+        return found_head, Output(entry, kind)
     reason = (
         "the model ends in features: no module with weights gives its output. If these are class scores, pass "
         "output='scores', and head='path of the classifier' for its input as the latent vector"
     )
-    return "", Output(entry, "features", reason)
+    return None, Output(entry, "features", reason)
+
+
+def _asked_head(model: nn.Module, trace: _Trace, head: str) -> Key:
+    """The input of the last call of the module that was named."""
+    inputs = [key for key in trace.shapes if key[2] == "in" and key[0]]
+    calls = [key for key in inputs if key[0] == head]
+    if not calls:
+        exists = "; that module exists but does not run" if head in dict(model.named_modules()) else ""
+        raise ValueError(unknown("head", head, dict.fromkeys(path for path, _, _ in inputs)) + exists)
+    return calls[-1]
 
 
 def _entry(raw: Any, output: str | int) -> str | int | None:
@@ -575,22 +598,31 @@ def _holds_tensor(part: Any) -> bool:
         return False
 
 
-def _head_of(model: nn.Module, trace: _Trace, value: Tensor) -> str:
-    """The innermost module whose output is the model's, but for a softmax, and which has weights in just one place."""
+def _head_of(model: nn.Module, trace: _Trace, value: Tensor) -> Key | None:
+    """The input of the innermost module whose output is the model's, but for a softmax, and that has weights in one place only."""
+    if value.dim() != 2:
+        return None
     heads = []
     for key, z in trace.values.items():
-        path, call, side = key
-        if side == "in" or not path or z.numel() != value.numel() or (path, call, "in") in trace.images:
+        path, call, _ = key
+        head_input = (path, call, "in")
+        if not path or head_input not in trace.shapes or head_input in trace.takes_images:
             continue
-        if len(z) != len(value):
+        if len(z) != len(value) or z.numel() != value.numel():
             continue
-        z = z.reshape(value.shape)
-        tolerance = 1e-5 * float(value.abs().max())
-        if any(float((form - value).abs().max()) <= tolerance for form in (z, z.softmax(1), z.log_softmax(1))):
-            module = model.get_submodule(path)
-            if len(_weighted(module)) == 1:
-                heads.append((len(list(module.modules())), path))
-    return min(heads)[1] if heads else ""
+        module = model.get_submodule(path)
+        if len(_weighted(module)) == 1 and _gives(z.reshape(value.shape), value):
+            heads.append((len(list(module.modules())), -call, head_input))
+    return min(heads)[2] if heads else None
+
+
+def _gives(z: Tensor, value: Tensor) -> bool:
+    """Whether scores z are the model's output, as they are or as probabilities."""
+    tolerance = 1e-5 * float(value.nan_to_num(0, 0, 0).abs().max())
+    forms = [z]
+    if z.shape[1] > 1:
+        forms += [z.softmax(1), z.log_softmax(1)]
+    return any(torch.allclose(form, value, rtol=0, atol=tolerance, equal_nan=True) for form in forms)
 
 
 def _weighted(module: nn.Module) -> list[str]:
@@ -603,14 +635,14 @@ def _weighted(module: nn.Module) -> list[str]:
     ]
 
 
-def _ends(model: nn.Module, trace: _Trace, head: str, output: Output) -> list[Layer]:
+def _ends(model: nn.Module, trace: _Trace, head: Key | None, output: Output) -> list[Layer]:
     """The layers `latent` and `output`."""
     kind = type(model).__name__
     at_output = Layer("", 1, kind, 1.0, "output")
-    if head:
-        call = max(number for path, number, side in trace.shapes if path == head and side == "in")
-        kind = type(model.get_submodule(head)).__name__
-        return [Layer(head, call, kind, trace.depth((head, call, "in")), "latent", "in"), at_output]
+    if head is not None:
+        path, call, side = head
+        head_kind = type(model.get_submodule(path)).__name__
+        return [Layer(path, call, head_kind, trace.depth(head), "latent", side), at_output]
     latent = replace(at_output, role="latent")
     if output.kind != "features":
         reason = "the model gives class scores, but no module was found whose output they are; pass head='path of the classifier'"
@@ -665,16 +697,13 @@ class _Reader:
         if len(shape) <= 2:
             return vector
         following = self._axes_that_follow(key)
-        if following is not None:
-            rows, columns = following
-            if len(rows) == len(columns) == 1 and rows != columns:
-                return Layout(blank, batch, (rows[0], columns[0]), (shape[rows[0]], shape[columns[0]]))
+        if _is_map(following):
+            row, column = following[0][0], following[1][0]
+            return Layout(blank, batch, (row, column), (shape[row], shape[column]))
         is_vector = sum(size > 1 for size in blank) <= 1
         if is_vector and following == ([], []):
             return vector
-        found = self.cornered.layouts.get(key, [])
-        if following not in (None, ([], [])):
-            found = [layout for layout in found if _follows(layout, *following)]
+        found = [layout for layout in self.cornered.layouts.get(key, []) if _follows(layout, following)]
         if len(found) == 1:
             return found[0]
         if len(found) > 1:
@@ -701,11 +730,15 @@ class _Reader:
         return axes.pop() if len(axes) == 1 else None
 
     def _why_no_batch(self, key: Key, shape: tuple[int, ...]) -> str:
-        said = f"not one axis of its output counts the images: its shape is {_shape(shape)} for {len(self.images)} images"
+        seen = f"it has shape {_shape(shape)} for {len(self.images)} images"
         for trace in (*self.other_sizes, self.cornered):
             if key in trace.shapes:
-                return f"{said} and {_shape(trace.shapes[key])} for {trace.images}"
-        return f"{said}, and the model takes no other number"
+                seen = f"{seen} and {_shape(trace.shapes[key])} for {trace.images}"
+                break
+        counting = [axis for axis, size in enumerate(shape) if size == len(self.images)]
+        if len(counting) > 1:
+            return f"more than one axis of its output may count the images: {seen}"
+        return f"no axis of its output counts the images, which other things may be merged with: {seen}"
 
     def _axes_that_follow(self, key: Key) -> tuple[list[int], list[int]] | None:
         """The axes that are shorter where the image has fewer rows, and where it has fewer columns; None where that is unknown."""
@@ -764,15 +797,15 @@ class _Reader:
         images[2, :, :size, -size:] += change
         images[3, :, -size:, :size] += change
         images[4, :, -size:, -size:] += change
-        return self._traced(images, shapes_of_two=self.trace.shapes)
+        open_shapes = {}
+        for key, shape in self.trace.shapes.items():
+            if len(shape) > 2 and not _is_map(self._axes_that_follow(key)):
+                open_shapes[key] = shape
+        return self._traced(images, shapes_of_two=open_shapes)
 
     def _traced(self, images: Tensor, **options: Any) -> _Trace:
-        trace = _trace(self.model, images, keep_values=False, **options)
-        try:
-            trace.see_shape(("", 1, "out"), self.output.select(trace.raw))
-        except (TypeError, KeyError, IndexError, AttributeError):
-            trace.shapes.pop(("", 1, "out"), None)
-        return trace
+        return _trace(self.model, images, output=self.output, keep_values=False, **options)
+
 
 
 def first_noisy_module(model: nn.Module, images: Tensor) -> str | None:
@@ -868,11 +901,19 @@ def _grid_of_tokens(shape: tuple[int, ...], batch: int, axis: int, changes: Tens
     return Layout(shape, batch, (axis,), grid, first, by_columns)
 
 
-def _follows(layout: Layout, rows: list[int], columns: list[int]) -> bool:
-    """Whether its axes are among those that follow the image's rows and columns."""
-    if len(layout.space) == 1:
-        return layout.space[0] in rows and layout.space[0] in columns
-    return layout.space[0] in rows and layout.space[1] in columns
+def _is_map(following: tuple[list[int], list[int]] | None) -> bool:
+    """Whether one axis follows the image's rows, and another its columns."""
+    if following is None:
+        return False
+    rows, columns = following
+    return len(rows) == len(columns) == 1 and rows != columns
+
+
+def _follows(layout: Layout, following: tuple[list[int], list[int]] | None) -> bool:
+    """Whether its axes are among those that follow the image's rows and columns, as far as any do."""
+    rows, columns = following or ([], [])
+    row, column = layout.space[0], layout.space[-1]
+    return (not rows or row in rows) and (not columns or column in columns)
 
 
 def _without_batch(shape: Sequence[int], batch: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ Models of libraries that are not installed (timm, transformers) are skipped.
 
 import argparse
 import importlib.util
+import re
 import time
 import warnings
 from collections import Counter
@@ -121,12 +122,18 @@ def reasons_of(ds: xr.Dataset) -> Counter[str]:
     """Why there are NaNs, and at how many layers."""
     reasons = Counter[str]()
     for metric in ("channelwise", "latent"):
-        reasons.update(f"{metric}: {reason}" for reason in ds[f"{metric}_nan_reason"].values.ravel() if reason)
+        for reason in ds[f"{metric}_nan_reason"].values.ravel():
+            if reason and reason not in IGNORED_REASONS:
+                reasons[f"{metric}: {without_names(reason)}"] += 1
     if "nan_reason" in ds.softmax.attrs:
         reasons[f"softmax: {ds.softmax.attrs['nan_reason']}"] += 1
-    for ignored in IGNORED_REASONS:
-        reasons.pop(f"channelwise: {ignored}", None)
     return reasons
+
+
+def without_names(reason: str) -> str:
+    """A reason without what differs from layer to layer, names and shapes."""
+    reason = re.sub(r"layouts=\{'[^']*'", "layouts={'…'", reason)
+    return re.sub(r"\([b\d][^()]*,[^()]*\)", "(…)", reason)
 
 
 def short_layouts(ds: xr.Dataset) -> str:

@@ -15,8 +15,8 @@ import zarr
 from zarr.storage import LocalStore
 
 import eedkit as ek
-from eedkit.probe.measure import measure_block
-from eedkit.probe.stream import read_order
+from eedkit.probe.measure import Options, measure_block
+from eedkit.probe.samples import read_order
 from eedkit.results import cells, schema, store
 from eedkit.results.cells import Cell
 from eedkit.results.disk import StoreError
@@ -135,10 +135,10 @@ def write_cell(path, data, group, model, net, *, blocks=2, **options):
     cell = Cell(str(path), data, group, model)
     cell.begin({"data": data, "about": {"seed": len(model)}}, [(0, 256), (256, 300)])
     order = read_order(300, 0)
-    samples = xr.Dataset(coords={"sample": order, "label": ("sample", np.array(LABELS, dtype=object)[order]), "position": ("sample", np.arange(300))})  # fmt: skip
+    samples = xr.Dataset(coords={"sample": order, "label": ("sample", np.array(LABELS, dtype=object)[order]), "chain": ("sample", np.arange(300) // 4)})  # fmt: skip
     for block, positions in enumerate([range(256), range(256, 300)][:blocks]):
-        about = {"positions": positions, "name": model, "labels": LABELS, "device": "cpu"}
-        cell.write(block, *measure_block(net, IMAGES, group=group, **OPTIONS | about | options), samples)
+        asked = Options(group, **{"device": "cpu"} | OPTIONS | options)
+        cell.write(block, *measure_block(net, IMAGES, asked, places=positions, name=model, labels=LABELS), samples)
     return cell
 
 
@@ -169,7 +169,7 @@ def reads(monkeypatch):
         return await get(self, key, *arguments, **options)
 
     monkeypatch.setattr(LocalStore, "get", noted)
-    big = ("channelwise", "latent", "softmax", "latent_norm", "prediction", "confidence")
+    big = ("channelwise", "latent", "softmax", "prediction", "confidence")
     return lambda: [k for k in keys if any(f"/{n}/c/" in k or f"/{n}_null/c/" in k for n in big)]
 
 
