@@ -156,7 +156,9 @@ class SummedMaps:
     Of matched channels there are two actions, one for each half of the samples.
     """
 
-    def __init__(self, metrics: list[Metric], actions: list[LayerAction], size: int, *, null: bool, fused: bool) -> None:
+    def __init__(
+        self, metrics: list[Metric], actions: list[LayerAction], size: int, *, null: bool, fused: bool
+    ) -> None:
         self.metrics = metrics
         self.sums = [MapSums(action, fused=fused) for action in actions]
         self.size = size
@@ -192,7 +194,9 @@ class SummedMaps:
 
     def finish(self, n: int, _partners: Tensor, _map_partners: Tensor) -> dict[str, Values]:
         """The deviations of a whole batch, by metric."""
-        return {name: (values[0, :, :n], values[1, :, :n] if self.null else None) for name, values in self.values.items()}
+        return {
+            name: (values[0, :, :n], values[1, :, :n] if self.null else None) for name, values in self.values.items()
+        }
 
     def dead_channels(self, n: int) -> Tensor:
         """How many channels are dead in each image, and how many there are: (2, n)."""
@@ -362,7 +366,9 @@ class LayerPass:
         at_layer = self._at_layer(metric, channels)
         permutes_channels = at_layer.channels is None or at_layer.channels.dim() == 2
         is_faithful = len(at_layer.kernel) == 1
-        return [at_layer] if self._exact and is_faithful and permutes_channels and at_layer.positions is not None else []
+        return (
+            [at_layer] if self._exact and is_faithful and permutes_channels and at_layer.positions is not None else []
+        )
 
     def take(self, place: Place, given: Tensor) -> None:
         """Runs inside the hook: what the layer gave for one element and one slice of the batch."""

@@ -42,7 +42,9 @@ except RuntimeError:  # there is no place to keep what was compiled
 _one_at_a_time = threading.Lock()
 
 
-def sums_of_images(z: np.ndarray, target: np.ndarray, positions: np.ndarray, partner: np.ndarray, sums: np.ndarray) -> None:
+def sums_of_images(
+    z: np.ndarray, target: np.ndarray, positions: np.ndarray, partner: np.ndarray, sums: np.ndarray
+) -> None:
     """Write Σz, Σz², Σ z·gt and Σ z′·gt to `sums` (4, b, C), for z and t (b, P, C), with torch's number of threads."""
     # numba's simplest threading layer does not bear two callers
     with _one_at_a_time:

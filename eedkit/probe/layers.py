@@ -133,7 +133,9 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
     shape = tuple(shape)
     example = "e.g. 'b c h w', 'b h w c', 'b 1+14x14 c', '14x14 b c' or 'b c'"
     if len(words) != len(shape) or words.count("b") != 1:
-        raise ValueError(f"the layout {text!r} must name the {len(shape)} axes of {_shape(shape)}, one of them b; {example}")
+        raise ValueError(
+            f"the layout {text!r} must name the {len(shape)} axes of {_shape(shape)}, one of them b; {example}"
+        )
     batch = words.index("b")
     shape = (*shape[:batch], 0, *shape[batch + 1 :])
     if words.count("h") == words.count("w") == 1:
@@ -253,7 +255,9 @@ class Found:
 
 
 @contextmanager
-def tap(model: nn.Module, layers: Sequence[Layer], output: Output, reduce: Callable[[Layer, Tensor], Any]) -> Iterator[None]:
+def tap(
+    model: nn.Module, layers: Sequence[Layer], output: Output, reduce: Callable[[Layer, Tensor], Any]
+) -> Iterator[None]:
     """Within the block, every forward pass calls `reduce(layer, tensor)` for each layer.
 
     `reduce` runs inside the hook, before a later in-place operation can change what it saw. Hooks are gone when the block is
@@ -472,7 +476,9 @@ def _chosen(model: nn.Module, trace: _Trace, layers: str | Sequence[str]) -> tup
     """The layers that were asked for, and the blocks among the model's modules that do not run."""
     modules = dict(model.named_modules())
     calls = [key for key in trace.shapes if key[2] == "out" and key[0]]
-    ran = [Layer(path, call, type(modules[path]).__name__, trace.depth((path, call, side))) for path, call, side in calls]
+    ran = [
+        Layer(path, call, type(modules[path]).__name__, trace.depth((path, call, side))) for path, call, side in calls
+    ]
     by_name = {layer.name: layer for layer in ran}
     silent_blocks = []
     if layers == "all":
@@ -522,16 +528,16 @@ def _block_paths(model: nn.Module) -> list[str]:
     return blocks or (composite if len(composite) > 1 else leaves)
 
 
-def _head_and_output(
-    model: nn.Module, trace: _Trace, head: str | None, output: str | int
-) -> tuple[Key | None, Output]:
+def _head_and_output(model: nn.Module, trace: _Trace, head: str | None, output: str | int) -> tuple[Key | None, Output]:
     """The input of the classifier (None where there is none), and what the model's output is."""
     asked_kind = output if output in KINDS else None
     per_image = isinstance(trace.raw, list | tuple) and len(trace.raw) == trace.images
     if per_image and all(isinstance(part, Mapping) for part in trace.raw):
         trace.shapes.pop(WHOLE, None)
         trace.values.pop(WHOLE, None)
-        return None, Output(None, "features", "the model's output is a list with a dict for every image, as detectors give")
+        return None, Output(
+            None, "features", "the model's output is a list with a dict for every image, as detectors give"
+        )
     entry = _entry(trace.raw, "auto" if asked_kind else output)
     try:
         value = Output(entry).select(trace.raw).detach()
@@ -673,7 +679,10 @@ class _Reader:
         found = self._layout(key, shape)
         if isinstance(found, Layout):
             return replace(layer, layout=found)
-        return replace(layer, reason=f"{found}; if you know how it lies, pass layouts={{{layer.name!r}: 'b 1+14x14 c'}} (or as it is)")
+        return replace(
+            layer,
+            reason=f"{found}; if you know how it lies, pass layouts={{{layer.name!r}: 'b 1+14x14 c'}} (or as it is)",
+        )
 
     def _asked(self, layer: Layer, text: str, shape: tuple[int, ...]) -> Layout:
         try:
@@ -805,7 +814,6 @@ class _Reader:
 
     def _traced(self, images: Tensor, **options: Any) -> _Trace:
         return _trace(self.model, images, output=self.output, keep_values=False, **options)
-
 
 
 def first_noisy_module(model: nn.Module, images: Tensor) -> str | None:

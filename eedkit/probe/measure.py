@@ -190,7 +190,8 @@ def measure(
     if flaws:
         more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
         warnings.warn(
-            f"{len(flaws)} of {values.sizes['sample']} samples have no value: {'; '.join(flaws[:3])}{more}", stacklevel=2
+            f"{len(flaws)} of {values.sizes['sample']} samples have no value: {'; '.join(flaws[:3])}{more}",
+            stacklevel=2,
         )
     return values
 
@@ -239,7 +240,9 @@ def measure_block(
     stream = stream.with_samples(chain(first_samples, stream.samples))
     shape = tuple(first_samples[0].image.shape)
     if halves is not None and options.null == samples.WITHIN_CLASS:
-        raise ValueError("channels are matched on the seeded order, which a null within classes does not keep; ask for one of both")
+        raise ValueError(
+            "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
+        )
     law_error = actions.law_error(action.on(shape[1:], shape[0]))
     with evaluating(model, device), arithmetic(options.precision, device) as dtype:
         example = _two_images(first_samples).to(device, dtype)
@@ -524,9 +527,7 @@ class Pass:
                 self.table.put(name, values.numpy(), rows, list(by_position), len(self.inner))
         self._record_samples(batch)
 
-    def _blank(
-        self, found: dict[str, dict[int, Tensor]], lost: Tensor, partners: Tensor, map_partners: Tensor
-    ) -> None:
+    def _blank(self, found: dict[str, dict[int, Tensor]], lost: Tensor, partners: Tensor, map_partners: Tensor) -> None:
         """No values for images that could not be read, nor nulls against them, even where the model ignores its input."""
         of_maps = {f"{metric.name}_null" for metric in self.options.metrics if metric.where == "maps"}
         for name, by_position in found.items():

@@ -65,7 +65,9 @@ class Metric:
         if self.where not in ("maps", "vectors", "output"):
             raise ValueError(f"{self.name}: where must be 'maps', 'vectors' or 'output', got {self.where!r}")
         if self.matched and (self.where != "maps" or not self.distance.of_sums or self.features is not None):
-            raise ValueError(f"{self.name}: only channels of maps as they are can be matched, by a distance of their sums")
+            raise ValueError(
+                f"{self.name}: only channels of maps as they are can be matched, by a distance of their sums"
+            )
 
     @property
     def description(self) -> str:
@@ -173,7 +175,11 @@ METRICS = {
             features=probabilities,
         ),
         Metric(
-            "softmax_js", "output", distances.jensen_shannon, "softmax Jensen-Shannon divergence", features=probabilities
+            "softmax_js",
+            "output",
+            distances.jensen_shannon,
+            "softmax Jensen-Shannon divergence",
+            features=probabilities,
         ),
         Metric("softmax_tv", "output", distances.total_variation, "softmax total variation", features=probabilities),
         Metric(

@@ -269,7 +269,9 @@ def open_halves(images: Any, *, seed: int) -> tuple[Iterator[Sample], int]:
 def label_list(labels: Any) -> list:
     """Labels given as a list, a tensor, a pandas Series, names or one-hot rows, one for each image."""
     if isinstance(labels, str | Mapping) or not hasattr(labels, "__len__"):
-        raise TypeError(f"labels must be one per image, in a list, tensor, array or Series, got {type(labels).__name__}")
+        raise TypeError(
+            f"labels must be one per image, in a list, tensor, array or Series, got {type(labels).__name__}"
+        )
     values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if values.ndim == 1:
         return [_scalar(label) for label in values]
@@ -290,7 +292,9 @@ def _unwrapped(images: Any) -> Any:
             )
         images = images[keys[0]]
     if isinstance(images, str) or not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
-        raise TypeError(f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}")
+        raise TypeError(
+            f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}"
+        )
     return torch.from_numpy(images) if isinstance(images, np.ndarray) else images
 
 
@@ -406,7 +410,9 @@ def as_float(image: Any) -> Tensor:
     if image.dtype == torch.uint8:
         return image / 255
     if not image.is_floating_point():
-        raise ValueError(f"images must be floats, or uint8 to be scaled to [0, 1], got {image.dtype}; convert them first")
+        raise ValueError(
+            f"images must be floats, or uint8 to be scaled to [0, 1], got {image.dtype}; convert them first"
+        )
     return image
 
 

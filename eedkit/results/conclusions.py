@@ -190,7 +190,14 @@ def rank_correlation(
     if min(len(np.unique(values)) for values in data) < 2:
         raise ValueError(f"a rank correlation needs networks that differ in the {value} of {metric} and in accuracy")
     low, high = bootstrap(
-        data, _rho, paired=True, vectorized=True, method="percentile", confidence_level=confidence, n_resamples=1999, rng=seed
+        data,
+        _rho,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=confidence,
+        n_resamples=1999,
+        rng=seed,
     ).confidence_interval
     return Test("3", 1, confidence).given(
         f"{value} does not track accuracy", verdicts.does_not_fall, margin, float(_rho(*data)), low, high,

@@ -164,7 +164,9 @@ def _difference(one: _Estimate, base: _Estimate, bootstrap: ChainBootstrap) -> d
     both = ~np.isnan(difference)
     arrays = [np.where(both, values, np.nan) for values in (one.values, one.null, base.values, base.null)]
 
-    def relative_difference(value: np.ndarray, null: np.ndarray, of_base: np.ndarray, null_of_base: np.ndarray) -> np.ndarray:
+    def relative_difference(
+        value: np.ndarray, null: np.ndarray, of_base: np.ndarray, null_of_base: np.ndarray
+    ) -> np.ndarray:
         return one.relative(value, null) - base.relative(of_base, null_of_base)
 
     row["relative_difference"] = relative_difference(*(np.nanmean(values) for values in arrays))

@@ -252,7 +252,9 @@ def regular(action: Action | Group | str) -> Action:
     """
     plane = action if isinstance(action, Action) else spatial(action)
     group = plane.group
-    come_from = torch.tensor([[group.product(group.inverse(g), h) for h in range(group.order)] for g in range(group.order)])
+    come_from = torch.tensor(
+        [[group.product(group.inverse(g), h) for h in range(group.order)] for g in range(group.order)]
+    )
 
     def fields(channels: int) -> Tensor:
         if not channels or channels % group.order:
@@ -419,7 +421,9 @@ def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
                 worst = error
                 broken_law = f"{group.elements[h]} and then {group.elements[g]} is not {group.elements[product]}"
     if worst > atol:
-        raise ValueError(f"{action.name} is no action of {group.name}: {broken_law} (off by {worst:.3g}, allowed {atol:g})")
+        raise ValueError(
+            f"{action.name} is no action of {group.name}: {broken_law} (off by {worst:.3g}, allowed {atol:g})"
+        )
     return worst
 
 
@@ -445,7 +449,9 @@ def law_error(action: LayerAction) -> float:
         for h in range(group.order):
             if not torch.equal(composed[h], action.positions[group.product(g, h)]):
                 first, second, product = (group.elements[k] for k in (h, g, group.product(g, h)))
-                raise ValueError(f"{action.name} is no action of {group.name}: {first} and then {second} is not {product}")
+                raise ValueError(
+                    f"{action.name} is no action of {group.name}: {first} and then {second} is not {product}"
+                )
     return 0.0
 
 

@@ -153,7 +153,9 @@ def compare(name: str, device: str, precision: str, beside: str | None) -> None:
 def peak(n: int) -> None:
     """Print the peak memory of one measurement in MiB."""
     model = MEMORY.model().eval()
-    ek.measure(model, Images(n, MEMORY.side), group=GROUP, layers=MEMORY.layers, batch_size=MEMORY.batch_size, progress=False)
+    ek.measure(
+        model, Images(n, MEMORY.side), group=GROUP, layers=MEMORY.layers, batch_size=MEMORY.batch_size, progress=False
+    )
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -163,7 +165,9 @@ def memory() -> None:
     for n in (MEMORY.n, 8 * MEMORY.n):
         done = subprocess.run([sys.executable, __file__, "--peak", str(n)], capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout.split()[-1]))
-    print(f"peak memory: {peaks[0]:.0f} MiB for {MEMORY.n} images, {peaks[1]:.0f} for 8 × ({peaks[1] / peaks[0] - 1:+.1%})")
+    print(
+        f"peak memory: {peaks[0]:.0f} MiB for {MEMORY.n} images, {peaks[1]:.0f} for 8 × ({peaks[1] / peaks[0] - 1:+.1%})"
+    )
 
 
 if __name__ == "__main__":

@@ -192,7 +192,9 @@ def main() -> None:
     parser.add_argument("--layers", default="blocks")
     parser.add_argument("--detail", action="store_true", help="a line for every layer")
     asked = parser.parse_args()
-    print(f"{'model':31} {'images':>6} {'layers':>6} {'channelwise':>11} {'latent':>6} {'time':>5}  {'head':20} layouts")
+    print(
+        f"{'model':31} {'images':>6} {'layers':>6} {'channelwise':>11} {'latent':>6} {'time':>5}  {'head':20} layouts"
+    )
     for name, case in CASES.items():
         if asked.names and not any(part in name for part in asked.names):
             continue

@@ -55,7 +55,6 @@ def test_random_weights_look_most_invariant_until_they_are_calibrated(table):
     raw = {recipe: at_end(table, recipe, "estimate").mean() for recipe in ("random", "plain", "augmented")}
     assert raw["random"] < raw["augmented"] < raw["plain"]
     assert at_end(table, "random").min() > 5 * at_end(table, "augmented").max()
-    assert at_end(table, "random", "insensitive", metric="softmax_js").all()
 
 
 def test_upright_digits_are_learned_and_turned_ones_only_where_the_recipe_says_so(out):

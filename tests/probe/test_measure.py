@@ -109,7 +109,8 @@ def test_every_metric_and_null_is_equation_4(monkeypatch, group, precision):
     reference = Tiny().double()
     options = {"layers": ["stem", "act", "down"], "metrics": list(FAMILY), "precision": precision.split()[0]}
     several = [
-        measure(Tiny().to(dtype), pictures().to(dtype), group=group, batch_size=size, **options) for size in (1, 5, None)
+        measure(Tiny().to(dtype), pictures().to(dtype), group=group, batch_size=size, **options)
+        for size in (1, 5, None)
     ]
     for name in FAMILY:
         layers = ["scores"] if name.startswith("softmax") else MAPS if name.startswith("channel") else [*MAPS, "latent"]

@@ -50,7 +50,7 @@ def legends(monkeypatch):
 
     def look(fig, path, formats):
         legend = fig.axes[0].get_legend()
-        texts = [text.get_text().removesuffix(" (insensitive)") for text in legend.get_texts()] if legend else []
+        texts = [text.get_text() for text in legend.get_texts()] if legend else []
         seen[path.name] = [text for text in texts if not text.startswith("hollow")]
         return save(fig, path, formats)
 

@@ -1,4 +1,4 @@
-"""Figures show the numbers of the table, flag what is insensitive, and are the same bytes every time."""
+"""Figures show the numbers of the table, and are the same bytes every time."""
 
 import os
 import subprocess
@@ -69,17 +69,6 @@ def test_depth_profile_of_single_models_has_the_bootstrap_band(results):
     assert "bootstrap over 12 images" in figure.texts[-1].get_text()
 
 
-def test_insensitive_models_are_hollow_in_the_profile_and_left_of_the_edge_in_the_calibration(results):
-    table = ek.summarise(results)
-    flagged = table[(table.metric == "latent") & (table.layer == "latent")].groupby("recipe").insensitive.all()
-    assert flagged.to_dict() == {"dim": True, "plain": False}
-    figure = plots.depth_profile(table, metric="latent")
-    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
-    assert [line.get_color() for line in hollow] == [style.styles(["plain", "dim"])["dim"]["color"]]
-    points = {line.get_label(): line for line in plots.calibration(table).axes[0].lines}
-    assert points["dim (insensitive)"].get_xdata().max() < 0.01 < points["plain"].get_xdata().min()
-
-
 def test_calibration_puts_every_model_on_its_relative_value(results):
     table = ek.summarise(results)
     rows = table[(table.metric == "latent") & (table.layer == "latent") & (table.recipe == "plain")]
@@ -107,7 +96,7 @@ def test_heatmap_shows_class_means_on_one_scale(results):
     figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
     values = results.latent.sel(layer="latent").groupby("label").mean("sample") + 1
     panels = {ax.get_title().split()[0]: ax for ax in figure.axes if ax.get_title()}
-    assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim\n(insensitive)"}
+    assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim"}
     expected = values.where(results.recipe == "dim", drop=True).mean("model").transpose("label", "element")
     shown = panels["dim"].collections[0].get_array().reshape(3, 8)
     assert np.asarray(shown) == pytest.approx(expected.values, abs=1e-6)

@@ -30,7 +30,15 @@ def vectors(n=N, layers=2, seed=0):
 def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
     """Values of all samples as measure() gives them."""
     rng, depth = np.random.default_rng(seed), len(layers)
-    about = {"units": "1", "best": -1.0, "upper": 1.0, "scale": 1.0, "rounding": 1e-7, "equation": "m", "source": "eq. 6"}
+    about = {
+        "units": "1",
+        "best": -1.0,
+        "upper": 1.0,
+        "scale": 1.0,
+        "rounding": 1e-7,
+        "equation": "m",
+        "source": "eq. 6",
+    }
     drawn = {name: rng.uniform(-1, 1, (1, depth, 2, n)).astype(np.float32) for name in ("latent", "latent_null")}
     variables = {name: (DIMS, array, {**about, "long_name": name}) for name, array in drawn.items()}
     variables["latent_norm"] = (("model", "layer", "sample"), rng.uniform(1, 2, (1, depth, n)).astype(np.float32))

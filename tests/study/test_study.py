@@ -83,7 +83,7 @@ def assert_equals(found: xr.Dataset, wanted: xr.Dataset, **close: float):
     found, wanted = found.load(), wanted.sel(sample=found.sample)
     assert set(wanted.data_vars) == set(found.data_vars)
     assert set(wanted.coords) <= set(found.coords)
-    for name in set(wanted.variables) - set(close) :
+    for name in set(wanted.variables) - set(close):
         xr.testing.assert_identical(found[name].variable.to_base_variable(), wanted[name].variable.to_base_variable())
     for name, tolerance in close.items():
         np.testing.assert_allclose(found[name], wanted[name], rtol=tolerance)

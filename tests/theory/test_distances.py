@@ -24,7 +24,9 @@ OF_MAPS = {
     "channelwise_negative_cosine": lambda a, b: oracles.channelwise(a, b, "agree"),
     "channelwise_negative_cosine_zero": lambda a, b: oracles.channelwise(a, b, "zero"),
     "channelwise_negative_cosine_skip": lambda a, b: oracles.channelwise(a, b, "skip"),
-    "channelwise_negative_correlation": lambda a, b: oracles.channelwise(oracles.centred(a), oracles.centred(b), "skip"),
+    "channelwise_negative_correlation": lambda a, b: oracles.channelwise(
+        oracles.centred(a), oracles.centred(b), "skip"
+    ),
 }
 METRIC = ["euclidean", "total_variation", "hellinger"]
 OF_PROBABILITIES = {
