@@ -165,10 +165,10 @@ WRONG = {
     ],
     "metrics": [
         ("latent", "metrics must be a list of names of metrics, got 'latent'"),
-        ([], "metrics is empty"),
+        ([], "metrics must be one or more"),
         (["latnt"], "no metric 'latnt'; did you mean 'latent'"),
-        (["latent", "latent"], "metrics holds something twice"),
-        ([3], "metrics must be .*names of metrics, got 3"),
+        (["latent", "latent"], "metrics must be one or more with different names"),
+        ([3], "a metric is a name such as"),
     ],
     "layers": [
         (3, "layers must be a list of 'blocks', 'all', an expression, or module paths, got 3"),
@@ -302,18 +302,13 @@ def test_a_yaml_file_that_is_not_there_is_named(tmp_path):
 # --- blocks
 
 
-@pytest.mark.parametrize("size", [1, 256, 300, 1024])
-@pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 258, 511, 512, 513, 514, 768, 769, 1024, 1025, 1026, 2049, 2050])
+@pytest.mark.parametrize("size", [1, 256, 300])
+@pytest.mark.parametrize("n", [1, 4, 7, 8, 9, 257, 1025])
 def test_blocks_are_whole_chains_and_cover_every_image_once(make, n, size):
-    bounds = make(block=size).bounds(n)
-    assert [place for start, stop in bounds for place in range(start, stop)] == list(range(n))
-    # a chain starts at every multiple of 256, except that one image alone joins the chain before
-    starts = {start for start in range(0, n, 256) if start == 0 or n - start > 1}
-    assert {start for start, _ in bounds} <= starts
-    together = -(-size // 256)
-    assert all(start % (256 * together) == 0 for start, _ in bounds)
-    assert max(stop - start for start, stop in bounds) <= 256 * together + 1
-    assert len(bounds) == -(-len(starts) // together)
+    bounds = make(block=size).bounds(n, "C4")
+    assert [i for start, stop in bounds for i in range(start, stop)] == list(range(n))
+    assert all(start % 4 == 0 for start, _ in bounds)
+    assert all(stop - start >= min(n, 4) for start, stop in bounds)
 
 
 @pytest.mark.parametrize(("n", "blocks"), [(257, 1), (513, 2)])
