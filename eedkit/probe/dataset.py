@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from eedkit.probe.layers import Layer
 from eedkit.probe.metrics import Metric
 from eedkit.results import schema
-from eedkit.theory.deviation import PairCosine
 from eedkit.theory.groups import Group
 
 
@@ -30,7 +28,7 @@ class Measured:
     arrays: dict[str, np.ndarray]
     reasons: dict[str, list[str]]
     kernel_orders: list[int]
-    pair_cosines: dict[str, list[PairCosine]]
+    pair_cosines: dict[str, list[Any]]
     dead: np.ndarray
     flaws: dict[int, str]
     ids: list
@@ -106,8 +104,9 @@ def rounding(metric: Metric, precision: str) -> float:
     >>> rounding(METRICS["latent_euclidean"], "float32")
     2.384185791015625e-07
     """
-    off = 2 * torch.finfo(getattr(torch, precision)).eps
-    kept = torch.finfo(torch.float32).eps * abs(metric.distance.best)
+    eps = 2**-7 if precision == "bfloat16" else float(np.finfo(precision).eps)
+    off = 2 * eps
+    kept = float(np.finfo(np.float32).eps) * abs(metric.distance.best)
     return max(off**metric.distance.order, 0.0 if np.isnan(kept) else kept)
 
 
