@@ -240,6 +240,11 @@ class KeptOrbit:
         values: dict[str, Values] = {}
         for metric in self.metrics:
             value = deviation(orbit, action, metric.distance, kernel)
+            if value.shape != orbit.shape[:2]:
+                raise TypeError(
+                    f"{metric.name}: the distance {metric.distance.name} must give one value for each pair of features "
+                    f"{tuple(orbit.shape[2:])}, so {tuple(orbit.shape[:2])}, got {tuple(value.shape)}"
+                )
             null = deviation(others, action, metric.distance, kernel) if self.null else None
             values[metric.name] = value, null
         return values
@@ -379,6 +384,10 @@ class LayerPass:
             z = self.layer.read(given)
         except ValueError as error:
             self.drop(str(error))
+            return
+        images = place.rows.stop - place.rows.start
+        if len(z) != images:
+            self.drop(f"its output holds {len(z)} images in a forward pass of {images}")
             return
         if z.dtype in (torch.bfloat16, torch.float16):
             z = z.float()

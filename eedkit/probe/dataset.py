@@ -61,7 +61,10 @@ def dataset(
     }
     if any(label is not None for label in measured.labels):
         is_text = any(isinstance(label, str) for label in measured.labels)
-        coords["label"] = ("sample", _text(measured.labels) if is_text else measured.labels)
+        # an image that could not be read may have an unknown label
+        unknown = "" if is_text else -1
+        labels = [unknown if label is None else label for label in measured.labels]
+        coords["label"] = ("sample", _text(labels) if is_text else labels)
     for metric in metrics:
         dims = schema.DIMS if metric.where != "output" else ("model", "element", "sample")
         attrs = _attributes(metric, measured.reasons[metric.name], precision)
@@ -80,7 +83,8 @@ def dataset(
         if f"{metric.name}_norm" in measured.arrays:
             attrs = {"long_name": "length of the features f(x)", "units": "1"}
             norms = measured.arrays[f"{metric.name}_norm"][None]
-            variables[f"{metric.name}_norm"] = (("model", "layer", "sample"), norms, attrs)
+            of_samples = ("model", "sample") if metric.where == "output" else ("model", "layer", "sample")
+            variables[f"{metric.name}_norm"] = (of_samples, norms, attrs)
     for key, long_name in (("prediction", "predicted class"), ("confidence", "probability of the prediction")):
         if key in measured.arrays:
             attrs = {"long_name": long_name, "units": "1"}

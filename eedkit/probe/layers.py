@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,11 @@ CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls")
 LOGITS = "logits"
 FEATURES = ("pooler_output", "image_embeds", "x_norm_clstoken", "embeddings", "features", "last_hidden_state")
 """Names under which models give features and not class scores."""
+TOKENS = re.compile(r"((?P<before>\d+)\+)?(?P<height>\d+)x(?P<width>\d+)(?P<t>t?)(\+(?P<after>\d+))?")
+"""An axis of tokens in the text of a layout: those before the grid, its rows × columns, those after it."""
 KINDS = ("scores", "probabilities", "features")
+FEW_PLACES = 9
+"""In a smaller grid the places that change most are its corners by chance too often."""
 EXTRA_TOKENS = 16
 """No model is known to put more tokens beside the grid of its patches."""
 
@@ -111,7 +115,7 @@ class Layout:
         if len(self.space) == 1:
             after = self.shape[self.space[0]] - self.first - height * width
             around = [str(self.first)] * bool(self.first), [str(after)] * bool(after)
-            cells = f"{width}x{height}t" if self.by_columns else f"{height}x{width}"
+            cells = f"{height}x{width}t" if self.by_columns else f"{height}x{width}"
             words[self.space[0]] = "+".join([*around[0], cells, *around[1]])
         return " ".join(words)
 
@@ -119,7 +123,8 @@ class Layout:
 def parse_layout(text: str, shape: Sequence[int]) -> Layout:
     """The layout that a text stands for, for an output of this shape (with the batch).
 
-    b, c, h and w name the axes; tokens are `14x14` (rows × columns), with those that lie nowhere before and after: `1+14x14`.
+    b, c, h and w name the axes; tokens are `14x14` (rows × columns), `1+14x14+4` with those that lie nowhere before and after,
+    `14x14t` where they run down the columns.
 
     Raises
     ------
@@ -130,33 +135,35 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
     'b 1+2x3 c'
     """
     words = text.split()
-    shape = tuple(shape)
     example = "e.g. 'b c h w', 'b h w c', 'b 1+14x14 c', '14x14 b c' or 'b c'"
     if len(words) != len(shape) or words.count("b") != 1:
-        raise ValueError(
-            f"the layout {text!r} must name the {len(shape)} axes of {_shape(shape)}, one of them b; {example}"
-        )
+        axes = f"{len(shape)} axes of {_shape(shape)}"
+        raise ValueError(f"the layout {text!r} must name the {axes}, one of them b; {example}")
     batch = words.index("b")
-    shape = (*shape[:batch], 0, *shape[batch + 1 :])
-    if words.count("h") == words.count("w") == 1:
-        space = (words.index("h"), words.index("w"))
-        grid = (shape[space[0]], shape[space[1]])
-        others = set(words) - {"b", "c", "1", "h", "w"}
-        first = 0
-    else:
-        tokens = [(axis, re.fullmatch(r"(?:(\d+)\+)?(\d+)x(\d+)(?:\+(\d+))?", word)) for axis, word in enumerate(words)]
-        tokens = [(axis, match) for axis, match in tokens if match]
-        others = set(words) - {"b", "c", "1", *(words[axis] for axis, _ in tokens)}
-        space, grid, first = (), (1, 1), 0
-        if tokens:
-            axis, match = tokens[0]
-            before, height, width, after = (int(part or 0) for part in match.groups())
-            if before + height * width + after != shape[axis]:
-                raise ValueError(f"the layout {text!r} has {words[axis]} tokens, the output {shape[axis]}")
-            space, grid, first = (axis,), (height, width), before
-    if others:
-        raise ValueError(f"the layout {text!r} has {', '.join(sorted(others))}, which is no axis; {example}")
-    return Layout(shape, batch, space, grid, first)
+    shape = _without_batch(shape, batch)
+    tokens: list[tuple[int, re.Match]] = []
+    for axis, word in enumerate(words):
+        match = TOKENS.fullmatch(word)
+        if match:
+            tokens.append((axis, match))
+        elif word not in ("b", "c", "h", "w", "1"):
+            raise ValueError(f"the layout {text!r} has {word}, which is no axis; {example}")
+        elif word == "1" and shape[axis] != 1:
+            raise ValueError(f"the layout {text!r} has an axis of length 1 where the output has {shape[axis]}")
+    kinds = words.count("h"), words.count("w"), len(tokens)
+    if kinds not in ((0, 0, 0), (1, 1, 0), (0, 0, 1)):
+        raise ValueError(f"the layout {text!r} must have one h and one w, or one axis of tokens, or neither; {example}")
+    if words.count("h"):
+        row, column = words.index("h"), words.index("w")
+        return Layout(shape, batch, (row, column), (shape[row], shape[column]))
+    if not tokens:
+        return Layout(shape, batch, space=(), grid=(1, 1))
+    axis, match = tokens[0]
+    before, height, width, after = (int(number or 0) for number in match.group("before", "height", "width", "after"))
+    if before + height * width + after != shape[axis]:
+        raise ValueError(f"the layout {text!r} has {words[axis]} tokens, the output {shape[axis]}")
+    by_columns = match["t"] == "t"
+    return Layout(shape, batch, (axis,), (height, width), first=before, by_columns=by_columns)
 
 
 @dataclass(frozen=True)
@@ -315,15 +322,18 @@ def _watch(model: nn.Module, paths: set[str], see: Callable[[Key, Any], None]) -
             hook.remove()
 
 
-def first_tensor(output: Any) -> Tensor:
-    """The tensor that an output holds: itself, the `tensor` of a GeometricTensor, or the first in a tuple, dict or object."""
+def first_tensor(output: Any, *, depth: int = 8) -> Tensor:
+    """The tensor that an output holds: itself, the `tensor` of a GeometricTensor, or the first in a tuple, dict or object.
+
+    `depth` is how deep it may lie, since objects may hold each other.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(getattr(output, "tensor", None), Tensor):
         return output.tensor
-    for _, part in _entries(output):
+    for _, part in _entries(output) if depth else ():
         try:
-            return first_tensor(part)
+            return first_tensor(part, depth=depth - 1)
         except TypeError:
             continue
     raise TypeError(f"expected a tensor, or something that holds one, got {type(output).__name__}")
@@ -333,10 +343,11 @@ def _entries(output: Any) -> list[tuple[str | int, Any]]:
     """The parts of an output with their names or numbers."""
     if isinstance(output, Mapping):
         return list(output.items())
-    if hasattr(output, "_fields"):
-        return [(name, getattr(output, name)) for name in output._fields]
     if isinstance(output, tuple | list):
-        return list(enumerate(output))
+        names = getattr(output, "_fields", range(len(output)))
+        return list(zip(names, output, strict=True))
+    if isinstance(output, nn.Module | type):
+        return []
     return list(vars(output).items()) if hasattr(output, "__dict__") else []
 
 
@@ -374,7 +385,7 @@ def find_layers(
     chosen, silent_blocks = _chosen(model, trace, layers)
     head_input, what = _head_and_output(model, trace, head, output)
     ends = _ends(model, trace, head_input, what)
-    reader = _Reader(model, images, trace, what)
+    reader = _Reader(model, images, trace, what, head_input)
     described = [reader.described(layer, (layouts or {}).get(layer.name)) for layer in (*chosen, *ends)]
     for name in layouts or {}:
         if name not in [layer.name for layer in described]:
@@ -393,14 +404,15 @@ def find_layers(
 class _Trace:
     """One forward pass: the shape of everything that went in and out, in order, and small outputs whole.
 
-    `images` says how many there were, `takes_images` which modules got them as they are, and `layouts` which layouts fit the
-    changes at the corners of the image.
+    `images` says how many there were, `called` which modules ran, `takes_images` which inputs are the images as they are, and
+    `layouts` which layouts fit the changes at the corners of the image.
     """
 
     images: int
     shapes: dict[Key, tuple[int, ...]] = field(default_factory=dict)
     values: dict[Key, Tensor] = field(default_factory=dict)
     leaves_done: dict[Key, int] = field(default_factory=dict)
+    called: set[str] = field(default_factory=set)
     takes_images: set[Key] = field(default_factory=set)
     layouts: dict[Key, list[Layout]] = field(default_factory=dict)
     leaves: int = 0
@@ -426,11 +438,13 @@ def _trace(
     With `shapes_of_two`, shapes for two images, the images are one with its corners changed, and layouts of these are sought.
     """
     output = output or Output()
+    images = images.clone()  # the model may work in place
     trace = _Trace(len(images))
     leaf_paths = {path for path, module in model.named_modules() if path and not any(module.children())}
 
     def see(key: Key, given: Any) -> None:
         path, _, side = key
+        trace.called.add(path)
         if side == "out" and path in leaf_paths:
             trace.leaves += 1
         try:
@@ -460,7 +474,7 @@ def _first_trace(model: nn.Module, images: Tensor) -> tuple[_Trace, bool]:
     """The pass on two of the user's images, in the memory format in which convolutions are fastest where the model takes it."""
     if isinstance(model, torch.jit.ScriptModule):
         trace = _Trace(len(images))
-        trace.raw = model(images)
+        trace.raw = model(images.clone())
         return trace, False
     if images.device.type in ("cpu", "cuda"):
         trace = _trace(model, images.contiguous(memory_format=torch.channels_last))
@@ -485,8 +499,7 @@ def _chosen(model: nn.Module, trace: _Trace, layers: str | Sequence[str]) -> tup
         chosen = [layer for layer in ran if type(modules[layer.path]) not in CONTAINERS]
     elif layers == "blocks":
         blocks = _block_paths(model)
-        ran_paths = {layer.path for layer in ran}
-        silent_blocks = [path for path in blocks if path not in ran_paths] if trace.shapes else []
+        silent_blocks = [path for path in blocks if path not in trace.called] if trace.called else []
         if len(silent_blocks) == len(blocks):
             blocks = [layer.path for layer in ran if not any(modules[layer.path].children())]
         chosen = [layer for layer in ran if layer.path in blocks]
@@ -501,7 +514,9 @@ def _chosen(model: nn.Module, trace: _Trace, layers: str | Sequence[str]) -> tup
         for name in layers:
             if name not in by_name:
                 silent = ""
-                if name in modules:
+                if name in trace.called:
+                    silent = "; that module gives no tensor of floats"
+                elif name in modules:
                     silent = "; that module exists but is not called (a hook does not see module.forward(x))"
                 if isinstance(model, torch.jit.ScriptModule):
                     silent = "; the layers of a ScriptModule cannot be tapped, measure the module that it was made from"
@@ -531,21 +546,24 @@ def _block_paths(model: nn.Module) -> list[str]:
 def _head_and_output(model: nn.Module, trace: _Trace, head: str | None, output: str | int) -> tuple[Key | None, Output]:
     """The input of the classifier (None where there is none), and what the model's output is."""
     asked_kind = output if output in KINDS else None
+    asked_head = _asked_head(model, trace, head) if head is not None else None
     per_image = isinstance(trace.raw, list | tuple) and len(trace.raw) == trace.images
     if per_image and all(isinstance(part, Mapping) for part in trace.raw):
         trace.shapes.pop(WHOLE, None)
         trace.values.pop(WHOLE, None)
-        return None, Output(
-            None, "features", "the model's output is a list with a dict for every image, as detectors give"
-        )
+        reason = "the model's output is a list with a dict for every image, as detectors give"
+        return asked_head, Output(None, "features", reason)
     entry = _entry(trace.raw, "auto" if asked_kind else output)
     try:
         value = Output(entry).select(trace.raw).detach()
     except NO_TENSOR:
-        return None, Output(entry, "features", f"the model's output, {type(trace.raw).__name__}, holds no tensor")
+        trace.shapes.pop(WHOLE, None)
+        return asked_head, Output(entry, "features", f"the model's output, {type(trace.raw).__name__}, holds no tensor")
+    if not value.is_floating_point():
+        trace.shapes.pop(WHOLE, None)
+        return asked_head, Output(entry, "features", f"the model's output is of {value.dtype}, not of floats")
     trace.values[WHOLE] = value.clone()
     trace.shapes[WHOLE] = tuple(value.shape)
-    asked_head = _asked_head(model, trace, head) if head is not None else None
     if value.dim() != 2 or value.shape[1] < 2:
         if asked_kind in ("scores", "probabilities"):
             raise ValueError(f"output={output!r} needs class scores (b, k) with k ≥ 2, got shape {tuple(value.shape)}")
@@ -659,11 +677,12 @@ def _ends(model: nn.Module, trace: _Trace, head: Key | None, output: Output) -> 
 class _Reader:
     """Finds layouts, with further forward passes only when a layer asks for them."""
 
-    def __init__(self, model: nn.Module, images: Tensor, trace: _Trace, output: Output) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, trace: _Trace, output: Output, head_input: Key | None) -> None:
         self.model = model
         self.images = images
         self.trace = trace
         self.output = output
+        self.head_input = head_input
         self.has_class_token = any(path.split(".")[-1] in CLASS_TOKENS for path, _ in model.named_parameters())
 
     def described(self, layer: Layer, text: str | None) -> Layer:
@@ -676,13 +695,14 @@ class _Reader:
             return replace(layer, reason=self.output.reason or "what it takes or gives is no tensor of floats")
         if text is not None:
             return replace(layer, layout=self._asked(layer, text, shape))
-        found = self._layout(key, shape)
+        batch = self._batch_axis(key, shape)
+        if batch is None:
+            return replace(layer, reason=self._why_no_batch(key, shape))
+        found = self._layout(key, shape, batch)
         if isinstance(found, Layout):
             return replace(layer, layout=found)
-        return replace(
-            layer,
-            reason=f"{found}; if you know how it lies, pass layouts={{{layer.name!r}: 'b 1+14x14 c'}} (or as it is)",
-        )
+        hint = f"if you know how it lies, pass layouts={{{layer.name!r}: 'b 1+14x14 c'}} (or as it is)"
+        return replace(layer, reason=f"{found}; {hint}")
 
     def _asked(self, layer: Layer, text: str, shape: tuple[int, ...]) -> Layout:
         try:
@@ -696,11 +716,8 @@ class _Reader:
             )
         return layout
 
-    def _layout(self, key: Key, shape: tuple[int, ...]) -> Layout | str:
+    def _layout(self, key: Key, shape: tuple[int, ...], batch: int) -> Layout | str:
         """The layout, or why it did not show: first from the shapes on other sizes, then from the corners of the image."""
-        batch = self._batch_axis(key, shape)
-        if batch is None:
-            return self._why_no_batch(key, shape)
         blank = _without_batch(shape, batch)
         vector = Layout(blank, batch, space=(), grid=(1, 1))
         if len(shape) <= 2:
@@ -712,7 +729,9 @@ class _Reader:
         is_vector = sum(size > 1 for size in blank) <= 1
         if is_vector and following == ([], []):
             return vector
-        found = [layout for layout in self.cornered.layouts.get(key, []) if _follows(layout, following)]
+        found = self.cornered.layouts.get(key, [])
+        if not any(set(one.space).isdisjoint(other.space) for one, other in combinations(found, 2)):
+            found = [layout for layout in found if _follows(layout, following)]
         if len(found) == 1:
             return found[0]
         if len(found) > 1:
@@ -722,9 +741,14 @@ class _Reader:
             return like_another
         if is_vector:
             return vector
+        follows = "no axis follows the image's size"
+        if following is None:
+            follows = "the model takes no other size"
+        elif following != ([], []):
+            follows = "that some follow the image's size does not settle it"
         return (
-            f"which axes of its output {_shape(blank)} are places of the image did not show: "
-            "they do not follow the image's size, or the model takes no other, and a change in a corner of the image does not stay in a corner"
+            f"which axes of its output {_shape(blank)} are places of the image did not show: {follows}, and a change in a "
+            "corner of the image does not change one corner most"
         )
 
     def _batch_axis(self, key: Key, shape: tuple[int, ...]) -> int | None:
@@ -747,7 +771,7 @@ class _Reader:
         counting = [axis for axis, size in enumerate(shape) if size == len(self.images)]
         if len(counting) > 1:
             return f"more than one axis of its output may count the images: {seen}"
-        return f"no axis of its output counts the images, which other things may be merged with: {seen}"
+        return f"no axis of its output counts the images (they may be merged with windows, or not come in): {seen}"
 
     def _axes_that_follow(self, key: Key) -> tuple[list[int], list[int]] | None:
         """The axes that are shorter where the image has fewer rows, and where it has fewer columns; None where that is unknown."""
@@ -796,21 +820,43 @@ class _Reader:
     @cached_property
     def cornered(self) -> _Trace:
         """A pass on one image, and on the same with each of its corners changed."""
-        side = min(self.images.shape[-2:])
-        size = max(1, min(side // 2, max(2, side // 64)))
         image = self.images[0].nan_to_num()
-        noise = torch.randn(len(image), size, size, generator=torch.Generator().manual_seed(0)).to(image)
-        change = noise * (3 * image.std(correction=0) + 1)
-        images = image.repeat(5, 1, 1, 1)
-        images[1, :, :size, :size] += change
-        images[2, :, :size, -size:] += change
-        images[3, :, -size:, :size] += change
-        images[4, :, -size:, -size:] += change
+        channels, height, width = image.shape
+        half_height, half_width = math.ceil(height / 2), math.ceil(width / 2)
+        # strong in the corner, and ever weaker further in, for networks that skip the outermost pixels
+        size = max(2, min(height, width) // 64)
+        fading_rows = 0.1 ** (torch.arange(half_height) / size)
+        fading_columns = 0.1 ** (torch.arange(half_width) / size)
+        noise = torch.randn(channels, half_height, half_width, generator=torch.Generator().manual_seed(0))
+        upper_left = torch.zeros_like(image)
+        upper_left[:, :half_height, :half_width] = noise * fading_rows[:, None] * fading_columns
+        upper_left *= 3 * image.std(correction=0) + 1
+        changes = [upper_left.flip(axes) for axes in ((), (-1,), (-2,), (-2, -1))]
+        images = torch.stack([image, *(image + change for change in changes)])
         open_shapes = {}
         for key, shape in self.trace.shapes.items():
-            if len(shape) > 2 and not _is_map(self._axes_that_follow(key)):
+            is_read = key[2] == "out" or key == self.head_input
+            if is_read and len(shape) > 2 and not _is_map(self._axes_that_follow(key)):
                 open_shapes[key] = shape
-        return self._traced(images, shapes_of_two=open_shapes)
+        trace = self._traced(images, shapes_of_two=open_shapes)
+        self._drop_unlikely_grids(trace)
+        return trace
+
+    def _drop_unlikely_grids(self, trace: _Trace) -> None:
+        """Leave out grids of tokens that have neither the image's proportions nor the size of a map of this model."""
+        height, width = self.images.shape[-2:]
+        grids = set()
+        for key, shape in self.trace.shapes.items():
+            following = self._axes_that_follow(key)
+            if _is_map(following):
+                grids.add((shape[following[0][0]], shape[following[1][0]]))
+            grids |= {layout.grid for layout in trace.layouts.get(key, []) if len(layout.space) == 2}
+        for key, layouts in trace.layouts.items():
+            likely = []
+            for layout in layouts:
+                if len(layout.space) == 2 or layout.grid in grids or _is_proportional(layout.grid, height, width):
+                    likely.append(layout)
+            trace.layouts[key] = likely
 
     def _traced(self, images: Tensor, **options: Any) -> _Trace:
         return _trace(self.model, images, output=self.output, keep_values=False, **options)
@@ -873,23 +919,38 @@ def _changes_by_place(layout: Layout, changes: Tensor) -> Tensor:
 
 def _only_by_this_corner(changes: Tensor) -> Tensor:
     """(4, P), how much more each place changes with each corner of the image than with any other corner."""
-    others = [changes[[k for k in range(4) if k != corner]].amax(0) for corner in range(4)]
-    return changes - torch.stack(others)
+    most, second_most = changes.topk(2, dim=0).values
+    by_others = torch.where(changes == most, second_most, most)
+    return changes - by_others
 
 
 def _corners_fit(layout: Layout, changes: Tensor) -> bool:
-    """Whether every corner of the grid changes with its corner of the image, twice as much as with others, and about as much
-    as whatever changes most.
+    """Whether each quarter of the grid is changed by its own corner of the image, at least twice as much as by any other.
+
+    Where changes reach all places, it will do if the corners of the grid are what each of them changes most.
     """
     height, width = layout.grid
     by_place = _changes_by_place(layout, changes)
-    specific = _only_by_this_corner(by_place)
-    corners = torch.tensor([0, width - 1, (height - 1) * width, height * width - 1], device=changes.device)
-    each = torch.arange(4, device=changes.device)
-    at_corners = specific[each, corners]
-    is_its_own = at_corners >= by_place[each, corners] / 2
-    is_most = at_corners >= specific.amax(1) / 2
-    return bool((is_its_own & is_most & (at_corners > 0)).all())
+    if _own(_by_quarter(by_place.unflatten(1, layout.grid))).ge(2).all():
+        return True
+    corners = [0, width - 1, (height - 1) * width, height * width - 1]
+    are_peaks = _only_by_this_corner(by_place).argmax(1).tolist() == corners
+    return are_peaks and height * width >= FEW_PLACES and bool(_own(by_place[:, corners]).ge(1.5).all())
+
+
+def _by_quarter(by_place: Tensor) -> Tensor:
+    """(4, 4), how much each corner of the image changes in each quarter of the grid, from (4, h, w)."""
+    height, width = by_place.shape[1] // 2, by_place.shape[2] // 2
+    upper, lower = by_place[:, :height], by_place[:, -height:]
+    quarters = [upper[:, :, :width], upper[:, :, -width:], lower[:, :, :width], lower[:, :, -width:]]
+    return torch.stack([quarter.sum((1, 2)) for quarter in quarters], dim=1)
+
+
+def _own(changes: Tensor) -> Tensor:
+    """(4,), how many times as much each part changes with its own corner of the image as with any other, from (4, 4)."""
+    own = changes.diagonal()
+    by_others = own - _only_by_this_corner(changes).diagonal()
+    return own / by_others.clamp_min(torch.finfo(changes.dtype).tiny)
 
 
 def _grid_of_tokens(shape: tuple[int, ...], batch: int, axis: int, changes: Tensor) -> Layout | None:
@@ -907,6 +968,16 @@ def _grid_of_tokens(shape: tuple[int, ...], batch: int, axis: int, changes: Tens
         return None
     grid = (run, steps // run) if by_columns else (steps // run, run)
     return Layout(shape, batch, (axis,), grid, first, by_columns)
+
+
+def _is_proportional(grid: tuple[int, int], height: int, width: int) -> bool:
+    """Whether square patches of an image of this size make such a grid."""
+    rows, columns = grid
+    if height == width:
+        return rows == columns
+    smallest = max(height / (rows + 1), width / (columns + 1))
+    largest = min(height / max(rows - 1, 0.5), width / max(columns - 1, 0.5))
+    return smallest <= largest
 
 
 def _is_map(following: tuple[list[int], list[int]] | None) -> bool:

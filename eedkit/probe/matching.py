@@ -98,27 +98,33 @@ class ChannelCosines:
         self.passed += size
 
     def on_layer(self, layer: Layer, given: Tensor) -> None:
-        """Runs inside the hook: add this element's cosines."""
-        for metric in self.metrics:
-            key = metric.name, layer.name
-            try:
-                maps = _of_norm_one(layer.read(given))
-                at_layer = metric.action(self.action).on(layer.grid, layer.layout.channels).to(maps.device)
-            except ValueError:
-                continue
-            if self.g == 0:
-                self.of_x[key] = maps
-            if key not in self.of_x or len(maps) != self.size:
-                continue
-            moved = at_layer(self.g, self.of_x[key])
-            cosines = torch.einsum("bpi,bpj->ij", maps, moved).double()
-            # two dead channels agree, as they do where permutations are scored
-            dead, dead_moved = ((part == 0).all(1).double() for part in (maps, moved))
-            cosines += torch.einsum("bi,bj->ij", dead, dead_moved)
-            if key not in self.totals:
-                self.totals[key] = cosines.new_zeros(self.action.group.order, *cosines.shape)
-            self.totals[key][self.g] += cosines
-            self.counts[key] += len(maps)
+        """Runs inside the hook: add this element's cosines, which are not taken in half precision."""
+        with torch.autocast(given.device.type, enabled=False):
+            for metric in self.metrics:
+                self._add(metric, layer, given)
+
+    def _add(self, metric: Metric, layer: Layer, given: Tensor) -> None:
+        key = metric.name, layer.name
+        try:
+            maps = _of_norm_one(layer.read(given))
+            at_layer = metric.action(self.action).on(layer.grid, layer.layout.channels).to(maps.device)
+        except ValueError:
+            return
+        if len(maps) != self.size:
+            return
+        if self.g == 0:
+            self.of_x[key] = maps
+        if key not in self.of_x:
+            return
+        moved = at_layer(self.g, self.of_x[key])
+        cosines = torch.einsum("bpi,bpj->ij", maps, moved).double()
+        # two dead channels agree, as they do where permutations are scored
+        dead, dead_moved = ((part == 0).all(1).double() for part in (maps, moved))
+        cosines += torch.einsum("bi,bj->ij", dead, dead_moved)
+        if key not in self.totals:
+            self.totals[key] = cosines.new_zeros(self.action.group.order, *cosines.shape)
+        self.totals[key][self.g] += cosines
+        self.counts[key] += len(maps)
 
     def permutations(self) -> dict[Key, Tensor]:
         """(g, C) for every layer that was there in every forward pass."""

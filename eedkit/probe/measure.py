@@ -415,8 +415,7 @@ class Pass:
         """Fit the permutations of matched metrics, in a pass of their own."""
         self.first_half = half
         options = {"action": self.options.action, "metrics": self.options.metrics, "batch_size": self.batch_size}
-        with torch.autocast(self.device.type, enabled=False):
-            self.fits = matching.fit(model, self.found, read, half, forward=forward, **options)
+        self.fits = matching.fit(model, self.found, read, half, forward=forward, **options)
 
     @cached_property
     def passes(self) -> dict[Layer, LayerPass]:
@@ -597,7 +596,8 @@ class Pass:
             for name in (metric.name, f"{metric.name}_null") if self.options.null else (metric.name,):
                 arrays.setdefault(name, np.full(shape, np.nan, np.float32))
             if metric.distance.scale == "norm":
-                arrays.setdefault(f"{metric.name}_norm", np.full((len(self.inner), n), np.nan, np.float32))
+                of_samples = (n,) if metric.where == "output" else (len(self.inner), n)
+                arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
 
 
 class Table:

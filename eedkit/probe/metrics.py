@@ -64,6 +64,10 @@ class Metric:
     def __post_init__(self) -> None:
         if self.where not in ("maps", "vectors", "output"):
             raise ValueError(f"{self.name}: where must be 'maps', 'vectors' or 'output', got {self.where!r}")
+        if self.normalised and self.where != "vectors":
+            raise ValueError(
+                f"{self.name}: only vectors have a mean cosine M to be divided by, so where must be 'vectors'"
+            )
         if self.matched and (self.where != "maps" or not self.distance.of_sums or self.features is not None):
             raise ValueError(
                 f"{self.name}: only channels of maps as they are can be matched, by a distance of their sums"

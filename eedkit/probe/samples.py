@@ -4,6 +4,7 @@ Knows torch and duck types (tensor, DataLoader, Hugging Face or torch data set, 
 Holds one batch and one chain.
 """
 
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -228,7 +229,7 @@ def _own_labels(images: Any) -> list:
     """The labels of a data set that has them in a column, read without its images."""
     for key in LABEL_KEYS:
         if key in (getattr(images, "column_names", None) or ()):
-            return list(images.select_columns([key])[:][key])
+            return list(images.with_format(None).select_columns([key])[:][key])
     raise ValueError("a null within classes needs to know the labels before the images; pass labels=")
 
 
@@ -311,20 +312,35 @@ def _from_items(images: Any, labels: Sequence | None, reading: np.ndarray, rows:
         except Exception as error:
             name = _name(images, i)
             said = f"{type(error).__name__}: {error}"
-            yield Sample(row, name, torch.empty(0), None, said if str(name) in said else f"{name}: {said}")
+            is_named = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)
+            flaw = said if is_named else f"{name}: {said}"
+            label = None if labels is None else labels[i]
+            yield Sample(row, _own_id(images, i), torch.empty(0), _scalar(label), flaw)
             continue
         yield Sample(row, i if name is None else name, image, _scalar(label if labels is None else labels[i]))
 
 
-def _name(images: Any, i: int) -> Any:
-    """What an image that cannot be read is called: its id, or the path of its file, in a data set that has such a column."""
+def _own_id(images: Any, i: int) -> Any:
+    """The id of an image that cannot be read: as for any other its own, or else its number."""
+    if "id" in (getattr(images, "column_names", None) or ()):
+        # without its format: a transform may need the image that cannot be read
+        return images.with_format(None).select_columns(["id"])[i]["id"]
+    return i
+
+
+def _name(images: Any, i: int) -> str:
+    """What people call an image that cannot be read: its id, or the path of its file, in a data set that has such a column."""
     columns = getattr(images, "column_names", None) or ()
     try:
         if "id" in columns:
-            return images.select_columns(["id"])[i]["id"]
+            return str(_own_id(images, i))
         for key in IMAGE_KEYS:
             if key in columns:
-                files = images.select_columns([key]).cast_column(key, type(images.features[key])(decode=False))
+                files = (
+                    images.with_format(None)
+                    .select_columns([key])
+                    .cast_column(key, type(images.features[key])(decode=False))
+                )
                 return files[i][key]["path"] or f"number {i}"
     except Exception:
         return f"number {i}"

@@ -45,7 +45,8 @@ def depth_profile(
     Parameters
     ----------
     results : Dataset, or a table of `summarise`
-    relative : draw (E − m*) / (E_null − m*) instead of E
+    relative : draw (E − m*) / (E_null − m*) instead of E: 0 is perfectly equivariant, at 1 a moved copy is no more alike than
+        another image
     by : coordinate of `model` to group by; None takes `recipe` when there is one
     """
     table, by = _table(results, by)
@@ -66,7 +67,7 @@ def depth_profile(
         ax.set_xlim(0, 1)
         scale = "0: perfectly equivariant, 1: no more alike than another image; " if relative else ""
         missing = f"; no {value} value: {', '.join(absent)}" if absent else ""
-        style.note(ax, scale + _replicates(rows, by) + missing)
+        style.note(ax, scale + _replicates(rows, by, "relative_low" if relative else "low") + missing)
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
@@ -181,10 +182,11 @@ def calibration(
     by: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Is it invariance, or insensitivity? E − m* against E_null − m*, one point per model, on logarithmic axes *[ours]*.
+    """Is it invariance, or insensitivity? E − m* against the null gap E_null − m*, on logarithmic axes *[ours]*.
 
-    Diagonals are contours of the relative value: 0 is perfectly equivariant, and on the diagonal of 1 a moved copy is no more
-    alike than another image. To the left all images look alike to the model.
+    One point for each model. E_null is that of the shuffled orbit. Diagonals are contours of the relative value: on that of 1
+    a moved copy is no more alike than another image, and far below them all a model is perfectly equivariant. To the left all
+    images look alike to the model.
     """
     table, by = _table(results, by)
     layer = layer or ("latent" if metric.startswith("latent") else "output")
@@ -197,7 +199,8 @@ def calibration(
     gaps, values = (rows.null - best).clip(lower=FLOOR), (rows.estimate - best).clip(lower=FLOOR)
     with style.figure(title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, ax):
         ax.set(xscale="log", yscale="log")
-        left, right = min(gaps.min(), 0.005) / 2, gaps.max() * 2
+        left = gaps.min() / 2
+        right = gaps.max() * 2
         bottom, top = min(values.min(), 0.001) / 2, max(values.max(), right) * 2
         for level in (1.0, 0.1, 0.01, 0.001):
             ax.plot([left, right], [level * left, level * right], color="0.75", linewidth=0.8, zorder=0)
@@ -208,9 +211,12 @@ def calibration(
             ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=name)
         ax.set_xlim(left, right)
         ax.set_ylim(bottom, top)
-        ax.set(xlabel="another image: null − best value", ylabel=f"{_label(results, metric, False)} − best value")
+        ax.set(
+            xlabel="null gap, how far apart other images are: null − best value",
+            ylabel=f"{_label(results, metric, False)} − best value",
+        )
         exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
-        style.note(ax, f"grey diagonals: relative value{exact}")
+        style.note(ax, f"grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
     return fig
 
@@ -272,11 +278,13 @@ def _spread(values: np.ndarray) -> tuple[float, float, float]:
     return mean_interval(values) if len(values) > 1 else (values[0],) * 3
 
 
-def _replicates(rows: pd.DataFrame, by: str) -> str:
+def _replicates(rows: pd.DataFrame, by: str, low: str) -> str:
     models = rows.groupby(by).model.nunique()
-    n = rows.n.iloc[0]
+    n = rows.n.max()
     if models.max() > 1:
         return f"bands: 95 % over {models.max()} seeds; {n} images"
+    if rows[low].isna().all():
+        return f"no intervals; {n} images"
     return f"bands: 95 % bootstrap over {n} images"
 
 

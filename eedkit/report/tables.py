@@ -53,7 +53,11 @@ def estimates(summary: pd.DataFrame) -> str:
     interval = [f"{number(row.low)} to {number(row.high)}" * (row.low == row.low) for row in summary.itertuples()]
     shown = pd.DataFrame(
         {
-            **{name: summary[name] for name in ("model", "n", "metric", "layer")},
+            "model": summary.model,
+            # what is undefined altogether has its reason, and would make `n` differ from row to row
+            "n": summary.n.where(summary.n > 0),
+            "metric": summary.metric,
+            "layer": summary.layer,
             "estimate": summary.estimate.map(number),
             "95 % interval": interval,
             "null": summary.null.map(number),
@@ -83,7 +87,7 @@ def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str]
     [1] so so so so so so so so so so so so so so so so so so so so
     """
     same = [name for name in once if name in frame and frame[name].nunique() == 1 and len(frame) > 1]
-    above = [f"{', '.join(f'{name}: {_cell(frame[name].iloc[0])}' for name in same)}"] if same else []
+    above = [f"{', '.join(f'{name}: {_cell(frame[name].dropna().iloc[0])}' for name in same)}"] if same else []
     frame, below = _footnotes(frame.drop(columns=same), reason)
     left = frame[:ROWS]
     more = [f"… and {len(frame) - ROWS:,} more"] if len(frame) > ROWS else []

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-AT_ONCE = 2**25
-"""Numbers of draws that are held at once."""
+AT_ONCE = 2**22
+"""Counts of draws that are multiplied at once."""
+KEPT = 2**26
+"""Counts of draws that are kept for the next array, two bytes each; where there are more they are drawn again."""
 
 
 class ChainBootstrap:
@@ -28,7 +30,7 @@ class ChainBootstrap:
         self.confidence = confidence
         self.resamples = resamples
         self.seed = seed
-        self._drawn: list[np.ndarray] | None = None
+        self._kept: list[np.ndarray] | None = None
 
     def interval(self, statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tuple[float, float]:
         """The interval of `statistic(mean, …)` of the resampled means of arrays over samples; NaN for fewer than two chains."""
@@ -41,7 +43,8 @@ class ChainBootstrap:
             is_there = ~np.isnan(values)
             for column in (np.where(is_there, values - centre, 0.0), is_there.astype(float)):
                 columns.append(np.add.reduceat(column[self.order], self.starts))
-        sums = np.concatenate([counts @ np.stack(columns, axis=1) for counts in self._counts()])
+        of_chains = np.stack(columns, axis=1)
+        sums = np.concatenate([counts.astype(float) @ of_chains for counts in self._counts()])
         with np.errstate(invalid="ignore"):
             means = [sums[:, 2 * i] / sums[:, 2 * i + 1] + centre for i, centre in enumerate(centres)]
         tail = (1 - self.confidence) / 2
@@ -49,20 +52,23 @@ class ChainBootstrap:
         return float(low), float(high)
 
     def _counts(self) -> Iterator[np.ndarray]:
-        """How often each chain is drawn in each resample, in batches; kept for the next array where they are few."""
-        if self._drawn is not None:
-            yield from self._drawn
+        """How often each chain is drawn in each resample, in batches of resamples; the same ones at every call."""
+        if self._kept is not None:
+            yield from self._kept
             return
         chains = len(self.starts)
         rng = np.random.default_rng(self.seed)
         together = max(1, AT_ONCE // chains)
+        is_kept = chains * self.resamples <= KEPT
         kept = []
         for start in range(0, self.resamples, together):
-            some = min(together, self.resamples - start)
-            counts = rng.multinomial(chains, np.full(chains, 1 / chains), size=some).astype(float)
-            kept = [*kept, counts] if chains * self.resamples <= AT_ONCE else []
+            counts = np.empty((min(together, self.resamples - start), chains), dtype=np.uint16)
+            for row in counts:
+                row[:] = np.bincount(rng.integers(chains, size=chains), minlength=chains)
+            if is_kept:
+                kept.append(counts)
             yield counts
-        self._drawn = kept or None
+        self._kept = kept or None
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:

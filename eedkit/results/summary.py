@@ -194,12 +194,12 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
     first = schema.validate(datasets[0])
     for ds in datasets[1:]:
         schema.validate(ds)
-        for what in ("group", "action", "data", "seed", "precision"):
+        for what in ("group", "action", "data", "seed", "precision", "null"):
             if ds.attrs.get(what) != first.attrs.get(what):
                 names = first.model.values[0], ds.model.values[0]
                 raise ValueError(
                     f"{names[0]} and {names[1]} differ in {what}: {first.attrs.get(what)} and {ds.attrs.get(what)}; "
-                    "measure both with the same group, seed and precision on the same images"
+                    "measure both with the same group, seed, precision and null on the same images"
                 )
         if set(ds.data_vars) != set(first.data_vars):
             odd = sorted(set(ds.data_vars) ^ set(first.data_vars))
@@ -263,9 +263,10 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
     values = by_layer(metric, "element")
     n = values.shape[1]
     nulls = by_layer(f"{metric}_null", "element") if f"{metric}_null" in one else [None] * len(values)
-    scales = np.full(len(values), attrs["scale"] if not isinstance(attrs["scale"], str) else np.nan)
     if isinstance(attrs["scale"], str):
-        scales = one[attrs["scale"]].astype("float64").mean("sample").values
+        scales = np.atleast_1d(one[attrs["scale"]].astype("float64").mean("sample").values)
+    else:
+        scales = np.full(len(values), attrs["scale"])
     reasons = one[f"{metric}_nan_reason"].values.tolist() if has_layers else [attrs.get("nan_reason", "")]
     pair_cosines, no_pair_cosine = _pair_cosines(one, metric, len(values), n)
     layers = zip(one.layer.values.tolist(), one.depth.values.tolist(), strict=True) if has_layers else [("output", 1.0)]

@@ -51,7 +51,7 @@ class Study:
         say which size they want, and the spec does for a module ("digits/test?size=17")
     groups : names of groups
     store : folder of the results, on a disk that all workers see
-    metrics, layers, head, null, seed, precision, device, batch_size : as in `measure`
+    metrics, layers, head, null, seed, precision, device, batch_size : as in `measure`; no null within classes
     block : images that are written at once: what a kill costs. Made whole chains of the null; counts when a cell is begun
 
     Raises
@@ -89,6 +89,9 @@ class Study:
         put(self, "groups", tuple(named("groups", self.groups, "names of groups")))
         if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
             raise ValueError(f"metrics must be a list of names of metrics, got {self.metrics!r}")
+        for metric in self.metrics:
+            if not isinstance(metric, str | Metric):
+                raise ValueError(f"metrics must be names of metrics or Metric values, got {metric!r}")
         put(self, "metrics", tuple(self.metrics))
         if not isinstance(self.layers, str):
             put(self, "layers", tuple(named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from eedkit.report import plots, style
 
 
 class Lit(nn.Module):
-    """A network whose features are a constant and, by `gain`, its input: with little of that it is insensitive."""
+    """A network whose features are a constant and, by `gain`, its input: with little of that all images look alike."""
 
     def __init__(self, gain):
         super().__init__()
@@ -32,7 +33,7 @@ class Lit(nn.Module):
 @pytest.fixture(scope="module")
 def results():
     torch.manual_seed(0)
-    images, labels = torch.randn(12, 1, 7, 7), [0, 1, 2] * 4
+    images, labels = torch.randn(24, 1, 7, 7), [0, 1, 2] * 8
     kinds = [("plain", 0, 5.0), ("plain", 1, 5.0), ("dim", 0, 1e-2), ("dim", 1, 1e-2)]
     made = (
         ek.measure(Lit(gain), images, group="D4", labels=labels, name=f"{kind}/{seed}", progress=False)
@@ -57,7 +58,7 @@ def test_depth_profile_draws_the_means_over_seeds(results, relative):
     x, y = drawn(figure, style.KNOWN["plain"])
     assert x == pytest.approx(expected.index.to_numpy())
     assert y == pytest.approx(expected.to_numpy())
-    assert "2 seeds; 12 images" in figure.texts[-1].get_text()
+    assert "2 seeds; 24 images" in figure.texts[-1].get_text()
 
 
 def test_depth_profile_of_single_models_has_the_bootstrap_band(results):
@@ -65,8 +66,33 @@ def test_depth_profile_of_single_models_has_the_bootstrap_band(results):
     figure = plots.depth_profile(one, metric="latent")
     row = ek.summarise(one).query("metric == 'latent' and layer == 'latent'").iloc[0]
     band = figure.axes[0].collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() <= row.low + 1e-9
-    assert "bootstrap over 12 images" in figure.texts[-1].get_text()
+    at_latent = band[np.isclose(band[:, 0], row.depth), 1]
+    assert [at_latent.min(), at_latent.max()] == pytest.approx([row.low, row.high])
+    assert "bootstrap over 24 images" in figure.texts[-1].get_text()
+
+
+def test_a_single_chain_has_no_band_and_says_so(results):
+    one = results.isel(model=[0], sample=results.chain == 1).drop_vars(["recipe", "seed"])
+    for relative in (False, True):
+        figure = plots.depth_profile(one, metric="latent", relative=relative)
+        assert figure.texts[-1].get_text().endswith("no intervals; 8 images")
+        assert not any(len(c.get_paths()) for c in figure.axes[0].collections)
+
+
+def test_depth_profile_leaves_out_class_tokens(results):
+    table = ek.summarise(results)
+    token = table[(table.metric == "latent") & (table.layer == "latent")].assign(layer="latent[class]", estimate=9.0)
+    figure = plots.depth_profile(pd.concat([table, token]), metric="latent")
+    assert max(line.get_ydata().max() for line in figure.axes[0].lines) < 1
+
+
+def test_models_that_tell_no_images_apart_have_no_relative_value(results):
+    table = ek.summarise(results.where(results.recipe != "dim", -1).assign_attrs(results.attrs))
+    flat = table[(table.recipe == "dim") & (table.metric == "latent")]
+    assert flat.relative.isna().all()
+    assert flat.reason.str.contains("within rounding").all()
+    figure = plots.depth_profile(table, metric="latent", relative=True)
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["plain"]
 
 
 def test_calibration_puts_every_model_on_its_relative_value(results):

@@ -34,7 +34,7 @@ def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
         "units": "1",
         "best": -1.0,
         "upper": 1.0,
-        "scale": 1.0,
+        "scale": "latent_norm",
         "rounding": 1e-7,
         "equation": "m",
         "source": "eq. 6",

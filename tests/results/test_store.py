@@ -84,6 +84,15 @@ def test_what_is_not_ours_is_refused(measured, tmp_path):
         ek.open(tmp_path / "new.zarr")
 
 
+def test_one_dataset_of_schema_1_is_refused_with_the_reason(measured, tmp_path):
+    measured.assign_attrs(schema=1).to_zarr(tmp_path / "old.zarr", consolidated=False)
+    with pytest.raises(schema.SchemaError, match="schema 1, whose nulls mean something else .* measure again"):
+        ek.open(tmp_path / "old.zarr")
+    with pytest.raises(schema.SchemaError, match="schema 1"):
+        measured.assign_attrs(schema=1).eed.to_zarr(tmp_path / "again.zarr")
+    assert not (tmp_path / "again.zarr").exists()
+
+
 def test_a_folder_that_is_no_store_is_never_overwritten(measured, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("years")
@@ -140,6 +149,15 @@ def write_cell(path, data, group, model, net, *, blocks=2, **options):
         asked = Options(group, **{"device": "cpu"} | OPTIONS | options)
         cell.write(block, *measure_block(net, IMAGES, asked, places=positions, name=model, labels=LABELS), samples)
     return cell
+
+
+def test_a_study_of_schema_1_is_refused_with_the_reason(study):
+    root = json.loads((study / "zarr.json").read_text())
+    root["attributes"]["schema"] = 1
+    (study / "zarr.json").write_text(json.dumps(root))
+    for use in (ek.open, cells.check, cells.create):
+        with pytest.raises(schema.SchemaError, match=rf"{study} was written with schema 1, .* measure again"):
+            use(str(study))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +225,7 @@ def test_a_study_gives_what_measure_gives(several):
     assert found.seed.values.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("verify", "expected"), [(False, 0), (True, 2 * 2 * 9)])
+@pytest.mark.parametrize(("verify", "expected"), [(False, 0), (True, 2 * 2 * 8)])
 def test_only_verifying_reads_values(several, reads, verify, expected):
     ds = single(several, verify=verify)
     assert len(set(reads())) == expected

@@ -6,7 +6,6 @@ import pytest
 from scipy import stats
 
 from eedkit.results import verdicts
-from eedkit.results.intervals import mean_interval
 from eedkit.results.verdicts import Test, concluded, needs, seed_values
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
@@ -50,13 +49,6 @@ def test_a_claim_is_decided_only_by_intervals_wholly_beyond_the_margin(claim, su
 )
 def test_every_and_some_put_verdicts_together_as_logic_does(of, all_of_them, at_least_one):
     assert (verdicts.every(of), verdicts.some(of)) == (all_of_them, at_least_one)
-
-
-def test_mean_interval_is_scipys_t_interval():
-    values = [0.1, 0.4, 0.2, 0.7, 0.3]
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
-    assert mean_interval(values, confidence=0.9) == pytest.approx((np.mean(values), *expected))
-    assert mean_interval([0.5]) == (0.5, -np.inf, np.inf)
 
 
 def test_a_comparison_is_students_t_with_its_share_of_the_error():

@@ -168,7 +168,7 @@ WRONG = {
         ([], "metrics must be one or more"),
         (["latnt"], "no metric 'latnt'; did you mean 'latent'"),
         (["latent", "latent"], "metrics must be one or more with different names"),
-        ([3], "a metric is a name such as"),
+        ([3], "metrics must be names of metrics or Metric values, got 3"),
     ],
     "layers": [
         (3, "layers must be a list of 'blocks', 'all', an expression, or module paths, got 3"),
@@ -178,7 +178,7 @@ WRONG = {
         (["a", "a"], "layers holds something twice: a, a"),
     ],
     "head": [(3, "head must be str or none, got 3")],
-    "null": [(1, "null must be bool, got 1"), ("no", "null must be bool, got 'no'")],
+    "null": [(1, "null must be bool, got 1"), ("within-class", "null must be bool, got 'within-class'")],
     "seed": [
         ("0", "seed must be int, got '0'"),
         (True, "seed must be int, got True"),
@@ -275,6 +275,7 @@ def test_null_is_a_key_in_yaml_as_people_write_it(from_yaml):
         ("models: [a\n", "mine.yaml is not YAML"),
         (FULL | {"models": ["recipe:randm"]}, "mine.yaml: no recipe 'randm'; did you mean 'random'"),
         (FULL | {"seed": "three"}, "mine.yaml: seed must be int, got 'three'"),
+        (FULL | {"metrics": [3]}, "mine.yaml: metrics must be names of metrics or Metric values, got 3"),
         (FULL | {"groups": "C4"}, "mine.yaml: groups must be a list of names of groups, got 'C4'"),
         (FULL | {"models": None}, "mine.yaml: models must be a list of specs"),
         (FULL | {"block": True}, "mine.yaml: block must be int, got True"),
@@ -303,16 +304,25 @@ def test_a_yaml_file_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 256, 300])
-@pytest.mark.parametrize("n", [1, 4, 7, 8, 9, 257, 1025])
-def test_blocks_are_whole_chains_and_cover_every_image_once(make, n, size):
-    bounds = make(block=size).bounds(n, "C4")
+@pytest.mark.parametrize("n", [1, 4, 7, 8, 9, 17, 257, 1025])
+@pytest.mark.parametrize(("group", "length"), [("flip", 4), ("C4", 4), ("D4", 8), ("shift16", 16)])
+def test_blocks_are_whole_chains_and_cover_every_image_once(make, group, length, n, size):
+    bounds = make(block=size, groups=[group]).bounds(n, group)
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(n))
-    assert all(start % 4 == 0 for start, _ in bounds)
-    assert all(stop - start >= min(n, 4) for start, stop in bounds)
+    assert all(start % length == 0 for start, _ in bounds)
+    assert all(stop - start >= min(n, length) for start, stop in bounds)
+    # as many chains as hold the images that were asked for; what is left over makes the last chain longer
+    whole = length * -(-size // length)
+    assert [stop - start for start, stop in bounds[:-1]] == [whole] * (len(bounds) - 1)
+    assert bounds[-1][1] - bounds[-1][0] < whole + length
 
 
-@pytest.mark.parametrize(("n", "blocks"), [(257, 1), (513, 2)])
-def test_a_last_chain_with_one_image_more_gives_what_measure_gives(make, n, blocks):
+def test_without_a_null_blocks_are_as_large_as_asked_for(make):
+    assert make(block=3, null=False).bounds(8, "C4") == [(0, 3), (3, 6), (6, 8)]
+
+
+@pytest.mark.parametrize(("n", "blocks"), [(257, 1), (515, 2)])
+def test_a_longer_last_chain_gives_what_measure_gives(make, n, blocks):
     study = make(data=[f"digits/train?n={n}"], block=256)
     found = study.run(progress=False)
     assert study.status().done.tolist() == [blocks]
@@ -322,11 +332,36 @@ def test_a_last_chain_with_one_image_more_gives_what_measure_gives(make, n, bloc
     assert_equals(ek.open(study.store), found)
 
 
+@pytest.mark.parametrize(("group", "blocks"), [("flip", 4), ("D4", 3), ("shift16", 3)])
+def test_blocks_join_to_what_measure_gives_in_one_go(make, group, blocks):
+    """Bit for bit, nulls and chains too, in batches of a block's size."""
+    metrics = [name for name in ek.COMPARED if name != "channelwise_regular"]
+    asked = {"metrics": metrics, "batch_size": 32, "seed": 3}
+    net, data = Net(), "digits/test?n=103&size=16"
+    net.features[0] = nn.Conv2d(1, 4, 3, padding=1)
+    study = make(models={"a": net}, data=[data], groups=[group], block=32, **asked)
+    found = study.run(progress=False)
+    assert study.status().done.tolist() == [blocks]
+    wanted = ek.measure(net, images.load(data), group=group, name="a", progress=False, **asked)
+    assert_equals(found, wanted, latent_pair_cosine=1e-12)
+    assert [name for name in found.data_vars if name.endswith("_null")] == [f"{name}_null" for name in metrics]
+    assert all(found[f"{name}_null"].notnull().any() for name in metrics)
+
+
+def test_options_of_a_group_are_those_of_the_study(make):
+    study = make(groups=["C4", "flip"], metrics=["latent"], layers=["blocks.0"], seed=3, batch_size=8, null=False)
+    options = study.options("flip")
+    assert options.action.group.name == "flip"
+    assert options.metrics == [ek.METRICS["latent"]]
+    given = {name: getattr(options, name) for name in ("layers", "head", "null", "seed", "precision", "batch_size")}
+    assert given == {"layers": ("blocks.0",), "head": None, "null": False, "seed": 3, "precision": "float32", "batch_size": 8}  # fmt: skip
+
+
 def test_m_leaves_out_zero_vectors_however_they_fall_into_blocks(make, tmp_path):
-    """258 images, of which the last two in reading order, a block of their own, have features of zero."""
-    place = np.argsort(np.random.default_rng(0).permutation(258))
+    """260 images, of which the last four in reading order, a block of their own, have features of zero."""
+    place = np.argsort(np.random.default_rng(0).permutation(260))
     rng = np.random.default_rng(0)
-    files = folder(tmp_path / "a", 258, lambda i: rng.integers(1, 255, (9, 9), dtype=np.uint8))
+    files = folder(tmp_path / "a", 260, lambda i: rng.integers(1, 255, (9, 9), dtype=np.uint8))
     black = [name for name, p in zip(images.load(str(files))["id"], place, strict=True) if p >= 256]
     for name in black:
         Image.fromarray(np.zeros((9, 9), np.uint8)).save(files / name)
@@ -446,6 +481,67 @@ def test_it_is_a_tree_although_only_one_data_set_could_be_done(make, which):
         tree = study.run(progress=False)
     assert isinstance(tree, xr.DataTree)
     assert [node.path for node in tree.subtree if node.has_data] == [f"/{data[1 - which]}/C4"]
+
+
+def total(z):
+    """The sum over positions: a feature of one's own."""
+    return z.sum(1)
+
+
+MINE = ek.Metric("mine", "vectors", ek.distances.euclidean, title="distance of sums", features=total)
+
+
+def test_a_custom_metric_is_measured_and_resumed_by_its_value(make, computed):
+    study = make(metrics=["latent", MINE], data=["digits/test?n=40"], block=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cell, "write", lambda *_: 1 / 0)
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            study.run(progress=False)
+    found = study.run(progress=False)
+    wanted = measured(MODELS[0], "digits/test?n=40", "C4", metrics=["latent", MINE])
+    assert_equals(found, wanted, latent_pair_cosine=1e-12)
+    assert (found.mine.attrs["long_name"], found.mine.attrs["scale"]) == ("distance of sums", "mine_norm")
+    assert found.mine_norm.notnull().all()
+    before = len(computed)
+    again = make(metrics=["latent", ek.Metric(**vars(MINE))], data=["digits/test?n=40"], store=study.store)
+    xr.testing.assert_identical(again.run(progress=False).load(), found.load())
+    assert len(computed) == before
+    assert "mine" in ek.open(study.store).eed.metrics
+
+
+@pytest.mark.parametrize("change", [{"distance": ek.distances.negative_cosine}, {"features": None}, {"where": "maps"}])
+def test_another_metric_of_the_same_name_is_refused(make, computed, change):
+    study = make(metrics=[MINE])
+    study.run(progress=False)
+    other = make(metrics=[ek.Metric(**vars(MINE) | change)], store=study.store)
+    with pytest.raises(StoreError, match="with another metrics: .*mine: vectors, total"):
+        other.run(progress=False)
+    assert len(computed) == 1
+
+
+def test_a_custom_metric_may_not_take_a_name_that_is_asked_for_too(make):
+    with pytest.raises(ValueError, match="different names"):
+        make(metrics=["latent", ek.Metric(**vars(MINE) | {"name": "latent"})])
+
+
+@pytest.mark.slow
+def test_a_custom_metric_reaches_other_processes(make, tmp_path):
+    study = make(metrics=["latent", MINE])
+    found = study.run(workers=1, progress=False).load()
+    alone = make(metrics=["latent", MINE]).run(progress=False).load()
+    xr.testing.assert_identical(found.drop_attrs(deep=False), alone.drop_attrs(deep=False))
+
+
+def test_a_model_of_features_has_no_predictions(make):
+    features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    asked = {"data": ["digits/test?n=20&size=9"], "metrics": ["channelwise", "latent"]}
+    found = make(models={"a": features}, **asked).run(progress=False)
+    assert {"prediction", "confidence"}.isdisjoint(found.data_vars)
+    assert found.channelwise.notnull().any()
+    both = make(models={"a": features, "b": Net()}, **asked)
+    found = both.run(progress=False)
+    assert (found.prediction.sel(model="a") == -1).all()
+    assert (found.prediction.sel(model="b") >= 0).all()
 
 
 # --- running

@@ -15,6 +15,7 @@ from eedkit.theory.actions import (
     Action,
     check_action,
     kernel,
+    law_error,
     linear,
     permuted,
     quotient,
@@ -120,7 +121,7 @@ def test_quarter_turns_refuse_images_that_are_not_square(name):
         spatial(name)("r90", torch.zeros(1, 28, 32))
 
 
-def test_rot90_of_a_3_by_4_image_composes_but_changes_shape_and_is_caught():
+def test_a_turn_that_changes_the_shape_is_caught():
     careless = Action("careless", groups.parse("C4"), lambda g, z: torch.rot90(z, g, (-2, -1)))
     x = torch.rand(3, 4)
     assert torch.equal(torch.rot90(torch.rot90(x, 1), 1), torch.rot90(x, 2))
@@ -276,7 +277,7 @@ def test_the_regular_action_moves_every_map_and_sends_map_h_to_map_gh():
         )
 
 
-def test_the_regular_action_of_a_non_abelian_group_multiplies_from_the_left():
+def test_regular_fields_are_multiplied_from_the_left():
     z = torch.arange(8.0).reshape(8, 1, 1)
     d4 = groups.parse("D4")
     moved = regular("D4")("r90", z).flatten().tolist()
@@ -335,3 +336,164 @@ def test_an_action_of_ones_own_with_a_group_of_ones_own():
     group, _ = s3()
     action = Action("colours", group, lambda g, z: z[..., [S3[g].index(k) for k in range(3)], :, :])
     assert obeys_the_law(action, torch.rand(2, 3, 4, 5))
+
+
+def as_positions(z):
+    """(…, P, C) of maps (…, C, H, W)."""
+    return z.flatten(-2).mT
+
+
+def mixing(action):
+    """An action followed by a reflection of three channels for every element that the group counts as odd."""
+    normal = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    mirror = torch.eye(3, dtype=torch.float64) - 2 * normal.outer(normal) / normal.dot(normal)
+    matrices = [mirror if g % 2 else torch.eye(3, dtype=torch.float64) for g in range(action.group.order)]
+    return Action("mixing", action.group, action.move, lambda channels: torch.stack(matrices))
+
+
+AT_LAYERS = {
+    **{name: (spatial(name), 3) for name in EXACT},
+    **{f"regular {name}": (regular(name), 2 * groups.parse(name).order) for name in ("C2", "C4", "D4", "shift2*flip")},
+    "trivial": (trivial("D4"), 3),
+    "quotient": (quotient("C4", spatial("flip"), [0, 1, 0, 1]), 3),
+    "quotient of fields": (quotient("C4", regular("flip"), [0, 1, 0, 1]), 4),
+    "matrices": (mixing(spatial("C4")), 3),
+    "permuted": (permuted(spatial("flip"), torch.tensor([[0, 1, 2], [2, 0, 1]])), 3),
+    "permuted fields": (permuted(regular("flip"), torch.tensor([[0, 1, 2, 3], [2, 0, 1, 3]])), 4),
+}
+
+
+@pytest.mark.parametrize("name", AT_LAYERS)
+def test_at_a_layer_positions_move_as_images_do(name):
+    action, channels = AT_LAYERS[name]
+    z = torch.rand(2, channels, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    at_layer = action.on((12, 12), channels)
+    assert (at_layer.grid, at_layer.name, at_layer.group) == ((12, 12), action.name, action.group)
+    for g, element in enumerate(action.group.elements):
+        wanted = as_positions(action(element, z))
+        np.testing.assert_allclose(at_layer(element, as_positions(z)), wanted, atol=1e-15)
+        assert torch.equal(at_layer(g, as_positions(z)), at_layer(element, as_positions(z)))
+
+
+@pytest.mark.parametrize("name", ["C2", "D2", "flip"])
+def test_at_a_layer_that_is_no_square_rows_and_columns_stay_apart(name):
+    z = np.random.default_rng(0).random((2, 3, 4, 5))
+    at_layer = spatial(name).on((4, 5), channels=3)
+    for element in at_layer.group.elements:
+        wanted = oracles.move(name, element, z)
+        np.testing.assert_array_equal(
+            at_layer(element, as_positions(torch.from_numpy(z))), as_positions(torch.from_numpy(wanted))
+        )
+
+
+@pytest.mark.parametrize("name", ["permuted", "permuted fields"])
+def test_an_action_at_a_layer_keeps_tables_and_values(name):
+    action, channels = AT_LAYERS[name]
+    at_layer = action.on((4, 4), channels)
+    moved = at_layer.to(torch.device("cpu"))
+    z = torch.rand(5, 16, channels)
+    assert torch.equal(at_layer(1, z), moved(1, z))
+    assert moved.kernel == at_layer.kernel == (0,)
+
+
+def half_way(g, z):
+    """A turn by 180° of which an eighth is left where it was: linear, and no action."""
+    return z if g == 0 else 0.875 * torch.rot90(z, 2, (-2, -1)) + 0.125 * z
+
+
+def test_an_action_that_interpolates_moves_positions_by_its_operator():
+    action = Action("rough", groups.parse("C2"), half_way)
+    z = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    at_layer = action.on((4, 5), channels=3)
+    assert at_layer.positions is None
+    for g in range(2):
+        np.testing.assert_allclose(at_layer(g, as_positions(z)), as_positions(half_way(g, z)), atol=1e-15)
+    assert at_layer.kernel == (0,)
+
+
+def test_the_kernel_of_an_operator_is_found_by_a_probe():
+    still = Action("still", groups.parse("C2"), lambda g, z: (z * 3) / 3)
+    assert still.on((4, 5), channels=1).kernel == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda g, z: z.abs() if g else z,
+        lambda g, z: z.clamp(0, 1) if g else z,
+        lambda g, z: 1 - z if g else z,
+        lambda g, z: z * z if g else z,
+        lambda g, z: z.sort(-1).values if g else z,
+        lambda g, z: z.round() if g else z,
+    ],
+    ids=["abs", "clamp", "negative", "square", "sort", "round"],
+)
+def test_what_is_not_linear_is_refused_at_a_layer(move):
+    with pytest.raises(ValueError, match="bent: r180 is not linear: what it does to a sum of images is not the sum"):
+        Action("bent", groups.parse("C2"), move).on((4, 4), channels=1)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_actions_break_no_law_at_a_layer(name):
+    assert law_error(spatial(name).on((12, 12), channels=2)) == 0
+
+
+def test_the_law_error_says_how_far_an_action_is_off():
+    assert law_error(trivial("C4").on((3, 3), channels=1)) == 0
+    rough = Action("rough", groups.parse("C2"), half_way).on((4, 4), channels=1)
+    # twice gives (7/8)² + (1/8)² of the image and 14/64 of its turn, instead of the image
+    assert 0.1 < law_error(rough) <= 14 / 64
+
+
+def test_the_law_error_is_the_same_each_time_and_draws_no_chance():
+    rough = Action("rough", groups.parse("C2"), half_way).on((4, 4), channels=1)
+    state = torch.get_rng_state()
+    assert law_error(rough) == law_error(rough)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_permutations_of_positions_that_do_not_compose_are_refused():
+    """Every element of C4 but the identity turns by 90°."""
+    careless = Action("careless", groups.parse("C4"), lambda g, z: torch.rot90(z, min(g, 1), (-2, -1)))
+    with pytest.raises(ValueError, match="careless is no action of C4: r90 and then r90 is not r180"):
+        law_error(careless.on((4, 4), channels=1))
+
+
+def test_an_order_of_products_that_is_turned_round_is_refused():
+    group, _ = s3()
+    moves = [[S3[g].index(k) for k in range(3)] for g in range(6)]
+    forwards = Action("forwards", group, lambda g, z: z[..., moves[g]])
+    backwards = Action("backwards", group, lambda g, z: z[..., list(S3[g])])
+    assert law_error(forwards.on((1, 3), channels=1)) == 0
+    with pytest.raises(ValueError, match=r"backwards is no action of S3: .* and then .* is not"):
+        law_error(backwards.on((1, 3), channels=1))
+
+
+@pytest.mark.parametrize("name", ["C4", "D4"])
+def test_at_a_layer_quarter_turns_need_squares(name):
+    with pytest.raises(ValueError, match="quarter turns need square images, got 3×5"):
+        spatial(name).on((3, 5), channels=1)
+
+
+def test_at_a_layer_shifts_need_a_height_that_divides():
+    action = spatial("shift4")
+    assert action.on((8, 5), channels=1).positions.shape == (4, 40)
+    with pytest.raises(ValueError, match="height divisible by 4, got 6"):
+        action.on((6, 5), channels=1)
+
+
+def test_at_a_layer_fields_need_divisible_channels():
+    with pytest.raises(ValueError, match="fields of C4 need channels divisible by 4, got 6"):
+        regular("C4").on((3, 3), channels=6)
+    with pytest.raises(ValueError, match="the matrices are those of 3 channels, got 4"):
+        linear(*s3()).on((1, 1), channels=4)
+
+
+def test_channels_alone_may_move():
+    swap = Action("swap", groups.parse("C2"), None, lambda channels: torch.tensor([[0, 1], [1, 0]]))
+    z = torch.rand(3, 6, 2)
+    at_layer = swap.on((2, 3), channels=2)
+    assert torch.equal(at_layer("r180", z), z.flip(-1))
+    assert torch.equal(at_layer("e", z), z)
+    assert at_layer.kernel == (0,)
+    assert law_error(at_layer) == 0

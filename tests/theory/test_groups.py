@@ -77,7 +77,7 @@ def test_every_family_and_product_obeys_the_axioms(name):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8])
-def test_dihedral_table_is_multiplication_of_matrices_with_the_right_factor_first(n):
+def test_dihedral_tables_multiply_as_matrices_do(n):
     group = parse(f"D{n}")
     matrices = []
     for label in group.elements:
