@@ -100,24 +100,36 @@ def with_tmeasures(model: nn.Module, images: torch.Tensor, batch_size: int, laye
     """tmeasures' transformation variance of the same layers over the same orbit."""
     import tmeasures as tm
 
-    class Quarter(tm.transformations.Transformation):
-        """A quarter turn, so many times."""
+    class Layers(tm.pytorch.ActivationsModule):
+        """The outputs of the layers, as hooks see them."""
+
+        def activation_names(self) -> list[str]:
+            return layers
+
+        def forward_activations(self, batch: torch.Tensor) -> list[torch.Tensor]:
+            seen = {}
+            hooks = []
+            for name in layers:
+                module = model.get_submodule(name)
+                hooks.append(module.register_forward_hook(lambda _m, _i, z, name=name: seen.update({name: z.clone()})))
+            model(batch)
+            for hook in hooks:
+                hook.remove()
+            return [seen[name] for name in layers]
+
+    class Quarter(nn.Module):
+        """So many quarter turns of a batch."""
 
         def __init__(self, quarter: int) -> None:
+            super().__init__()
             self.quarter = quarter
 
-        def __call__(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.rot90(x, self.quarter, (-2, -1))
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return torch.rot90(batch, self.quarter, (-2, -1))
 
-    class Turns(list):
-        """A transformation set."""
-
-        def valid_input(self, _shape: object) -> bool:
-            return True
-
-    modules = dict(model.named_modules())
-    activations = tm.pytorch.ActivationsModule  # raises at once where the interface is another
-    raise NotImplementedError(activations, modules, layers, Turns, Quarter)
+    turns = tm.TransformationSet([Quarter(quarter) for quarter in range(4)])
+    options = tm.pytorch.PyTorchMeasureOptions(batch_size=batch_size, verbose=False)
+    tm.pytorch.TransformationVarianceInvariance().eval(images, turns, Layers(), options)
 
 
 def compare(name: str, device: str, precision: str, beside: str | None) -> None:
@@ -133,7 +145,10 @@ def compare(name: str, device: str, precision: str, beside: str | None) -> None:
         "own loop": lambda: own_loop(model, images, case.batch_size, device),
         "measure": lambda: ek.measure(model, images, precision=precision, **options),
     }
-    if beside:
+    if beside == "tmeasures":
+        layers = list(dict.fromkeys(name.split("#")[0] for name in _tapped(model, images, options["layers"])))
+        ways[beside] = lambda: with_tmeasures(model, images, case.batch_size, layers)
+    elif beside:
         other = importlib.import_module(beside)
         ways[beside] = lambda: other.measure(model, images, precision=precision, **options)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -148,6 +163,11 @@ def compare(name: str, device: str, precision: str, beside: str | None) -> None:
         ratios = [a / b for a, b in zip(seconds[way], seconds["own loop"], strict=True)]
         line += f"   {way} {statistics.median(ratios):5.2f} × ({min(ratios):.2f} to {max(ratios):.2f})"
     print(line, flush=True)
+
+
+def _tapped(model: nn.Module, images: torch.Tensor, layers: str | tuple[str, ...]) -> list[str]:
+    """The layers that `measure` compares, without the head's input and the output."""
+    return ek.layers(model, images[:2], layers=layers).layer.tolist()[:-2]
 
 
 def peak(n: int) -> None:

@@ -370,7 +370,7 @@ def test_what_is_no_result_is_refused_by_name(spread):
 def test_a_dataset_of_schema_1_is_refused_with_the_reason(spread):
     old = result(*spread).assign_attrs(schema=1)
     for use in (old.eed.validate, old.eed.summarise, lambda: ek.concat([old]), lambda: ek.compare(old, "a")):
-        with pytest.raises(SchemaError, match="schema 1, whose nulls mean something else .* measure again"):
+        with pytest.raises(SchemaError, match=r"schema 1, whose nulls mean something else .* measure again"):
             use()
 
 
