@@ -514,7 +514,7 @@ def test_another_metric_of_the_same_name_is_refused(make, computed, change):
     study = make(metrics=[MINE])
     study.run(progress=False)
     other = make(metrics=[ek.Metric(**vars(MINE) | change)], store=study.store)
-    with pytest.raises(StoreError, match="with another metrics: .*mine: vectors, total"):
+    with pytest.raises(StoreError, match=r"with another metrics: .*mine: vectors, total"):
         other.run(progress=False)
     assert len(computed) == 1
 
