@@ -86,7 +86,7 @@ def test_depth_profile_leaves_out_class_tokens(results):
     assert max(line.get_ydata().max() for line in figure.axes[0].lines) < 1
 
 
-def test_models_that_tell_no_images_apart_have_no_relative_value(results):
+def test_models_blind_to_images_have_no_relative_value(results):
     table = ek.summarise(results.where(results.recipe != "dim", -1).assign_attrs(results.attrs))
     flat = table[(table.recipe == "dim") & (table.metric == "latent")]
     assert flat.relative.isna().all()

@@ -519,7 +519,7 @@ def test_another_metric_of_the_same_name_is_refused(make, computed, change):
     assert len(computed) == 1
 
 
-def test_a_custom_metric_may_not_take_a_name_that_is_asked_for_too(make):
+def test_two_metrics_may_not_share_a_name(make):
     with pytest.raises(ValueError, match="different names"):
         make(metrics=["latent", ek.Metric(**vars(MINE) | {"name": "latent"})])
 
