@@ -12,22 +12,40 @@ import torch
 
 def _sums_of_images(z, target, positions, partner, sums):
     images, places, channels = z.shape
+    in_fours = places - places % 4
     for i in numba.prange(images):
-        j = partner[i]
+        of_image, of_partner, of_target = z[i], z[partner[i]], target[i]
         total = np.zeros(channels)
         squares = np.zeros(channels)
         products = np.zeros(channels)
         products_of_partner = np.zeros(channels)
-        for place in range(places):
-            comes_from = positions[place]
-            for channel in range(channels):
+        # four positions at a time, since loading and storing the sums costs as much as the arithmetic
+        for p in range(0, in_fours, 4):
+            from_0, from_1, from_2, from_3 = positions[p : p + 4]
+            for c in range(channels):
                 # float64, in which no square of a float32 overflows or vanishes
-                value = np.float64(z[i, place, channel])
-                moved = np.float64(target[i, comes_from, channel])
-                total[channel] += value
-                squares[channel] += value * value
-                products[channel] += value * moved
-                products_of_partner[channel] += np.float64(z[j, place, channel]) * moved
+                value_0 = np.float64(of_image[p, c])
+                value_1 = np.float64(of_image[p + 1, c])
+                value_2 = np.float64(of_image[p + 2, c])
+                value_3 = np.float64(of_image[p + 3, c])
+                moved_0 = np.float64(of_target[from_0, c])
+                moved_1 = np.float64(of_target[from_1, c])
+                moved_2 = np.float64(of_target[from_2, c])
+                moved_3 = np.float64(of_target[from_3, c])
+                total[c] += (value_0 + value_1) + (value_2 + value_3)
+                squares[c] += (value_0 * value_0 + value_1 * value_1) + (value_2 * value_2 + value_3 * value_3)
+                products[c] += (value_0 * moved_0 + value_1 * moved_1) + (value_2 * moved_2 + value_3 * moved_3)
+                products_of_partner[c] += (of_partner[p, c] * moved_0 + of_partner[p + 1, c] * moved_1) + (
+                    of_partner[p + 2, c] * moved_2 + of_partner[p + 3, c] * moved_3
+                )
+        for p in range(in_fours, places):
+            for c in range(channels):
+                value = np.float64(of_image[p, c])
+                moved = np.float64(of_target[positions[p], c])
+                total[c] += value
+                squares[c] += value * value
+                products[c] += value * moved
+                products_of_partner[c] += of_partner[p, c] * moved
         sums[0, i] = total
         sums[1, i] = squares
         sums[2, i] = products
@@ -35,9 +53,9 @@ def _sums_of_images(z, target, positions, partner, sums):
 
 
 try:
-    _compiled = numba.njit(parallel=True, nogil=True, cache=True)(_sums_of_images)
+    _compiled = numba.njit(parallel=True, nogil=True, cache=True, fastmath={"contract"})(_sums_of_images)
 except RuntimeError:  # there is no place to keep what was compiled
-    _compiled = numba.njit(parallel=True, nogil=True)(_sums_of_images)
+    _compiled = numba.njit(parallel=True, nogil=True, fastmath={"contract"})(_sums_of_images)
 
 _one_at_a_time = threading.Lock()
 

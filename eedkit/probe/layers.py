@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations, permutations
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from eedkit.errors import unknown
+from eedkit.probe.layouts import Layout, is_proportional, layouts_by_corners, parse_layout, shape_text, without_batch
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls")
@@ -25,13 +26,7 @@ CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls")
 LOGITS = "logits"
 FEATURES = ("pooler_output", "image_embeds", "x_norm_clstoken", "embeddings", "features", "last_hidden_state")
 """Names under which models give features and not class scores."""
-TOKENS = re.compile(r"((?P<before>\d+)\+)?(?P<height>\d+)x(?P<width>\d+)(?P<t>t?)(\+(?P<after>\d+))?")
-"""An axis of tokens in the text of a layout: those before the grid, its rows × columns, those after it."""
 KINDS = ("scores", "probabilities", "features")
-FEW_PLACES = 9
-"""In a smaller grid the places that change most are its corners by chance too often."""
-EXTRA_TOKENS = 16
-"""No model is known to put more tokens beside the grid of its patches."""
 
 Key = tuple[str, int, str]
 """A module's path, the number of its call in a forward pass, and "in" or "out"."""
@@ -39,131 +34,6 @@ WHOLE: Key = ("", 1, "out")
 """The model's output."""
 NO_TENSOR = (TypeError, KeyError, IndexError, AttributeError)
 """What `Output.select` raises where another forward pass gave another kind of output."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the output of a layer is read as positions × channels.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the output for one image, with 0 where the batch is.
-    batch : int
-        The axis of the images.
-    space : tuple of int
-        The axes of rows and columns, the one axis of tokens, or none for a vector. All other axes are channels.
-    grid : (height, width)
-        (1, 1) for a vector.
-    first : int
-        Where on the axis of tokens the grid begins; before it and after it are tokens that lie nowhere.
-    by_columns : bool
-        Whether tokens run down the columns and not along the rows.
-
-    >>> maps = Layout((0, 8, 5, 6), batch=0, space=(2, 3), grid=(5, 6))
-    >>> str(maps), tuple(maps.read(torch.zeros(2, 8, 5, 6)).shape)
-    ('b c h w', (2, 30, 8))
-    """
-
-    shape: tuple[int, ...]
-    batch: int
-    space: tuple[int, ...]
-    grid: tuple[int, int]
-    first: int = 0
-    by_columns: bool = False
-
-    @property
-    def channels(self) -> int:
-        """C, how many numbers there are at a position."""
-        return math.prod(self.shape[axis] for axis in self._channel_axes())
-
-    def _channel_axes(self) -> list[int]:
-        return [axis for axis in range(len(self.shape)) if axis != self.batch and axis not in self.space]
-
-    def read(self, z: Tensor) -> Tensor:
-        """(b, P, C), without a copy where the memory allows it; ValueError for an output of another shape."""
-        z = self._batch_space_channels(z)
-        if len(self.space) == 1:
-            height, width = self.grid
-            z = z[:, self.first : self.first + height * width]
-            if self.by_columns:
-                z = z.unflatten(1, (width, height)).transpose(1, 2).flatten(1, 2)
-        return z
-
-    def read_class_token(self, z: Tensor) -> Tensor:
-        """(b, 1, C), the first of the tokens that lie nowhere."""
-        return self._batch_space_channels(z)[:, :1]
-
-    def _batch_space_channels(self, z: Tensor) -> Tensor:
-        shape = (*z.shape[: self.batch], 0, *z.shape[self.batch + 1 :])
-        if shape != self.shape:
-            raise ValueError(
-                f"its output has shape {_shape(shape)} in one forward pass and {_shape(self.shape)} in another; "
-                "layers whose shape depends on the images are not compared"
-            )
-        channel_axes = self._channel_axes()
-        z = z.permute(self.batch, *self.space, *channel_axes)
-        positions = math.prod(self.shape[axis] for axis in self.space)
-        return z.reshape(len(z), positions, self.channels)
-
-    def __str__(self) -> str:
-        height, width = self.grid
-        words = ["1" if size == 1 else "c" for size in self.shape]
-        words[self.batch] = "b"
-        if len(self.space) == 2:
-            words[self.space[0]], words[self.space[1]] = "h", "w"
-        if len(self.space) == 1:
-            after = self.shape[self.space[0]] - self.first - height * width
-            around = [str(self.first)] * bool(self.first), [str(after)] * bool(after)
-            cells = f"{height}x{width}t" if self.by_columns else f"{height}x{width}"
-            words[self.space[0]] = "+".join([*around[0], cells, *around[1]])
-        return " ".join(words)
-
-
-def parse_layout(text: str, shape: Sequence[int]) -> Layout:
-    """The layout that a text stands for, for an output of this shape (with the batch).
-
-    b, c, h and w name the axes; tokens are `14x14` (rows × columns), `1+14x14+4` with those that lie nowhere before and after,
-    `14x14t` where they run down the columns.
-
-    Raises
-    ------
-    ValueError
-        The text names another number of axes, no batch, or other sizes than the shape has.
-
-    >>> str(parse_layout("b 1+2x3 c", (4, 7, 8)))
-    'b 1+2x3 c'
-    """
-    words = text.split()
-    example = "e.g. 'b c h w', 'b h w c', 'b 1+14x14 c', '14x14 b c' or 'b c'"
-    if len(words) != len(shape) or words.count("b") != 1:
-        axes = f"{len(shape)} axes of {_shape(shape)}"
-        raise ValueError(f"the layout {text!r} must name the {axes}, one of them b; {example}")
-    batch = words.index("b")
-    shape = _without_batch(shape, batch)
-    tokens: list[tuple[int, re.Match]] = []
-    for axis, word in enumerate(words):
-        match = TOKENS.fullmatch(word)
-        if match:
-            tokens.append((axis, match))
-        elif word not in ("b", "c", "h", "w", "1"):
-            raise ValueError(f"the layout {text!r} has {word}, which is no axis; {example}")
-        elif word == "1" and shape[axis] != 1:
-            raise ValueError(f"the layout {text!r} has an axis of length 1 where the output has {shape[axis]}")
-    kinds = words.count("h"), words.count("w"), len(tokens)
-    if kinds not in ((0, 0, 0), (1, 1, 0), (0, 0, 1)):
-        raise ValueError(f"the layout {text!r} must have one h and one w, or one axis of tokens, or neither; {example}")
-    if words.count("h"):
-        row, column = words.index("h"), words.index("w")
-        return Layout(shape, batch, (row, column), (shape[row], shape[column]))
-    if not tokens:
-        return Layout(shape, batch, space=(), grid=(1, 1))
-    axis, match = tokens[0]
-    before, height, width, after = (int(number or 0) for number in match.group("before", "height", "width", "after"))
-    if before + height * width + after != shape[axis]:
-        raise ValueError(f"the layout {text!r} has {words[axis]} tokens, the output {shape[axis]}")
-    by_columns = match["t"] == "t"
-    return Layout(shape, batch, (axis,), (height, width), first=before, by_columns=by_columns)
 
 
 @dataclass(frozen=True)
@@ -322,6 +192,23 @@ def _watch(model: nn.Module, paths: set[str], see: Callable[[Key, Any], None]) -
             hook.remove()
 
 
+class Scripted(nn.Module):
+    """A ScriptModule as a module that takes hooks. What is inside cannot be tapped, so that only its output is measured."""
+
+    def __init__(self, script: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.script = script
+
+    def forward(self, images: Tensor) -> Any:
+        """The output of the ScriptModule."""
+        return self.script(images)
+
+
+def _tappable(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that take hooks, by path."""
+    return {path: part for path, part in model.named_modules() if not isinstance(part, torch.jit.ScriptModule)}
+
+
 def first_tensor(output: Any, *, depth: int = 8) -> Tensor:
     """The tensor that an output holds: itself, the `tensor` of a GeometricTensor, or the first in a tuple, dict or object.
 
@@ -440,7 +327,8 @@ def _trace(
     output = output or Output()
     images = images.clone()  # the model may work in place
     trace = _Trace(len(images))
-    leaf_paths = {path for path, module in model.named_modules() if path and not any(module.children())}
+    modules = _tappable(model)
+    leaf_paths = {path for path, module in modules.items() if path and not any(module.children())}
 
     def see(key: Key, given: Any) -> None:
         path, _, side = key
@@ -458,11 +346,11 @@ def _trace(
         if z.data_ptr() == images.data_ptr() and z.shape == images.shape:
             trace.takes_images.add(key)
         if shapes_of_two is not None and key in shapes_of_two:
-            trace.layouts[key] = _layouts_by_corners(z, shapes_of_two[key])
+            trace.layouts[key] = layouts_by_corners(z, shapes_of_two[key])
         if keep_values and side == "out" and z.numel() <= len(images) * 2**16:
             trace.values[key] = z.detach().clone()
 
-    with _watch(model, {path for path, _ in model.named_modules()}, see):
+    with _watch(model, set(modules), see):
         try:
             trace.raw = model(images)
         except Exception as error:
@@ -472,10 +360,6 @@ def _trace(
 
 def _first_trace(model: nn.Module, images: Tensor) -> tuple[_Trace, bool]:
     """The pass on two of the user's images, in the memory format in which convolutions are fastest where the model takes it."""
-    if isinstance(model, torch.jit.ScriptModule):
-        trace = _Trace(len(images))
-        trace.raw = model(images.clone())
-        return trace, False
     if images.device.type in ("cpu", "cuda"):
         trace = _trace(model, images.contiguous(memory_format=torch.channels_last))
         if trace.error is None:
@@ -488,7 +372,7 @@ def _first_trace(model: nn.Module, images: Tensor) -> tuple[_Trace, bool]:
 
 def _chosen(model: nn.Module, trace: _Trace, layers: str | Sequence[str]) -> tuple[list[Layer], list[str]]:
     """The layers that were asked for, and the blocks among the model's modules that do not run."""
-    modules = dict(model.named_modules())
+    modules = _tappable(model)
     calls = [key for key in trace.shapes if key[2] == "out" and key[0]]
     ran = [
         Layer(path, call, type(modules[path]).__name__, trace.depth((path, call, side))) for path, call, side in calls
@@ -499,7 +383,7 @@ def _chosen(model: nn.Module, trace: _Trace, layers: str | Sequence[str]) -> tup
         chosen = [layer for layer in ran if type(modules[layer.path]) not in CONTAINERS]
     elif layers == "blocks":
         blocks = _block_paths(model)
-        silent_blocks = [path for path in blocks if path not in trace.called] if trace.called else []
+        silent_blocks = [path for path in blocks if path not in trace.called]
         if len(silent_blocks) == len(blocks):
             blocks = [layer.path for layer in ran if not any(modules[layer.path].children())]
         chosen = [layer for layer in ran if layer.path in blocks]
@@ -518,7 +402,7 @@ def _chosen(model: nn.Module, trace: _Trace, layers: str | Sequence[str]) -> tup
                     silent = "; that module gives no tensor of floats"
                 elif name in modules:
                     silent = "; that module exists but is not called (a hook does not see module.forward(x))"
-                if isinstance(model, torch.jit.ScriptModule):
+                if isinstance(model, Scripted):
                     silent = "; the layers of a ScriptModule cannot be tapped, measure the module that it was made from"
                 raise ValueError(unknown("layer", name, by_name) + silent)
         chosen = [layer for layer in ran if layer.name in layers or layer.path in layers]
@@ -539,7 +423,7 @@ def _block_paths(model: nn.Module) -> list[str]:
 
     walk(model, "")
     composite = [n for n, child in model.named_children() if any(child.children()) and type(child) not in CONTAINERS]
-    leaves = [path for path, module in model.named_modules() if path and not any(module.children())]
+    leaves = [path for path, module in _tappable(model).items() if path and not any(module.children())]
     return blocks or (composite if len(composite) > 1 else leaves)
 
 
@@ -567,7 +451,7 @@ def _head_and_output(model: nn.Module, trace: _Trace, head: str | None, output: 
     if value.dim() != 2 or value.shape[1] < 2:
         if asked_kind in ("scores", "probabilities"):
             raise ValueError(f"output={output!r} needs class scores (b, k) with k ≥ 2, got shape {tuple(value.shape)}")
-        reason = f"the model's output of shape {_shape((0, *value.shape[1:]))} is no class scores (b, k) with k ≥ 2"
+        reason = f"the model's output of shape {shape_text((0, *value.shape[1:]))} is no class scores (b, k) with k ≥ 2"
         return asked_head or _head_of(model, trace, value), Output(entry, "features", reason)
     if asked_kind == "features" or (asked_kind is None and head is None and entry in FEATURES):
         name = f"{entry!r}" if entry in FEATURES else "output='features'"
@@ -576,7 +460,7 @@ def _head_and_output(model: nn.Module, trace: _Trace, head: str | None, output: 
     sums_to_one = torch.allclose(value.sum(1), torch.ones_like(value[:, 0]), atol=1e-3)
     is_distribution = bool((value >= 0).all()) and sums_to_one
     kind = asked_kind or ("probabilities" if is_distribution else "scores")
-    if found_head or asked_kind or is_distribution or isinstance(model, torch.jit.ScriptModule):
+    if found_head or asked_kind or is_distribution or isinstance(model, Scripted):
         return found_head, Output(entry, kind)
     reason = (
         "the model ends in features: no module with weights gives its output. If these are class scores, pass "
@@ -712,13 +596,13 @@ class _Reader:
         if shape[layout.batch] != len(self.images):
             raise ValueError(
                 f"layouts[{layer.name!r}]: the layout {text!r} has the images on axis {layout.batch}, but for "
-                f"{len(self.images)} images the output has shape {_shape(shape)}"
+                f"{len(self.images)} images the output has shape {shape_text(shape)}"
             )
         return layout
 
     def _layout(self, key: Key, shape: tuple[int, ...], batch: int) -> Layout | str:
         """The layout, or why it did not show: first from the shapes on other sizes, then from the corners of the image."""
-        blank = _without_batch(shape, batch)
+        blank = without_batch(shape, batch)
         vector = Layout(blank, batch, space=(), grid=(1, 1))
         if len(shape) <= 2:
             return vector
@@ -735,7 +619,7 @@ class _Reader:
         if len(found) == 1:
             return found[0]
         if len(found) > 1:
-            return f"its output {_shape(blank)} can be read as {' and as '.join(map(str, found))}"
+            return f"its output {shape_text(blank)} can be read as {' and as '.join(map(str, found))}"
         like_another = self._like_another(key, blank, batch, following)
         if like_another is not None:
             return like_another
@@ -747,14 +631,12 @@ class _Reader:
         elif following != ([], []):
             follows = "that some follow the image's size does not settle it"
         return (
-            f"which axes of its output {_shape(blank)} are places of the image did not show: {follows}, and a change in a "
+            f"which axes of its output {shape_text(blank)} are places of the image did not show: {follows}, and a change in a "
             "corner of the image does not change one corner most"
         )
 
     def _batch_axis(self, key: Key, shape: tuple[int, ...]) -> int | None:
         """The one axis that has as many entries as there are images, whatever their number."""
-        if isinstance(self.model, torch.jit.ScriptModule):
-            return 0
         axes = {axis for axis, size in enumerate(shape) if size == len(self.images)}
         passes = [trace for trace in self.other_sizes if len(trace.shapes.get(key, ())) == len(shape)]
         for trace in passes or [self.cornered]:
@@ -763,10 +645,10 @@ class _Reader:
         return axes.pop() if len(axes) == 1 else None
 
     def _why_no_batch(self, key: Key, shape: tuple[int, ...]) -> str:
-        seen = f"it has shape {_shape(shape)} for {len(self.images)} images"
+        seen = f"it has shape {shape_text(shape)} for {len(self.images)} images"
         for trace in (*self.other_sizes, self.cornered):
             if key in trace.shapes:
-                seen = f"{seen} and {_shape(trace.shapes[key])} for {trace.images}"
+                seen = f"{seen} and {shape_text(trace.shapes[key])} for {trace.images}"
                 break
         counting = [axis for axis, size in enumerate(shape) if size == len(self.images)]
         if len(counting) > 1:
@@ -854,7 +736,7 @@ class _Reader:
         for key, layouts in trace.layouts.items():
             likely = []
             for layout in layouts:
-                if len(layout.space) == 2 or layout.grid in grids or _is_proportional(layout.grid, height, width):
+                if len(layout.space) == 2 or layout.grid in grids or is_proportional(layout.grid, height, width):
                     likely.append(layout)
             trace.layouts[key] = likely
 
@@ -876,110 +758,6 @@ def _less(size: int) -> int:
     return size // 4 if size >= 64 else max(1, size // 2)
 
 
-def _layouts_by_corners(z: Tensor, shape_of_two: tuple[int, ...]) -> list[Layout]:
-    """Every layout in which a change in a corner of the image changes most that corner of the output.
-
-    Parameters
-    ----------
-    z : Tensor
-        The output for an image, and for the same with its upper left, upper right, lower left and lower right corner changed.
-    shape_of_two : tuple of int
-        Its shape for two images.
-    """
-    if z.dim() != len(shape_of_two):
-        return []
-    batches = [axis for axis, size in enumerate(shape_of_two) if (size, z.shape[axis]) == (2, 5)]
-    if len(batches) != 1:
-        return []
-    batch = batches[0]
-    shape = _without_batch(z.shape, batch)
-    z = z.detach().movedim(batch, 0).float()
-    changes = (z[1:] - z[:1]).abs().nan_to_num(0, 0, 0).movedim(0, batch)
-    axes = [axis for axis, size in enumerate(shape) if size > 1]
-    found = []
-    for row, column in permutations(axes, 2):
-        layout = Layout(shape, batch, (row, column), (shape[row], shape[column]))
-        if _corners_fit(layout, changes):
-            found.append(layout)
-    for axis in axes:
-        layout = _grid_of_tokens(shape, batch, axis, changes)
-        if layout is not None and _corners_fit(layout, changes):
-            found.append(layout)
-    return found
-
-
-def _changes_by_place(layout: Layout, changes: Tensor) -> Tensor:
-    """(4, P), how much of what each corner of the image changes is changed at each place."""
-    others = [axis for axis in range(changes.dim()) if axis != layout.batch and axis not in layout.space]
-    at_places = changes.sum(others, keepdim=True) if others else changes
-    one_channel = replace(layout, shape=tuple(1 if axis in others else size for axis, size in enumerate(layout.shape)))
-    at_places = one_channel.read(at_places)[..., 0]
-    return at_places / at_places.sum(1, keepdim=True)
-
-
-def _only_by_this_corner(changes: Tensor) -> Tensor:
-    """(4, P), how much more each place changes with each corner of the image than with any other corner."""
-    most, second_most = changes.topk(2, dim=0).values
-    by_others = torch.where(changes == most, second_most, most)
-    return changes - by_others
-
-
-def _corners_fit(layout: Layout, changes: Tensor) -> bool:
-    """Whether each quarter of the grid is changed by its own corner of the image, at least twice as much as by any other.
-
-    Where changes reach all places, it will do if the corners of the grid are what each of them changes most.
-    """
-    height, width = layout.grid
-    by_place = _changes_by_place(layout, changes)
-    if _own(_by_quarter(by_place.unflatten(1, layout.grid))).ge(2).all():
-        return True
-    corners = [0, width - 1, (height - 1) * width, height * width - 1]
-    are_peaks = _only_by_this_corner(by_place).argmax(1).tolist() == corners
-    return are_peaks and height * width >= FEW_PLACES and bool(_own(by_place[:, corners]).ge(1.5).all())
-
-
-def _by_quarter(by_place: Tensor) -> Tensor:
-    """(4, 4), how much each corner of the image changes in each quarter of the grid, from (4, h, w)."""
-    height, width = by_place.shape[1] // 2, by_place.shape[2] // 2
-    upper, lower = by_place[:, :height], by_place[:, -height:]
-    quarters = [upper[:, :, :width], upper[:, :, -width:], lower[:, :, :width], lower[:, :, -width:]]
-    return torch.stack([quarter.sum((1, 2)) for quarter in quarters], dim=1)
-
-
-def _own(changes: Tensor) -> Tensor:
-    """(4,), how many times as much each part changes with its own corner of the image as with any other, from (4, 4)."""
-    own = changes.diagonal()
-    by_others = own - _only_by_this_corner(changes).diagonal()
-    return own / by_others.clamp_min(torch.finfo(changes.dtype).tiny)
-
-
-def _grid_of_tokens(shape: tuple[int, ...], batch: int, axis: int, changes: Tensor) -> Layout | None:
-    """The grid whose corners are the tokens that change most with the corners of the image; None where these span no grid."""
-    tokens = shape[axis]
-    in_a_row = Layout(shape, batch, (axis,), (1, tokens))
-    peaks = _only_by_this_corner(_changes_by_place(in_a_row, changes)).argmax(1).tolist()
-    first, upper_right, lower_left, last = peaks
-    by_columns = lower_left < upper_right
-    run = min(upper_right, lower_left) - first + 1
-    steps = last - first + 1
-    if run < 2 or steps % run or steps == run or max(upper_right, lower_left) - first != steps - run:
-        return None
-    if tokens - steps > EXTRA_TOKENS:
-        return None
-    grid = (run, steps // run) if by_columns else (steps // run, run)
-    return Layout(shape, batch, (axis,), grid, first, by_columns)
-
-
-def _is_proportional(grid: tuple[int, int], height: int, width: int) -> bool:
-    """Whether square patches of an image of this size make such a grid."""
-    rows, columns = grid
-    if height == width:
-        return rows == columns
-    smallest = max(height / (rows + 1), width / (columns + 1))
-    largest = min(height / max(rows - 1, 0.5), width / max(columns - 1, 0.5))
-    return smallest <= largest
-
-
 def _is_map(following: tuple[list[int], list[int]] | None) -> bool:
     """Whether one axis follows the image's rows, and another its columns."""
     if following is None:
@@ -993,11 +771,3 @@ def _follows(layout: Layout, following: tuple[list[int], list[int]] | None) -> b
     rows, columns = following or ([], [])
     row, column = layout.space[0], layout.space[-1]
     return (not rows or row in rows) and (not columns or column in columns)
-
-
-def _without_batch(shape: Sequence[int], batch: int) -> tuple[int, ...]:
-    return (*shape[:batch], 0, *shape[batch + 1 :])
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"({', '.join('b' if size == 0 else str(size) for size in shape)})"

@@ -29,7 +29,7 @@ from eedkit.probe import accumulate, dataset, matching, samples
 from eedkit.probe import metrics as family
 from eedkit.probe.accumulate import LayerPass, Place
 from eedkit.probe.dataset import Measured
-from eedkit.probe.layers import Found, Layer, find_layers, first_noisy_module, tap
+from eedkit.probe.layers import Found, Layer, Scripted, find_layers, first_noisy_module, tap
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import Batch, Sample, Stream
 from eedkit.theory import actions, deviation, groups
@@ -682,7 +682,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod
         else:
-            return model
+            return Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
 
 
 @contextmanager

@@ -107,19 +107,13 @@ def cloud(
     title: str = "",
     xlabel: str | None = None,
     ylabel: str | None = None,
-    flag: str | None = None,
 ) -> Figure:
-    """One point per row of a table: `y` against `x`, coloured by `by`; hollow where the column `flag` is true."""
-    rows = _rows(table, (x, y, by, *([flag] if flag else [])), y).dropna(subset=[x])
+    """One point per row of a table: `y` against `x`, coloured by `by`."""
+    rows = _rows(table, (x, y, by), y).dropna(subset=[x])
     with style.figure(title) as (fig, ax):
         for name, look in style.styles(rows[by]).items():
             ours = rows[rows[by] == name]
-            hollow = ours[flag].astype(bool) if flag else pd.Series(False, ours.index)
-            for some, face in ((ours[~hollow], {}), (ours[hollow], {"markerfacecolor": "white"})):
-                ax.plot(some[x], some[y], linestyle="", markersize=7, alpha=0.85, **look, **face)
-            ax.plot([], [], linestyle="", **look, label=str(name))
-        if flag and rows[flag].any():
-            ax.plot([], [], linestyle="", marker="o", color="0.3", markerfacecolor="white", label=f"hollow: {flag}")
+            ax.plot(ours[x], ours[y], linestyle="", markersize=7, alpha=0.85, **look, label=str(name))
         ax.set(xlabel=x if xlabel is None else xlabel, ylabel=y if ylabel is None else ylabel)
         style.note(ax, f"{len(rows)} networks")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import eedkit as ek
-from eedkit.probe.layers import Layer, Output, find_layers, first_tensor, parse_layout, tap
+from eedkit.probe.layers import Layer, Output, Scripted, find_layers, first_tensor, tap
+from eedkit.probe.layouts import parse_layout
 
 SIDE, GRID, WIDTH, PATCH = 12, 6, 4, 2
 
@@ -891,13 +892,21 @@ def test_a_model_without_submodules_has_latent_and_output(x):
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_a_script_module_gives_its_output(x):
-    scripted = torch.jit.trace(Net().eval(), x.float())
+    scripted = Scripted(torch.jit.trace(Net().eval(), x.float()))
     with torch.no_grad():
         found = find_layers(scripted, x.float())
     assert [(layer.name, str(layer.layout)) for layer in found.layers] == [("latent", "None"), ("output", "b c")]
     assert found.output.kind == "scores"
     with pytest.raises(ValueError, match="layers of a ScriptModule cannot be tapped"):
         names(scripted, x.float(), layers=["stem"])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_around_a_scripted_part_layers_are_found(x):
+    model = Net().eval()
+    model.drop = torch.jit.script(model.drop)
+    x = x.float()
+    assert names(model, x, layers="all") == [name for name in names(Net().eval(), x, layers="all") if name != "drop"]
 
 
 def test_the_table_of_layers_shows_layouts_and_head():

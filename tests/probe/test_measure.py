@@ -1127,11 +1127,7 @@ def test_compiled_and_parallel_models_are_the_module_inside(wrap):
     "as_script",
     [
         pytest.param(lambda model: torch.jit.trace(model.eval(), pictures()[:2].float()), id="traced"),
-        pytest.param(
-            torch.jit.script,
-            id="scripted",
-            marks=pytest.mark.xfail(raises=RuntimeError, reason="layers._watch hooks what takes no hooks"),
-        ),
+        pytest.param(torch.jit.script, id="scripted"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
