@@ -645,9 +645,9 @@ def default_batch_size(shape: Sequence[int], device: torch.device | str = "cpu")
     """A power of two from 8 to 256 such that a batch fits a processor's cache, or keeps a GPU busy.
 
     >>> default_batch_size((3, 224, 224)), default_batch_size((3, 32, 32)), default_batch_size((3, 224, 224), "cuda")
-    (8, 64, 128)
+    (8, 128, 128)
     """
-    numbers = 2**18 if torch.device(device).type == "cpu" else 2**25
+    numbers = 2**19 if torch.device(device).type == "cpu" else 2**25
     size = 256
     while size > 8 and size * math.prod(shape) > numbers:
         size //= 2

@@ -1269,7 +1269,7 @@ def test_half_precision_is_near_float32(precision):
 
 @pytest.mark.parametrize(
     ("shape", "device", "size"),
-    [((1, 5, 5), "cpu", 256), ((3, 32, 32), "cpu", 64), ((3, 224, 224), "cpu", 8), ((3, 2000, 2000), "cuda", 8)],
+    [((1, 5, 5), "cpu", 256), ((3, 32, 32), "cpu", 128), ((3, 224, 224), "cpu", 8), ((3, 2000, 2000), "cuda", 8)],
 )
 def test_batches_are_as_large_as_their_images_allow(shape, device, size):
     assert default_batch_size(shape, device) == size
