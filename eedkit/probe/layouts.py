@@ -188,8 +188,10 @@ def _changes_by_place(layout: Layout, changes: Tensor) -> Tensor:
 
 def _only_by_this_corner(changes: Tensor) -> Tensor:
     """(4, P), how much more each place changes with each corner of the image than with any other corner."""
-    most, second_most = changes.topk(2, dim=0).values
-    by_others = torch.where(changes == most, second_most, most)
+    by_others = torch.empty_like(changes)
+    for corner in range(len(changes)):
+        others = [other for other in range(len(changes)) if other != corner]
+        by_others[corner] = changes[others].amax(0)
     return changes - by_others
 
 
@@ -203,8 +205,9 @@ def _corners_fit(layout: Layout, changes: Tensor) -> bool:
     if _own(_by_quarter(by_place.unflatten(1, layout.grid))).ge(2).all():
         return True
     corners = [0, width - 1, (height - 1) * width, height * width - 1]
-    are_peaks = _only_by_this_corner(by_place).argmax(1).tolist() == corners
-    return are_peaks and height * width >= FEW_PLACES and bool(_own(by_place[:, corners]).ge(1.5).all())
+    if height * width < FEW_PLACES or not _own(by_place[:, corners]).ge(1.5).all():
+        return False
+    return _only_by_this_corner(by_place).argmax(1).tolist() == corners
 
 
 def _by_quarter(by_place: Tensor) -> Tensor:
