@@ -3,6 +3,8 @@
 Knows what to call and how to say it; must not compute. Heavy imports wait for the command that needs them, so `--help` is quick.
 """
 
+import logging
+import re
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -13,8 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eedkit.errors import cut, printable, short
+
 if TYPE_CHECKING:
     from eedkit.study import Study
+
+MESSAGE = 1000
+"""Characters of a message: what was thrown may be a whole log."""
 
 app = typer.Typer(
     help="In what ways is a vision model invariant or equivariant, where, on which images?",
@@ -35,10 +42,10 @@ A study is a YAML file, such as first.yaml:
       - digits/test
     groups:
       - C4
-    store: runs/first.zarr
+    store: runs/first
 
 \b
-Further keys: metrics, layers, head, null, seed, precision, device, batch_size, block (see `help(eedkit.Study)`).
+Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block (see `help(eedkit.Study)`).
 """
 study = typer.Typer(
     help=STUDY, epilog="Example: eedkit study plan first.yaml", no_args_is_help=True, rich_markup_mode=None
@@ -70,7 +77,7 @@ def measure(
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="May be repeated; channelwise, latent and softmax if none.")
     ] = None,
-    layers: Annotated[str, typer.Option(help="blocks, all, or a regular expression.")] = "blocks",
+    layers: Annotated[str | None, typer.Option(help="blocks (default), all, or a regular expression.")] = None,
     head: Annotated[str | None, typer.Option(metavar="PATH", help="Of the classifier in the model.")] = None,
     null: Annotated[bool, typer.Option("--null/--no-null", help="Also compare with other images.")] = True,
     seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
@@ -92,22 +99,24 @@ def measure(
 
         models.check(model)
         eedkit.groups.parse(group)
+        images.load(data)  # before the model, which may take long to train or fetch
         loaded = models.load(model)
         options = {"metrics": metric} if metric else {}
         try:
             ds = eedkit.measure(
-                loaded.model, images.load(data, **loaded.wants), name=model, group=group, layers=layers, head=head or loaded.head,
+                loaded.model, images.load(data, **loaded.wants), name=model, group=group, layers=layers or loaded.layers or "blocks",
+                head=head or loaded.head,
                 null=null, seed=seed, device=device, batch_size=batch_size, progress=not quiet, **options,
             )  # fmt: skip
         except RuntimeError as error:
             raise _failed("measure", str(error)) from None
-        typer.echo(tables.estimates(eedkit.summarise(ds)))
+        _say(tables.estimates(eedkit.summarise(ds)))
         if out is not None:
             try:
                 ds.eed.to_zarr(out)
             except OSError as error:
                 raise _failed("measure", f"cannot save {out}: {error}") from None
-            typer.echo(f'Saved: ek.open("{out}")')
+            _say(f'Saved: ek.open("{out}")')
 
 
 @study.command(epilog="Example: eedkit study plan first.yaml")
@@ -120,14 +129,15 @@ def plan(file: File) -> None:
     """
     with _plainly("study plan"), _ends("Stopped; nothing was written."):
         from eedkit.report import tables
-        from eedkit.study import Study, engine
+        from eedkit.study import Study
+        from eedkit.study.workers import device
 
         chosen = Study.from_yaml(file)
         found = chosen.plan()
-        typer.echo(tables.plan(found))
+        _say(tables.plan(found))
         left = found.seconds.sum()
-        typer.echo(
-            f"Predicted: {tables.duration(left)} in one process on {engine.device(chosen.device)}.\n"
+        _say(
+            f"Predicted: {tables.duration(left)} in one process on {device(chosen.device)}.\n"
             "This is a prediction from a short timing on noise on this machine; to make or fetch weights comes on top."
         )
     if unplanned := int((found.note != "").sum()):
@@ -146,8 +156,9 @@ def run(
 ) -> None:
     """Compute what is not done yet. May be stopped and started again; what is done stays.
 
-    Exit codes: 0 done; 1 some cells failed or lack samples (listed), or the store is damaged, full, or holds another study;
-    2 bad usage: a misspelt study, models or images that are not there or cannot be fetched, no scheduler; 130 Ctrl-C.
+    Exit codes: 0 done; 1 some cells failed or lack samples (listed), the store is damaged, full, or holds another study, or
+    the scheduler is gone; 2 bad usage: a misspelt study, models or images that are not there or cannot be fetched, no
+    scheduler; 130 Ctrl-C.
     """
     if workers is not None and scheduler is not None:
         raise _usage("study run", "give --workers or --scheduler, not both")
@@ -158,6 +169,7 @@ def run(
 
         chosen = Study.from_yaml(file)
         warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells failed")  # they are listed below
+        logging.getLogger("distributed.client").disabled = True  # it logs the traceback of a lost connection
         try:
             chosen.run(workers=workers, client=scheduler, repair=repair, progress=not quiet)
         except KeyboardInterrupt:
@@ -165,16 +177,21 @@ def run(
         except RuntimeError as error:
             if not (chosen.status().failed > 0).any():
                 raise _failed("study run", str(error)) from None
+        except Exception as error:
+            if not _is_lost_connection(error, scheduler):
+                raise
+            gone = f"no connection to the Dask scheduler ({type(error).__name__}); see that it runs. "
+            raise _failed("study run", gone + _progress(chosen, again)) from None
         status = chosen.status()
     odd = status[(status.failed > 0) | (status.flawed > 0)]
     for cell in odd.itertuples():
         kind = "failed" if cell.failed else "lacks samples"
-        typer.echo(f"{kind}: {cell.data} · {cell.group} · {cell.model}: {cell.reason}", err=True)
+        _complain(f"{kind}: {cell.data} · {cell.group} · {cell.model}: {cell.reason}")
     done, failed = int((status.done == status.blocks).sum()), int((status.failed > 0).sum())
     opens = f' Open: ek.open("{chosen.store}")' if status[["done", "flawed"]].to_numpy().any() else ""
-    typer.echo(f"{done} of {len(status)} cells done, {failed} failed.{opens}")
+    _say(f"{done} of {len(status)} cells done, {failed} failed.{opens}")
     if failed:
-        typer.echo(f"To try again what failed: {again}", err=True)
+        _say(f"To try again what failed: {again}", err=True)
     if len(odd):
         raise typer.Exit(1)
 
@@ -191,12 +208,12 @@ def status(file: File) -> None:
         from eedkit.study import Study
 
         found = Study.from_yaml(file).status()
-        typer.echo(tables.status(found))
+        _say(tables.status(found))
     if ((found.failed > 0) | (found.flawed > 0)).any():
         raise typer.Exit(1)
 
 
-@app.command(epilog="\b\nExample: eedkit figures runs/first.zarr --out figures --format png --format pdf")
+@app.command(epilog="\b\nExample: eedkit figures runs/first --out figures --format png --format pdf")
 def figures(
     store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Of a study, or of `measure`.")],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
@@ -219,8 +236,8 @@ def figures(
         results = eedkit.open(store, data=data, group=group)
         files = drawn.draw(results, out, formats=[str(name) for name in format or Format], by=by)
         for file in dict.fromkeys(file.with_suffix("") for file in files):
-            typer.echo(file)
-        typer.echo(f"{len(files)} files, as {', '.join(format or Format)}")
+            _say(file)
+        _say(f"{len(files)} files, as {', '.join(format or Format)}")
 
 
 @app.command(epilog="Example: eedkit report --profile quick --only 00_start_here -p seeds=3")
@@ -242,42 +259,54 @@ def report(
     """
     import yaml
 
+    from eedkit.report.parameters import read_yaml
+
     given = {}
     for text in parameter or ():
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise _usage("report", f"-p takes NAME=VALUE, got {text!r}")
+            raise _usage("report", f"-p takes NAME=VALUE, got {short(text)}")
         try:
-            given[name] = yaml.safe_load(value)
+            given[name] = read_yaml(value)
         except yaml.YAMLError as error:
-            raise _usage("report", f"-p {text}: the value is not YAML ({str(error).splitlines()[0]})") from None
+            raise _usage("report", f"-p {short(text)}: the value is not YAML ({str(error).splitlines()[0]})") from None
 
-    from eedkit.report.notebooks import NotebooksFailed, ReportError
+    from eedkit.report.notebooks import NotebooksFailed
     from eedkit.report.notebooks import report as run
 
-    with _ends(f"Stopped. {out / 'index.html'} says what was run."):
+    with _plainly("report"), _ends(f"Stopped. {out / 'index.html'} says what was run."):
         try:
             index = run(out, profile=profile, notebooks=only or None, parameters=given, code=code)
-        except ReportError as error:
-            raise _usage("report", str(error)) from None
         except NotebooksFailed as failed:
-            typer.echo(f"{len(failed.failed)} failed:\n{failed}\nThe report, with the errors: {failed.index}", err=True)
+            _say(f"{len(failed.failed)} failed:", err=True)
+            for line in str(failed).splitlines():
+                _complain(line)
+            _say(f"The report, with the errors: {failed.index}", err=True)
             raise typer.Exit(1) from None
-    typer.echo(f"The report: {index}")
+    _say(f"The report: {index}")
+
+
+def _say(text: object, *, err: bool = False) -> None:
+    """Print a text, in which names and messages are foreign."""
+    typer.echo(printable(str(text)), err=err)
+
+
+def _complain(text: str) -> None:
+    _say(cut(re.sub(r"\s*\n\s*", " ", text.strip()), MESSAGE), err=True)
 
 
 def _usage(command: str, message: str) -> typer.Exit:
-    typer.echo(f"eedkit {command}: {message}", err=True)
+    _complain(f"eedkit {command}: {message}")
     return typer.Exit(2)
 
 
 def _failed(command: str, message: str) -> typer.Exit:
-    typer.echo(f"eedkit {command}: {message}", err=True)
+    _complain(f"eedkit {command}: {message}")
     return typer.Exit(1)
 
 
 def _stopped(message: str) -> typer.Exit:
-    typer.echo(f"\n{message}", err=True)
+    _say(f"\n{message}", err=True)
     return typer.Exit(130)
 
 
@@ -293,19 +322,30 @@ def _ends(message: str) -> Iterator[None]:
 @contextmanager
 def _plainly(command: str) -> Iterator[None]:
     """What went wrong as one message without a traceback, and warnings as notes."""
-    from eedkit.results.disk import StoreError
+    from eedkit.store.files import StoreError
 
     def note(message, *_, **__) -> None:
-        typer.echo(f"Note: {message}", err=True)
+        _complain(f"Note: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = note
         try:
             yield
+        except typer.Exit:
+            raise
         except StoreError as error:
             raise _failed(command, str(error)) from None
         except (ValueError, OSError, ImportError) as error:
             raise _usage(command, str(error)) from None
+        except Exception as error:
+            unforeseen = f"{type(error).__name__}: {error}. This was not foreseen; the same call in Python shows where"
+            raise _failed(command, unforeseen) from None
+
+
+def _is_lost_connection(error: Exception, scheduler: str | None) -> bool:
+    if type(error).__module__.startswith("distributed."):
+        return True
+    return isinstance(error, OSError) and scheduler is not None and scheduler in str(error)
 
 
 def _progress(study: "Study", again: str) -> str:

@@ -1,7 +1,20 @@
-"""The shared half of every "no such name" message. Knows nothing; costs nothing."""
+"""What messages are made of: near names, values and texts cut short, and no control characters. Knows nothing; costs nothing."""
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
+
+LONGEST = 200
+"""Characters of a value that a message repeats."""
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxstring = LONGEST
+_REPR.maxother = LONGEST
+
+# what steers a terminal, turns text round, or cannot be encoded, but for the line's end
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def unknown(kind: str, name: object, known: Iterable[str], *, every: bool = True) -> str:
@@ -14,7 +27,35 @@ def unknown(kind: str, name: object, known: Iterable[str], *, every: bool = True
     """
     known = list(known)
     lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=2, cutoff=0.6)
+    asked = name[:LONGEST] if isinstance(name, str) else short(name)
+    close = difflib.get_close_matches(asked.lower(), lower, n=2, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(lower[k]) for k in close)}?" if close else ""
-    shown = ", ".join(known[:40]) + (", …" if len(known) > 40 else "")
-    return f"no {kind} {name!r}{hint} ({f'all {len(known)}' if every else 'for example'}: {shown})"
+    shown = cut(", ".join(known[:40]) + (", …" if len(known) > 40 else ""), 20 * LONGEST)
+    return f"no {kind} {short(name)}{hint} ({f'all {len(known)}' if every else 'for example'}: {shown})"
+
+
+def short(value: object) -> str:
+    """What `repr` says of a value, of at most `LONGEST` characters; what is left out is not looked at.
+
+    >>> short("C4"), short(list(range(1000)))
+    ("'C4'", '[0, 1, 2, 3, 4, 5, ...]')
+    """
+    return cut(_REPR.repr(value), LONGEST)
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or as much of its beginning as fits.
+
+    >>> cut("abc", 3), cut("abcd", 3)
+    ('abc', 'ab…')
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def printable(text: str) -> str:
+    r"""The text with its control characters written out, so that a terminal shows them and does not obey.
+
+    >>> print(printable("\x1b]0;title\x07 \u202etxt.exe"))
+    \x1b]0;title\x07 \u202etxt.exe
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)

@@ -12,14 +12,15 @@ PACKAGE = Path(__file__).parents[1] / "eedkit"
 UPSTREAM = {
     "theory": set(),
     "results": set(),
+    "store": {"results"},
     "probe": {"theory"},
     "lab": {"theory"},
-    "study": {"theory", "probe", "lab", "results"},
-    "report": {"theory", "probe", "lab", "results", "study"},
-    "cli": {"theory", "probe", "lab", "results", "study", "report"},
+    "study": {"theory", "probe", "lab", "results", "store"},
+    "report": {"theory", "probe", "lab", "results", "store", "study"},
+    "cli": {"theory", "probe", "lab", "results", "store", "study", "report"},
     "__main__": {"cli"},
 }
-"""Which parts each part may import, beside itself and `errors`; probe/dataset.py may also import results."""
+"""Which parts each part may import, beside itself, `errors` and `pictures`; probe/dataset.py may also import results."""
 
 
 def imports(source, package):
@@ -56,14 +57,14 @@ def modules():
 
 MODULES = dict(modules())
 LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "plots": "report", "verdicts": "results",
-        "open": "results", "compare": "results", "concat": "results", "summarise": "results", "Study": "study",
+        "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 
 
 def parts_imported(names):
     """Which parts of the package these names come from; a name that `eedkit` itself hands out counts as its home."""
     second = {name.split(".")[1] for name in names if name.startswith("eedkit.")}
-    return {LAZY.get(part, part) for part in second} - {"errors", "__version__"}
+    return {LAZY.get(part, part) for part in second} - {"errors", "pictures", "__version__"}
 
 
 def test_there_is_something_to_check():
@@ -71,7 +72,7 @@ def test_there_is_something_to_check():
     assert "eedkit.theory" in MODULES["probe/accumulate.py"]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m not in ("__init__.py", "errors.py")])
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in ("__init__.py", "errors.py", "pictures.py")])
 def test_imports_go_one_way(module):
     part = module.split("/")[0].removesuffix(".py")
     allowed = UPSTREAM[part] | {part} | ({"results"} if module == "probe/dataset.py" else set())
@@ -83,19 +84,22 @@ def test_the_check_sees_relative_lazy_and_attribute_imports():
     assert parts_imported(imports(source, "eedkit.probe")) == {"report", "lab", "study"}
 
 
-def test_errors_stands_alone():
-    assert not parts_imported(MODULES["errors.py"])
+@pytest.mark.parametrize("module", ["errors.py", "pictures.py"])
+def test_what_all_parts_may_import_stands_alone(module):
+    assert not parts_imported(MODULES[module])
 
 
 def third_party(module):
     return {name.split(".")[0] for name in MODULES[module]} - {"eedkit"} - set(sys.stdlib_module_names)
 
 
-def test_theory_knows_torch_alone_and_results_never_torch():
+def test_theory_knows_only_torch_and_results_never_torch():
     theory = set().union(*(third_party(m) for m in MODULES if m.startswith("theory/")))
     results = set().union(*(third_party(m) for m in MODULES if m.startswith("results/")))
+    store = set().union(*(third_party(m) for m in MODULES if m.startswith("store/")))
     assert theory <= {"torch", "lazy_loader"}
     assert not results & {"torch", "torchvision", "timm"}
+    assert not store & {"torch", "torchvision", "timm"}
 
 
 def test_tensors_become_labels_in_one_module_alone():

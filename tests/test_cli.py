@@ -4,6 +4,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
@@ -11,7 +13,7 @@ import eedkit as ek
 from eedkit.cli import app
 from eedkit.lab import images, models
 from eedkit.report import notebooks
-from eedkit.study import engine
+from eedkit.study import workers
 
 
 @pytest.fixture
@@ -79,6 +81,47 @@ def test_help_is_light_and_shows_an_example(words):
     assert "heavy: []" in result.stdout
 
 
+EVIL = "\x1b]0;owned\x07\udce9"
+BOMB = "[&a [1,1,1,1,1,1,1,1,1]" + "".join(f", &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abc", "bcd", strict=True)) + "]"  # fmt: skip
+
+
+def test_aliases_in_a_parameter_are_refused_at_once(home, tmp_path):
+    result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), "-p", f"sizes={BOMB}"])
+    assert result.exit_code == 2
+    assert "aliases such as *name are not read here" in result.stderr
+    (home / "profiles" / "quick.yaml").write_text(f"00_check: {{sizes: {BOMB}}}")
+    result = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "aliases such as *name are not read here" in result.stderr
+
+
+def test_a_report_that_cannot_be_written_exits_2(home, tmp_path):
+    (tmp_path / "file").write_text("dear")
+    result = run("report", "--out", tmp_path / "file")
+    assert result.exit_code == 2
+    assert "eedkit report: [Errno 20] Not a directory" in result.stderr
+
+
+def test_errors_show_control_characters_and_stand_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(ek.Study, "status", lambda study: raises(ValueError(f"no {EVIL}\n  of them\n" + "x" * 10**6)))
+    result = run("study", "status", write(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("eedkit study status: no \\x1b]0;owned\\x07\\udce9 of them xxx")
+    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr) < 1100
+
+
+def test_what_nobody_foresaw_ends_without_a_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(ek.Study, "status", lambda study: raises(KeyError("odd")))
+    result = run("study", "status", write(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("eedkit study status: KeyError: 'odd'. This was not foreseen")
+
+
+def raises(error):
+    raise error
+
+
 def test_module_and_command_without_arguments_show_help():
     result = subprocess.run([sys.executable, "-m", "eedkit"], capture_output=True, text=True)
     assert "report" in result.stdout + result.stderr
@@ -90,11 +133,11 @@ DATA = "digits/test?n=20"
 
 
 def write(folder: Path, *extra: str, models=(A, B), groups=("C4", "D4")) -> Path:
-    """A study's file; its store is `a.zarr` beside it."""
+    """A study's file; its store is `a` beside it."""
     lists = {"models": models, "data": [DATA], "groups": groups}
     lines = [line for key, specs in lists.items() for line in (f"{key}:", *(f"  - {spec}" for spec in specs))]
     file = folder / "study.yaml"
-    file.write_text("\n".join([*lines, f"store: {folder / 'a.zarr'}", *extra]))
+    file.write_text("\n".join([*lines, f"store: {folder / 'a'}", *extra]))
     return file
 
 
@@ -114,7 +157,7 @@ def done(tmp_path_factory) -> Path:
     file = write(tmp_path_factory.mktemp("study"), "metrics: [channelwise, latent, softmax, softmax_js]")
     result = run("study", "run", file, "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == f'4 of 4 cells done, 0 failed. Open: ek.open("{file.parent / "a.zarr"}")\n'
+    assert result.stdout == f'4 of 4 cells done, 0 failed. Open: ek.open("{file.parent / "a"}")\n'
     return file
 
 
@@ -175,9 +218,20 @@ def test_a_failing_model_is_listed_and_the_others_are_done(tmp_path):
     assert after.exit_code == 1
     assert "2 cells: 1 done, 1 failed. 1 of 2 blocks are done." in after.stdout
     assert "must hold the state dict" in after.stdout
-    figures = run("figures", tmp_path / "a.zarr", "--out", tmp_path / "out", "--format", "png")
+    figures = run("figures", tmp_path / "a", "--out", tmp_path / "out", "--format", "png")
     assert figures.exit_code == 0
     assert "Note: 1 of 2 cells are not finished" in figures.stderr
+
+
+def test_long_reasons_are_cut_and_escaped_where_they_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_: raises(ValueError(f"{EVIL} " + "no " * 10**6)))
+    file = write(tmp_path, models=[A], groups=["C4"])
+    listed = run("study", "run", file, "--quiet")
+    table = run("study", "status", file)
+    for output in (listed.stderr, table.stdout):
+        assert r"ValueError: \x1b]0;owned\x07" in output
+        assert "\x1b" not in output
+        assert len(output) < 3000
 
 
 def test_where_all_models_fail_there_is_nothing_to_open(tmp_path, monkeypatch):
@@ -189,24 +243,24 @@ def test_where_all_models_fail_there_is_nothing_to_open(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch):
-    file, compute, computed = write(tmp_path), engine.compute, []
+    file, compute, computed = write(tmp_path), workers.compute, []
 
-    def interrupted(task, *rest):
+    def interrupted(work, *rest):
         if len(computed) == 1:
             raise KeyboardInterrupt
-        computed.append(task)
-        return compute(task, *rest)
+        computed.append(work)
+        return compute(work, *rest)
 
-    monkeypatch.setattr(engine, "compute", interrupted)
+    monkeypatch.setattr(workers, "compute", interrupted)
     result = run("study", "run", file, "--quiet")
     assert result.exit_code == 130
     assert result.stdout == ""
     said = f"Stopped: 1 of 4 blocks are done and stay. The same command goes on from there: eedkit study run {file}"
     assert result.stderr.strip() == said
     assert "4 cells: 1 done, 3 unfinished. 1 of 4 blocks are done." in run("study", "status", file).stdout
-    monkeypatch.setattr(engine, "compute", lambda task, *rest: computed.append(task) or compute(task, *rest))
+    monkeypatch.setattr(workers, "compute", lambda work, *rest: computed.append(work) or compute(work, *rest))
     assert run("study", "run", file, "--quiet").exit_code == 0
-    assert len({(task.cell, task.block) for task in computed}) == len(computed) == 4
+    assert len({(work.cell, work.block) for work in computed}) == len(computed) == 4
 
 
 @pytest.mark.parametrize(
@@ -214,8 +268,8 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch):
     [
         ("modles: [a]", "no key 'modles'; did you mean 'models'?"),
         ("models: [", "is not YAML"),
-        ("models: ['recipe:plian']\ndata: [digits/test]\ngroups: [C4]\nstore: a.zarr", "did you mean 'plain'?"),
-        ("models: ['recipe:plain']\ndata: [digits/test]\ngroups: [Q4]\nstore: a.zarr", "Q4"),
+        ("models: ['recipe:plian']\ndata: [digits/test]\ngroups: [C4]\nstore: a", "did you mean 'plain'?"),
+        ("models: ['recipe:plain']\ndata: [digits/test]\ngroups: [Q4]\nstore: a", "Q4"),
         ("models: ['recipe:plain']", "no data and no groups and no store"),
     ],
 )
@@ -239,13 +293,13 @@ def test_a_study_that_is_not_there_or_no_file_exits_2(tmp_path, command):
         assert message in " ".join(result.stderr.split())
 
 
-def test_run_exits_2_on_images_that_are_not_there_before_it_begins(tmp_path):
+def test_run_exits_2_on_images_that_are_not_there(tmp_path):
     file = write(tmp_path)
     file.write_text(file.read_text().replace(DATA, "digits/tset"))
     result = run("study", "run", file)
     assert result.exit_code == 2
     assert "did you mean 'digits/test'" in result.stderr
-    assert not (tmp_path / "a.zarr").exists()
+    assert not (tmp_path / "a").exists()
 
 
 def test_run_exits_2_without_a_scheduler_at_the_address(tmp_path, monkeypatch):
@@ -262,6 +316,30 @@ def test_run_exits_2_without_a_scheduler_at_the_address(tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert "no Dask scheduler answers at tcp://127.0.0.1:1 (timed out)" in result.stderr
     assert asked == ["tcp://127.0.0.1:1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FutureCancelledError("compute-1", "scheduler-connection-lost"),
+        CommClosedError("in <TCP>: Stream is closed"),
+        OSError("Timed out trying to connect to tcp://127.0.0.1:1 after 10 s"),
+    ],
+)
+def test_a_killed_scheduler_ends_with_the_command_that_goes_on(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(ek.Study, "run", lambda study, **options: raises(error))
+    file = write(tmp_path)
+    result = run("study", "run", file, "--scheduler", "tcp://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "no connection to the Dask scheduler" in result.stderr
+    again = f"The same command goes on from there: eedkit study run {file} --scheduler tcp://127.0.0.1:1\n"
+    assert result.stderr.endswith(again)
+
+
+def test_another_lost_connection_is_not_the_schedulers(tmp_path, monkeypatch):
+    monkeypatch.setattr(ek.Study, "run", lambda study, **options: raises(ConnectionError("no hub")))
+    result = run("study", "run", write(tmp_path), "--scheduler", "tcp://127.0.0.1:1")
+    assert (result.exit_code, result.stderr) == (2, "eedkit study run: no hub\n")
 
 
 def test_run_takes_workers_or_a_scheduler(tmp_path, monkeypatch):
@@ -283,12 +361,12 @@ def test_run_takes_workers_or_a_scheduler(tmp_path, monkeypatch):
 
 
 def test_run_exits_1_where_the_store_is_something_else(tmp_path):
-    (tmp_path / "a.zarr").mkdir()
-    (tmp_path / "a.zarr" / "letter.txt").write_text("dear")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "letter.txt").write_text("dear")
     result = run("study", "run", write(tmp_path))
     assert result.exit_code == 1
     assert "is no store of a study" in result.stderr
-    assert (tmp_path / "a.zarr" / "letter.txt").read_text() == "dear"
+    assert (tmp_path / "a" / "letter.txt").read_text() == "dear"
 
 
 def test_run_exits_1_on_another_study_under_the_same_names(done):
@@ -301,7 +379,7 @@ def test_run_exits_1_on_another_study_under_the_same_names(done):
 
 
 def test_figures_of_a_study_by_data_set_and_group(done, tmp_path):
-    result = run("figures", done.parent / "a.zarr", "--out", tmp_path, "--format", "svg", "--format", "pdf")
+    result = run("figures", done.parent / "a", "--out", tmp_path, "--format", "svg", "--format", "pdf")
     assert (result.exit_code, result.stderr) == (0, "")
     stems = {file.relative_to(tmp_path).with_suffix("").as_posix() for file in tmp_path.rglob("*.*")}
     whats = ["depth_profile_latent", "relative_profile_channelwise", "calibration_softmax", "class_heatmap_softmax_js"]
@@ -315,7 +393,7 @@ def test_figures_of_a_study_by_data_set_and_group(done, tmp_path):
 
 
 def test_figures_of_one_group_stand_in_the_folder_itself(done, tmp_path):
-    store = done.parent / "a.zarr"
+    store = done.parent / "a"
     result = run(
         "figures", store, "--out", tmp_path, "--format", "png", "--data", DATA, "--group", "D4", "--by", "model"
     )
@@ -334,22 +412,22 @@ def test_figures_of_one_group_stand_in_the_folder_itself(done, tmp_path):
     ],
 )
 def test_figures_exit_2_on_what_is_not_there(done, tmp_path, arguments, message):
-    result = run("figures", done.parent / "a.zarr", "--out", tmp_path / "out", *arguments)
+    result = run("figures", done.parent / "a", "--out", tmp_path / "out", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_figures_need_a_store_with_something_done(tmp_path, monkeypatch):
-    assert run("figures", tmp_path / "none.zarr").exit_code == 2
+    assert run("figures", tmp_path / "none").exit_code == 2
     (tmp_path / "empty").mkdir()
     result = run("figures", tmp_path / "empty")
     assert result.exit_code == 2
-    assert "is no Zarr store" in result.stderr
+    assert "no store at" in result.stderr
     file = write(tmp_path)
     monkeypatch.setattr(models, "load", lambda *_: 1 / 0)
     run("study", "run", file, "--quiet")
-    result = run("figures", tmp_path / "a.zarr")
+    result = run("figures", tmp_path / "a")
     assert result.exit_code == 1
     assert "nothing is done yet" in result.stderr
 
@@ -404,6 +482,19 @@ def test_measure_passes_its_options_on(monkeypatch):
     assert "measured without a null" in result.stdout
 
 
+@pytest.mark.parametrize(("option", "expected"), [((), "blocks.2"), (("--layers", "all"), "all")])
+def test_measure_takes_layers_from_the_spec(monkeypatch, option, expected):
+    given = []
+
+    def seen(*_, layers, **__):
+        given.append(layers)
+        raise RuntimeError
+
+    monkeypatch.setattr(ek, "measure", seen)
+    run("measure", f"{A}&layers=blocks.2", DATA, "--group", "flip", *option)
+    assert given == [expected]
+
+
 def test_measure_takes_a_models_own_preprocessing(tmp_path):
     model, data = "torchvision:squeezenet1_1?seed=0", "digits/test?n=2"
     loaded = models.load(model)
@@ -432,6 +523,13 @@ def test_measure_exits_2_on_what_is_not_there(arguments, message):
     result = run("measure", *arguments, "--quiet")
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_measure_looks_for_the_images_before_it_makes_a_model(monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("the model was made"))
+    result = run("measure", A, "photos/", "--group", "C4", "--quiet")
+    assert result.exit_code == 2
+    assert "no bundled images, folder or file 'photos/'" in result.stderr
 
 
 def test_measure_exits_1_where_the_model_fails_and_130_on_ctrl_c(tmp_path, monkeypatch):
@@ -470,5 +568,5 @@ def test_the_study_in_the_help_works(tmp_path, monkeypatch):
     (tmp_path / "first.yaml").write_text("\n".join(line[6:] for line in lines[start : end + 1]))
     study = ek.Study.from_yaml("first.yaml")
     assert list(study.models) == ["recipe:plain?seed=0", "recipe:augmented?seed=0"]
-    assert study.store == str(tmp_path / "runs" / "first.zarr")
+    assert study.store == str(tmp_path / "runs" / "first")
     assert run("study", "plan", "first.yaml").exit_code == 0

@@ -5,6 +5,8 @@ Must not know models, groups or metrics. Costs one compressed copy of a parquet 
 
 import hashlib
 import io
+import os
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eedkit.errors import unknown
 from eedkit.lab import specs
+from eedkit.pictures import opaque
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +30,9 @@ BUNDLED = (
     *("patches/train", "patches/test", "faces/test"),
 )
 """What `load` takes without a path or the network; the cards under `data/` tell what is in each."""
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What image files may hold, whatever they are called: for others Pillow may start another program."""
 
 OPTIONS = dict.fromkeys(("size", "channels", "n", "seed"), int) | {"shift": str, "severity": int}
 """What may stand in a spec of images, "digits/test?n=100"."""
@@ -53,12 +59,15 @@ def load(
     spec : one of `BUNDLED` ("digits/test"), a folder of class folders, a parquet file, or "hub:owner/name/split"; all but
         transform may stand in it: "digits/test?n=100&shift=blur&severity=3"
     size : resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is
-    channels : 1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency is dropped
+    channels : 1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white
     n : a subset of n images in which each class has its share (to within one image), drawn with `seed`; with the same
         seed a smaller subset is part of a larger one
     seed : seed of that draw and, together with an image's id, of its shift; None: 0
     shift, severity : a key of `shifts.SHIFTS` and 1 (mild) to 5 (strong): corrupts every image, before any transform
     transform : from the upright image in RGB to the float tensor (C, H, W) that a model wants, in place of size and channels
+
+    The classes of a folder are its folders by name, numbered as torchvision's ImageFolder numbers them; one without images
+    keeps its number. What is hidden is skipped.
 
     Ids are those of the `id` column; otherwise "class/file" in a folder, else name and row number. Images without any
     label have label -1. For labels without decoding any image: `load(...).select_columns("label")["label"]`.
@@ -67,7 +76,7 @@ def load(
     ------
     ValueError
         Nothing of that name here, columns that are not images, more images asked for than there are, options that are
-        unknown or contradict each other; when an image is asked for, a file that cannot be read.
+        unknown or contradict each other; when an image is asked for, a file that cannot be read or is of none of `FORMATS`.
     ConnectionError
         A hub repository that is neither reachable nor cached; says which file to put where.
 
@@ -156,11 +165,12 @@ def source(dataset: "Dataset") -> str:
     """
     digest = hashlib.sha256()
     for row in dataset.with_format(None):
-        content = row["image"]["bytes"]
+        file = row["image"] or {"bytes": b"", "path": None}
+        content = file["bytes"]
         try:
-            content = Path(row["image"]["path"]).read_bytes() if content is None else content
+            content = Path(file["path"]).read_bytes() if content is None else content
         except OSError:
-            content = Path(row["image"]["path"]).name.encode()
+            content = Path(file["path"]).name.encode()
         digest.update(repr((str(row["id"]), row["label"], len(content))).encode() + content)
     return digest.hexdigest()[:16]
 
@@ -170,10 +180,10 @@ def _open(spec: str) -> "Dataset":
         return _parquet(_data() / f"{spec}.parquet")
     if spec.startswith("hub:"):
         return _hub(spec)
-    path = Path(spec).expanduser().absolute()
-    if path.is_dir():
+    path = Path(os.path.expanduser(spec)).absolute()
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         return _folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _parquet(path)
     raise ValueError(
         f"{unknown('bundled images, folder or file', spec, BUNDLED)}; "
@@ -200,29 +210,50 @@ def _parquet(path: Path) -> "Dataset":
 
 
 def _folder(path: Path) -> "Dataset":
+    """Classes have the names and numbers that torchvision's ImageFolder gives them; what is hidden is skipped."""
     import datasets
 
     known = Image.registered_extensions()
-    files = sorted(f for f in path.glob("*/*") if f.suffix.lower() in known and not f.name.startswith("."))
-    if not files:
-        raise ValueError(f"{path} must hold a folder for each class, with images in it; found none")
-    classes = sorted({file.parent.name for file in files})
+    classes: list[str] = []
+    files: list[Path] = []
+    for folder, inner_folders, names in os.walk(path, onerror=_raise, followlinks=True):
+        inner_folders[:] = sorted(name for name in inner_folders if not name.startswith("."))
+        place = Path(folder).relative_to(path)
+        if place == Path():
+            classes = inner_folders
+        for name in sorted(names):
+            if Path(name).suffix.lower() in known and not name.startswith("."):
+                files.append(place / name)
+    misplaced = [file for file in files if len(file.parts) != 2]
+    if misplaced or not files:
+        found = misplaced[0] if misplaced else "none"
+        raise ValueError(f"{path} must hold a folder for each class, with all images directly in these; found {found}")
     columns = {
-        "image": [str(file) for file in files],
-        "label": [classes.index(file.parent.name) for file in files],
-        "id": [f"{file.parent.name}/{file.name}" for file in files],
+        "image": [str(path / file) for file in files],
+        "label": [classes.index(file.parts[0]) for file in files],
+        "id": [file.as_posix() for file in files],
     }
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes), "id": datasets.Value("string")}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    try:
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"file names must be UTF-8, got {os.fsencode(error.object)}; rename it") from None
+
+
+def _raise(error: OSError) -> None:
+    """For `os.walk`, which leaves out what it may not read."""
+    raise error
 
 
 def _hub(spec: str) -> "Dataset":
     import datasets
+    from huggingface_hub.utils import validate_repo_id
 
     parts = spec.removeprefix("hub:").split("/")
     if len(parts) != 3 or not all(parts):
         raise ValueError(f"a repository of the hub is spelled 'hub:owner/name/split', got {spec!r}")
     owner, name, split = parts
+    validate_repo_id(f"{owner}/{name}")
     try:
         return datasets.load_dataset(f"{owner}/{name}", split=split)
     except ConnectionError as error:
@@ -282,15 +313,9 @@ def _decode(rows: dict, *, options: dict[str, Any], transform: Callable | None) 
     return rows
 
 
-def _tensor(file: dict, name: str, options: dict[str, Any], transform: Callable | None) -> torch.Tensor:
-    """One image file, encoded or by path, upright and in 8 bits, as `load` gives it."""
-    place, opened = (name, io.BytesIO(file["bytes"])) if file["bytes"] is not None else (file["path"], file["path"])
-    try:
-        image = ImageOps.exif_transpose(Image.open(opened))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot read the image {place}: {error}") from error
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{place} has pixels of mode {image.mode}; convert it to 8 bits per channel first")
+def _tensor(file: dict | None, name: str, options: dict[str, Any], transform: Callable | None) -> torch.Tensor:
+    """One image file, encoded or by path, as `load` gives it."""
+    image = _opened(file, name)
     if transform is None:
         return _pixels(image, name, options)
     image = image.convert("RGB")
@@ -303,10 +328,30 @@ def _tensor(file: dict, name: str, options: dict[str, Any], transform: Callable 
     return made
 
 
+def _opened(file: dict | None, name: str) -> Image.Image:
+    """The image in a file, upright, without transparency and in 8 bits; ValueError with the file's name for any other."""
+    if file is None:
+        raise ValueError(f"there is no image {name}")
+    place = file["path"] or name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]), formats=FORMATS)
+        with opened:
+            image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"it has pixels of mode {image.mode}; convert it to 8 bits per channel first")
+        return opaque(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot read the image {place}: it is none of {', '.join(FORMATS)}; convert it") from None
+    except Exception as error:  # broken files raise nearly anything
+        raise ValueError(f"cannot read the image {place}: {error}") from error
+
+
 def _pixels(image: Image.Image, name: str, options: dict[str, Any]) -> torch.Tensor:
     """An image of that id as float32 (C, H, W) in [0, 1], shifted."""
     size, channels = options["size"], options["channels"]
-    grey = channels == 1 or (channels is None and image.mode in ("1", "L", "LA"))
+    grey = channels == 1 or (channels is None and image.mode == "L")
     image = image.convert("L" if grey else "RGB")
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

@@ -5,22 +5,24 @@ Must not know actions or metrics. Reading a spec costs nothing; `load` may train
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from eedkit.errors import unknown
 from eedkit.lab import specs, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.training import Recipe
-from eedkit.lab.weights import CONVERT, fetching, fill, seeded
+from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, seeded
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Loaded:
     size, channels : of its images
     transform : its own preprocessing, from an RGB image to a normalised (3, H, W); None: in [0, 1], resized to `size`
     head : path of the classifier; None: for `measure` to find
+    layers : "blocks", "all" or a regular expression, as in `measure`; None: those of the study
+    source : what `source` gives for the weights that were loaded; None without weights
     """
 
     model: nn.Module
@@ -39,6 +43,8 @@ class Loaded:
     channels: int | None = None
     transform: Callable[[Image.Image], Tensor] | None = None
     head: str | None = None
+    layers: str | None = None
+    source: str | None = None
 
     @property
     def wants(self) -> dict[str, Any]:
@@ -65,6 +71,8 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     * `file:<path>?model=<spec>&classes=10`: a state dict (.safetensors, .pt, .pth) for the architecture, the number of
       classes and the preprocessing of another spec; a file from the cache of `training` needs no `model=`
 
+    All of them take `head=` and `layers=` for what `measure` is to do with that model: "…?head=classifier.1&layers=all".
+
     Parameters
     ----------
     weights : False builds the same architecture with random weights: nothing is trained, downloaded or read from files
@@ -72,7 +80,7 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     Raises
     ------
     ValueError
-        A spec that `check` refuses, or a file that does not fit its model.
+        A spec that `check` refuses, a head that the model does not have, or a file that does not fit its model.
     ConnectionError
         Named weights that are neither reachable nor cached; says which file to put where.
 
@@ -80,7 +88,9 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     >>> loaded.size, loaded.channels, loaded.head, loaded.model.training
     (17, 1, 'head', False)
     """
-    return _resolve(spec).load(weights, None)
+    origin = _resolve(spec)
+    loaded = origin.load(weights, None)
+    return replace(loaded, source=origin.source()) if weights else loaded
 
 
 def pool(
@@ -141,7 +151,8 @@ def curves(specs: Sequence[str]) -> pd.DataFrame:
 def source(spec: str) -> str:
     """Checksum of where a model's weights come from, without making or loading them.
 
-    Of a recipe: its fields, seed and images; of named weights: their address; of a file: its content and architecture.
+    Of a recipe: its fields, seed and images; of named weights: their address; of a file: its content and architecture; and
+    the spec's own `head` and `layers`.
 
     >>> source("recipe:plain?seed=1") == source("recipe:plain?seed=1&group=D4") != source("recipe:plain?seed=2")
     True
@@ -165,9 +176,26 @@ def _resolve(spec: str) -> _Origin:
         raise ValueError(f"a model is spelled 'kind:name?key=value', of kind {', '.join(_KINDS)}; got {spec!r}")
     if kind not in _KINDS:
         raise ValueError(unknown("kind of model", kind, _KINDS))
-    options, origin = _KINDS[kind]
-    name, given = specs.parse(spec, options)
-    return origin(name.removeprefix(f"{kind}:"), **given)
+    options, make = _KINDS[kind]
+    name, given = specs.parse(spec, {**options, "head": str, "layers": re.compile})
+    if not 0 <= given.get("seed", 0) < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2**63, got {given['seed']}")
+    head = given.pop("head", None)
+    layers = given.pop("layers").pattern if "layers" in given else None
+    origin = make(name.removeprefix(f"{kind}:"), **given)
+    if head is None and layers is None:
+        return origin
+
+    def load(filled: bool, classes: int | None) -> Loaded:
+        loaded = origin.load(False, classes)
+        paths = [path for path, _ in loaded.model.named_modules() if path]
+        if head is not None and head not in paths:
+            raise ValueError(unknown("module to be the head", head, paths))
+        if filled:  # only now, since it may train or download
+            loaded = origin.load(True, classes)
+        return replace(loaded, head=head or loaded.head, layers=layers or loaded.layers)
+
+    return replace(origin, load=load, source=lambda: _digest(origin.source(), head, layers))
 
 
 def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Origin:
@@ -177,6 +205,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
     if not known[name].epochs:
         changes.pop("epochs", None)  # random weights stay random
     recipe = replace(known[name], **changes)
+    training.check(recipe)
 
     def load(filled: bool, classes: int | None) -> Loaded:
         if filled:
@@ -251,6 +280,8 @@ def _timm(name: str, seed: int | None = None) -> _Origin:
     def load(filled: bool, classes: int | None) -> Loaded:
         instead = f"save its model.safetensors here and use 'file:model.safetensors?model=timm:{name}'"
         with seeded(seed), fetching(named and (named.hf_hub_id or named.url), instead):
+            if named and named.hf_hub_id and filled:
+                ask_hub_once(named.hf_hub_id)
             options = {"num_classes": classes} if classes else {}
             model = timm.create_model(name, pretrained=bool(named and filled), **options)
         config = timm.data.resolve_model_data_config(model)
@@ -270,24 +301,22 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> _O
     if classes is not None and classes < 1:
         raise ValueError(f"classes must be at least 1, got {classes}")
     build = _resolve(model).load if model else _of_cache_file(path)
+    read = cache(path.read_bytes)  # once, so that the checksum is that of the weights that are loaded
 
     def load(filled: bool, many: int | None) -> Loaded:
         built = build(False, many or classes)
         if filled:
-            fill(built.model, path)
+            fill(built.model, path, read())
         return built
 
     def source() -> str:
-        with path.open("rb") as content:
-            return _digest("file", hashlib.file_digest(content, "sha256").hexdigest(), model, classes)
+        return _digest("file", hashlib.sha256(read()).hexdigest(), model, classes)
 
     return _Origin(load, source)
 
 
 def _of_cache_file(path: Path) -> Callable[[bool, int | None], Loaded]:
     """How to build the bare network of a file from the cache of `training`, whose header tells the recipe."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as held:
             told = {name: json.loads(held.metadata()[name]) for name in Recipe.__dataclass_fields__}

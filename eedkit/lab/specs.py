@@ -1,5 +1,6 @@
 """Spec strings, "name?key=value&key=value", as models and images are named in a study. Opens neither; costs nothing."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -32,6 +33,7 @@ def integers(text: str) -> tuple[int, ...]:
 EXPECTED = {
     **{int: "a whole number", float: "a number", str: "a text", boolean: "true or false"},
     integers: "whole numbers such as 16,32",
+    re.compile: "a regular expression",
 }
 """The converters of `parse`, and what a message says that each expects."""
 
@@ -67,7 +69,7 @@ def parse(spec: str, options: Mapping[str, Callable[[str], Any]]) -> tuple[str, 
             raise ValueError(f"option {key!r} is given twice in {spec!r}; keep one")
         try:
             found[key] = options[key](text)
-        except ValueError:
+        except (ValueError, re.error):
             found[key] = None
         if not text or found[key] is None:
             raise ValueError(f"option {key!r} must be {EXPECTED[options[key]]}, got {text!r} in {spec!r}")

@@ -5,9 +5,11 @@ Knows networks and images, never metrics or results. A recipe on the digits trai
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,13 +18,16 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab.fitting import fit
 from eedkit.lab.networks import WIDTHS, GroupCNN
-from eedkit.lab.objectives import OBJECTIVES, probe
+from eedkit.lab.objectives import OBJECTIVES, Turns, probe
+from eedkit.lab.weights import seeded
 from eedkit.theory import actions
 
 VERSION = 3
@@ -65,8 +70,10 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"a recipe's {name} must be a whole number from {least}, got {value!r}")
-        if not self.widths:
-            raise ValueError("a recipe's widths must list at least one block")
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"a recipe's rate must be a number above 0, got {self.rate!r}")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"a recipe's widths must list at least one block, each from 1, got {self.widths!r}")
 
 
 @lru_cache
@@ -95,10 +102,32 @@ def recipes(group: str = "C4") -> Mapping[str, Recipe]:
     )
 
 
+def check(recipe: Recipe) -> None:
+    """Raise ValueError where a recipe could not be trained: a group that cannot move its filters or images, for one.
+
+    >>> check(Recipe(augment="shift4"))
+    Traceback (most recent call last):
+    ValueError: ...
+    """
+    for data in {recipe.data, recipe.start} - {"", "same"}:
+        lab_images.check(data, size=recipe.size)
+    if recipe.batch_size == 1 and recipe.method in ("simclr", "barlow_twins"):
+        raise ValueError(f"{recipe.method} compares the images of a batch, so batch_size must be at least 2, got 1")
+    augment = actions.spatial(recipe.augment)
+    for element in range(augment.group.order):
+        augment(element, torch.zeros(1, 1, recipe.size, recipe.size))
+    with seeded(0):
+        network = GroupCNN(recipe.group, classes=1, widths=(1,))
+        if recipe.method == "turns":
+            Turns(network, augment)
+
+
 def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, progress: bool = False) -> GroupCNN:
     """The network of a recipe and a seed, in eval mode; trained once, then read from `cache`.
 
-    The same recipe, seed, data and machine give the same weights. The random state of the process is left as found.
+    The same recipe, seed, data and machine give the same weights. The random state of the process is left as found. Cached
+    weights are used only if they are, bit for bit, those that were trained from this recipe and seed; otherwise, and where
+    the cache cannot be written, a warning says so, and the network is trained.
 
     Parameters
     ----------
@@ -108,12 +137,22 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
     >>> net.training
     False
     """
+    check(recipe)
     images = _images(recipe.data, recipe.size)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        if recipe.epochs:
+            about = _about(recipe, seed, images)
+            path = cache_folder(cache) / f"{_digest(about)}.safetensors"
+            cached = _network(recipe, images).eval()
+            if _read(cached, path):
+                return cached
+        # drawn anew: a file that does not fit has filled a part of the network before it is refused
         torch.manual_seed(seed)
         network = _network(recipe, images)
         if recipe.epochs:
-            _fill(network, images, recipe, seed, cache, progress)
+            about["curves"] = _trained(network, images, recipe, seed, progress)
+            about["train_accuracy"] = _accuracy(network, images)
+            _write(network, path, about)
     return network.eval()
 
 
@@ -140,8 +179,6 @@ def curves(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None) ->
     -------
     columns stage, epoch, loss, accuracy; no rows for random weights
     """
-    from safetensors import SafetensorError, safe_open
-
     kinds = {"stage": str, "epoch": int, "loss": float, "accuracy": float}
     if not recipe.epochs:
         return pd.DataFrame(columns=list(kinds)).astype(kinds)
@@ -201,30 +238,45 @@ def _network(recipe: Recipe, images: _Images) -> GroupCNN:
     return GroupCNN(recipe.group, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
 
 
-def _fill(
-    network: GroupCNN, images: _Images, recipe: Recipe, seed: int, cache: str | Path | None, progress: bool
-) -> None:
-    """Read the trained weights into the network, or train it and write them, with the curves in the file's header."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+def _checksum(network: GroupCNN, path: Path) -> str:
+    """Of the weights together with the fingerprint of recipe and seed, which is the file's name."""
+    return hashlib.sha256(path.stem.encode() + save(network.state_dict())).hexdigest()
 
-    about = _about(recipe, seed, images)
-    path = cache_folder(cache) / f"{_digest(about)}.safetensors"
-    if path.exists():
-        try:
-            network.load_state_dict(load_file(path))
-            return
-        except (SafetensorError, RuntimeError) as error:
-            warnings.warn(f"{path} cannot be read ({error}); training that network again", stacklevel=3)
-    curves = _trained(network, images, recipe, seed, progress)
-    about |= {"torch": torch.__version__, "curves": curves, "train_accuracy": _accuracy(network, images)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def _read(network: GroupCNN, path: Path) -> bool:
+    """Put the cached weights into a network; False where there are none, or, with a warning, not those that were trained."""
+    try:
+        network.load_state_dict(load_file(path))
+        with safe_open(path, "pt") as held:
+            checksum = (held.metadata() or {}).get("checksum")
+        if checksum != json.dumps(_checksum(network, path)):
+            raise ValueError("its weights are not those that were trained from this recipe and seed")
+    except FileNotFoundError:
+        return False
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        warnings.warn(f"{path} cannot be used ({error}); training that network again", stacklevel=3)
+        return False
+    return True
+
+
+def _write(network: GroupCNN, path: Path, about: dict[str, object]) -> None:
+    """Write the weights into the cache, with `about` in the file's header; a warning where that is not possible."""
+    about = {**about, "torch": torch.__version__, "checksum": _checksum(network, path)}
+    header = {key: json.dumps(value) for key, value in about.items()}
     beside = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        save_file(network.state_dict(), beside, metadata={key: json.dumps(value) for key, value in about.items()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(save(network.state_dict(), header))
         beside.replace(path)
+    except OSError as error:
+        warnings.warn(
+            f"cannot keep the trained weights at {path} ({error}), so that the next call will train them again; "
+            "make room there, or set EEDKIT_CACHE to another folder",
+            stacklevel=3,
+        )
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _trained(network: GroupCNN, images: _Images, recipe: Recipe, seed: int, progress: bool) -> list[dict[str, Any]]:

@@ -1,29 +1,35 @@
 """How weights get into a model: drawn with a seed, read from a file or downloaded; never by running a pickle.
 
-Knows files and torch, not which architectures there are. Costs one reading of the file.
+Knows files and torch, not which architectures there are.
 """
 
+import io
 import os
 import pickle
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import nn
 
 CONVERT = "write such a file by safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+TIMEOUT = 10
+"""Seconds without an answer after which a server counts as out of reach."""
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-def fill(model: nn.Module, path: Path) -> None:
-    """Read a state dict into a model, as tensors alone; ValueError where the two do not fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def fill(model: nn.Module, path: Path, content: bytes) -> None:
+    """Put the state dict in a file's content into a model, as tensors alone; ValueError where the two do not fit."""
     try:
-        safe = path.suffix == ".safetensors"
-        model.load_state_dict(load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True))
+        if path.suffix == ".safetensors":
+            state = load(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
     except (SafetensorError, pickle.UnpicklingError, EOFError, TypeError, RuntimeError) as error:
         few = "; ".join(line.strip()[:200] for line in str(error).splitlines()[:5])
         raise ValueError(
@@ -42,13 +48,29 @@ def seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def fetching(what: str | None, instead: str) -> Iterator[None]:
     """Within the block downloads are read as tensors alone, and where there is no network the error says what to do."""
+    from huggingface_hub.errors import HTTPError  # its client's own errors, which are no OSError
+
     before = os.environ.get(_TENSORS_ONLY)
-    os.environ[_TENSORS_ONLY] = "1"  # torchvision downloads by torch.hub, whose own default runs any pickle
+    patience = socket.getdefaulttimeout()
+    # torchvision downloads by torch.hub, whose own default runs any pickle and waits without end
+    os.environ[_TENSORS_ONLY] = "1"
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise ConnectionError(f"cannot fetch {what} ({error}); where there is a network, {instead}") from error
     finally:
+        socket.setdefaulttimeout(patience)
         os.environ.pop(_TENSORS_ONLY, None)
         if before is not None:
             os.environ[_TENSORS_ONLY] = before
+
+
+def ask_hub_once(repository: str) -> None:
+    """Raise where weights are not cached and the hub is out of reach: its client would try for minutes to download them."""
+    import huggingface_hub
+
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str):
+            return
+    huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, "config.json"), timeout=TIMEOUT)

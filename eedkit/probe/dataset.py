@@ -21,7 +21,8 @@ class Measured:
     """What one pass found, by layer in the order of execution and by sample.
 
     `arrays` are (layer, element, sample) or a part of these; `dead` (layer, 2) the dead channels and all of them, summed over
-    samples and elements; `flaws` say by row why samples have no value; `chains` are the numbers of the null's chains.
+    samples and elements; `flaws` say by row why samples have no value, `unread` why images could not be read; `chains` are the
+    numbers of the null's chains; `classes` is how many the model scores.
     """
 
     layers: list[Layer]
@@ -31,8 +32,10 @@ class Measured:
     pair_cosines: dict[str, list[Any]]
     dead: np.ndarray
     flaws: dict[int, str]
+    unread: dict[int, str]
     ids: list
     labels: list
+    classes: int
     chains: list[int]
     head: str
     fingerprint: str
@@ -46,25 +49,33 @@ def dataset(
     name: str,
     weights: str,
     precision: str,
+    label_classes: int,
     about: dict[str, Any],
 ) -> xr.Dataset:
-    """What a pass found as a Dataset of the schema, `about` beside the schema's number as its attributes."""
+    """What a pass found as a Dataset of the schema, `about` beside the schema's number as its attributes.
+
+    `label_classes` is how many classes the images say that their labels count; 0 where they do not say.
+    """
+    unread = [measured.unread.get(row, "") for row in range(len(measured.ids))]
     variables: dict[str, tuple] = {}
     coords: dict[str, Any] = {
         "model": _text([name]),
         "weights": ("model", _text([weights])),
+        "classes": ("model", [measured.classes], {"long_name": "number of classes of the scores, 0 without"}),
         "layer": _text([layer.name for layer in measured.layers]),
-        "element": _text(group.elements),
+        "element": ("element", _text(group.elements), {"identity": group.elements[0]}),
         "sample": _text(measured.ids) if isinstance(measured.ids[0], str) else measured.ids,
         "angle": ("element", list(group.angles), {"units": "degree", "long_name": "rotation, counter-clockwise"}),
         "chain": ("sample", measured.chains, {"long_name": schema.CHAIN}),
+        "flaw": ("sample", _text(unread), {"long_name": "why the image could not be read"}),
     }
     if any(label is not None for label in measured.labels):
         is_text = any(isinstance(label, str) for label in measured.labels)
         # an image that could not be read may have an unknown label
         unknown = "" if is_text else -1
         labels = [unknown if label is None else label for label in measured.labels]
-        coords["label"] = ("sample", _text(labels) if is_text else labels)
+        attrs = {"classes": label_classes} if label_classes else {}
+        coords["label"] = ("sample", _text(labels) if is_text else labels, attrs)
     for metric in metrics:
         dims = schema.DIMS if metric.where != "output" else ("model", "element", "sample")
         attrs = _attributes(metric, measured.reasons[metric.name], precision)

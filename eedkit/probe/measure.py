@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import eedkit
-from eedkit.errors import unknown
+from eedkit.errors import printable, unknown
 from eedkit.probe import accumulate, dataset, matching, samples
 from eedkit.probe import metrics as family
 from eedkit.probe.accumulate import LayerPass, Place
@@ -260,7 +260,7 @@ def measure_block(
         one_pass = Pass(stream, found, options, batch_size=batch_size, device=device)
         if halves is not None:
             one_pass.match(model, *halves, forward)
-        bar = tqdm(total=stream.length, desc=name, unit="image", disable=not progress, leave=False)
+        bar = tqdm(total=stream.length, desc=printable(name), unit="image", disable=not progress, leave=False)
         with bar, tap(model, one_pass.tapped, found.output, one_pass.on_layer):
             for batch in stream.batches(batch_size):
                 one_pass.run(batch, forward)
@@ -278,6 +278,7 @@ def measure_block(
         name=name,
         weights=fingerprint(model),
         precision=options.precision,
+        label_classes=samples.declared_classes(images) if labels is None else 0,
         about=about,
     )
     return values, dataset.states(measured, options.metrics)
@@ -407,6 +408,8 @@ class Pass:
         self.labels: dict[int, Any] = {}
         self.chain_numbers: dict[int, int] = {}
         self.flaws: dict[int, str] = {}
+        self.unread: dict[int, str] = {}
+        self.classes = 0
         self.fingerprint = samples.Fingerprint()
         self.repeats = True
         self.place: Place | None = None
@@ -459,6 +462,7 @@ class Pass:
         given = given.double()
         if self.found.output.kind == "probabilities":
             given = given.clamp_min(torch.finfo(torch.float64).tiny).log()
+        self.classes = given.shape[-1]
         confidence, prediction = family.probabilities(given).max(-1)
         is_finite = self.is_finite[g, rows]
         self.predictions[g, rows] = prediction.int().masked_fill(~is_finite, -1)
@@ -546,7 +550,7 @@ class Pass:
                 self.chain_numbers[sample.row] = batch.first_chain + number
                 self.fingerprint.update(sample)
                 if sample.flaw:
-                    self.flaws[sample.row] = sample.flaw
+                    self.flaws[sample.row] = self.unread[sample.row] = sample.flaw
         for g, place in (~self.is_finite[:, : len(batch.samples)]).nonzero().tolist():
             sample = batch.samples[place]
             element = self.options.action.group.elements[g]
@@ -582,8 +586,10 @@ class Pass:
             pair_cosines=pair_cosines,
             dead=np.array([self.passes[layer].dead.numpy() for layer in self.inner]).reshape(-1, 2),
             flaws=self.flaws,
+            unread=self.unread,
             ids=[self.ids[row] for row in range(n)],
             labels=[self.labels[row] for row in range(n)],
+            classes=self.classes,
             chains=[self.chain_numbers[row] for row in range(n)],
             head=self.found.head,
             fingerprint=str(self.fingerprint),

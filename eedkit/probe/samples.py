@@ -4,6 +4,7 @@ Knows torch and duck types (tensor, DataLoader, Hugging Face or torch data set, 
 Holds one batch and one chain.
 """
 
+import os
 import re
 import warnings
 import zlib
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eedkit.pictures import opaque
 from eedkit.theory.deviation import SHORTEST_CHAIN, chains
 
 IMAGE_KEYS = ("image", "pixel_values", "img")
@@ -282,6 +284,23 @@ def label_list(labels: Any) -> list:
     return values.argmax(1).tolist()
 
 
+def declared_classes(images: Any) -> int:
+    """How many classes a data set says that its labels count, as those of Hugging Face and torchvision do; 0 otherwise.
+
+    >>> from types import SimpleNamespace
+    >>> declared_classes(SimpleNamespace(classes=["cat", "dog"])), declared_classes(torch.rand(2, 3, 8, 8))
+    (2, 0)
+    """
+    while hasattr(images, "dataset"):  # of a DataLoader or a subset
+        images = images.dataset
+    features = getattr(images, "features", None)
+    if isinstance(features, Mapping):
+        counts = [getattr(features[key], "num_classes", 0) for key in LABEL_KEYS if key in features]
+        return counts[0] if counts else 0
+    classes = getattr(images, "classes", None)
+    return len(classes) if isinstance(classes, list | tuple) else 0
+
+
 def _unwrapped(images: Any) -> Any:
     """A tensor for an array or for a mapping that holds one (a BatchFeature, say); TypeError for what holds no images."""
     if isinstance(images, Mapping):
@@ -329,11 +348,14 @@ def _own_id(images: Any, i: int) -> Any:
 
 
 def _name(images: Any, i: int) -> str:
-    """What people call an image that cannot be read: its id, or the path of its file, in a data set that has such a column."""
+    """What people call an image that cannot be read: its id, or the path of its file, in a data set that tells one."""
     columns = getattr(images, "column_names", None) or ()
     try:
         if "id" in columns:
             return str(_own_id(images, i))
+        if hasattr(images, "samples"):  # the paths and classes of a folder as torchvision reads it
+            path, _ = images.samples[i]
+            return os.fspath(path)
         for key in IMAGE_KEYS:
             if key in columns:
                 files = (
@@ -448,23 +470,14 @@ def _channels_first(array: np.ndarray) -> Tensor:
 
 def _from_pil(image: Any) -> Tensor:
     """A PIL image of any mode in [0, 1], grey or colour; what is transparent shows white."""
-    if image.mode.startswith("I"):
-        return torch.from_numpy(np.asarray(image).astype(np.float32)[None] / 65535)
     if image.mode == "F":
         return torch.from_numpy(np.array(image)[None])
-    if "transparency" in image.info and image.mode in ("P", "L", "RGB"):
-        image = image.convert("RGBA")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        has_colour = image.mode not in ("LA", "La")
-        pixels = torch.from_numpy(np.array(image.convert("RGBA"))).movedim(-1, 0) / 255
-        colour, opacity = pixels[:3], pixels[3:]
-        shown = colour * opacity + (1 - opacity)
-        return shown if has_colour else shown[:1]
-    if image.mode == "1":
-        return torch.from_numpy(np.array(image)[None].astype(np.float32))
-    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
-    pixels = np.array(image)
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0).copy()) / 255
+    if image.mode.startswith("I"):
+        if image.has_transparency_data:
+            raise ValueError(f"transparency in pixels of mode {image.mode}; convert them to 8 bits per channel first")
+        return torch.from_numpy(np.asarray(image).astype(np.float32)[None] / 65535)
+    pixels = torch.from_numpy(np.array(opaque(image))) / 255
+    return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0).contiguous()
 
 
 def _scalar(value: Any) -> Any:

@@ -17,10 +17,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
-from eedkit.report import plots
+from eedkit.report import plots, style
 from eedkit.results import schema
-from eedkit.results.cells import slug
 from eedkit.results.summary import summarise
+from eedkit.store.cells import slug
 
 CLASSES = 40
 """Beyond which a heatmap of classes cannot be read."""
@@ -107,7 +107,8 @@ def _figures(ds: xr.Dataset, where: str, by: str | None) -> Iterator[tuple[str, 
     parts = [kinds[at : at + TOGETHER] for at in range(0, len(kinds), TOGETHER)]
     table = summarise(ds)
     for wanted in _wanted(ds):
-        title = f"{wanted.question} ({ds[wanted.metric].attrs['long_name']})\n{where}"
+        long_name = style.literal(ds[wanted.metric].attrs["long_name"])
+        title = f"{wanted.question} ({long_name})\n{style.literal(where)}"
         for k, part in enumerate(parts, 1):
             stem = f"{wanted.what}_{wanted.metric}" + (f"-{k}" if len(parts) > 1 else "")
             some = table[table[by].isin(part)] if wanted.of_table else ds.isel(model=np.isin(names, part))

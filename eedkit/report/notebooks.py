@@ -17,10 +17,10 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import strip_color
 
-from eedkit.errors import unknown
+from eedkit.errors import short, unknown
 from eedkit.report import pages
 from eedkit.report.pages import Failure, Run
-from eedkit.report.parameters import ReportError, check, parameters
+from eedkit.report.parameters import ReportError, check, parameters, read_yaml
 from eedkit.report.terminal import Terminal
 
 EVERY = "all"
@@ -73,10 +73,10 @@ def profile(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
             raise ReportError(unknown("profile", str(name_or_path), known) + "; a path ends in .yaml")
         path = known[str(name_or_path)]
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        read = read_yaml(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise ReportError(f"no profile file {path}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ReportError(f"{path.name} is not YAML: {error}") from None
     if not isinstance(read, dict):
         raise ReportError(f"{path.name}: expected `notebook: {{parameter: value}}`, got a {type(read).__name__}")
@@ -85,7 +85,7 @@ def profile(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
         if stem not in (*known, EVERY):
             raise ReportError(f"{path.name}: {unknown('notebook', stem, known)}")
         if not isinstance(given or {}, dict):
-            raise ReportError(f"{path.name}: {stem} takes `parameter: value` lines, got {given!r}")
+            raise ReportError(f"{path.name}: {stem} takes `parameter: value` lines, got {short(given)}")
         _refuse_out(given or {})
     declared = {stem: parameters(file) for stem, file in known.items()}
     shared = read.get(EVERY) or {}

@@ -77,18 +77,18 @@ def lines(
             if line is not None:
                 ax.axhline(line, color="0.4", linewidth=1, linestyle="--")
             if places:
-                ax.set_xticks(range(len(places)), [str(place) for place in places])
+                ax.set_xticks(range(len(places)), [style.literal(place) for place in places])
             elif rows[x].nunique() <= FEW:
                 ax.set_xticks(sorted(rows[x].unique()))
             elif pd.api.types.is_integer_dtype(rows[x]):
                 ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if log:
                 ax.set_yscale("log")
-            ax.set_title("" if kind is None else str(kind))
-            ax.set_xlabel(x if xlabel is None else xlabel)
+            ax.set_title("" if kind is None else style.literal(kind))
+            ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
         for ax in axes[::across]:
-            ax.set_ylabel(y if ylabel is None else ylabel)
-        entries = [axes[0].plot([], [], **look, label=str(name))[0] for name, look in looks.items()]
+            ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
+        entries = [axes[0].plot([], [], **look, label=style.literal(name))[0] for name, look in looks.items()]
         if line is not None and line_label:
             entries.append(axes[0].plot([], [], color="0.4", linewidth=1, linestyle="--", label=line_label)[0])
         fig.legend(handles=entries, loc="outside right center", frameon=False)
@@ -113,8 +113,9 @@ def cloud(
     with style.figure(title) as (fig, ax):
         for name, look in style.styles(rows[by]).items():
             ours = rows[rows[by] == name]
-            ax.plot(ours[x], ours[y], linestyle="", markersize=7, alpha=0.85, **look, label=str(name))
-        ax.set(xlabel=x if xlabel is None else xlabel, ylabel=y if ylabel is None else ylabel)
+            ax.plot(ours[x], ours[y], linestyle="", markersize=7, alpha=0.85, **look, label=style.literal(name))
+        ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
+        ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
         style.note(ax, f"{len(rows)} networks")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
@@ -144,12 +145,14 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
                 low, high = np.clip([row.low / margin, row.high / margin], -1e4, 1e4)
                 ax.plot([low, high], [place, place], color=colour, linewidth=1.6)
                 ax.plot(row.effect / margin, place, marker=marker, color=colour, markersize=6)
-            ax.set_yticks(range(len(part)), part.test)
+            ax.set_yticks(range(len(part)), [style.literal(test) for test in part.test])
             ax.set_ylim(len(part) - 0.4, -0.6)
             ax.set_xscale("symlog", linthresh=1, linscale=1)
             widest = max(2.0, np.nanmax(np.abs(np.clip([part.low / unit, part.high / unit], -1e4, 1e4)))) * 1.3
             ax.set_xlim(-widest, widest)
-            ax.set_title((labels or {}).get(kind, kind if len(kinds) > 1 else ""), loc="left", fontsize=10)
+            ax.set_title(
+                (labels or {}).get(kind, style.literal(kind) if len(kinds) > 1 else ""), loc="left", fontsize=10
+            )
         axes[-1].set_xlabel("effect in units of its margin (grey: within it)")
         entries = [
             axes[0].plot([], [], color=colour, marker=marker, label=verdict)[0]
@@ -176,9 +179,9 @@ def pictures(images: Mapping[str, Sequence], *, columns: Sequence, title: str = 
                 array = np.moveaxis(np.asarray(image), 0, -1)
                 ax.imshow(array, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 ax.set(xticks=[], yticks=[])
-            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+            row[0].set_ylabel(style.literal(name), rotation=0, ha="right", va="center", fontsize=9)
         for ax, text in zip(axes[0], columns, strict=True):
-            ax.set_title(str(text), fontsize=9)
+            ax.set_title(style.literal(text), fontsize=9)
         fig.suptitle(title, fontsize=12)
     return fig
 

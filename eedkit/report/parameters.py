@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 
-from eedkit.errors import unknown
+from eedkit.errors import short, unknown
 
 _PLAIN = {"bool": bool, "int": int, "str": str, "list": list, "dict": dict}
 
@@ -48,6 +49,22 @@ def parameters(path: str | Path) -> dict[str, Any]:
     return {name: default for name, (default, _) in _declared(Path(path)).items()}
 
 
+def read_yaml(text: str) -> Any:
+    """YAML without aliases, a few of which, nested, stand for gigabytes.
+
+    Raises
+    ------
+    yaml.YAMLError
+        The text is not YAML, or holds an alias.
+
+    >>> read_yaml("[C4, D4]")
+    ['C4', 'D4']
+    """
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise yaml.YAMLError("aliases such as *name are not read here; write the value out")
+    return yaml.safe_load(text)
+
+
 def check(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a notebook is given, as plain values that papermill writes faithfully; nothing runs.
 
@@ -73,7 +90,7 @@ def check(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
         default, hint = declared[name]
         if not _fits(value, hint if hint is not None else _hint_of(default)):
             wanted = ast.unparse(hint) if hint is not None else type(default).__name__
-            why = f"{path.stem}: {name} takes {wanted}, got {type(value).__name__} {value!r}"
+            why = f"{path.stem}: {name} takes {wanted}, got {type(value).__name__} {short(value)}"
             raise ReportError(why + ("; YAML reads 1e-3 as text: write 1.0e-3" if _is_number(value) else ""))
     return values
 

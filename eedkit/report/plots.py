@@ -53,16 +53,15 @@ def depth_profile(
     value = "relative" if relative else "estimate"
     rows = table[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
     if rows.empty:
-        why = "; it was measured without a null" if relative and table[table.metric == metric].null.isna().all() else ""
         known = table[table[value].notna()].metric.unique()
-        raise ValueError(unknown(f"metric with {value} values", metric, known) + why)
-    absent = [str(name) for name in dict.fromkeys(table[by]) if name not in set(rows[by])]
+        raise ValueError(unknown(f"metric with {value} values", metric, known) + _why(table, metric))
+    absent = [style.literal(name) for name in dict.fromkeys(table[by]) if name not in set(rows[by])]
     with style.figure(title or f"Where in the network is it equivariant? {_title(results, metric)}") as (fig, ax):
         for name, look in style.styles(rows[by]).items():
             points = sorted(_point(group, value) for _, group in rows[rows[by] == name].groupby("layer"))
             x, mid, low, high = (np.array(column) for column in zip(*points, strict=True))
             ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
-            ax.plot(x, mid, linewidth=1.8, markersize=7, **look, label=name)
+            ax.plot(x, mid, linewidth=1.8, markersize=7, **look, label=style.literal(name))
         ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
         ax.set_xlim(0, 1)
         scale = "0: perfectly equivariant, 1: no more alike than another image; " if relative else ""
@@ -93,9 +92,14 @@ def orbit_rose(
         angles, mirrored = 360 * np.arange(len(elements)) / len(elements), np.zeros(len(elements), dtype=bool)
     pointwise = _pointwise(results, metric, layer)
     values = pointwise.mean("sample") - results[metric].attrs["best"]
+    absent = []
     with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
         for name, look in style.styles(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
+            ours = ours[:, ~np.isnan(ours).any(0)]
+            if not ours.size:
+                absent.append(style.literal(name))
+                continue
             for part, line in ((~mirrored, "-"), (mirrored, "--")):
                 if not part.any():
                     continue
@@ -104,17 +108,18 @@ def orbit_rose(
                 closed = np.append(np.arange(len(turn)), 0)
                 ax.plot(turn[closed], mid[closed], linestyle=line, linewidth=1.6, color=look["color"])
                 ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", markersize=6, capsize=2, **look)
-            ax.plot([], [], **look, label=name)
+            ax.plot([], [], **look, label=style.literal(name))
         if mirrored.any():
             ax.plot([], [], "--", color="0.3", label="dashed: mirrored")
         labels = dict(zip(angles[~mirrored], elements[~mirrored], strict=True))
-        ax.set_xticks(np.deg2rad(sorted(labels)), [f"{labels[a]}" for a in sorted(labels)])
+        ax.set_xticks(np.deg2rad(sorted(labels)), [style.literal(labels[a]) for a in sorted(labels)])
         ax.set_rlabel_position(float(np.diff(sorted(labels))[0]) / 2)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
         style.note(
             ax,
-            f"radius: {_label(results, metric, False)} above its best value, mean over {pointwise.sizes['sample']} images",
+            f"radius: {_label(results, metric, False)} above its best value, mean over {pointwise.sizes['sample']} images"
+            + (f"; no value: {', '.join(absent)}" if absent else ""),
         )
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.12, 0.5))
     return fig
@@ -141,11 +146,13 @@ def class_heatmap(
         raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
     values = (_pointwise(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
     kinds = list(dict.fromkeys(names.tolist()))
-    labels = [class_names[k] if class_names is not None else k for k in values.label.values]
+    labels = [style.literal(class_names[k] if class_names is not None else k) for k in values.label.values]
+    elements = [style.literal(element) for element in results.element.values]
     panels = [
         values.isel(model=np.flatnonzero(names == kind)).mean("model").transpose("label", "element") for kind in kinds
     ]
-    low, high = min(float(p.min()) for p in panels), max(float(p.max()) for p in panels)
+    low = np.nanmin([panel.min() for panel in panels])
+    high = np.nanmax([panel.max() for panel in panels])
     across = min(len(kinds), 4)
     down = -(-len(kinds) // across)
     with sns.axes_style("white"):
@@ -159,8 +166,8 @@ def class_heatmap(
             longest = max(len(text) for row in texts for text in row)
             cramped = len(labels) > 12 or panel.sizes["element"] * longest > 36
             numbers = {"annot": None if cramped else np.array(texts), "fmt": "", "annot_kws": {"size": 7}}
-            sns.heatmap(panel.values, ax=ax, xticklabels=results.element.values, yticklabels=labels, **cells, **numbers)
-            ax.set_title(kind, fontsize=10)
+            sns.heatmap(panel.values, ax=ax, xticklabels=elements, yticklabels=labels, **cells, **numbers)
+            ax.set_title(style.literal(kind), fontsize=10)
             ax.set(xlabel="element", ylabel="class" if ax is axes[0] else "")
             ax.tick_params(axis="y", rotation=0)
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
@@ -193,8 +200,8 @@ def calibration(
     rows = table[(table.metric == metric) & (table.layer == layer) & table.null.notna()]
     if rows.empty:
         known = table[table.null.notna()][["metric", "layer"]].drop_duplicates().itertuples(index=False)
-        there = ", ".join(f"{m} at {at}" for m, at in known)
-        raise ValueError(f"no {metric} with a null at {layer}; there is {there or 'none: measure with null=True'}")
+        there = ", ".join(f"{m} at {at}" for m, at in known) or "none"
+        raise ValueError(f"no {metric} with a null at {layer}; there is {there}{_why(table, metric)}")
     best = rows.best.iloc[0]
     gaps, values = (rows.null - best).clip(lower=FLOOR), (rows.estimate - best).clip(lower=FLOOR)
     with style.figure(title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, ax):
@@ -208,7 +215,7 @@ def calibration(
                 ax.annotate(f"{level:g}", (right, level * right), color="0.45", fontsize=8, va="center")
         for name, look in style.styles(rows[by]).items():
             ours = rows[by] == name
-            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=name)
+            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=style.literal(name))
         ax.set_xlim(left, right)
         ax.set_ylim(bottom, top)
         ax.set(
@@ -219,6 +226,12 @@ def calibration(
         style.note(ax, f"grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
     return fig
+
+
+def _why(table: pd.DataFrame, metric: str) -> str:
+    """Why a metric has no value, or no null, as the first of its rows that says so."""
+    reasons = table[(table.metric == metric) & (table.reason != "")].reason
+    return f"; {reasons.iloc[0]}" if len(reasons) else ""
 
 
 def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, str]:
@@ -233,6 +246,7 @@ def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
     """What each model is called in a figure: its recipe when it has one, else its label, or another coordinate."""
     if not isinstance(results, xr.Dataset):
         raise TypeError(f"expected a Dataset, whose elements and samples are shown, got {type(results).__name__}")
+    schema.validate(results)
     by = by or ("recipe" if "recipe" in results.coords else "model")
     if by not in results.coords or results[by].dims != ("model",):
         about = [name for name, c in results.coords.items() if c.dims == ("model",)]
@@ -248,9 +262,9 @@ def _pointwise(results: xr.Dataset, metric: str, layer: str) -> xr.DataArray:
         return _on_shared_samples(values)
     if layer not in results.layer.values:
         raise ValueError(unknown("layer", layer, results.layer.values.tolist()))
+    reason = results[f"{metric}_nan_reason"].sel(layer=layer).values[0]
     values = values.sel(layer=layer)
-    if values.isnull().all():
-        reason = results[f"{metric}_nan_reason"].sel(layer=layer).values[0]
+    if reason and not schema.is_partial(reason) and values.isnull().all():
         raise ValueError(f"{metric} is undefined at {layer}: {reason}; choose another layer=")
     return _on_shared_samples(values)
 
@@ -260,7 +274,7 @@ def _on_shared_samples(values: xr.DataArray) -> xr.DataArray:
     values = values.compute()
     has, any_has = values.notnull().all("element"), values.notnull().any(("element", "sample"))
     values = values.isel(sample=np.flatnonzero((has | ~any_has).all("model")))
-    if not values.sizes["sample"]:
+    if not any_has.any() or not values.sizes["sample"]:
         raise ValueError(f"no image has a value of {values.name} for every model; select models that are done")
     return values
 
@@ -289,14 +303,14 @@ def _replicates(rows: pd.DataFrame, by: str, low: str) -> str:
 
 
 def _title(results: xr.Dataset | pd.DataFrame, metric: str) -> str:
-    return f"({_attribute(results, metric, 'long_name') or metric})"
+    return f"({style.literal(_attribute(results, metric, 'long_name') or metric)})"
 
 
 def _label(results: xr.Dataset | pd.DataFrame, metric: str, relative: bool) -> str:
     if relative:
-        return f"relative {metric} EED"
+        return f"relative {style.literal(metric)} EED"
     unit = _attribute(results, metric, "units")
-    return f"{metric} EED" + (f" ({unit})" if unit and unit != "1" else "")
+    return style.literal(f"{metric} EED" + (f" ({unit})" if unit and unit != "1" else ""))
 
 
 def _attribute(results: xr.Dataset | pd.DataFrame, metric: str, name: str) -> str:

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eedkit.errors import unknown
+from eedkit.errors import printable, unknown
 
 _COLOURS = sns.color_palette("colorblind").as_hex()
 KNOWN = {
@@ -86,6 +86,19 @@ def styles(names: Sequence) -> dict:
         kind: {"color": KNOWN.get(kind) or next(rest), "marker": MARKERS[i % len(MARKERS)]}
         for i, kind in enumerate(kinds)
     }
+
+
+def literal(name: object) -> str:
+    r"""A name as text that matplotlib draws as it is.
+
+    A `$` opens no formula, a leading `_` hides no legend entry, and control characters, which break SVG, are written out.
+
+    >>> literal("$a$")
+    '\\$a\\$'
+    """
+    text = printable(str(name)).replace("$", r"\$")
+    # a space without width stands before the underscore
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def note(ax: Axes, text: str) -> None:

@@ -1,6 +1,7 @@
 """Tables as text for a terminal or a log, at most 120 columns wide.
 
-Knows DataFrames alone. A text that is too long for its column stands in full below the table, once; nothing is cut off.
+Knows DataFrames alone. A text that is too long for its column stands below the table, once. Texts are foreign: control
+characters are written out.
 """
 
 import textwrap
@@ -9,12 +10,16 @@ from io import StringIO
 
 import pandas as pd
 
+from eedkit.errors import cut, printable
+
 WIDTH = 120
 """Columns of text in a line."""
 ROWS = 120
 """Rows beyond which a table is summed up, and then cut."""
 REASON = 30
 """Longer reasons stand below the table."""
+NOTE = 600
+"""Characters of a reason there, which may be a whole log."""
 
 
 def plan(found: pd.DataFrame) -> str:
@@ -88,8 +93,7 @@ def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str]
     """
     same = [name for name in once if name in frame and frame[name].nunique() == 1 and len(frame) > 1]
     above = [f"{', '.join(f'{name}: {_cell(frame[name].dropna().iloc[0])}' for name in same)}"] if same else []
-    frame, below = _footnotes(frame.drop(columns=same), reason)
-    left = frame[:ROWS]
+    left, below = _footnotes(frame[:ROWS].drop(columns=same), reason)
     more = [f"… and {len(frame) - ROWS:,} more"] if len(frame) > ROWS else []
     return "\n".join([*above, _aligned(left, right), *more, *below])
 
@@ -156,7 +160,7 @@ def _footnotes(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, list[str
     """The frame with numbers for long texts, and the texts."""
     if column not in frame:
         return frame, []
-    told = frame[column].fillna("").astype(str)
+    told = frame[column].fillna("").map(lambda text: cut(_cell(text), NOTE))
     if not told.any():
         return frame.drop(columns=column), []
     long = {text: f"[{k}]" for k, text in enumerate(dict.fromkeys(t for t in told if len(t) > REASON), 1)}
@@ -171,15 +175,15 @@ def _footnotes(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, list[str
 def _aligned(frame: pd.DataFrame, right: Sequence[str]) -> str:
     """Numbers to the right, texts to the left; texts that make the lines too long go on in the next line."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     lines = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="", highlight=False)
     for name in frame:
         numeric = name in right or pd.api.types.is_numeric_dtype(frame[name])
         lines.add_column(str(name), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in frame.itertuples(index=False):
-        lines.add_row(*(escape(_cell(value)) for value in row))
+        lines.add_row(*(Text(_cell(value)) for value in row))
     console = Console(width=WIDTH, color_system=None, file=StringIO(), legacy_windows=False)
     console.print(lines)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -188,4 +192,6 @@ def _aligned(frame: pd.DataFrame, right: Sequence[str]) -> str:
 def _cell(value: object) -> str:
     if not isinstance(value, str) and pd.isna(value):
         return ""
-    return f"{value:,.0f}" if pd.api.types.is_number(value) else str(value)
+    if pd.api.types.is_number(value):
+        return f"{value:,.0f}"
+    return printable(str(value)).replace("\n", " ")

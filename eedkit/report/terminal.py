@@ -9,6 +9,8 @@ import sys
 import time
 from typing import TextIO
 
+from eedkit.errors import printable
+
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -42,12 +44,12 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """Write a line that stays."""
-        self._put(("\r\x1b[K" if self.live else "") + text + "\n")
+        self._put(("\r\x1b[K" if self.live else "") + printable(text.expandtabs()) + "\n")
 
     def progress(self, text: str) -> None:
         """Write what the next progress may replace."""
         if self.live:
-            shown = f"{self.prefix} {text}".strip()[: shutil.get_terminal_size().columns - 1]
+            shown = printable(f"{self.prefix} {text}".strip())[: shutil.get_terminal_size().columns - 1]
             self._put(f"\r\x1b[K{shown}")
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + self.every

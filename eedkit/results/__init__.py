@@ -5,5 +5,5 @@ import lazy_loader as _lazy
 from eedkit.results import accessor as accessor
 
 __getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submodules=["conclusions", "schema", "store", "summary", "verdicts"]
+    __name__, submodules=["conclusions", "io", "schema", "summary", "verdicts"]
 )

@@ -37,7 +37,7 @@ class EED:
         return compare(self._ds, baseline, **options)
 
     def to_zarr(self, path: str | PathLike, **options: object) -> None:
-        """`store.to_zarr`."""
-        from eedkit.results.store import to_zarr
+        """`io.to_zarr`."""
+        from eedkit.results.io import to_zarr
 
         to_zarr(self._ds, path, **options)

@@ -3,12 +3,12 @@
 Knows arrays and scipy. Costs a matrix of `resamples` × chains, in batches of bounded memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 AT_ONCE = 2**22
-"""Counts of draws that are multiplied at once."""
+"""Counts of draws, and sums of chains, that are multiplied at once."""
 KEPT = 2**26
 """Counts of draws that are kept for the next array, two bytes each; where there are more they are drawn again."""
 
@@ -19,7 +19,8 @@ class ChainBootstrap:
     A sample without a value is left out of its chain's mean, and the chain keeps the others.
 
     >>> bootstrap = ChainBootstrap(np.array([0, 0, 1, 1]), confidence=0.95, resamples=99, seed=0)
-    >>> bootstrap.interval(np.mean, np.ones(4))
+    >>> (means,) = bootstrap.means([np.ones(4)])
+    >>> bootstrap.interval(means)
     (1.0, 1.0)
     """
 
@@ -32,24 +33,38 @@ class ChainBootstrap:
         self.seed = seed
         self._kept: list[np.ndarray] | None = None
 
-    def interval(self, statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tuple[float, float]:
-        """The interval of `statistic(mean, …)` of the resampled means of arrays over samples; NaN for fewer than two chains."""
+    def means(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The resampled means of each array over samples, all of the same draws; none for fewer than two chains."""
         if len(self.starts) < 2 or not self.resamples:
+            return [np.array([])] * len(arrays)
+        together = max(1, AT_ONCE // len(self.starts))
+        found = []
+        for start in range(0, len(arrays), together):
+            found += self._means_at_once(arrays[start : start + together])
+        return found
+
+    def interval(self, resampled: np.ndarray) -> tuple[float, float]:
+        """The interval of a statistic from its values for resampled means; NaN where it has none."""
+        defined = resampled[~np.isnan(resampled)]
+        if not len(defined):
             return float("nan"), float("nan")
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return float(low), float(high)
+
+    def _means_at_once(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         # around the centre, so that rounding is a part of the deviations and not of the values
-        centres = [float(np.nanmean(values)) for values in samples]
+        centres = [float(np.nanmean(values)) for values in arrays]
         columns = []
-        for values, centre in zip(samples, centres, strict=True):
+        for values, centre in zip(arrays, centres, strict=True):
             is_there = ~np.isnan(values)
             for column in (np.where(is_there, values - centre, 0.0), is_there.astype(float)):
                 columns.append(np.add.reduceat(column[self.order], self.starts))
         of_chains = np.stack(columns, axis=1)
         sums = np.concatenate([counts.astype(float) @ of_chains for counts in self._counts()])
         with np.errstate(invalid="ignore"):
-            means = [sums[:, 2 * i] / sums[:, 2 * i + 1] + centre for i, centre in enumerate(centres)]
-        tail = (1 - self.confidence) / 2
-        low, high = np.nanquantile(statistic(*means), [tail, 1 - tail])
-        return float(low), float(high)
+            deviations = sums[:, ::2] / sums[:, 1::2]
+        return list((deviations + centres).T)
 
     def _counts(self) -> Iterator[np.ndarray]:
         """How often each chain is drawn in each resample, in batches of resamples; the same ones at every call."""

@@ -68,6 +68,8 @@ def open_zarr(address: str) -> xr.Dataset:
     """The Dataset that `to_zarr` saved, its values read when they are used; SchemaError for anything else."""
     try:
         ds = xr.open_zarr(address, chunks=None, consolidated=False)
-    except (FileNotFoundError, NotADirectoryError):
-        raise SchemaError(f"{address} is no Zarr store") from None
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: an array, say
+        raise SchemaError(f"{address} is no Zarr store of one Dataset") from None
+    if ds.attrs.get("eedkit") == "study":
+        raise SchemaError(f"{address} is a study that an earlier eedkit wrote; run it again into another folder")
     return schema.validate(schema.text_as_objects(ds))

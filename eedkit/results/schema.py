@@ -26,6 +26,9 @@ CHAIN = "number of the null's chain, the unit that intervals resample"
 LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width", "kernel_order")
 """Coordinates on (model, layer); compare across architectures by `depth`."""
 
+PARTLY = "undefined for "
+"""How the reasons start that are of single samples."""
+
 METRIC_ATTRS = ("long_name", "units", "best", "upper", "scale", "rounding", "equation", "source")
 
 
@@ -54,14 +57,17 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
         raise TypeError(f"expected a Dataset as measure() gives it, got {type(ds).__name__}")
     refuse_other(ds.attrs.get("schema", 0), "the Dataset")
     problems = []
-    for dim in DIMS:
+    # a Dataset of metrics of the output alone has nothing by layer
+    has_layers = not {"layer", *LAYER_COORDS}.isdisjoint(ds.variables)
+    for dim in DIMS if has_layers else BESIDE["prediction"]:
         if dim not in ds.dims or dim not in ds.coords:
             problems.append(f"no labelled dimension {dim!r} (select with a list, as in {dim}=[…], to keep it)")
         elif not ds.sizes[dim]:
             problems.append(f"nothing on {dim!r}")
         elif len(set(ds[dim].values.tolist())) < ds.sizes[dim]:
             problems.append(f"labels on {dim!r} repeat")
-    problems += [f"no coordinate {name!r}" for name in ("angle", *LAYER_COORDS) if name not in ds.coords]
+    needed = ("angle", *LAYER_COORDS) if has_layers else ("angle",)
+    problems += [f"no coordinate {name!r}" for name in needed if name not in ds.coords]
     problems += [f"no attribute {name!r}" for name in ("group", "schema", "eedkit_version") if name not in ds.attrs]
     metrics = metrics_of(ds)
     if not metrics:
@@ -74,7 +80,8 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
                 if ds[variable].dtype != np.float32:
                     problems.append(f"{variable} has dtype {ds[variable].dtype}, not float32")
     for name, dims in BESIDE.items():
-        if name in ds:
+        # a mask over samples repeats for each of them what is no sample's own
+        if name in ds and "sample" in dims:
             problems += _wrong_dims(ds[name], (dims,))
     if problems:
         raise SchemaError("not a Dataset of eedkit's schema: " + "; ".join(problems))
@@ -87,7 +94,18 @@ def partly(undefined: int, n: int) -> str:
     >>> partly(0, 9)
     ''
     """
-    return f"undefined for {undefined} of {n} samples, whose features are not finite or all zero" if undefined else ""
+    if not undefined:
+        return ""
+    return f"{PARTLY}{undefined} of {n} samples: unreadable, or their features not finite or all zero"
+
+
+def is_partial(reason: str) -> bool:
+    """Whether a reason is that of `partly`, and not of a layer that has no value at all.
+
+    >>> is_partial(partly(1, 9))
+    True
+    """
+    return reason.startswith(PARTLY)
 
 
 def refuse_other(written: int, what: str) -> None:

@@ -5,6 +5,7 @@ Knows xarray, pandas and scipy, never torch. Costs `resamples` means over the sa
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ SMALL = 2**26
 """Bytes of results that are read at once."""
 SMALL_PAIR_COSINE = 0.05
 """M at or below this leaves latent / M without meaning."""
+NAMED = 3
+"""Samples without a value that a reason names."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class _Estimate:
     """One metric of one model at one layer: per-sample means over the elements, NaN where there is none, and what calibrates
     them.
 
-    `rounding` is the null gap that rounding alone may leave, `reason` says why samples have no value.
+    `rounding` is the null gap that rounding alone may leave, `reason` says why samples have no value, `missing` why there is no
+    M or scale.
     """
 
     keys: dict
@@ -37,7 +41,7 @@ class _Estimate:
     scale: float
     rounding: float
     pair_cosine: float
-    no_pair_cosine: str
+    missing: str
     reason: str
 
     @property
@@ -46,10 +50,17 @@ class _Estimate:
         return int((~np.isnan(self.values)).sum())
 
     @property
+    def resampled(self) -> list[np.ndarray]:
+        """The arrays whose means have intervals: the values, and the null where there is a relative value."""
+        if not self.n:
+            return []
+        return [self.values] if self.no_relative else [self.values, self.null]
+
+    @property
     def no_relative(self) -> str:
         """Why there is no relative value; empty when there is one."""
         if self.null is None:
-            return "measured without a null"
+            return "measured without a null, or it was left out"
         if np.isnan(self.best):
             return "the distance has no best value"
         if np.isnan(self.null).all():
@@ -75,8 +86,10 @@ def summarise(
 
     Columns
     -------
-    accuracy : part of the unmoved images whose label is predicted, for labels that count the model's own classes; NaN where
-        there are no labels or no class scores
+    accuracy : part of the unmoved images whose label is predicted. Labels must count the model's own classes: a label beyond
+        them, or a data set that declares another number of classes, gives NaN; other classes of the same number, or of a data
+        set that declares none, cannot be told from the model's own
+    accuracy_reason : why accuracy is NaN
     estimate, low, high : E and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
     relative, relative_low, relative_high : (E − m*) / (E_null − m*), m* the best value: 0 is perfectly equivariant, 1 says that a
@@ -84,7 +97,7 @@ def summarise(
     pair_cosine, normalised : M and E / M, for the metrics that M normalises
     best, scale : m*, and the size of a large difference
     n : samples that have a value
-    reason : why something in the row is NaN, or samples have no value
+    reason : why something in the row other than accuracy is NaN, and which samples have no value and why
 
     Raises
     ------
@@ -110,7 +123,11 @@ def summarise(
         return pd.concat(tables, ignore_index=True)
     schema.validate(ds)
     bootstrap = _bootstrap(ds, confidence, resamples, seed)
-    return pd.DataFrame([_row(estimate, bootstrap) for estimate in _estimates(ds)])
+    rows = []
+    for estimates in _by_model(ds):
+        means = _resampled([one.resampled for one in estimates], bootstrap)
+        rows += [_row(one, of_one, bootstrap) for one, of_one in zip(estimates, means, strict=True)]
+    return pd.DataFrame(rows)
 
 
 def compare(
@@ -136,42 +153,74 @@ def compare(
     schema.validate(ds)
     if baseline not in ds.model.values:
         raise ValueError(unknown("model", baseline, ds.model.values.tolist()))
-    estimates = {tuple(one.keys[key] for key in ("model", "metric", "layer")): one for one in _estimates(ds)}
+    by_model = dict(zip(ds.model.values.tolist(), _by_model(ds), strict=True))
+    bases = {(base.keys["metric"], base.keys["layer"]): base for base in by_model.pop(baseline)}
     bootstrap = _bootstrap(ds, confidence, resamples, seed)
     rows = []
-    for (model, metric, layer), one in estimates.items():
-        base = estimates.get((baseline, metric, layer))
-        if model == baseline or base is None:
-            continue
-        rows.append({**one.keys, "baseline": baseline, **_difference(one, base, bootstrap)})
+    for estimates in by_model.values():
+        pairs = []
+        for one in estimates:
+            base = bases.get((one.keys["metric"], one.keys["layer"]))
+            if base is not None:
+                pairs.append(_Pair(one, base))
+        means = _resampled([pair.resampled for pair in pairs], bootstrap)
+        rows += [_difference(pair, of_pair, bootstrap) for pair, of_pair in zip(pairs, means, strict=True)]
     return pd.DataFrame(rows)
 
 
-def _difference(one: _Estimate, base: _Estimate, bootstrap: ChainBootstrap) -> dict:
-    """The columns of `compare` for two models, on the samples for which both have a value."""
+@dataclass(frozen=True)
+class _Pair:
+    """A model and the baseline, on the samples for which both have a value."""
+
+    one: _Estimate
+    base: _Estimate
+
+    @property
+    def no_relative(self) -> str:
+        """Why there is no relative difference; empty when there is one."""
+        return self.one.no_relative or self.base.no_relative
+
+    @property
+    def resampled(self) -> list[np.ndarray]:
+        """The arrays whose means have intervals: both values, and both nulls where there is a relative difference."""
+        both = ~np.isnan(self.one.values - self.base.values)
+        if not both.any():
+            return []
+        arrays = [self.one.values, self.base.values]
+        if not self.no_relative:
+            arrays += [self.one.null, self.base.null]
+        return [np.where(both, values, np.nan) for values in arrays]
+
+    def relative_difference(self, value: np.ndarray, of_base: np.ndarray, *nulls: np.ndarray) -> np.ndarray:
+        """The difference of the relative values."""
+        return self.one.relative(value, nulls[0]) - self.base.relative(of_base, nulls[1])
+
+
+def _difference(pair: _Pair, means: Sequence[np.ndarray], bootstrap: ChainBootstrap) -> dict:
+    """A row of `compare`."""
     columns = ("difference", "low", "high", "relative_difference", "relative_low", "relative_high")
-    row = dict.fromkeys(columns, np.nan)
-    difference = one.values - base.values
-    row["n"] = int((~np.isnan(difference)).sum())
-    row["reason"] = "; ".join(dict.fromkeys(filter(None, (one.reason, base.reason))))
-    if not row["n"]:
-        return row
-    row["difference"] = np.nanmean(difference)
-    row["low"], row["high"] = bootstrap.interval(lambda mean: mean, difference)
-    no_relative = one.no_relative or base.no_relative
-    if no_relative:
-        return row | {"reason": "; ".join(filter(None, (row["reason"], no_relative)))}
-    both = ~np.isnan(difference)
-    arrays = [np.where(both, values, np.nan) for values in (one.values, one.null, base.values, base.null)]
+    row = {**pair.one.keys, "baseline": pair.base.keys["model"], **dict.fromkeys(columns, np.nan)}
+    reasons = [pair.one.reason]
+    if pair.one.reason != pair.base.reason:
+        both = (pair.one, pair.base)
+        reasons = [f"{estimate.keys['model']}: {estimate.reason}" for estimate in both if estimate.reason]
+    arrays = pair.resampled
+    if arrays:
+        row["difference"] = np.nanmean(arrays[0] - arrays[1])
+        row["low"], row["high"] = bootstrap.interval(means[0] - means[1])
+        reasons.append(pair.no_relative)
+    if len(arrays) == 4:
+        row["relative_difference"] = pair.relative_difference(*(np.nanmean(values) for values in arrays))
+        row["relative_low"], row["relative_high"] = bootstrap.interval(pair.relative_difference(*means))
+    row["n"] = int((~np.isnan(arrays[0])).sum()) if arrays else 0
+    return row | {"reason": "; ".join(filter(None, reasons))}
 
-    def relative_difference(
-        value: np.ndarray, null: np.ndarray, of_base: np.ndarray, null_of_base: np.ndarray
-    ) -> np.ndarray:
-        return one.relative(value, null) - base.relative(of_base, null_of_base)
 
-    row["relative_difference"] = relative_difference(*(np.nanmean(values) for values in arrays))
-    row["relative_low"], row["relative_high"] = bootstrap.interval(relative_difference, *arrays)
-    return row
+def _resampled(several: Sequence[list[np.ndarray]], bootstrap: ChainBootstrap) -> Iterator[list[np.ndarray]]:
+    """The resampled means of the arrays of each row, taken for all rows at once."""
+    means = iter(bootstrap.means(list(chain.from_iterable(several))))
+    for arrays in several:
+        yield list(islice(means, len(arrays)))
 
 
 def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
@@ -207,15 +256,17 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
     names = [name for ds in datasets for name in ds.model.values.tolist()]
     if len(set(names)) < len(names):
         raise ValueError(f"model labels repeat: {', '.join(names)}; give each measure() another name=")
-    layers = list(dict.fromkeys(layer for ds in datasets for layer in ds.layer.values.tolist()))
-    # the paper's latent layer stays last, whatever layers a later model adds
-    layers = sorted(layers, key=lambda layer: layer == "latent")
-    wide = [ds.reindex(layer=np.array(layers, dtype=object), fill_value=_fill(ds)) for ds in datasets]
+    wide = datasets
+    if "layer" in first.dims:
+        layers = list(dict.fromkeys(layer for ds in datasets for layer in ds.layer.values.tolist()))
+        # the paper's latent layer stays last, whatever layers a later model adds
+        layers = sorted(layers, key=lambda layer: layer == "latent")
+        wide = [ds.reindex(layer=np.array(layers, dtype=object), fill_value=_fill(ds)) for ds in datasets]
     joined = xr.concat(
         wide, dim="model", join="exact", coords="minimal", compat="override", combine_attrs="drop_conflicts"
     )
     joined = joined.assign_coords({name: ("model", _column(name, about[name], joined)) for name in about})
-    return schema.validate(joined.transpose(*schema.DIMS))
+    return schema.validate(joined.transpose(*schema.DIMS, missing_dims="ignore"))
 
 
 def _column(name: str, values: Sequence, joined: xr.Dataset) -> np.ndarray:
@@ -240,15 +291,22 @@ def _bootstrap(ds: xr.Dataset, confidence: float, resamples: int, seed: int) -> 
     return ChainBootstrap(chains, confidence=confidence, resamples=resamples, seed=seed)
 
 
-def _estimates(ds: xr.Dataset) -> Iterator[_Estimate]:
-    about = [name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights")]
+def _by_model(ds: xr.Dataset) -> Iterator[list[_Estimate]]:
+    """The estimates of each model."""
+    about = [
+        name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights", "classes")
+    ]
     # one model's values at a time where a store holds many; what is small is read faster at once
     ds = ds.compute() if ds.nbytes < SMALL else ds
     for model in ds.model.values.tolist():
         one = ds.sel(model=model).compute()
-        keys = {"model": model, **{name: one[name].item() for name in about}, "accuracy": _accuracy(one)}
+        accuracy, reason = _accuracy(one)
+        keys = {"model": model, **{name: one[name].item() for name in about}}
+        keys |= {"accuracy": accuracy, "accuracy_reason": reason}
+        estimates = []
         for metric in schema.metrics_of(ds):
-            yield from _of_metric(one, metric, keys)
+            estimates += _of_metric(one, metric, keys)
+        yield estimates
 
 
 def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
@@ -263,21 +321,21 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
     values = by_layer(metric, "element")
     n = values.shape[1]
     nulls = by_layer(f"{metric}_null", "element") if f"{metric}_null" in one else [None] * len(values)
-    if isinstance(attrs["scale"], str):
-        scales = np.atleast_1d(one[attrs["scale"]].astype("float64").mean("sample").values)
+    scales = np.full(len(values), np.nan)
+    no_scale = ""
+    if not isinstance(attrs["scale"], str):
+        scales[:] = attrs["scale"]
+    elif attrs["scale"] in one:
+        scales[:] = one[attrs["scale"]].astype("float64").mean("sample").values
     else:
-        scales = np.full(len(values), attrs["scale"])
+        no_scale = f"without {attrs['scale']} there is no scale"
     reasons = one[f"{metric}_nan_reason"].values.tolist() if has_layers else [attrs.get("nan_reason", "")]
-    pair_cosines, no_pair_cosine = _pair_cosines(one, metric, len(values), n)
     layers = zip(one.layer.values.tolist(), one.depth.values.tolist(), strict=True) if has_layers else [("output", 1.0)]
     for k, (layer, depth) in enumerate(layers):
         if reasons[k] == NO_LAYER:
             continue
-        undefined = int(np.isnan(values[k]).sum())
-        reason = ""
-        if undefined:  # the coordinate may count samples that were dropped since
-            is_whole = undefined == n and reasons[k]
-            reason = reasons[k] if is_whole else f"{undefined} of {n} samples have no value"
+        undefined = np.isnan(values[k])
+        pair_cosine, no_pair_cosine = _pair_cosine(one, metric, k, n - int(undefined.sum()))
         yield _Estimate(
             keys={**keys, "metric": metric, "layer": layer, "depth": depth},
             values=values[k],
@@ -285,49 +343,99 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
             best=attrs["best"],
             scale=float(scales[k]),
             rounding=attrs["rounding"] * (float(scales[k]) if np.isfinite(scales[k]) else 1.0),
-            pair_cosine=pair_cosines[k],
-            no_pair_cosine=no_pair_cosine,
-            reason=reason,
+            pair_cosine=pair_cosine,
+            missing="; ".join(filter(None, (no_scale, no_pair_cosine))),
+            reason=_why_undefined(one, undefined, reasons[k]),
         )
 
 
-def _pair_cosines(one: xr.Dataset, metric: str, layers: int, n: int) -> tuple[list[float], str]:
-    """M for each layer, NaN with the reason where it was taken over other samples."""
+def _why_undefined(one: xr.Dataset, undefined: np.ndarray, of_layer: str) -> str:
+    """Which samples have no value, and why; empty when all have one."""
+    places = np.flatnonzero(undefined)
+    if not len(places):
+        return ""
+    if len(places) == len(undefined) and of_layer and not schema.is_partial(of_layer):
+        return of_layer
+    unread = []
+    others = []
+    for place in places.tolist():
+        flaw = one.flaw.values[place] if "flaw" in one.coords else ""
+        if flaw:
+            unread.append(flaw)
+        else:
+            others.append(str(one.sample.values[place]))
+    said = [_first(unread)] if unread else []
+    if others:
+        # a mask leaves no trace but NaN, nor does a block of a study that is still to do
+        said.append(f"{_first(others)}: not finite, all zero, masked or not measured")
+    return f"{len(places)} of {len(undefined)} samples have no value ({'; '.join(said)})"
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _pair_cosine(one: xr.Dataset, metric: str, k: int, n: int) -> tuple[float, str]:
+    """M at the k-th layer, NaN with the reason where it was taken over others than the n samples that have a value."""
     name = f"{metric}_pair_cosine"
     if name not in one:
-        return [np.nan] * layers, ""
-    over = one[name].attrs.get("samples", n)
-    if over != n:
-        return [np.nan] * layers, f"M was taken over {over} samples, not these {n}"
-    return one[name].values.tolist(), ""
+        return np.nan, ""
+    over = one[name].attrs.get("samples")
+    # how many had no value when M was taken is known from the text alone
+    if over is not None and one[f"{metric}_nan_reason"].values[k] != schema.partly(over - n, over):
+        return np.nan, f"M was taken over {over} samples, not these {n}"
+    # a mask over the samples repeats M for each of them
+    repeated = [dim for dim in one[name].dims if dim != "layer"]
+    return float(one[name].max(repeated).values[k]), ""
 
 
-def _accuracy(ds: xr.Dataset) -> float:
-    """Of the first element, the identity."""
-    if not {"prediction", "label"} <= set(ds.variables):
-        return np.nan
-    predicted, labels = ds.prediction.isel(element=0).values.ravel(), ds.label.values
-    told = (predicted >= 0) & (labels != -1)
-    return float((predicted == labels)[told].mean()) if told.any() else np.nan
+def _accuracy(one: xr.Dataset) -> tuple[float, str]:
+    """The part of the unmoved images whose label is predicted; or NaN, and why there is none."""
+    if "label" not in one.coords:
+        return np.nan, "the images have no labels"
+    classes = one.classes.item() if "classes" in one.coords else None
+    if "prediction" not in one or classes == 0:
+        return np.nan, "there are no predictions, as of a model whose output is no class scores"
+    labels = one.label.values
+    if labels.dtype.kind not in "iub":
+        return np.nan, "the labels are names or fractions, the predictions are numbers of classes"
+    identity = one.element.attrs.get("identity", "e")
+    if identity not in one.element.values:
+        return np.nan, f"the identity {identity!r} is not among the elements, so no image is unmoved"
+    labelled = labels != -1
+    if classes is not None and labelled.any():
+        declared = one.label.attrs.get("classes", classes)
+        if declared != classes:
+            return np.nan, f"the images are of {declared} classes, the model's scores of {classes}"
+        low, high = labels[labelled].min(), labels[labelled].max()
+        if low < 0 or high >= classes:
+            return np.nan, f"the labels run from {low} to {high}, the model's classes from 0 to {classes - 1}"
+    predicted = one.prediction.sel(element=identity).values
+    counted = (predicted >= 0) & labelled
+    if not counted.any():
+        return np.nan, "no image has both a label and a prediction"
+    return float((predicted == labels)[counted].mean()), ""
 
 
-def _row(one: _Estimate, bootstrap: ChainBootstrap) -> dict:
+def _row(one: _Estimate, means: Sequence[np.ndarray], bootstrap: ChainBootstrap) -> dict:
+    """A row of `summarise`."""
     columns = ("estimate", "low", "high", "null", "relative", "relative_low", "relative_high")
     row = {**one.keys, **dict.fromkeys(columns, np.nan)}
     row |= {"pair_cosine": one.pair_cosine, "normalised": np.nan, "best": one.best, "scale": one.scale}
     row |= {"n": one.n, "reason": one.reason}
     if not one.n:
         return row
-    reasons = [one.reason, one.no_relative, one.no_pair_cosine]
+    reasons = [one.reason, one.no_relative, one.missing]
     row["estimate"] = np.nanmean(one.values)
-    row["low"], row["high"] = bootstrap.interval(lambda mean: mean, one.values)
+    row["low"], row["high"] = bootstrap.interval(means[0])
     if len(bootstrap.starts) < 2:
         reasons.append("one chain of samples gives no interval")
     if one.null is not None and not np.isnan(one.null).all():
         row["null"] = np.nanmean(one.null)
     if not one.no_relative:
         row["relative"] = one.relative(row["estimate"], row["null"])
-        row["relative_low"], row["relative_high"] = bootstrap.interval(one.relative, one.values, one.null)
+        row["relative_low"], row["relative_high"] = bootstrap.interval(one.relative(*means))
     if one.pair_cosine > SMALL_PAIR_COSINE:
         row["normalised"] = row["estimate"] / one.pair_cosine
     elif not np.isnan(one.pair_cosine):

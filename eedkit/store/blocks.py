@@ -4,13 +4,13 @@ Knows xarray and NumPy. Anybody reads it without eedkit:
 
     block = np.load("block-0000.….npz")
     about = json.loads(str(block["about"]))
-    latent = xr.DataArray(block["latent"], dims=about["variables"]["latent"]["dims"])
+    latent = xr.DataArray(block["values/latent"], dims=about["variables"]["latent"]["dims"])
 """
 
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ import xarray as xr
 
 from eedkit.store.files import DamageError
 
-PAIR_SUM = "pair_sum"
+PAIR_SUM = "states/pair_sum"
 STATES = ("pair_n", "dead", "live_or_dead", "reason", "undefined")
-"""What joining blocks needs besides `pair_sum`; small, so that it stands in `about`."""
+"""What joining blocks needs besides the sums of unit vectors; small, so that it stands in `about`."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Block:
     Parameters
     ----------
     arrays : mapping from str to array
-        The variables along `sample`, and `pair_sum` (normalised, layer, feature).
+        The variables along `sample`, and `PAIR_SUM` (normalised, layer, feature).
     about : dict
         `attrs`; for each of the `variables` and `coords` its `dims` and `attrs`; the `values` of coordinates; `states`;
         `flaws`, why single samples have no value.
@@ -44,7 +44,7 @@ class Block:
     def of(cls, values: xr.Dataset, states: xr.Dataset) -> "Block":
         """What `measure_block` gave."""
         arrays = {name: variable.values for name, variable in values.data_vars.items() if "sample" in variable.dims}
-        arrays[PAIR_SUM] = states[PAIR_SUM].values
+        arrays[PAIR_SUM] = states.pair_sum.values
         coords = {}
         for name, coord in values.coords.items():
             coords[name] = {"dims": coord.dims, "attrs": coord.attrs, "values": coord.values.tolist()}
@@ -64,21 +64,38 @@ class Block:
         """What `to_bytes` gave; the arrays are read when they are used."""
         try:
             arrays = np.load(io.BytesIO(content), allow_pickle=False)
-            return cls(arrays, json.loads(str(arrays["about"])))
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            return cls(_Values(arrays), json.loads(str(arrays["about"])))
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DamageError(f"{name} is no block of a study ({error})") from error
 
     def to_bytes(self) -> bytes:
         """A compressed .npz file."""
         content = io.BytesIO()
         about = np.array(json.dumps(self.about, default=_plain, ensure_ascii=True))
-        np.savez_compressed(content, about=about, **self.arrays)
+        arrays = {f"values/{name}": array for name, array in self.arrays.items()}
+        np.savez_compressed(content, allow_pickle=False, about=about, **arrays)
         return content.getvalue()
 
     @property
     def size(self) -> int:
         """Samples."""
         return len(self.about["coords"]["sample"]["values"])
+
+
+class _Values(Mapping):
+    """The arrays in a file, by the names of their variables."""
+
+    def __init__(self, members: Mapping[str, np.ndarray]) -> None:
+        self._members = members
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._members[f"values/{name}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return (member.removeprefix("values/") for member in self._members if member != "about")
+
+    def __len__(self) -> int:
+        return len(self._members) - 1
 
 
 def _plain(value: Any) -> Any:

@@ -18,15 +18,13 @@ from typing import Any
 from eedkit.results import schema
 from eedkit.store import process
 from eedkit.store.blocks import Block
-from eedkit.store.files import DamageError, Folder, StoreError, checksum
+from eedkit.store.files import NAME, DamageError, Folder, StoreError, checksum
 
 DONE, FLAWED, FAILED, RUNNING, MISSING = "done", "flawed", "failed", "running", "missing"
 """What a block can be. Flawed: done, but some samples have no value."""
 DEATHS = 3
 """Of so many processes a block is taken to be the cause."""
 LONGEST_SLUG = 80
-SHOWN = 500
-"""Characters of a reason that a table shows; the file has all of it."""
 STEM = re.compile(r"(?P<kind>study|cell|block|failed|running)(-(?P<block>\d+))?(?P<flawed>\.flawed)?")
 
 
@@ -150,8 +148,8 @@ class Store:
         studies = [name for name in names if name.startswith("study.")]
         if not studies:
             raise StoreError(
-                f"{self.address} is no store of a study: it has no study.….json; choose another place, or if that file was lost, "
-                "write it again by running the study into an empty folder, and copy it"
+                f"{self.address} is no store of a study of this eedkit (it has no study.….json); choose another place, "
+                "or run(repair=True) where that file was lost"
             )
         states: dict[Cell, State] = {}
         for name in studies:
@@ -198,6 +196,9 @@ class Store:
                 state.done[block] = name
                 if stem["flawed"]:
                     state.flawed.add(block)
+        if not state.settings:  # lost: nobody can say of which images the blocks are, nor how they were measured
+            state.leftovers += state.done.values()
+            state.done, state.flawed = {}, set()
         for block, names in failed.items():
             if block in state.done:
                 state.leftovers += names
@@ -230,7 +231,9 @@ class Store:
                 f"{self.address} has {there} where {state.cell} would be; name one otherwise, or choose another store"
             )
         if state.settings:
-            raise StoreError(f"{self.address} has {state.cell} twice, with other settings; remove one of its cell.….json")
+            raise StoreError(
+                f"{self.address} has {state.cell} twice, with other settings; remove one of its cell.….json"
+            )
         state.settings = content["settings"]
         state.bounds = [tuple(bound) for bound in content["bounds"]]
 
@@ -250,6 +253,13 @@ class Store:
                 )
         return state
 
+    def has(self, cell: Cell, block: int) -> bool:
+        """Whether a block is done; StoreError where the cell was never begun."""
+        state = self.state(cell)
+        if not state.settings:
+            raise StoreError(f"{self.address} has no {cell} here: every worker must see that folder, under that path")
+        return block in state.done
+
     def claim(self, cell: Cell, block: int) -> str | None:
         """Say that this process is at a block; None where a living one was there before. Gives the file that says so."""
         stem = f"{cell.path}/running-{block:04}"
@@ -268,43 +278,38 @@ class Store:
         return mine
 
     def write(self, cell: Cell, block: int, content: Block) -> None:
-        """Write a block; StoreError for other weights than another block's, ValueError for other layers or variables."""
+        """Write a block; ValueError for other weights, layers or variables than another block's."""
         state = self.state(cell)
-        if not state.settings:
-            raise StoreError(f"{self.address} has no {cell} here: every worker must see that folder, under that path")
         for name in list(state.done.values())[:1]:
-            self._refuse_others(cell, Block.from_bytes(self.folder.read(name), name), content)
+            _refuse_others(Block.from_bytes(self.folder.read(name), name), content)
         flawed = ".flawed" if content.about["flaws"] else ""
         self.folder.write(f"{cell.path}/block-{block:04}{flawed}", content.to_bytes(), "npz")
         self._remove(cell, block, "failed", "running")
 
-    def _refuse_others(self, cell: Cell, first: Block, now: Block) -> None:
-        before, here = (block.about["coords"]["weights"]["values"] for block in (first, now))
-        if before != here:
-            raise StoreError(
-                f"{self.address} has {cell} already, with other weights: {before} there, {here} here. Name it otherwise, choose "
-                "another store, or remove this one"
-            )
-        for what, there, here in (
-            ("layers", first.about["coords"]["layer"]["values"], now.about["coords"]["layer"]["values"]),
-            ("variables", set(first.about["variables"]), set(now.about["variables"])),
-        ):
-            if there != here:
-                raise ValueError(f"this block has other {what} than the first: {there} there, {here} here")
-
     def fail(self, cell: Cell, block: int, reason: str) -> None:
-        """Write why a block failed, in place of earlier reasons."""
+        """Write why a block failed, in place of earlier reasons; whoever was at it counts no more, so that it can be tried again."""
         before = [name for name in self.folder.names(cell.path) if name.startswith(f"{cell.path}/failed-{block:04}.")]
         now = self.folder.write_json(f"{cell.path}/failed-{block:04}", {"reason": reason, "process": process.here()})
         for name in before:
             if name != now:
                 self.folder.remove(name)
+        self._remove(cell, block, "running")
 
     def _remove(self, cell: Cell, block: int, *kinds: str) -> None:
         stems = tuple(f"{cell.path}/{kind}-{block:04}." for kind in kinds)
         for name in self.folder.names(cell.path):
             if name.startswith(stems):
                 self.folder.remove(name)
+
+    def flaws(self, state: State) -> list[str]:
+        """Why samples of a cell have no value, each reason once."""
+        found: dict[str, None] = {}
+        for block in sorted(state.flawed):
+            name = state.done[block]
+            flaws = Block.from_bytes(self.folder.read(name), name).about["flaws"]
+            more = f" (and {len(flaws) - 3} more samples)" if len(flaws) > 3 else ""
+            found["; ".join(flaws[:3]) + more] = None
+        return list(found)
 
     def clean(self, states: Iterable[State]) -> None:
         """Remove what has no meaning any more."""
@@ -313,10 +318,11 @@ class Store:
             for name in state.leftovers:
                 self.folder.remove(name)
 
-    def remove_damaged(self) -> list[str]:
-        """Read every file and remove those whose bytes are not what their names promise; gives their names."""
+    def repair(self, cells: Sequence[Cell]) -> list[str]:
+        """Remove files whose bytes are not what their names promise, and promise these cells again; gives the files' names."""
+        ours = [name for name in self.folder.names() if NAME.fullmatch(name.rpartition("/")[2])]
         removed = []
-        for name in self.folder.names():
+        for name in ours:
             try:
                 content = self.folder.read(name)
                 if name.endswith(".npz"):
@@ -324,4 +330,16 @@ class Store:
             except DamageError:
                 self.folder.remove(name)
                 removed.append(name)
+        if ours:
+            self.promise(cells)
         return removed
+
+
+def _refuse_others(first: Block, now: Block) -> None:
+    for what, there, here in (
+        ("weights", first.about["coords"]["weights"]["values"], now.about["coords"]["weights"]["values"]),
+        ("layers", first.about["coords"]["layer"]["values"], now.about["coords"]["layer"]["values"]),
+        ("variables", set(first.about["variables"]), set(now.about["variables"])),
+    ):
+        if there != here:
+            raise ValueError(f"this block has other {what} than the first: {there} there, {here} here")

@@ -44,7 +44,7 @@ class Folder:
     >>> folder = Folder(tempfile.mkdtemp())
     >>> name = folder.write("digits/cell", b"{}", "json")
     >>> name, folder.read(name), folder.names()
-    ('digits/cell.2e4c4e4d3be0f2a5.json', b'{}', ['digits/cell.2e4c4e4d3be0f2a5.json'])
+    ('digits/cell.01e7b720ff566d53.json', b'{}', ['digits/cell.01e7b720ff566d53.json'])
     """
 
     address: str
@@ -130,6 +130,6 @@ class Folder:
 
     def clean(self) -> None:
         """Remove what processes that are gone had begun to write."""
-        for partial in Path(self.address).rglob(".*.partial") if self._remote is None else ():
+        for partial in Path(self.address).rglob(".*~*~*.partial") if self._remote is None else ():
             if not process.alive(partial.name.split(".", 2)[2].removesuffix(".partial")):
                 partial.unlink(missing_ok=True)

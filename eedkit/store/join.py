@@ -51,7 +51,7 @@ def open(path: str | PathLike, *, data: str | None = None, group: str | None = N
         return io.open_zarr(address)
     states = Store(address).read()
     if not states:
-        raise FileNotFoundError(f"there are no results at {address}")
+        raise FileNotFoundError(f"no store at {address}")
     for kind, name in (("data", data), ("group", group)):
         known = list(dict.fromkeys(getattr(cell, kind) for cell in states))
         if name is not None and name not in known:
@@ -177,7 +177,9 @@ def _join_states(model: _Model, blocks: Sequence[Block]) -> None:
     n = len(model.places)
     if "dead_fraction" in variables:
         dead, channels = states["dead"].sum(0), states["live_or_dead"].sum(0)
-        model.arrays["dead_fraction"] = np.divide(dead, channels, out=np.full(len(dead), np.nan), where=channels > 0)[None]
+        model.arrays["dead_fraction"] = np.divide(dead, channels, out=np.full(len(dead), np.nan), where=channels > 0)[
+            None
+        ]
     # −1 where a layer is undefined; NaN is never skipped, which would drop vectors and keep their number
     defined = (states["pair_n"] >= 0).all(0)
     count = states["pair_n"].clip(min=0).sum(0)

@@ -3,5 +3,5 @@
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submodules=["engine", "study"], submod_attrs={"study": ["Study"]}
+    __name__, submodules=["study", "workers"], submod_attrs={"study": ["Study"]}
 )

@@ -1,6 +1,6 @@
 """A study: models × data sets × groups, measured block by block into one store; planned, run, killed, resumed, joined.
 
-Knows what belongs to a study and asks the engine to compute it. Costs the forward passes; planning costs one batch a model.
+Knows what belongs to a study and has it computed. Costs the forward passes; planning costs one batch a model.
 """
 
 import math
@@ -18,24 +18,30 @@ import xarray as xr
 import yaml
 from torch import nn
 
-from eedkit.errors import unknown
+from eedkit.errors import cut, printable, short, unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.probe import measure as probe
-from eedkit.probe import metrics as family
-from eedkit.probe.measure import DTYPES, Options
+from eedkit.probe.measure import Options
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import chain_length
-from eedkit.results import cells, schema, store
-from eedkit.results.cells import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell
-from eedkit.study import engine, planning
-from eedkit.study.checks import Once, named, typed
-from eedkit.study.engine import Task
+from eedkit.results import schema
+from eedkit.store.cells import DEATHS, DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, State, Store
+from eedkit.store.join import join
+from eedkit.study import plan, workers
+from eedkit.study.checks import Once, imported, named, typed
 from eedkit.study.progress import bar
-from eedkit.theory import deviation, groups
+from eedkit.study.workers import Work
+from eedkit.theory import deviation
+from eedkit.theory.actions import Action
+from eedkit.theory.groups import Group
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+SHOWN = 500
+"""Characters of reasons that a table shows; the store's files have all of them."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,10 @@ class Study:
         other code in its `forward`: give that another name
     data : specs of images ("digits/test?n=100", a folder, "hub:owner/name/split"), or a mapping from names to specs; models
         say which size they want, and the spec does for a module ("digits/test?size=17")
-    groups : names of groups
-    store : folder of the results, on a disk that all workers see
-    metrics, layers, head, null, seed, precision, device, batch_size : as in `measure`; no null within classes
+    groups : names of groups, `Group` or `Action` values, or "module:name" of such a value
+    store : folder of the results, which all workers see, or any address that fsspec knows
+    metrics : as in `measure`, or "module:name" of a `Metric`
+    layers, head, layouts, output, null, seed, precision, device, batch_size : as in `measure`; no null within classes
     block : images that are written at once: what a kill costs. Made whole chains of the null; counts when a cell is begun
 
     Raises
@@ -66,11 +73,13 @@ class Study:
 
     models: Mapping[str, str | nn.Module] | Sequence[str]
     data: Mapping[str, str] | Sequence[str]
-    groups: Sequence[str]
+    groups: Sequence[str | Group | Action]
     store: str | os.PathLike
     metrics: Sequence[str | Metric] = ("channelwise", "latent", "softmax")
     layers: str | Sequence[str] = "blocks"
     head: str | None = None
+    layouts: Mapping[str, str] | None = None
+    output: str | int = "auto"
     null: bool = True
     seed: int = 0
     precision: str = "float32"
@@ -86,33 +95,33 @@ class Study:
             named("models", self.models, "specs, or a mapping from names to specs or modules", nn.Module),
         )
         put(self, "data", named("data", self.data, "specs of images, or a mapping from names to specs"))
-        put(self, "groups", tuple(named("groups", self.groups, "names of groups")))
-        if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
-            raise ValueError(f"metrics must be a list of names of metrics, got {self.metrics!r}")
-        for metric in self.metrics:
-            if not isinstance(metric, str | Metric):
-                raise ValueError(f"metrics must be names of metrics or Metric values, got {metric!r}")
-        put(self, "metrics", tuple(self.metrics))
+        put(self, "groups", imported("groups", self.groups, Group, Action))
+        put(self, "metrics", imported("metrics", self.metrics, Metric))
         if not isinstance(self.layers, str):
             put(self, "layers", tuple(named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))
-        if not isinstance(self.store, str | os.PathLike) or not str(self.store) or "://" in str(self.store):
+        if not isinstance(self.store, str | os.PathLike) or not str(self.store):
             raise ValueError(
-                f"store must be the path of a folder that all workers see, got {self.store!r}; copy it elsewhere when it is done"
+                f"store must be the path of a folder, or an address that fsspec knows, got {short(self.store)}"
             )
-        put(self, "store", os.path.abspath(os.path.expanduser(self.store)))
-        typed(self, head=(str, None), null=(bool,), seed=(int,), precision=(str,), device=(str,), batch_size=(int, None), block=(int,))  # fmt: skip
-        if self.precision not in DTYPES:
-            raise ValueError(unknown("precision", self.precision, DTYPES))
-        if self.block < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(f"block and batch_size must be at least 1, got {self.block} and {self.batch_size}")
+        if "://" not in str(self.store):
+            put(self, "store", os.path.abspath(os.path.expanduser(self.store)))
+        typed(self, "head", str, None)
+        typed(self, "null", bool)
+        typed(self, "seed", int)
+        typed(self, "precision", str)
+        typed(self, "device", str)
+        typed(self, "batch_size", int, None)
+        typed(self, "block", int)
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1, got {self.block}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         try:
             torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError:
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {self.device!r}") from None
-        family.resolve(self.metrics)
-        named("groups", [groups.parse(group).name for group in self.groups], "names of groups")
+        options = [self.options(group) for group in self.groups]
+        named("groups", [one.action.group.name for one in options], "names of groups")
         for spec in self.data.values():
             lab_images.check(spec)
         for source in self.models.values():
@@ -163,27 +172,12 @@ class Study:
         seconds : predicted, for what is left, in one process
         note : why something is unknown
         """
-        return planning.table(self, self._ledgers(), progress=progress)
+        return plan.table(self, self._states(), progress=progress)
 
     def status(self) -> pd.DataFrame:
         """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
         with the reasons."""
-        return self._status(self._ledgers())
-
-    def _status(self, ledgers: Sequence[tuple[Cell, cells.Ledger | None]]) -> pd.DataFrame:
-        rows = []
-        for cell, ledger in ledgers:
-            row = {
-                "data": cell.data,
-                "group": cell.group,
-                "model": cell.model,
-                "blocks": len(ledger.start) if ledger else 0,
-            }
-            for name in (DONE, FLAWED, RUNNING, FAILED, MISSING):
-                row[name] = int((ledger.status == name).sum()) if ledger else 0
-            reasons = ledger.reasons if ledger else ["not begun"]
-            rows.append({**row, "reason": "; ".join(reasons)})
-        return pd.DataFrame(rows)
+        return _status(self._states(), Store(self.store))
 
     def run(
         self,
@@ -202,7 +196,7 @@ class Study:
         ----------
         workers : spawned processes on this machine; None computes in this one
         client : a `dask.distributed` Client, or the address of its scheduler
-        repair : first read everything that is done, and compute damaged blocks again
+        repair : first read everything that is there, and remove damaged files, so that their blocks are computed again
 
         Raises
         ------
@@ -214,118 +208,180 @@ class Study:
         RuntimeError
             Nothing is done, because every cell failed; with the reasons.
         """
-        if workers is not None and client is not None:
-            raise ValueError("give workers= or client=, not both")
-        if workers is not None and (not isinstance(workers, int) or workers < 1):
-            raise ValueError(f"workers must be how many processes, at least 1, got {workers!r}")
-        before, sources = self._ledgers(), self._sources()
-        left = repair or any(ledger is None or not ledger.done.all() for _, ledger in before)
-        with engine.cluster(*(workers, client) if left else (None, None)) as on:
-            cells.create(self.store)
-            tasks = [task for one in before for task in self._begin(*one, *sources, repair=repair)]
-            if workers:
-                tasks = [replace(task, threads=max(1, (os.cpu_count() or 1) // workers)) for task in tasks]
-            modules = {name: model for name, model in self.models.items() if isinstance(model, nn.Module)}
-            outcomes = engine.here(tasks, modules) if on is None else engine.on_cluster(on, tasks, modules)
-            with bar(len(tasks), "study", "block", show=progress) as shown:
-                for outcome in outcomes:
-                    shown.set_postfix_str(f"{outcome.kind} {outcome.task.cell}", refresh=False)
-                    shown.update()
-        after = self._ledgers()
-        failed = self._status(after).query("failed > 0 or flawed > 0")
-        reasons = [f"{row.data} · {row.group} · {row.model}: {row.reason}" for row in failed.itertuples()]
-        if not any(ledger.done.any() for _, ledger in after):
-            raise RuntimeError("nothing is done, every cell failed: " + "\n".join(reasons))
-        if reasons:
-            warnings.warn(
-                f"{len(reasons)} of {len(after)} cells failed or lack samples: " + "\n".join(reasons), stacklevel=2
-            )
+        _check_workers(workers, client)
+        store = Store(self.store)
+        if repair:
+            store.repair(self._cells())
+        works = self._works(store, self._states())
+        self._compute(works, workers, client if works else None, progress=progress)
+        states = self._states()
+        _warn_of_failures(_status(states, store))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
-            return store.join(after)
+            return join(self.store, states)
 
     def _cells(self) -> list[Cell]:
-        """Model by model, so that weights are loaded once."""
-        return [
-            Cell(self.store, data, groups.parse(group).name, model)
-            for model in self.models
-            for data in self.data
-            for group in self.groups
-        ]
+        """Every cell, model by model, so that weights are loaded once."""
+        groups = [self.options(group).action.group.name for group in self.groups]
+        cells = []
+        for model in self.models:
+            for data in self.data:
+                cells += [Cell(data, group, model) for group in groups]
+        return cells
 
-    def _ledgers(self) -> list[tuple[Cell, cells.Ledger | None]]:
-        """Every cell with what is known of it; None before it is begun."""
-        there = os.path.isdir(self.store) and bool(os.listdir(self.store))
-        if there:
-            cells.check(self.store)
-        return [(cell, cell.ledger() if there else None) for cell in self._cells()]
+    def _states(self) -> list[State]:
+        """Every cell with what is known of it."""
+        known = Store(self.store).read()
+        return [known.get(cell) or State(cell) for cell in self._cells()]
 
-    def _sources(self) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
-        """Checksums of every model's weights and every data set's images, and how many images there are."""
-        models = {
-            # equal weights may be used otherwise: the second checksum is of what torch prints of the module
-            name: f"{probe.fingerprint(model)} {zlib.crc32(repr(model).encode()):08x}"
-            if isinstance(model, nn.Module)
-            else lab_models.source(model)
-            for name, model in self.models.items()
-        }
-        data = {}
-        for name, spec in self.data.items():
-            images = lab_images.load(spec)
-            data[name] = (lab_images.source(images), len(images))
-        return models, data
-
-    def _begin(self, cell: Cell, ledger: cells.Ledger | None, models: dict, data: dict, *, repair: bool) -> list[Task]:
-        """The cell's tasks, once its ledger is there and fits."""
-        spec, (images, n) = self.models[cell.model], data[cell.data]
-        ledger = cell.begin(
-            self._settings(cell, models[cell.model], images, n), self.bounds(n, cell.group), None if repair else ledger
-        )
-        bad = store.damaged(cell, ledger) if repair else []
-        if bad:
-            if len(bad) == ledger.done.sum():
-                cell.forget()
-            for block in bad:
-                cell.mark(block, MISSING)
-            ledger = cell.ledger()
-        options = self.options(cell.group)
-        return [
-            Task(
-                cell, block, int(ledger.start[block]), int(ledger.stop[block]), self.data[cell.data],
-                spec if isinstance(spec, str) else None, models[cell.model], images,
-                options,
+    def _works(self, store: Store, states: Sequence[State]) -> list[Work]:
+        """The blocks that are left to compute, once every cell is begun; those that were somebody's last come last."""
+        options = {one.action.group.name: one for one in map(self.options, self.groups)}
+        sources = {name: _source(model) for name, model in self.models.items()}
+        images = {name: _images(spec) for name, spec in self.data.items()}
+        store.promise([state.cell for state in states])
+        store.clean(states)
+        works, doubtful = [], []
+        for before in states:
+            cell = before.cell
+            checksum, n = images[cell.data]
+            of_cell = options[cell.group]
+            state = store.begin(
+                before, self._settings(cell, of_cell, sources[cell.model], checksum, n), self.bounds(n, of_cell)
             )
-            for block in range(len(ledger.start))
-            if not ledger.done[block]
-        ]  # fmt: skip
+            model = self.models[cell.model]
+            for block, places in enumerate(state.bounds):
+                if block in state.done:
+                    continue
+                if state.deaths.get(block, 0) >= DEATHS:
+                    store.fail(
+                        cell, block, f"{DEATHS} processes died while they were at it: its model may end or exhaust them"
+                    )
+                    continue
+                work = Work(
+                    store=self.store,
+                    cell=cell,
+                    block=block,
+                    places=places,
+                    model=model if isinstance(model, str) else None,
+                    data=self.data[cell.data],
+                    images=checksum,
+                    source=sources[cell.model],
+                    options=of_cell,
+                )
+                is_doubtful = state.deaths.get(block) or block in state.reasons
+                (doubtful if is_doubtful else works).append(work)
+        return works + doubtful
 
-    def _settings(self, cell: Cell, model: str, images: str, n: int) -> dict[str, Any]:
+    def _compute(
+        self, works: Sequence[Work], number: int | None, client: "Client | str | None", *, progress: bool
+    ) -> None:
+        """Compute the blocks here, on so many processes, or on a cluster."""
+        modules = {name: model for name, model in self.models.items() if isinstance(model, nn.Module)}
+        if number and works:
+            threads = max(1, (os.cpu_count() or 1) // number)
+            works = [replace(work, threads=threads) for work in works]
+        with workers.cluster(number if works else None, client) as dask:
+            outcomes = workers.here(works, modules) if dask is None else workers.on_cluster(dask, works, modules)
+            with bar(len(works), "study", "block", show=progress) as shown:
+                for outcome in outcomes:
+                    shown.set_postfix_str(printable(f"{outcome.kind} {outcome.work.cell}"), refresh=False)
+                    shown.update()
+
+    def _settings(self, cell: Cell, options: Options, source: str, checksum: str, n: int) -> dict[str, Any]:
         """What must be the same for blocks to belong together."""
-        source = self.models[cell.model]
-        spec = source if isinstance(source, str) else type(source).__name__
+        model = self.models[cell.model]
+        spec = model if isinstance(model, str) else type(model).__name__
         return {
-            "model": f"{spec} [{model}]",
-            "data": f"{self.data[cell.data]} [{images}]",
+            "model": f"{spec} [{source}]",
+            "data": f"{self.data[cell.data]} [{checksum}]",
             "images": n,
-            "group": cell.group,
+            "group": _moves(options.action),
             "metrics": [metric if isinstance(metric, str) else metric.description for metric in self.metrics],
             "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
             "head": self.head,
+            "layouts": options.layouts,
+            "output": self.output,
             "null": self.null,
             "seed": self.seed,
             "precision": self.precision,
             "version": f"{schema.SCHEMA}.{probe.VERSION}",
-            "about": lab_models.about(source) if isinstance(source, str) else {},
+            "about": lab_models.about(model) if isinstance(model, str) else {},
         }
 
-    def options(self, group: str) -> Options:
+    def options(self, group: str | Group | Action) -> Options:
         """How the cells of a group are measured."""
-        keys = ("metrics", "layers", "head", "null", "seed", "precision", "device", "batch_size")
-        return Options(group, **{key: getattr(self, key) for key in keys})
+        names = ("metrics", "layers", "head", "layouts", "output", "null", "seed", "precision", "device", "batch_size")
+        return Options(group, **{name: getattr(self, name) for name in names})
 
-    def bounds(self, n: int, group: str) -> list[tuple[int, int]]:
+    def bounds(self, n: int, options: Options) -> list[tuple[int, int]]:
         """Blocks of n images, as places [start, stop) in reading order: whole chains of the group's null."""
-        length = chain_length(groups.parse(group).order, self.null)
-        chains, together = deviation.chains(n, length), math.ceil(self.block / length)
-        starts = range(0, len(chains), together)
-        return [(chains[i].start, chains[min(i + together, len(chains)) - 1].stop) for i in starts]
+        length = chain_length(options.action.group.order, self.null)
+        chains = deviation.chains(n, length)
+        together = math.ceil(self.block / length)
+        bounds = []
+        for i in range(0, len(chains), together):
+            last = chains[min(i + together, len(chains)) - 1]
+            bounds.append((chains[i].start, last.stop))
+        return bounds
+
+
+def _check_workers(number: object, client: object) -> None:
+    if number is not None and client is not None:
+        raise ValueError("give workers= or client=, not both")
+    if number is not None and (not isinstance(number, int) or number < 1):
+        raise ValueError(f"workers must be how many processes, at least 1, got {short(number)}")
+
+
+def _source(model: str | nn.Module) -> str:
+    """Checksum of where a model's weights come from."""
+    if isinstance(model, str):
+        return lab_models.source(model)
+    # equal weights may be used otherwise: the second checksum is of what torch prints of the module
+    return f"{probe.fingerprint(model)} {zlib.crc32(repr(model).encode()):08x}"
+
+
+def _moves(action: Action) -> str:
+    """An action's name and a checksum of what it does to noise: others of that name are not taken for it."""
+    checksum = zlib.crc32(repr(action.group).encode())
+    for channels in (1, 3):
+        noise = torch.rand(channels, 48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for element in range(action.group.order):
+            try:
+                moved = action(element, noise).numpy()
+            except Exception:  # it need not be defined on such images
+                continue
+            # machines that interpolate agree in the first digits, but for the sign of 0
+            checksum = zlib.crc32((moved.round(6) + 0.0).tobytes(), checksum)
+    return f"{action.name} [{checksum:08x}]"
+
+
+def _images(spec: str) -> tuple[str, int]:
+    """Checksum of a data set's images, and how many there are."""
+    images = lab_images.load(spec)
+    return lab_images.source(images), len(images)
+
+
+def _status(states: Sequence[State], store: Store) -> pd.DataFrame:
+    """`Study.status`, from what was read."""
+    rows = []
+    for state in states:
+        cell = state.cell
+        row = {"data": cell.data, "group": cell.group, "model": cell.model, "blocks": len(state.bounds)}
+        statuses = [state.status(block) for block in range(len(state.bounds))]
+        for name in (DONE, FLAWED, RUNNING, FAILED, MISSING):
+            row[name] = statuses.count(name)
+        reasons = [*dict.fromkeys(state.reasons.values()), *store.flaws(state)]
+        row["reason"] = cut(printable("; ".join(reasons)), SHOWN) if state.bounds else "not begun"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _warn_of_failures(status: pd.DataFrame) -> None:
+    """A warning of cells that failed or lack samples; RuntimeError where nothing is done."""
+    failed = status.query("failed > 0 or flawed > 0")
+    reasons = "\n".join(f"{row.data} · {row.group} · {row.model}: {row.reason}" for row in failed.itertuples())
+    if not (status.done + status.flawed).any():
+        raise RuntimeError(f"nothing is done, every cell failed: {reasons}")
+    if reasons:
+        warnings.warn(f"{len(failed)} of {len(status)} cells failed or lack samples: {reasons}", stacklevel=3)

@@ -202,6 +202,7 @@ def spatial(group: Group | str) -> Action:
     if group.moves is None:
         raise ValueError(f"{group.name} has no moves on the plane; give an Action of your own instead of a Group")
     shift_parts = [1]
+    turns = False
     for element, moves in zip(group.elements, group.moves, strict=True):
         for step, by in moves:
             if step == "rotate" and by % 90:
@@ -209,12 +210,15 @@ def spatial(group: Group | str) -> Action:
                     f"{group.name} has {element}, which is no quarter turn and would interpolate; exact are C1, C2, C4, "
                     "D1, D2, D4, flip, shiftn and their products"
                 )
+            if step == "rotate":
+                turns = True
             if step == "shift":
                 shift_parts.append(by.denominator)
     action = Action("spatial", group, lambda g, z: _apply_moves(group.moves[g], z))
-    # a side that every shift of the group divides, so that the probe is defined
-    side = 3 * math.lcm(*shift_parts)
-    check_action(action, torch.arange(float(side * side)).reshape(side, side))
+    # a height that every shift of the group divides, so that the probe is defined; square where something turns
+    height = 3 * math.lcm(*shift_parts)
+    width = height if turns else 3
+    check_action(action, torch.arange(float(height * width)).reshape(height, width))
     return action
 
 

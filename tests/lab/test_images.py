@@ -15,10 +15,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torchvision
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from eedkit.lab.images import BUNDLED, check, fingerprint, load, source, tensors
 from eedkit.lab.shifts import SHIFTS, shifted
+from eedkit.probe.samples import as_float
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -306,6 +308,59 @@ class TestOwnFiles:
             with pytest.raises(ValueError, match="must hold a folder for each class"):
                 load(wrong)
 
+    def test_classes_are_those_of_torchvision_with_empty_ones(self, folder):
+        for empty in ("ant", "cow", "eel"):
+            (folder / empty).mkdir()
+        theirs = torchvision.datasets.ImageFolder(folder, allow_empty=True)
+        data = load(folder)
+        assert data.features["label"].names == theirs.classes == ["ant", "cat", "cow", "dog", "eel"]
+        assert data["label"][:] == theirs.targets == [1, 1, 1, 3, 3]
+        assert [str(folder / name) for name in data["id"]] == [path for path, _ in theirs.samples]
+
+    def test_hidden_folders_are_no_classes_as_in_datasets(self, folder, tmp_path):
+        folder = folder.rename(tmp_path / "pets")  # datasets finds nothing in pets[1]
+        for hidden in (".old/a.png", ".git/refs/b.png", "cat/.thumbs/c.png", "cat/.d.png", ".e.png"):
+            save(folder / hidden, [[1]])
+        theirs = datasets.load_dataset(
+            "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "hf")
+        )
+        data = load(folder)
+        assert data.features["label"].names == theirs.features["label"].names == ["cat", "dog"]
+        assert data["label"][:] == theirs["label"][:] == [0, 0, 0, 1, 1]
+
+    @pytest.mark.parametrize("misplaced", ["x.png", "cat/young/x.png", "cow/a/b/x.eps"])
+    def test_an_image_in_no_class_folder_itself_is_refused(self, folder, misplaced):
+        save(folder / "x.png", [[1]])
+        (folder / misplaced).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "x.png").rename(folder / misplaced)
+        with pytest.raises(ValueError, match=f"all images directly in these; found {misplaced}"):
+            load(folder)
+
+    def test_folders_inside_a_class_without_images_are_no_matter(self, folder):
+        (folder / "cat" / "about").mkdir()
+        (folder / "cat" / "about" / "notes.txt").write_text("not an image")
+        assert len(load(folder)) == 5
+
+    def test_a_class_folder_that_cannot_be_read_is_named(self, folder, monkeypatch):
+        read = os.scandir
+
+        def scandir(path):
+            if str(path).endswith("dog"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return read(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        with pytest.raises(PermissionError, match=r"Permission denied: .*dog"):
+            load(folder)
+
+    @pytest.mark.parametrize("name", [b"cat/\xff.png", b"\xff/a.png"])
+    def test_file_names_that_are_no_utf_8_are_refused(self, folder, name):
+        file = folder / os.fsdecode(name)
+        file.parent.mkdir(exist_ok=True)
+        (folder / "cat" / "a.png").rename(file)
+        with pytest.raises(ValueError, match=r"must be UTF-8, got b'.*\\xff.*\.png'; rename it"):
+            load(folder)
+
     def test_parquet_keeps_its_ids_and_takes_its_only_image_and_class_columns(self, tmp_path):
         names = datasets.ClassLabel(names=["no", "yes"])
         columns = {"img": [png([[5]]), png([[6]])], "answer": [1, 0], "id": [70, 71], "other": [0.5, 0.1]}
@@ -353,15 +408,45 @@ class TestOwnFiles:
             with pytest.raises(ValueError, match=r"cannot read the image .*dog.a\.png"):
                 tensors(load(folder))
 
-    def test_broken_image_in_a_parquet_file_is_named_by_its_id(self, tmp_path):
+    def test_broken_image_in_a_parquet_file_is_named(self, tmp_path):
         bad = {"bytes": b"junk", "path": None}
         with pytest.raises(ValueError, match="cannot read the image x-0001"):
             tensors(load(parquet(tmp_path / "x.parquet", {"image": [png([[5]]), bad]})))
+        bad = {"bytes": b"junk", "path": "cat.png"}
+        with pytest.raises(ValueError, match=r"cannot read the image cat\.png"):
+            tensors(load(parquet(tmp_path / "y.parquet", {"image": [png([[5]]), bad]})))
+
+    def test_a_row_without_an_image_costs_itself_alone(self, tmp_path):
+        rows = {"image": [png([[5]]), None]}
+        data = load(parquet(tmp_path / "x.parquet", rows, image=datasets.Image()))
+        assert len(source(data)) == 16
+        assert data[0]["image"].shape == (1, 1, 1)
+        with pytest.raises(ValueError, match="there is no image x-0001"):
+            data[1]
+
+    def test_other_formats_are_refused_whatever_their_name(self, folder, monkeypatch):
+        monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+        Image.new("L", (6, 6)).save(folder / "dog" / "a.png", "EPS")
+        with pytest.raises(ValueError, match=r"cannot read the image .*dog.a\.png: it is none of .*PNG"):
+            tensors(load(folder))
+
+    @pytest.mark.parametrize("limit", [50, 25])
+    def test_images_beyond_pillow_s_limit_are_named(self, folder, monkeypatch, limit):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # Pillow warns of 60 pixels, or raises
+        with pytest.raises(ValueError, match=r"cat.a\.png: Image size \(60 pixels\) exceeds limit"):
+            load(folder)[0]
+
+    def test_files_that_break_pillow_otherwise_are_named(self, folder):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("bomb", "0" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+        Image.new("L", (6, 6)).save(folder / "dog" / "a.png", pnginfo=text)
+        with pytest.raises(ValueError, match=r"cannot read the image .*dog.a\.png: Decompressed data too large"):
+            tensors(load(folder))
 
     def test_sixteen_bits_are_refused_rather_than_cut(self, tmp_path):
         (tmp_path / "s" / "a").mkdir(parents=True)
         Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(tmp_path / "s" / "a" / "deep.png")
-        with pytest.raises(ValueError, match=r"deep\.png has pixels of mode I;16"):
+        with pytest.raises(ValueError, match=r"deep\.png: it has pixels of mode I;16"):
             load(tmp_path / "s")[0]
 
     def test_file_that_is_not_parquet_is_named(self, tmp_path):
@@ -377,6 +462,48 @@ class TestOwnFiles:
         assert tensors(load(tmp_path / "s", size=4, channels=1))[0].shape == (2, 1, 4, 4)
 
 
+def transparent(mode):
+    """Two pixels, one opaque and one transparent with a dark colour hidden in it, in each way that files have."""
+    if mode in ("RGBA", "LA"):
+        pixels = {"RGBA": [(255, 0, 0, 255), (0, 0, 9, 0)], "LA": [(51, 255), (9, 0)]}
+        image = Image.new(mode, (2, 1))
+        image.putdata(pixels[mode])
+        return image, {}
+    image = Image.new(mode, (2, 1))
+    if mode == "P":
+        image.putpalette([255, 0, 0, 0, 0, 9])
+    image.putdata({"P": [0, 1], "L": [51, 9], "RGB": [(255, 0, 0), (0, 0, 9)]}[mode])
+    return image, {"transparency": {"P": 1, "L": 9, "RGB": (0, 0, 9)}[mode]}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+class TestTransparency:
+    def shown(self, mode):
+        grey = torch.tensor([[[0.2, 1]]])
+        return grey if mode in ("L", "LA") else torch.tensor([[[1.0, 1]], [[0, 1]], [[0, 1]]])
+
+    def test_it_shows_white_in_files_of_a_folder(self, mode, tmp_path):
+        (tmp_path / "s" / "a").mkdir(parents=True)
+        image, options = transparent(mode)
+        image.save(tmp_path / "s" / "a" / "x.png", **options)
+        torch.testing.assert_close(load(tmp_path / "s")[0]["image"], self.shown(mode))
+        seen = load(tmp_path / "s", transform=lambda seen: as_float(seen).clone())[0]["image"]
+        torch.testing.assert_close(seen, self.shown(mode).expand(3, 1, 2))
+        shifted = load(tmp_path / "s", transform=as_float, shift="brightness", severity=1)[0]["image"]
+        assert (shifted[:, 0, 1] > 0.5).all()
+
+    def test_it_shows_white_in_sets_of_the_hub_and_pil_items(self, mode, monkeypatch):
+        image, options = transparent(mode)
+        file = io.BytesIO()
+        image.save(file, "PNG", **options)
+        rows = datasets.Dataset.from_dict({"image": [{"bytes": file.getvalue(), "path": "x.png"}]})
+        rows = rows.cast_column("image", datasets.Image())
+        torch.testing.assert_close(as_float(rows[0]["image"]), self.shown(mode))
+        torch.testing.assert_close(as_float(Image.open(file)), self.shown(mode))
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows)
+        torch.testing.assert_close(load("hub:a/b/test")[0]["image"], self.shown(mode))
+
+
 class TestErrors:
     @pytest.mark.parametrize("wrong", ["digit/test", "digits", "digits/tset", "Digits/test"])
     def test_mistyped_name_fails_at_once_and_names_the_near_ones(self, wrong):
@@ -389,6 +516,18 @@ class TestErrors:
         monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
         with pytest.raises(ValueError, match="spelled 'hub:owner/name/split'"):
             load("ylecun/mnist")
+
+    @pytest.mark.parametrize("wrong", ["x" * 5000, "photos/" + "x" * 300, "photos/", "~nobody-of-that-name/photos"])
+    def test_paths_that_cannot_be_are_refused_at_once(self, wrong, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+        with pytest.raises(ValueError, match=f"no bundled images, folder or file '{wrong}'"):
+            load(wrong)
+
+    @pytest.mark.parametrize("wrong", ["hub:a/" + "x" * 300 + "/test", "hub:a b/c/test"])
+    def test_names_that_the_hub_cannot_have_are_not_asked_for(self, wrong, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+        with pytest.raises(ValueError, match="Repo id must"):
+            load(wrong)
 
     @pytest.mark.parametrize("wrong", ["hub:mnist", "hub:ylecun/mnist", "hub:a/b/c/d", "hub:a//c"])
     def test_hub_repositories_are_spelled_in_full(self, wrong, monkeypatch):

@@ -4,11 +4,15 @@ import json
 import os
 import pickle
 import random
+import socket
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import quote
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -177,13 +181,13 @@ class TestTorchvision:
         asked = []
 
         def get_model(name, **options):
-            asked.append((name, options, os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]))
+            asked.append((name, options, os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"], socket.getdefaulttimeout()))
             return resnet()
 
         monkeypatch.setattr(torchvision.models, "get_model", get_model)
         loaded = models.load("torchvision:resnet50?weights=IMAGENET1K_V2")
         wanted = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
-        assert asked == [("resnet50", {"weights": wanted}, "1")]
+        assert asked == [("resnet50", {"weights": wanted}, "1", 10)]
         assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
         assert torch.equal(loaded.transform(PHOTO), wanted.transforms()(PHOTO))
 
@@ -238,6 +242,7 @@ class TestTimm:
 
     def test_a_tag_names_weights(self, monkeypatch):
         asked, build = [], timm.create_model
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
         monkeypatch.setattr(timm, "create_model", lambda n, **k: asked.append((n, k)) or build(n.split(".")[0]))
         models.load("timm:resnet18.a1_in1k")
         models.load("timm:resnet18.a1_in1k", weights=False)
@@ -248,15 +253,39 @@ class TestTimm:
             ("resnet18", {"pretrained": False}),
         ]
 
-    def test_without_a_network_the_error_says_what_to_do(self, monkeypatch):
-        def offline(*_, **__):
-            raise FileNotFoundError("not in the cache")
+    def test_without_a_network_the_error_comes_without_retries(self, tmp_path, monkeypatch):
+        tries = []
 
-        monkeypatch.setattr(timm, "create_model", offline)
+        def offline(*_, **__):
+            tries.append(socket.getdefaulttimeout())
+            raise socket.gaierror("no such host")
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(socket, "getaddrinfo", offline)
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited to try again"))
+        before = socket.getdefaulttimeout()
         with pytest.raises(
             ConnectionError, match=r"timm/resnet18.a1_in1k .*'file:model.safetensors.model=timm:resnet18"
         ):
             models.load("timm:resnet18.a1_in1k")
+        assert set(tries) == {10}
+        assert len(tries) <= 2
+        assert socket.getdefaulttimeout() == before
+
+    def test_cached_weights_need_no_network(self, tmp_path, monkeypatch):
+        folder = tmp_path / "models--timm--resnet18.a1_in1k"
+        saved = models.load("timm:resnet18?seed=7").model
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text(40 * "a")
+        (folder / "snapshots" / (40 * "a")).mkdir(parents=True)
+        save_file(saved.state_dict(), folder / "snapshots" / (40 * "a") / "model.safetensors")
+
+        def offline(*_, **__):
+            raise socket.gaierror("no such host")
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(socket, "getaddrinfo", offline)
+        assert same(models.load("timm:resnet18.a1_in1k").model, saved)
 
     def test_source_is_the_weights_address_or_the_seed(self, monkeypatch):
         specs = ["resnet18.a1_in1k", "resnet18.a2_in1k", "resnet18", "resnet18?seed=1", "resnet34"]
@@ -340,6 +369,29 @@ class TestFiles:
         save_file({"a": torch.ones(2)}, path)
         assert before != models.source(f"file:{path}?model=torchvision:resnet18")
 
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+    def test_the_checksum_is_that_of_what_was_loaded(self, tmp_path, monkeypatch, suffix):
+        path = tmp_path / f"net{suffix}"
+        save = save_file if suffix == ".safetensors" else torch.save
+        first, second = (models.load(f"recipe:random?seed={seed}").model for seed in (1, 2))
+        spec = f"file:{path}?model=recipe:plain"
+        save(first.state_dict(), path)
+        at_the_start = models.source(spec)
+        read_bytes = Path.read_bytes
+
+        def read_and_replace(file):
+            content = read_bytes(file)
+            save(second.state_dict(), path)
+            return content
+
+        monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+        loaded = models.load(spec)
+        assert same(loaded.model, first)
+        assert loaded.source == at_the_start
+        replaced = models.load(spec)
+        assert same(replaced.model, second)
+        assert replaced.source == models.source(spec) != at_the_start
+
     def test_a_file_that_does_not_fit_names_the_first_few(self, tmp_path):
         state = resnet(num_classes=5).state_dict()
         state["stem.weight"] = state.pop("conv1.weight")
@@ -369,6 +421,54 @@ class TestFiles:
             models.check(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet18&classes=0")
 
 
+@pytest.fixture
+def recipe_file(tmp_path):
+    save_file(models.load("recipe:random?seed=7").model.state_dict(), tmp_path / "net.safetensors")
+    return f"file:{tmp_path}/net.safetensors?model=recipe:plain"
+
+
+class TestHeadAndLayers:
+    @pytest.mark.parametrize(
+        ("spec", "head"),
+        [
+            ("recipe:random?seed=0", "blocks.4"),
+            ("torchvision:squeezenet1_0?seed=0", "classifier.1"),
+            ("timm:resnet18?seed=0", "fc"),
+            ("file", "blocks.4"),
+        ],
+    )
+    def test_every_kind_takes_them_and_counts_them_as_its_own(self, spec, head, recipe_file):
+        spec = recipe_file if spec == "file" else spec
+        plain = models.load(spec)
+        told = f"{spec}&head={head}&layers=blocks.+|all"
+        loaded = models.load(told)
+        assert (loaded.head, loaded.layers, plain.layers) == (head, "blocks.+|all", None)
+        assert same(loaded.model, plain.model)
+        assert models.load(f"{spec}&layers=all").head == plain.head
+        specs = [spec, told, f"{spec}&head={head}", f"{spec}&layers=all"]
+        assert len({models.source(one) for one in specs}) == 4
+        assert [models.load(one).source for one in specs] == [models.source(one) for one in specs]
+        bare = models.load(told, weights=False)
+        assert (bare.head, bare.layers, bare.source) == (head, "blocks.+|all", None)
+
+    def test_a_file_hands_on_those_of_its_architecture(self, recipe_file):
+        assert models.load(f"{recipe_file}?head=blocks.3&layers=all").head == "blocks.3"
+        inner = recipe_file + quote("?head=blocks.3&layers=all")
+        assert (models.load(inner).head, models.load(inner).layers) == ("blocks.3", "all")
+        assert models.load(f"{inner}&head=head").head == "head"
+
+    def test_a_head_that_is_not_there_is_refused_untrained(self, own_cache, monkeypatch):
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
+        for spec in ("recipe:plain?head=haed", "timm:resnet18.a1_in1k?head=fcc"):
+            for filled in (True, False):
+                with pytest.raises(ValueError, match=r"no module to be the head .*; did you mean '(head|fc)'"):
+                    models.load(spec, weights=filled)
+        assert not own_cache.exists()
+
+    def test_they_are_no_change_of_a_recipe(self):
+        assert models.about("recipe:plain?seed=2&layers=all") == models.about("recipe:plain?seed=2")
+
+
 @pytest.mark.parametrize("call", [models.check, models.load, models.source, models.about])
 @pytest.mark.parametrize(
     ("spec", "message"),
@@ -382,6 +482,15 @@ class TestFiles:
         ("recipe:plain?group=c4", "no group 'c4'; did you mean 'C4'"),
         ("recipe:simclrr", "no recipe 'simclrr'; did you mean 'simclr'"),
         ("recipe:plain?method=simclrr", "no method 'simclrr'; did you mean 'simclr'"),
+        ("recipe:plain?rate=0", "rate must be a number above 0, got 0.0"),
+        ("recipe:plain?widths=4,0", "each from 1, got \\(4, 0\\)"),
+        ("recipe:plain?method=turns", "elements to tell apart, got augment=C1"),
+        ("recipe:augmented?group=shift4", "need a height divisible by 4, got 17"),
+        ("recipe:plain?data=digits/train?m=3", "no option 'm'"),
+        ("recipe:plain?seed=-1", "seed must be at least 0 and below"),
+        ("torchvision:resnet18?seed=99999999999999999999", "seed must be at least 0 and below"),
+        ("torchvision:resnet18?head=", "'head' must be a text, got ''"),
+        ("timm:resnet18?layers=blocks(", "'layers' must be a regular expression"),
         ("recipe:plain?start=", "'start' must be a text, got ''"),
         ("torchvision:resnet19", "no torchvision classifier 'resnet19'; did you mean 'resnet1"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no torchvision classifier"),

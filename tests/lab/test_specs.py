@@ -1,10 +1,12 @@
 """Spec strings: what they mean, and what is refused."""
 
+import re
+
 import pytest
 
 from eedkit.lab.specs import boolean, integers, parse
 
-KNOWN = {"seed": int, "rate": float, "exact": boolean, "widths": integers, "model": str}
+KNOWN = {"seed": int, "rate": float, "exact": boolean, "widths": integers, "model": str, "layers": re.compile}
 
 
 def test_each_option_is_converted():
@@ -12,6 +14,10 @@ def test_each_option_is_converted():
     assert name == "a/b:c.d"
     assert options == {"seed": -3, "rate": 0.001, "exact": False, "widths": (16, 32), "model": "x:y?a=1&b=2"}
     assert type(options["seed"]) is int
+
+
+def test_a_regular_expression_is_kept_as_it_is():
+    assert parse(r"f?layers=layer\d+|blocks.+", KNOWN)[1]["layers"].pattern == r"layer\d+|blocks.+"
 
 
 def test_a_spec_without_options_is_a_name():
@@ -34,6 +40,7 @@ def test_one_nested_option_needs_no_quoting_and_a_plus_stays():
         ("rate=fast", "'rate' must be a number, got 'fast'"),
         ("exact=yes", "'exact' must be true or false, got 'yes'"),
         ("widths=4,,8", "'widths' must be whole numbers such as 16,32, got '4,,8'"),
+        ("layers=blocks(", "'layers' must be a regular expression, got 'blocks\\('"),
         ("", "spelled 'name.key=value&key=value', got 'net.'"),
         ("seed", "spelled 'name.key=value&key=value', got 'net.seed'"),
         ("seed=1&", "spelled 'name.key=value&key=value'"),

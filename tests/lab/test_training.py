@@ -3,12 +3,15 @@
 import json
 import os
 import random
+import resource
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from eedkit.lab import images, training
 from eedkit.lab.training import Recipe, curves, recipes, train
@@ -55,6 +58,35 @@ def weights(module):
 def header(file):
     with safe_open(file, "pt") as held:
         return {key: json.loads(value) for key, value in held.metadata().items()}
+
+
+def flip_a_bit(state, told):
+    state["blocks.1.conv.weight"].view(torch.uint8).flatten()[5] ^= 1
+
+
+def halve(state, told):
+    state.update({name: value.half() for name, value in state.items() if value.is_floating_point()})
+
+
+def lose(state, told):
+    for value in state.values():
+        if value.is_floating_point():
+            value.fill_(torch.nan)
+
+
+def widen(state, told):
+    state["head.weight"] = torch.ones(10, 5)
+
+
+def forget(state, told):
+    del told["checksum"]
+
+
+def swap_seeds(state, told):
+    other = train(Recipe(**TINY), seed=1, cache=training.cache_folder() / "other")
+    state.update(other.state_dict())
+    (file,) = (training.cache_folder() / "other").iterdir()
+    told.update({name: json.dumps(value) for name, value in header(file).items()})
 
 
 class TestSeeds:
@@ -139,10 +171,44 @@ class TestCache:
         file.write_bytes(file.read_bytes()[:kept])
         with pytest.raises(ValueError, match=r"holds no curves .*; delete it and train that network again"):
             curves(recipe)
-        with pytest.warns(UserWarning, match="cannot be read"):
+        with pytest.warns(UserWarning, match="cannot be used"):
             again = train(recipe)
         assert torch.equal(weights(again), weights(trained))
         assert curves(recipe).equals(told)
+
+    @pytest.mark.parametrize("harm", [flip_a_bit, halve, lose, widen, forget, swap_seeds])
+    def test_weights_that_were_not_trained_are_trained_afresh(self, harm, own_cache):
+        recipe = Recipe(**TINY)
+        trained = train(recipe)
+        (file,) = own_cache.iterdir()
+        state, told = load_file(file), {name: json.dumps(value) for name, value in header(file).items()}
+        harm(state, told)
+        save_file(state, file, metadata=told)
+        with pytest.warns(UserWarning, match=r"cannot be used [\s\S]*; training that network again"):
+            again = train(recipe)
+        assert torch.equal(weights(again), weights(trained))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(weights(train(recipe)), weights(trained))
+
+    def test_a_full_disk_costs_a_warning_and_no_training(self, own_cache, tmp_path):
+        expected = train(Recipe(**TINY), cache=tmp_path / "roomy")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.warns(UserWarning, match=r"cannot keep the trained weights at .*; make room there"):
+                network = train(Recipe(**TINY))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert torch.equal(weights(network), weights(expected))
+        assert not any(own_cache.iterdir())
+
+    def test_a_folder_that_cannot_be_made_costs_a_warning(self, own_cache):
+        own_cache.write_text("a file, and no folder")
+        with pytest.warns(UserWarning, match="set EEDKIT_CACHE to another folder"):
+            network = train(Recipe(**TINY))
+        assert not network.training
+        assert own_cache.read_text() == "a file, and no folder"
 
     def test_random_weights_are_not_trained_and_not_stored(self, own_cache):
         network = train(recipes()["random"], seed=3)
@@ -279,12 +345,36 @@ class TestRecipes:
     def test_a_recipe_says_what_is_wrong_with_it(self):
         with pytest.raises(ValueError, match="whole number from 0, got -1"):
             Recipe(epochs=-1)
+        for rate in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="rate must be a number above 0"):
+                Recipe(rate=rate)
+        for widths in ((), (4, 0)):
+            with pytest.raises(ValueError, match="at least one block, each from 1"):
+                Recipe(widths=widths)
         with pytest.raises(ValueError, match="no group 'c4'; did you mean 'C4'"):
             recipes("c4")
         with pytest.raises(ValueError, match="no method 'simclrr'; did you mean 'simclr'"):
             Recipe(method="simclrr")
-        with pytest.raises(ValueError, match="elements to tell apart, got augment=C1"):
-            train(Recipe(method="turns", **TINY))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"method": "turns"}, "elements to tell apart, got augment=C1"),
+            ({"augment": "shift4"}, "need a height divisible by 4, got 9"),
+            ({"group": "shift4"}, "shifts by 1/4 of the height"),
+            ({"method": "simclr", "batch_size": 1}, "simclr compares .* at least 2, got 1"),
+            ({"data": "digits/train?m=64"}, "no option 'm'"),
+            ({"data": "letters/train?n=64", "start": "digits/train?size=8"}, "size is 8 .* but 9"),
+        ],
+    )
+    def test_what_cannot_be_trained_is_refused_before_a_start(self, changes, message, fits):
+        recipe = Recipe(**TINY | {"start": "letters/train?n=70"} | changes)
+        before = torch.get_rng_state()
+        for call in (training.check, train):
+            with pytest.raises(ValueError, match=message):
+                call(recipe)
+        assert not fits
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(out):
-    return ek.summarise(ek.open(out / "tiny.zarr", **MAIN))
+    return ek.summarise(ek.open(out / "tiny.study", **MAIN))
 
 
 def at_end(table, recipe, column="relative", metric="latent"):
@@ -73,7 +73,7 @@ def test_every_estimate_has_a_relative_value(table):
 
 
 def test_upright_digits_are_learned_and_turned_ones_only_where_the_recipe_says_so(out):
-    ds = ek.open(out / "tiny.zarr", **MAIN)
+    ds = ek.open(out / "tiny.study", **MAIN)
     accuracy = (ds.prediction == ds.label).mean("sample").groupby("recipe").mean()
     assert accuracy.sel(recipe=["plain", "augmented", "equivariant"], element="e").min() > 0.85
     assert accuracy.sel(recipe=["augmented", "equivariant"]).min() > 0.8
@@ -92,7 +92,7 @@ def test_turned_views_make_self_supervised_features_more_invariant(table):
 
 
 def test_all_that_was_measured_is_in_one_store_and_the_corruptions_differ(out):
-    tree = ek.open(out / "tiny.zarr", group="C4")
+    tree = ek.open(out / "tiny.study", group="C4")
     found = ek.lab.specs.labelled(ek.summarise(tree, resamples=0))
     assert set(found.domain) == {"digits", "letters", "noise"}
     latent = found[(found.metric == "latent") & (found.layer == "latent") & (found.recipe == "plain")]
@@ -155,19 +155,19 @@ def test_large_profiles_name_models_and_images_that_a_study_takes(name, tmp_path
         recipes = [recipe for recipe in ek.lab.training.recipes() if not recipe.startswith("random")]
         models = ek.lab.models.pool(recipes, seeds=1, **told["training"])
         data = [told[key] for key in ("data", "pool_data", "shifted") if key in told] + told.get("domains", [])
-        study = ek.Study(models=models, data=data, groups=["C4"], store=tmp_path / "a.zarr")
+        study = ek.Study(models=models, data=data, groups=["C4"], store=tmp_path / "a.study")
         assert list(study.models) == models
         if told.get("others"):
-            ek.Study(models=told["others"], data=[told["others_data"]], groups=["C4"], store=tmp_path / "a.zarr")
+            ek.Study(models=told["others"], data=[told["others_data"]], groups=["C4"], store=tmp_path / "a.study")
 
 
 def test_the_papers_list_of_models_can_be_planned_without_images_or_weights(tmp_path):
     told = notebooks.profile("paper")["02_invariance_without_learning"]
     models = [model for model in told["others"] if "resnet18" in model]
     study = ek.Study(
-        models=models, data=[told["others_data"]], groups=["C4"], store=tmp_path / "a.zarr", metrics=["latent"]
+        models=models, data=[told["others_data"]], groups=["C4"], store=tmp_path / "a.study", metrics=["latent"]
     )
     plan = study.plan(progress=False)
     assert plan.forwards.tolist() == [4 * 5000] * 2
     assert plan.note.tolist() == ["", ""]
-    assert not (tmp_path / "a.zarr").exists()
+    assert not (tmp_path / "a.study").exists()

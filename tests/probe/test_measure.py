@@ -728,6 +728,13 @@ def test_a_sample_that_is_not_finite_costs_itself(bad, precision, batch_size):
     )
 
 
+def test_progress_shows_control_characters_of_a_name(capsys):
+    ek.measure(Tiny(), torch.rand(8, 2, 6, 6), group="C4", name="\x1b]0;owned\x07", progress=True)
+    shown = capsys.readouterr().err
+    assert r"\x1b]0;owned\x07:" in shown
+    assert "\x1b]" not in shown
+
+
 class Breaks(Tiny):
     """NaN at the output for the image with a mark in one corner, once it is turned by 180°."""
 

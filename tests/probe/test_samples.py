@@ -9,10 +9,20 @@ import oracles
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from eedkit.probe.samples import Fingerprint, as_float, label_list, open_halves, open_stream, read_order, warn_if_sorted
+from eedkit.probe.samples import (
+    Fingerprint,
+    as_float,
+    declared_classes,
+    label_list,
+    open_halves,
+    open_stream,
+    read_order,
+    warn_if_sorted,
+)
 
 N = 11
 LABELS = [2, 0, 1, 1, 0, 2, 1, 0, 2, 1, 0]
@@ -392,6 +402,17 @@ def test_an_unreadable_file_of_a_hub_data_set_is_named_by_its_path(tmp_path):
     assert [sample.flaw.split(":")[0] for sample in named if sample.flaw] == ["c"]
 
 
+def test_an_unreadable_file_of_torchvision_s_folder_is_named(tmp_path):
+    for k in range(3):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(BYTES[k]).save(tmp_path / "a" / f"{k}.png")
+    whole = (tmp_path / "a" / "1.png").read_bytes()
+    (tmp_path / "a" / "1.png").write_bytes(whole[:-30])
+    flaws = [sample.flaw for sample in read(torchvision.datasets.ImageFolder(tmp_path)) if sample.flaw]
+    assert len(flaws) == 1
+    assert flaws[0].startswith(f"{tmp_path / 'a' / '1.png'}: ")
+
+
 def test_an_unreadable_item_of_a_transformed_data_set_keeps_its_id():
     def torn(batch):
         raise OSError("torn" if "image" in batch else "no image is asked for")
@@ -437,9 +458,9 @@ def test_pil_images_of_every_colour_mode_are_read():
 def test_what_is_transparent_shows_white():
     colour = np.array([[[255, 0, 0, 255], [255, 0, 0, 0]], [[0, 51, 0, 102], [0, 0, 0, 255]]], np.uint8)
     shown = [[[1, 1], [0.6, 0]], [[0, 1], [0.2 * 0.4 + 0.6, 0]], [[0, 1], [0.6, 0]]]
-    np.testing.assert_allclose(pixels(Image.fromarray(colour, "RGBA")), shown, atol=1e-6)
+    np.testing.assert_allclose(pixels(Image.fromarray(colour, "RGBA")), shown, atol=0.51 / 255)
     grey = np.array([[[255, 255], [0, 0]], [[51, 102], [0, 255]]], np.uint8)
-    np.testing.assert_allclose(pixels(Image.fromarray(grey, "LA")), [[[1, 1], [0.2 * 0.4 + 0.6, 0]]], atol=1e-6)
+    np.testing.assert_allclose(pixels(Image.fromarray(grey, "LA")), [[[1, 1], [0.2 * 0.4 + 0.6, 0]]], atol=0.51 / 255)
 
 
 def test_a_transparent_colour_of_a_palette_shows_white():
@@ -448,6 +469,13 @@ def test_a_transparent_colour_of_a_palette_shows_white():
     picture.putdata([0, 1])
     picture.info["transparency"] = 0
     np.testing.assert_allclose(pixels(picture), [[[1, 0]], [[1, 0]], [[1, 1]]])
+
+
+def test_transparent_sixteen_bits_are_refused():
+    picture = Image.fromarray(np.zeros((2, 2), np.uint16))
+    picture.info["transparency"] = 0
+    with pytest.raises(ValueError, match="transparency in pixels of mode I;16; convert them to 8 bits"):
+        as_float(picture)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8), (4, 8, 8), (3, 8, 5)])
@@ -493,3 +521,12 @@ def test_fingerprints_see_images_ids_and_labels_but_not_their_order():
 
 def test_the_seeded_order_is_that_of_the_oracle():
     assert read_order(50, 7).tolist() == oracles.seeded_order(50, 7)
+
+
+def test_data_sets_declare_their_number_of_classes():
+    feature = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog", "eel"])})
+    named = datasets.Dataset.from_dict({"label": [0, 1, 0]}, features=feature)
+    assert declared_classes(named) == 3
+    assert declared_classes(DataLoader(torch.utils.data.Subset(named, [0, 1]))) == 3
+    assert declared_classes(datasets.Dataset.from_dict({"label": [0, 1]})) == 0
+    assert declared_classes(TensorDataset(torch.rand(2, 1, 3, 3))) == 0

@@ -183,6 +183,16 @@ def test_titles_say_data_set_and_group(results, tmp_path, monkeypatch):
     assert "(channelwise negative cosine)" in titles[0]
 
 
+def test_titles_show_names_as_they_are(results, tmp_path, drawn_texts, monkeypatch):
+    texts = []
+    monkeypatch.setattr(plots, "save", lambda fig, *_: texts.append(drawn_texts(fig)))
+    odd = results.assign_attrs(data=r"_$\frac$ [x]", group="$C4$")
+    odd["latent"] = odd.latent.assign_attrs(long_name=r"$\sqrt$")
+    figures.draw(odd, tmp_path, formats=["svg"])
+    assert all(r"_$\frac$ · $C4$" in shown for shown in texts)
+    assert any(r"Under which element? ($\sqrt$)" in shown for shown in texts)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

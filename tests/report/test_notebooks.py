@@ -253,6 +253,19 @@ def test_a_terminal_shows_the_newest_bar_in_one_live_line():
     assert "\n" not in screen.getvalue()
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_control_characters_of_a_kernel_are_shown(live):
+    stream = Screen() if live else io.StringIO()
+    terminal = Terminal(stream)
+    terminal.write("\x1b[31mred\x1b[0m \x1b]0;owned\x07\n\rbar \x1b]52;c;aGk=\x07\r")
+    terminal.line("\x9b2J.ipynb: failed")
+    text = stream.getvalue().replace("\r\x1b[K", "")
+    assert r"    red \x1b]0;owned\x07" in text
+    assert r"bar \x1b]52;c;aGk=\x07" in text
+    assert r"\x9b2J.ipynb: failed" in text
+    assert not set("\x1b\x07\x9b") & set(text)
+
+
 def test_a_warning_between_bars_stays():
     terminal = Terminal(screen := Screen())
     for piece in ("\rtraining: 100%\n", "UserWarn", "ing: odd\n", "\r 0%"):

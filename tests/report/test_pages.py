@@ -4,6 +4,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import nbformat
+import pandas as pd
 import pytest
 
 from eedkit.report import pages
@@ -243,6 +244,29 @@ def test_a_title_is_text_not_markup_of_the_page(tmp_path):
     page = write_page(Run(path, path, {"name": "<script>"}, 1.0), tmp_path, FACTS).read_text()
     assert "<title>Is a &lt; b? – eedkit</title>" in page
     assert "<script>" not in page
+
+
+def test_errors_outputs_and_figures_are_text_on_a_page(tmp_path):
+    path = tmp_path / "a.ipynb"
+    tagged = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})
+    printed = nbformat.v4.new_output("stream", name="stdout", text="<script>model</script> \x1b[31m<i>red</i>")
+    table = pd.DataFrame({"<script>column</script>": ["<script>cell</script>"]}, index=["<script>row</script>"])
+    shown = nbformat.v4.new_output("display_data", {"text/html": table._repr_html_(), "text/plain": "x"})
+    plain = nbformat.v4.new_output("display_data", {"text/plain": "<script>repr</script>"})
+    cell = nbformat.v4.new_code_cell("'<script>'", outputs=[printed, shown, plain])
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), tagged, cell]), path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "<script>.png").write_bytes(b"")
+    failure = pages.Failure(2, 2, "<script>source", "Odd: <script>model", "<script>traceback")
+    run = Run(path, path, {"<script>name": "<script>value"}, 1.0, 0.0, failure)
+    facts = FACTS | {"profile": "<script>profile"}
+    page = write_page(run, tmp_path, facts, code=True).read_text()
+    index = write_index([run], tmp_path, facts).read_text()
+    for text in ("model", "cell", "row", "column", "repr", "source", "traceback", "name", "profile"):
+        assert f"&lt;script&gt;{text}" in page
+    assert "&lt;script&gt;model" in index
+    assert "<script" not in page + index
+    assert "<i>red" not in page
 
 
 def test_without_an_executed_notebook_the_page_still_says_why(tmp_path, home):

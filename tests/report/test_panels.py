@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from eedkit.report import plots, style
+from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 
 
@@ -105,3 +106,34 @@ def test_pictures_show_the_images_in_rows():
     assert [ax.get_ylabel() for ax in figure.axes] == ["blur", "", "noise", ""]
     assert [ax.get_title() for ax in figure.axes[:2]] == ["1", "5"]
     assert [float(ax.images[0].get_array().mean()) for ax in figure.axes] == [0.0, 1.0, 0.5, 0.5]
+
+
+def shown(names):
+    return {name.replace("\x1b", r"\x1b").replace("\x07", r"\x07") for name in names}
+
+
+@pytest.mark.parametrize("column", ["recipe", r"$\frac$", "panel"])
+def test_lines_show_values_of_a_table_as_they_are(odd_names, drawn_texts, column):
+    rows = [{"recipe": "plain", r"$\frac$": "conv", "panel": "one", r"$\sqrt$": k, column: name} for k, name in enumerate(odd_names)]  # fmt: skip
+    texts = drawn_texts(plots.lines(pd.DataFrame(rows), x=r"$\frac$", y=r"$\sqrt$", panel="panel"))
+    assert shown([*odd_names, r"$\frac$", r"$\sqrt$"]) <= texts
+
+
+def test_clouds_show_names_and_columns_as_they_are(odd_names, drawn_texts):
+    table = pd.DataFrame({"recipe": odd_names, r"$\frac$": range(4), r"$\sqrt$": range(4)})
+    assert shown([*odd_names, r"$\sqrt$"]) <= drawn_texts(plots.cloud(table, x=r"$\frac$", y=r"$\sqrt$"))
+
+
+def test_effects_show_tests_and_conclusions_as_they_are(odd_names, drawn_texts):
+    rows = pd.DataFrame({"conclusion": odd_names, "test": odd_names[::-1]})
+    rows = rows.assign(effect=1.0, low=0.5, high=1.5, margin=1.0, verdict=verdicts.SUPPORTED)
+    texts = drawn_texts(plots.effects(rows))
+    assert shown(odd_names) <= texts
+    assert shown(odd_names[:2]) <= drawn_texts(plots.effects(rows[:2].assign(test="t")))
+    assert shown(odd_names[:2]) <= drawn_texts(plots.effects(rows[2:].assign(conclusion="c", test=odd_names[:2])))
+
+
+def test_pictures_show_names_as_they_are(odd_names, drawn_texts):
+    image = np.zeros((1, 2, 2))
+    assert shown(odd_names) <= drawn_texts(plots.pictures({name: [image] for name in odd_names}, columns=["x"]))
+    assert shown(odd_names) <= drawn_texts(plots.pictures({"x": [image] * 4}, columns=odd_names))

@@ -229,3 +229,95 @@ def test_names_of_ones_own_get_colours_of_no_recipe_that_is_shown():
     assert looks["mine"]["color"] not in [style.KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random")]
     # the same as ever where no further recipe is shown
     assert style.styles(["mine"])["mine"]["color"] == style._COLOURS[3]
+
+
+def shown(names):
+    return {name.replace("\x1b", r"\x1b").replace("\x07", r"\x07") for name in names}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda results: plots.depth_profile(results, metric="latent"),
+        plots.orbit_rose,
+        plots.class_heatmap,
+        plots.calibration,
+    ],
+)
+def test_models_are_shown_by_their_names_as_they_are(results, odd_names, drawn_texts, draw):
+    named = results.drop_vars(["recipe", "seed"]).assign_coords(model=odd_names)
+    assert shown(odd_names) <= drawn_texts(draw(named))
+
+
+def test_a_model_without_value_is_named_as_it_is(results, drawn_texts):
+    table = ek.summarise(results.assign_coords(recipe=("model", ["a", "a", r"$\frac$", r"$\frac$"])))
+    table.loc[table.recipe == r"$\frac$", "relative"] = np.nan
+    texts = drawn_texts(plots.depth_profile(table, metric="latent", relative=True))
+    assert any(text.endswith(r"no relative value: $\frac$") for text in texts)
+
+
+def test_elements_and_classes_are_shown_as_they_are(results, odd_names, drawn_texts):
+    named = results.assign_coords(element=odd_names + list(results.element.values[4:]))
+    assert shown(odd_names) <= drawn_texts(plots.orbit_rose(named))
+    assert shown(odd_names) <= drawn_texts(plots.class_heatmap(named))
+    assert shown(odd_names[:3]) <= drawn_texts(plots.class_heatmap(results, class_names=odd_names))
+
+
+def test_metrics_and_units_are_shown_as_they_are(results, drawn_texts):
+    results = results.copy()
+    results["latent"] = results.latent.assign_attrs(long_name=r"$\frac$", units=r"$\sqrt$")
+    texts = drawn_texts(plots.depth_profile(results, metric="latent"))
+    assert {r"Where in the network is it equivariant? ($\frac$)", r"latent EED ($\sqrt$)"} <= texts
+    table = ek.summarise(results).replace({"metric": {"latent": r"$\frac$"}})
+    assert r"relative $\frac$ EED" in drawn_texts(plots.depth_profile(table, metric=r"$\frac$", relative=True))
+
+
+@pytest.fixture
+def torn(results):
+    """An image without a value, and one model that has none at all."""
+    lost = (results.sample == 7) | (results.model == "dim/1")
+    return results.assign({name: v.where(~lost) for name, v in results.data_vars.items() if "sample" in v.dims})
+
+
+@pytest.mark.parametrize("figure", [plots.depth_profile, plots.orbit_rose, plots.class_heatmap, plots.calibration])
+@pytest.mark.parametrize("metric", ["latent", "softmax"])
+@pytest.mark.filterwarnings("error")
+def test_figures_leave_out_what_has_no_value(torn, figure, metric):
+    found = figure(torn, metric=metric)
+    found.canvas.draw()
+    assert found.axes[0].has_data()
+
+
+@pytest.mark.filterwarnings("error")
+def test_rose_is_of_the_models_and_images_that_have_values(torn):
+    figure = plots.orbit_rose(torn.drop_vars(["recipe", "seed"]))
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts][:3] == ["plain/0", "plain/1", "dim/0"]
+    assert figure.texts[-1].get_text().endswith("mean over 23 images; no value: dim/1")
+    of_recipe, alone = plots.orbit_rose(torn), plots.orbit_rose(torn.sel(model=["dim/0"]))
+    dim = style.styles(["plain", "dim"])["dim"]["color"]
+    np.testing.assert_allclose(drawn(of_recipe, dim)[1], drawn(alone, style.styles(["dim"])["dim"]["color"])[1])
+
+
+def test_heatmap_keeps_its_scale_beside_a_model_without_values(torn):
+    first_lost = torn.isel(model=[3, 0]).drop_vars(["recipe", "seed"])
+    panels = [ax for ax in plots.class_heatmap(first_lost).axes if ax.get_title()]
+    assert np.isfinite([panel.collections[0].get_clim() for panel in panels]).all()
+
+
+def test_figures_of_nothing_say_why(torn):
+    nothing = torn.sel(sample=[7])
+    why = r"1 of 1 samples have no value \(7: not finite"
+    for figure in (plots.depth_profile, plots.calibration):
+        with pytest.raises(ValueError, match=why):
+            figure(nothing, metric="softmax")
+    for figure in (plots.orbit_rose, plots.class_heatmap):
+        for metric in ("latent", "softmax"):
+            with pytest.raises(ValueError, match=f"no image has a value of {metric}"):
+                figure(nothing, metric=metric)
+
+
+def test_figures_ask_for_a_dimension_that_a_slice_lost(results):
+    for figure in (plots.depth_profile, plots.orbit_rose, plots.class_heatmap, plots.calibration):
+        with pytest.raises(ValueError, match=r"no labelled dimension 'layer' \(select with a list"):
+            figure(results.sel(layer="latent"), metric="latent")
+        figure(results[["softmax", "softmax_null"]], metric="softmax")

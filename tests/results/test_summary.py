@@ -5,7 +5,9 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
+from torch import nn
 
 import eedkit as ek
 from eedkit.results.intervals import ChainBootstrap
@@ -88,8 +90,9 @@ def test_intervals_are_those_of_the_chains(spread):
     per_sample = values.astype(np.float32)[1].mean(0, dtype=float)
     null_of_sample = null.astype(np.float32)[1].mean(0, dtype=float)
     bootstrap = ChainBootstrap(chains, confidence=0.95, resamples=199, seed=3)
-    assert (found.low, found.high) == pytest.approx(bootstrap.interval(np.positive, per_sample), rel=1e-9)
-    relative = bootstrap.interval(lambda value, null: (value + 1) / (null + 1), per_sample, null_of_sample)
+    means, null_means = bootstrap.means([per_sample, null_of_sample])
+    assert (found.low, found.high) == pytest.approx(bootstrap.interval(means), rel=1e-9)
+    relative = bootstrap.interval((means + 1) / (null_means + 1))
     assert (found.relative_low, found.relative_high) == pytest.approx(relative, rel=1e-9)
 
 
@@ -168,7 +171,8 @@ def test_an_undefined_sample_costs_itself(spread):
     values[1, 1, 7] = np.nan
     found = row(result(values, null))
     assert found.estimate == pytest.approx(np.delete(values[1], 7, axis=1).mean(), abs=1e-6)
-    assert (found.n, found.reason) == (199, "1 of 200 samples have no value")
+    assert found.n == 199
+    assert found.reason == "1 of 200 samples have no value (7: not finite, all zero, masked or not measured)"
     assert np.isfinite([found.low, found.high, found.relative, found.relative_high]).all()
 
 
@@ -318,7 +322,10 @@ def test_compare_takes_the_samples_that_both_have(spread):
     found = ek.compare(both, "a").set_index("layer").loc["latent"]
     kept = np.delete(np.arange(200), [3, 4, 150])
     assert found.n == 197
-    assert found.reason == "2 of 200 samples have no value"
+    why = "not finite, all zero, masked or not measured"
+    assert found.reason == (
+        f"b: 2 of 200 samples have no value (4, 150: {why}); a: 2 of 200 samples have no value (3, 4: {why})"
+    )
     assert found.difference == pytest.approx(shift[kept].mean(), abs=1e-6)
     assert found.low < found.difference < found.high
     value, kept_null = values[1][:, kept].mean(), null[1][:, kept].mean()
@@ -354,7 +361,7 @@ def test_compare_keeps_undefined_rows_with_their_reason(spread):
     both = ek.concat([result(values, null), result(other, null, model="b", reasons=["its maps have one pixel", ""])])
     found = ek.compare(both, "a").set_index("layer")
     assert np.isnan(found.difference["one"])
-    assert found.reason["one"] == "its maps have one pixel"
+    assert found.reason["one"] == "b: its maps have one pixel"
     assert found.difference["latent"] == pytest.approx(0, abs=1e-9)
 
 
@@ -375,7 +382,7 @@ def test_a_dataset_of_schema_1_is_refused_with_the_reason(spread):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("length", "seconds"), [(4, 0.3), (1, 1.0)])
+@pytest.mark.parametrize(("length", "seconds"), [(4, 0.1), (1, 0.2)])
 def test_50_000_samples_take_a_fraction_of_a_second(length, seconds):
     rng = np.random.default_rng(0)
     shape = (6, 2, 50_000)
@@ -445,7 +452,7 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
         return variable.copy(data=variable.data.map_blocks(read, dtype=variable.dtype, meta=meta))
 
     seen = unread.assign({name: watched(v.variable) for name, v in unread.data_vars.items()})
-    monkeypatch.setattr(summary, "_row", lambda cell, options: (rows.append(sum(chunks)), row(cell, options))[1])
+    monkeypatch.setattr(summary, "_row", lambda *given: (rows.append(sum(chunks)), row(*given))[1])
     chunks.clear()
     ek.summarise(seen)
     size = sum(v.size for v in unread.isel(model=0).data_vars.values())
@@ -468,16 +475,150 @@ def test_without_resamples_there_are_no_intervals_and_the_same_values(spread):
     assert (quick.estimate, quick.relative, quick.reason) == (whole.estimate, whole.relative, "")
 
 
-def test_accuracy_is_of_the_unmoved_images_that_have_a_label(spread):
-    ds = result(*spread)
-    assert np.isnan(row(ds).accuracy)
-    predicted = np.zeros((1, 2, 200), dtype=np.int32)
-    predicted[0, 0, :50] = 1
-    predicted[0, 0, 50:60] = -1  # no class scores
-    ds["prediction"] = (("model", "element", "sample"), predicted)
-    assert np.isnan(row(ds).accuracy)
+@pytest.fixture
+def predicted(spread):
+    """200 images labelled 1, of which the model of two classes gets the first fifty right; moved ones all."""
+    prediction = np.ones((1, 2, 200), dtype=np.int32)
+    prediction[0, 0, 50:] = 0
+    ds = result(*spread).assign(prediction=(("model", "element", "sample"), prediction))
+    return ds.assign_coords(classes=("model", [2]), label=("sample", np.ones(200, dtype=int)))
+
+
+def labelled(ds, labels, **attrs):
+    return ds.assign_coords(label=("sample", labels, attrs))
+
+
+def test_accuracy_is_of_the_unmoved_images_that_have_a_label(predicted):
+    found = row(predicted)
+    assert (found.accuracy, found.accuracy_reason) == (0.25, "")
+    assert "classes" not in found
+    predicted.prediction[0, 0, 50:60] = -1
     labels = np.ones(200, dtype=int)
     labels[100:] = -1
-    found = row(ds.assign_coords(label=("sample", labels)))
     # of the first hundred, fifty are right, ten have no prediction
-    assert found.accuracy == pytest.approx(50 / 90)
+    assert row(labelled(predicted, labels)).accuracy == pytest.approx(50 / 90)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda ds: ds.drop_vars("label"), "the images have no labels"),
+        (lambda ds: ds[["latent"]], "there are no predictions"),
+        (lambda ds: ds.assign_coords(classes=("model", [0])), "there are no predictions"),
+        (lambda ds: labelled(ds, np.array(["cat"] * 200, dtype=object)), "the labels are names or fractions"),
+        (lambda ds: labelled(ds, np.full(200, 0.5)), "the labels are names or fractions"),
+        (lambda ds: labelled(ds, np.arange(200) % 3), "the labels run from 0 to 2, the model's classes from 0 to 1"),
+        (lambda ds: labelled(ds, np.arange(200) % 2 - 2), "the labels run from -2 to -2"),
+        (lambda ds: labelled(ds, ds.label.values, classes=12), "of 12 classes, the model's scores of 2"),
+        (lambda ds: labelled(ds, np.full(200, -1)), "no image has both a label and a prediction"),
+        (lambda ds: ds.sel(element=["r180"]), "the identity 'e' is not among the elements"),
+    ],
+)
+def test_accuracy_without_a_meaning_is_nan_and_says_why(predicted, change, reason):
+    found = row(change(predicted))
+    assert np.isnan(found.accuracy)
+    assert reason in found.accuracy_reason
+    assert np.isfinite(found.estimate)
+    assert reason not in found.reason
+
+
+def test_accuracy_takes_the_identity_wherever_it_stands(predicted):
+    turned = predicted.isel(element=[1, 0])
+    assert row(turned).accuracy == 0.25
+    named = predicted.assign_coords(element=("element", np.array(["1", "s"], object), {"identity": "1"}))
+    assert row(named).accuracy == 0.25
+
+
+def test_other_classes_of_no_declared_number_cannot_be_told(predicted):
+    assert row(labelled(predicted, predicted.label.values, classes=2)).accuracy == 0.25
+    assert row(predicted.assign_coords(classes=("model", [1000]))).accuracy == 0.25
+
+
+class Torn:
+    """300 images, of which one cannot be read."""
+
+    images = torch.rand(300, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    classes = ("ape", "bee", "cat")
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, i):
+        if i == 7:
+            raise OSError("torn file")
+        return self.images[i], i % 3
+
+
+@pytest.fixture(scope="module")
+def torn():
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(100, 3)) for _ in "ab"]
+    metrics = ("channelwise", "latent", "latent_euclidean", "softmax")
+    with pytest.warns(UserWarning, match="1 of 300 samples have no value: number 7: OSError: torn file"):
+        measured = [
+            ek.measure(net, Torn(), group="C4", metrics=metrics, name=name, progress=False)
+            for name, net in zip("ab", nets, strict=True)
+        ]
+    return ek.concat(measured)
+
+
+UNREAD = "1 of 300 samples have no value (number 7: OSError: torn file)"
+
+
+def test_an_unreadable_image_costs_itself_in_every_row(torn):
+    for table in (ek.summarise(torn), ek.compare(torn, "a")):
+        with_values = table[table.n > 0]
+        assert set(with_values.n) == {299}
+        assert set(with_values.reason) == {UNREAD}
+        columns = ["estimate", "null", "low", "relative", "relative_low"] if "null" in table else ["difference", "low"]
+        assert np.isfinite(with_values[columns]).all(axis=None)
+        assert not table[table.n == 0].reason.str.contains("of 300").any()
+
+
+def test_without_the_unreadable_image_no_reason_is_left(torn):
+    whole = ek.summarise(torn).query("n > 0")
+    for kept in (torn.drop_sel(sample=7), torn.dropna("sample", subset=["latent"])):
+        found = ek.summarise(kept).query("n > 0")
+        assert set(found.reason) == {""}
+        numbers = ["estimate", "null", "relative", "pair_cosine", "normalised", "accuracy"]
+        np.testing.assert_allclose(found[numbers], whole[numbers])
+
+
+def test_the_unreadable_image_alone_says_why_it_has_no_value(torn):
+    found = ek.summarise(torn.sel(sample=[7])).query("layer in ('latent', 'output') and metric != 'channelwise'")
+    assert set(found.reason) == {"1 of 1 samples have no value (number 7: OSError: torn file)"}
+
+
+def test_a_mask_over_samples_leaves_the_estimates_of_the_rest(torn):
+    part = torn.isel(sample=np.flatnonzero(torn.label == 1))
+    for masked in (torn.where(torn.label == 1), torn.where(torn.label == 1, drop=True)):
+        found, wanted = (ek.summarise(ds, resamples=0) for ds in (masked, part))
+        numbers = ["estimate", "null", "relative", "normalised", "accuracy", "n"]
+        np.testing.assert_allclose(found[numbers].astype(float), wanted[numbers].astype(float))
+    found = ek.summarise(torn.where(torn.label == 1)).query("metric == 'latent'").reason.iloc[0]
+    assert found.startswith("201 of 300 samples have no value (number 7: OSError: torn file; 0, 2, 3 and 197 more: not")
+    assert found.endswith("M was taken over 300 samples, not these 99")
+
+
+def test_a_mask_that_takes_nothing_changes_nothing(torn):
+    pd.testing.assert_frame_equal(ek.summarise(torn.where(torn.sample >= 0)), ek.summarise(torn))
+
+
+def test_metrics_selected_alone_are_summarised(torn):
+    whole = ek.summarise(torn)
+    for metric in ("latent", "latent_euclidean", "softmax"):
+        alone = ek.summarise(torn[[metric]])
+        wanted = whole[whole.metric == metric]
+        np.testing.assert_allclose(alone[["estimate", "low", "n"]], wanted[["estimate", "low", "n"]])
+        assert alone.reason.str.contains("measured without a null, or it was left out").all()
+    assert "without latent_euclidean_norm there is no scale" in ek.summarise(torn[["latent_euclidean"]]).reason[0]
+    assert ek.concat([torn[["softmax"]].sel(model=[name]) for name in "ab"]).softmax.equals(torn.softmax)
+
+
+def test_measured_results_hold_what_accuracy_needs(torn):
+    assert torn.classes.values.tolist() == [3, 3]
+    assert torn.label.attrs["classes"] == 3
+    assert torn.element.attrs["identity"] == "e"
+    of_a = torn.prediction.sel(model="a", element="e")
+    right = (of_a == torn.label)[torn.sample != 7].mean().item()
+    assert ek.summarise(torn, resamples=0).accuracy[0] == pytest.approx(right)

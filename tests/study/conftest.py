@@ -18,14 +18,14 @@ MODELS = [f"recipe:random?seed={seed}&{WIDTHS}" for seed in range(3)]
 CHILD = """
 import resource, sys
 import eedkit as ek
-from eedkit.study import engine
+from eedkit.study import workers
 
-measured = engine._measured
-def counted(task, module):
+measured = workers._measured
+def counted(work, module):
     with open(sys.argv[2], "a") as log:
-        log.write(f"{task.cell.path} {task.block}\\n")
-    return measured(task, module)
-engine._measured = counted
+        log.write(f"{work.cell.path} {work.block}\\n")
+    return measured(work, module)
+workers._measured = counted
 
 if __name__ == "__main__":
     study = ek.Study.from_yaml(sys.argv[1])
@@ -41,7 +41,7 @@ SETTINGS = {"models": MODELS, "data": ["digits/train"], "groups": ["C4"], "block
 
 @pytest.fixture
 def settings(tmp_path) -> dict:
-    return SETTINGS | {"store": str(tmp_path / "study.zarr")}
+    return SETTINGS | {"store": str(tmp_path / "study")}
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def begun(folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> tuple[Path, xr.Dataset, float]:
     """The store of the study to which nothing happened, what it gave, and its seconds per block."""
-    store = tmp_path_factory.mktemp("whole") / "study.zarr"
-    ek.Study(**SETTINGS | {"data": ["digits/test"]}, store=store.with_name("warm.zarr")).run(progress=False)
+    store = tmp_path_factory.mktemp("whole") / "study"
+    ek.Study(**SETTINGS | {"data": ["digits/test"]}, store=store.with_name("warm")).run(progress=False)
     start = time.perf_counter()
     found = ek.Study(**SETTINGS, store=store).run(progress=False).load()
     return store, found, (time.perf_counter() - start) / 18

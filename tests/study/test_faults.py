@@ -1,10 +1,11 @@
 """What bad things happen to a study, and what must happen then."""
 
-import json
 import os
 import random
+import re
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -18,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import eedkit as ek
-from eedkit.lab import images
-from eedkit.results.cells import Cell
-from eedkit.results.disk import StoreError
+from eedkit.lab import images, models
 from eedkit.results.schema import SchemaError
-from eedkit.study import engine
+from eedkit.store.cells import Cell, Store
+from eedkit.store.files import StoreError
+from eedkit.study import workers
 
 from .conftest import MODELS, WIDTHS, begun
 
@@ -94,8 +95,8 @@ def test_a_killed_dask_worker_costs_its_blocks_alone(settings, uninterrupted):
     assert_same(found[0]["digits/train/C4"].to_dataset(), uninterrupted)
 
 
-def test_results_depend_on_neither_blocks_nor_workers_nor_order(tmp_path, settings, uninterrupted):
-    larger = ek.Study(**settings | {"block": 1024, "store": tmp_path / "b.zarr", "models": MODELS[::-1]})
+def test_results_depend_on_neither_blocks_nor_order(tmp_path, settings, uninterrupted):
+    larger = ek.Study(**settings | {"block": 1024, "store": tmp_path / "b", "models": MODELS[::-1]})
     found = larger.run(progress=False).sel(model=MODELS)
     # M is summed over blocks in float64, in another order
     xr.testing.assert_allclose(found.latent_pair_cosine, uninterrupted.latent_pair_cosine, rtol=1e-12)
@@ -115,65 +116,156 @@ def test_batches_of_another_size_change_float32_rounding_alone(tmp_path, setting
         np.testing.assert_allclose(found[name], uninterrupted[name].sel(model=MODELS[:1], layer=found.layer) if "layer" in found[name].dims else uninterrupted[name].sel(model=MODELS[:1]), atol=1e-6)  # fmt: skip
 
 
-def chunk(settings, *parts, model=0):
-    """The file of a chunk in the study's store."""
-    cell = Cell(settings["store"], settings["data"][0], settings["groups"][0], settings["models"][model])
-    return Path(settings["store"], cell.path, *map(str, parts))
-
-
 @pytest.mark.slow
 def test_a_full_disk_names_the_store_and_what_was_done_stays(tmp_path, settings, child, uninterrupted):
     small = settings["models"][:1]
     ek.Study(**settings | {"models": small}).run(progress=False)
-    process = child("2000")
+    process = child("4000")
     _, errors = process.communicate()
     assert process.returncode == 1
     last = errors.strip().splitlines()[-1]
-    assert last.startswith(f"eedkit.results.disk.StoreError: cannot write to {settings['store']}: File too large")
+    assert last.startswith(f"eedkit.store.files.StoreError: cannot write to {settings['store']}: File too large")
     assert "run again, which goes on from there" in last
     with pytest.warns(UserWarning, match="2 of 3 cells are not finished"):
         assert_same(ek.open(settings["store"]).sel(model=small), uninterrupted.sel(model=small))
     assert_same(ek.Study(**settings).run(progress=False), uninterrupted)
 
 
+def file(study: ek.Study, start: str) -> Path:
+    """The file in the folder of the second model's cell whose name starts so."""
+    cell = Cell("digits/train", "C4", MODELS[1])
+    (found,) = Path(study.store, cell.path).glob(f"{start}.*")
+    return found
+
+
 def flip(file: Path) -> None:
+    """Alter a bit in the middle."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("harm", "parts", "blocks"),
-    [
-        (flip, ("values", "latent", "c", 0, 0, 0, 2), [2]),
-        (flip, ("values", "channelwise_null", "c", 0, 0, 0, 5), [5]),
-        (flip, ("values", "prediction", "c", 0, 0, 0), [0]),
-        (flip, ("values", "pair_sum", "c", 3, 0, 0, 0), [3]),
-        (Path.unlink, ("values", "softmax", "c", 0, 0, 1), [1]),
-        (flip, ("values", "label", "c", 0), range(6)),
-        (flip, ("values", "latent", "zarr.json"), range(6)),
-    ],
-)
-def test_a_damaged_file_is_named_and_repaired(done, settings, uninterrupted, monkeypatch, harm, parts, blocks):
-    harm(chunk(settings, *parts, model=1))
-    where = f"block {blocks[0]} of digits/train · C4 · recipe:random?seed=1"
-    for read in (lambda: ek.open(settings["store"]), lambda: done.run(progress=False)):
-        with pytest.raises(StoreError, match="fails its checksum") as error:
+def cut(file: Path) -> None:
+    """Lose the second half."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[tuple[str, int]]:
+    """Model and block of whatever is measured from here on."""
+    found, measured = [], workers._measured
+
+    def noted(work, module):
+        found.append((work.cell.model, work.block))
+        return measured(work, module)
+
+    monkeypatch.setattr(workers, "_measured", noted)
+    return found
+
+
+@pytest.mark.parametrize("harm", [flip, cut])
+@pytest.mark.parametrize("block", [0, 5])
+def test_a_damaged_block_is_named_and_repaired(done, uninterrupted, computed, harm, block):
+    damaged = file(done, f"block-{block:04}")
+    harm(damaged)
+    name = damaged.relative_to(done.store).as_posix()
+    for read in (lambda: ek.open(done.store), lambda: done.run(progress=False)):
+        with pytest.raises(StoreError, match="is damaged: its bytes are not those that its name promises") as error:
             read()
-        assert str(error.value).startswith(where)
-    computed = []
-    measured = engine._measured
-    monkeypatch.setattr(
-        engine, "_measured", lambda task, module: (computed.append(task.block), measured(task, module))[1]
-    )
+        assert str(error.value).startswith(f"{name} in {done.store}")
     assert_same(done.run(repair=True, progress=False), uninterrupted)
-    assert computed == list(blocks)
+    assert computed == [(MODELS[1], block)]
+    assert_same(ek.open(done.store), uninterrupted)
 
 
-def test_a_damaged_status_counts_as_missing(done, settings, uninterrupted):
-    flip(chunk(settings, "ledger", "status", "c", 4))
-    assert done.status().missing.tolist() == [1, 0, 0]
+def test_a_damaged_cell_is_named_and_measured_again(done, uninterrupted, computed):
+    damaged = file(done, "cell")
+    flip(damaged)
+    for read in (lambda: ek.open(done.store), done.status, done.plan, lambda: done.run(progress=False)):
+        with pytest.raises(StoreError, match=damaged.name):
+            read()
+    assert_same(done.run(repair=True, progress=False), uninterrupted)
+    assert computed == [(MODELS[1], block) for block in range(6)]
+
+
+def test_a_damaged_list_of_cells_is_repaired(done, uninterrupted, computed):
+    (damaged,) = Path(done.store).glob("study.*.json")
+    flip(damaged)
+    with pytest.raises(StoreError, match=damaged.name):
+        ek.open(done.store)
+    assert_same(done.run(repair=True, progress=False), uninterrupted)
+    assert computed == []
+
+
+def test_a_deleted_block_is_unfinished_and_computed_again(done, uninterrupted, computed):
+    file(done, "block-0003").unlink()
+    assert done.status().missing.tolist() == [0, 1, 0]
+    with pytest.warns(UserWarning, match=f"1 of 3 cells are not finished.* C4 · {re.escape(MODELS[1])}"):
+        opened = ek.open(done.store)
+    lost = opened.softmax.sel(model=MODELS[1]).isnull().all("element")
+    assert np.flatnonzero(lost).tolist() == list(range(3 * 256, 4 * 256))
+    assert opened.softmax.sel(model=MODELS[::2]).notnull().all()
     assert_same(done.run(progress=False), uninterrupted)
+    assert computed == [(MODELS[1], 3)]
+
+
+def test_a_deleted_cell_is_unfinished_and_computed_again(done, uninterrupted, computed):
+    file(done, "cell").unlink()
+    assert done.status().reason.tolist() == ["", "not begun", ""]
+    assert done.plan().done.tolist() == [6, 0, 6]
+    with pytest.warns(UserWarning, match=f"1 of 3 cells are not finished.* C4 · {re.escape(MODELS[1])}"):
+        opened = ek.open(done.store)
+    assert opened.model.values.tolist() == MODELS[::2]
+    # whoever lost the settings may have measured otherwise
+    assert_same(done.run(progress=False), uninterrupted)
+    assert computed == [(MODELS[1], block) for block in range(6)]
+
+
+def test_a_repair_leaves_other_peoples_files_alone(done):
+    thesis = Path(done.store, "thesis.txt")
+    thesis.write_text("precious")
+    done.run(repair=True, progress=False)
+    assert thesis.read_text() == "precious"
+
+
+# --- processes that die
+
+
+def dead(study: ek.Study, block: int, pid: int) -> None:
+    """Leave what a process that died at a block of the first cell leaves."""
+    store, cell = Store(study.store), Cell("digits/train", "C4", MODELS[0])
+    store.promise([cell])
+    content = {"process": f"{socket.gethostname()}~{pid}~1.00", "since": 1.0}
+    store.folder.write_json(f"{cell.path}/running-{block:04}", content)
+
+
+def test_a_block_whose_process_died_comes_last(settings, computed, uninterrupted):
+    study = ek.Study(**settings | {"models": MODELS[:2]})
+    dead(study, 1, pid=2**22 + 1)
+    dead(study, 1, pid=2**22 + 2)
+    found = study.run(progress=False)
+    assert [block for _, block in computed] == [0, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 1]
+    assert computed[-1] == (MODELS[0], 1)
+    assert_same(found, uninterrupted.sel(model=MODELS[:2]))
+    assert list(Path(study.store).rglob("running-*")) == []
+
+
+def test_a_block_that_cost_three_processes_fails(settings, computed):
+    study = ek.Study(**settings | {"models": MODELS[:1]})
+    for pid in range(3):
+        dead(study, 1, pid=2**22 + 1 + pid)
+    with pytest.warns(UserWarning, match="1 of 1 cells failed"):
+        study.run(progress=False)
+    assert [block for _, block in computed] == [0, 2, 3, 4, 5]
+    assert study.status()[["done", "running", "failed"]].values.tolist() == [[5, 0, 1]]
+    assert study.status().reason[0].startswith("3 processes died while they were at it: its model may end or exhaust")
+    # as everything that failed it is tried again when it is asked for again
+    study.run(progress=False)
+    assert [block for _, block in computed] == [0, 2, 3, 4, 5, 1]
+
+
+# --- what models and images do
 
 
 class Raises(nn.Module):
@@ -226,7 +318,7 @@ def test_what_models_throw_is_recorded_and_the_rest_finishes(settings):
         ek.Study(**settings | {"models": {"raises": study.models["raises"]}}).run(progress=False)
 
 
-def test_samples_without_a_value_are_nan_and_the_others_as_if_alone(settings):
+def test_samples_without_a_value_are_nan_and_cost_no_other(settings):
     torch.manual_seed(0)
     settings |= {"models": {"nan": NotFinite()}, "data": ["digits/test?size=17"]}
     with pytest.warns(UserWarning, match="1 of 1 cells failed or lack samples"):
@@ -243,7 +335,8 @@ def test_samples_without_a_value_are_nan_and_the_others_as_if_alone(settings):
         np.testing.assert_array_equal(ds[name].isel(model=0, sample=~bright), works[name].isel(sample=~bright))
     # nobody is asked to compute again what would come out the same
     assert ek.Study(**settings).plan().forwards.tolist() == [0]
-    assert ek.summarise(ds).query("metric == 'softmax'").reason.item() == f"{bright.sum()} of 397 samples have no value"
+    reason = ek.summarise(ds).query("metric == 'softmax'").reason.item()
+    assert reason.startswith(f"{bright.sum()} of 397 samples have no value (")
 
 
 class Blind(Works):
@@ -290,13 +383,52 @@ def test_a_broken_image_costs_itself_alone(settings, pictures):
 
 def test_m_over_the_blocks_that_are_done_is_exact(settings, pictures, monkeypatch):
     settings |= {"models": {"works": Works()}, "data": {"mine": f"{pictures}?size=9"}}
-    measured = engine._measured
-    monkeypatch.setattr(engine, "_measured", lambda task, module: measured(task, module) if task.block else 1 / 0)
+    measured = workers._measured
+    monkeypatch.setattr(workers, "_measured", lambda work, module: measured(work, module) if work.block else 1 / 0)
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
         ds = ek.Study(**settings).run(progress=False)
     some = images.load(str(pictures), size=9).select(np.random.default_rng(0).permutation(300)[256:].tolist())
     whole = ek.measure(settings["models"]["works"], some, group="C4", progress=False)
     np.testing.assert_allclose(ds.latent_pair_cosine, whole.latent_pair_cosine, rtol=1e-12)
+
+
+class Exits(Works):
+    """Ends its process, as command-line programs do."""
+
+    def forward(self, x):
+        raise SystemExit(3)
+
+
+def test_a_model_that_exits_is_its_blocks_failure(settings):
+    settings |= {"models": {"exits": Exits(), "works": Works()}, "data": ["digits/test?size=17"]}
+    study = ek.Study(**settings)
+    with pytest.warns(UserWarning, match="1 of 2 cells failed"):
+        found = study.run(progress=False)
+    assert found.model.values.tolist() == ["works"]
+    assert study.status().failed.tolist() == [2, 0]
+    assert study.status().reason.tolist() == ["SystemExit: 3", ""]
+
+
+class Learns(Works):
+    """Has other weights after every forward pass."""
+
+    def forward(self, x):
+        found = super().forward(x)
+        self.head.bias.data += 1e-5
+        return found
+
+
+def test_a_model_that_changes_is_its_blocks_failure(settings):
+    settings |= {"models": {"learns": Learns(), "works": Works()}, "data": ["digits/test?size=17"]}
+    study = ek.Study(**settings)
+    with pytest.warns(UserWarning, match="1 of 2 cells failed"):
+        found = study.run(progress=False)
+    assert found.sel(model="works").softmax.notnull().all()
+    assert study.status()[["done", "failed"]].values.tolist() == [[1, 1], [2, 0]]
+    assert study.status().reason[0].startswith("ValueError: this block has other weights than the first: ")
+
+
+# --- other things of the same name
 
 
 @pytest.fixture
@@ -305,7 +437,7 @@ def nothing_is_measured(monkeypatch):
     return lambda: monkeypatch.setattr(nn.Module, "__call__", lambda *_: pytest.fail("a forward pass was made"))
 
 
-def test_other_weights_under_the_same_name_are_refused_before_any_forward_pass(tmp_path, settings, nothing_is_measured):
+def test_other_weights_under_the_same_name_are_refused(tmp_path, settings, nothing_is_measured):
     recipe = f"recipe:random?seed=0&{WIDTHS}"
     file = tmp_path / "net.safetensors"
     spec = f"file:{file}?model={recipe.replace('?', '%3F').replace('=', '%3D').replace('&', '%26')}"
@@ -343,26 +475,51 @@ def test_other_settings_under_the_same_name_are_refused(done, settings, nothing_
         ek.Study(**settings | change).run(progress=False)
 
 
-def test_weights_that_differ_from_the_first_blocks_are_never_mixed(settings, monkeypatch):
+def test_weights_of_two_trainings_are_never_mixed(settings, monkeypatch):
     """As when another machine's training came out otherwise: the spec is the same, the weights are not."""
     study = ek.Study(**settings | {"models": MODELS[:1]})
-    measured = engine._measured
+    measured = workers._measured
 
-    def at_first(task, module):
-        if task.block == 3:
+    def at_first(work, module):
+        if work.block == 3:
             raise KeyboardInterrupt
-        return measured(task, module)
+        return measured(work, module)
 
-    monkeypatch.setattr(engine, "_measured", at_first)
+    monkeypatch.setattr(workers, "_measured", at_first)
     with pytest.raises(KeyboardInterrupt):
         study.run(progress=False)
     assert study.status()[["done", "running", "missing"]].values.tolist() == [[3, 0, 3]]
-    load = engine.lab_models.load
-    monkeypatch.setattr(engine, "_measured", measured)
-    monkeypatch.setattr(engine.lab_models, "load", lambda spec: load(spec.replace("seed=0", "seed=1")))
-    with pytest.raises(StoreError, match="with other weights"):
+    load = models.load
+    monkeypatch.setattr(workers, "_measured", measured)
+    monkeypatch.setattr(models, "load", lambda spec: load(spec.replace("seed=0", "seed=1")))
+    with pytest.warns(UserWarning, match="this block has other weights than the first"):
         study.run(progress=False)
-    assert study.status().done.sum() == 3
+    assert study.status()[["done", "failed"]].values.tolist() == [[3, 3]]
+
+
+def turned(g: int, z: torch.Tensor) -> torch.Tensor:
+    return z.rot90(g, (-2, -1))
+
+
+def mirrored(g: int, z: torch.Tensor) -> torch.Tensor:
+    return z.flip(-1) if g % 2 else z
+
+
+def test_custom_actions_of_one_name_are_never_mixed(settings):
+    settings |= {"models": MODELS[:1], "data": ["digits/test?n=20"]}
+    group = ek.groups.parse("C4")
+    study = ek.Study(**settings | {"groups": [ek.actions.Action("mine", group, turned)]})
+    assert_same(
+        study.run(progress=False), ek.Study(**settings | {"store": f"{settings['store']}-2"}).run(progress=False)
+    )
+    study.run(progress=False)
+    for other in (
+        ek.actions.Action("mine", group, mirrored),
+        "C4",
+        ek.groups.Group("C4", "eabc", group.table, group.moves),
+    ):
+        with pytest.raises(StoreError, match="with another group: 'mine"):
+            ek.Study(**settings | {"groups": [other]}).run(progress=False)
 
 
 @pytest.mark.parametrize(
@@ -370,32 +527,56 @@ def test_weights_that_differ_from_the_first_blocks_are_never_mixed(settings, mon
     [(1, "schema 1, whose nulls mean something else .* measure again"), (3, "schema 3, .* reads 2; upgrade eedkit")],
 )
 def test_a_store_of_another_schema_is_refused(done, settings, written, message):
-    root = Path(settings["store"]) / "zarr.json"
-    about = json.loads(root.read_text())
-    assert about["attributes"]["schema"] == 2
-    about["attributes"]["schema"] = written
-    root.write_text(json.dumps(about))
+    folder = Store(settings["store"]).folder
+    (name,) = (name for name in folder.names() if name.startswith("study."))
+    about = folder.read_json(name)
+    assert about["schema"] == 2
+    folder.remove(name)
+    folder.write_json("study", about | {"schema": written})
     for use in (lambda: done.run(progress=False), done.status, done.plan, lambda: ek.open(settings["store"])):
         with pytest.raises(SchemaError, match=message):
             use()
 
 
-def test_a_folder_that_is_something_else_or_cannot_be_written_is_refused(tmp_path, settings, nothing_is_measured):
+def test_a_folder_of_something_else_is_refused(tmp_path, settings, nothing_is_measured):
     nothing_is_measured()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
-    with pytest.raises(StoreError, match="is no store of a study; choose another place"):
+    with pytest.raises(StoreError, match=r"is no store of a study .*; choose another place"):
         ek.Study(**settings | {"store": tmp_path / "full"}).run(progress=False)
     assert (tmp_path / "full" / "thesis.txt").read_text() == "precious"
-    with pytest.raises(StoreError, match=r"cannot write to .*thesis.txt/a.zarr: Not a directory"):
-        ek.Study(**settings | {"store": tmp_path / "full" / "thesis.txt" / "a.zarr"}).run(progress=False)
+    with pytest.raises(StoreError, match=r"cannot write to .*thesis.txt/a: Not a directory"):
+        ek.Study(**settings | {"store": tmp_path / "full" / "thesis.txt" / "a"}).run(progress=False)
     if os.geteuid():
         (tmp_path / "closed").mkdir(mode=0o500)
         with pytest.raises(StoreError, match=r"cannot write to .*: Permission denied"):
-            ek.Study(**settings | {"store": tmp_path / "closed" / "a.zarr"}).run(progress=False)
+            ek.Study(**settings | {"store": tmp_path / "closed" / "a"}).run(progress=False)
 
 
-def test_an_unreachable_scheduler_is_named_before_anything_is_made(settings, monkeypatch, nothing_is_measured):
+@pytest.mark.parametrize("name", [".DS_Store", "deep/.DS_Store", ".0123abcd.host~1~2.00.partial", ".notes.partial"])
+def test_a_folder_of_hidden_files_is_empty(settings, name):
+    hidden = Path(settings["store"], name)
+    hidden.parent.mkdir(parents=True)
+    hidden.touch()
+    study = ek.Study(**settings | {"models": MODELS[:1], "data": ["digits/test?n=20"]})
+    assert study.status().reason.tolist() == ["not begun"]
+    study.run(progress=False)
+    assert ek.open(study.store).sizes["sample"] == 20
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "語"])
+def test_names_longer_than_a_file_system_takes_work(settings, letter):
+    long = [300 * letter + end for end in "bc"]
+    study = ek.Study(
+        **settings | {"models": dict(zip(long, MODELS[:2], strict=True)), "data": {long[0]: "digits/test?n=20"}}
+    )
+    found = study.run(progress=False).load()
+    assert found.model.values.tolist() == long
+    assert study.status().done.tolist() == [1, 1]
+    xr.testing.assert_identical(ek.open(study.store, data=long[0]).load(), found)
+
+
+def test_an_unreachable_scheduler_is_named_first(settings, monkeypatch, nothing_is_measured):
     import distributed
 
     nothing_is_measured()
@@ -405,4 +586,4 @@ def test_an_unreachable_scheduler_is_named_before_anything_is_made(settings, mon
         ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 .*leave it out to run on this machine"
     ):
         ek.Study(**settings).run(client="tcp://127.0.0.1:9", progress=False)
-    assert not Path(settings["store"]).exists()
+    assert ek.Study(**settings).status().missing.tolist() == [6, 6, 6]

@@ -63,9 +63,9 @@ def test_nothing_to_do_says_nothing(monkeypatch, terminal):
     assert stream.getvalue() == ""
 
 
-def test_a_run_tells_of_its_blocks_and_a_run_without_work_says_nothing(tmp_path, capsys):
+def test_a_run_reports_its_blocks_and_nothing_else(tmp_path, capsys):
     study = ek.Study(
-        models=["recipe:random?widths=4"], data=["digits/test?n=20"], groups=["C4", "flip"], store=tmp_path / "a.zarr"
+        models=["recipe:random?widths=4"], data=["digits/test?n=20"], groups=["C4", "flip"], store=tmp_path / "a"
     )
     study.run()
     err = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Actions: the law, exactness, kernels, and what is refused. Moves are compared with numpy's."""
 
 import math
+import time
 
 import numpy as np
 import oracles
@@ -143,10 +144,16 @@ def test_products_whose_moves_do_not_commute_are_no_action(name):
         spatial(name)
 
 
-@pytest.mark.parametrize("name", ["C3", "C8", "D3", "C8*flip"])
+@pytest.mark.parametrize("name", ["C3", "C8", "D3", "C8*flip", "C4000"])
 def test_rotations_that_interpolate_are_refused(name):
     with pytest.raises(ValueError, match="which is no quarter turn and would interpolate"):
         spatial(name)
+
+
+def test_many_shifts_are_checked_on_a_narrow_probe():
+    before = time.process_time()
+    assert spatial("shift224").on((224, 2), 1).kernel == (0,)
+    assert time.process_time() - before < 5
 
 
 def test_a_group_without_moves_has_no_spatial_action():

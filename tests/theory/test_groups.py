@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -181,6 +182,36 @@ def test_a_loop_that_is_not_associative_is_refused_naming_elements():
     loop = ((0, 1, 2, 3, 4), (1, 0, 3, 4, 2), (2, 4, 0, 1, 3), (3, 2, 4, 0, 1), (4, 3, 1, 2, 0))
     with pytest.raises(ValueError, match=r"L is not associative: \(\w \w\) \w differs from \w \(\w \w\)"):
         Group("L", tuple("eabcd"), loop)
+
+
+def test_every_generator_is_checked_for_associativity():
+    # C2 times a loop of 5: the first generator, that of C2, associates with everything
+    loop = ((0, 1, 2, 3, 4), (1, 0, 3, 4, 2), (2, 4, 0, 1, 3), (3, 2, 4, 0, 1), (4, 3, 1, 2, 0))
+    pairs = list(itertools.product(range(5), range(2)))
+    table = [[loop[i][j] * 2 + (a + b) % 2 for j, b in pairs] for i, a in pairs]
+    with pytest.raises(ValueError, match="L is not associative"):
+        Group("L", tuple("eabcdfghij"), table)
+
+
+@pytest.mark.parametrize("name", ["C4000", "D2000"])
+def test_a_large_group_is_made_in_seconds(name):
+    before = time.process_time()
+    assert parse(name).order == 4000
+    assert time.process_time() - before < 30
+
+
+def test_the_axioms_of_a_large_own_table_take_seconds():
+    n = 1000
+    table = [[(a + b) % n for b in range(n)] for a in range(n)]
+    before = time.process_time()
+    assert Group("Z", [str(k) for k in range(n)], table).inverse(1) == n - 1
+    assert time.process_time() - before < 10
+
+
+@pytest.mark.parametrize("name", ["C4097", "shift4097", "D2049", "C65*flip*C64", "C99999999999"])
+def test_groups_too_large_for_a_table_are_refused(name):
+    with pytest.raises(ValueError, match=r"has [\d,]+ elements; a group may have 4,096, choose a smaller one"):
+        parse(name)
 
 
 def test_as_many_moves_as_elements_are_asked_for():

@@ -12,15 +12,15 @@ import pandas as pd
 import torch
 from torch import nn
 
+from eedkit.errors import printable
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.lab import specs
-from eedkit.probe.measure import default_batch_size, measure_block
-from eedkit.results.cells import Cell, Ledger
+from eedkit.probe.measure import Options, default_batch_size, measure_block
 from eedkit.results.schema import metrics_of
-from eedkit.study import engine
+from eedkit.store.cells import State
+from eedkit.study import workers
 from eedkit.study.progress import bar
-from eedkit.theory import groups
 
 if TYPE_CHECKING:
     from eedkit.study.study import Study
@@ -32,31 +32,34 @@ FEW = 4
 """Images of the first pass; a metric that matches channels fits on no fewer."""
 
 
-def table(study: "Study", cells: Sequence[tuple[Cell, Ledger | None]], *, progress: bool) -> pd.DataFrame:
+def table(study: "Study", states: Sequence[State], *, progress: bool) -> pd.DataFrame:
     """`Study.plan`, from the study's cells and what is known of them."""
-    costs, rows = {}, []
-    shown = bar(len(cells), "plan", "cell", show=progress)
-    for cell, ledger in cells:
-        shown.set_postfix_str(cell.model, refresh=False)
-        rows.append({"data": cell.data, "group": cell.group, "model": cell.model, "note": ""})
+    options = {one.action.group.name: one for one in map(study.options, study.groups)}
+    costs: dict[tuple, tuple[float, int]] = {}
+    rows = []
+    shown = bar(len(states), "plan", "cell", show=progress)
+    for state in states:
+        cell = state.cell
+        shown.set_postfix_str(printable(cell.model), refresh=False)
+        row = {"data": cell.data, "group": cell.group, "model": cell.model, "note": ""}
         try:
-            n = ledger.n if ledger else count(study.data[cell.data])
-            left = n - int(ledger.images_done.sum()) if ledger else n
+            n = state.samples or count(study.data[cell.data])
             model = study.models[cell.model]
             # what a forward pass costs follows from the model, and for a module from the size of the images
             key = cell.model, cell.group, study.data[cell.data] if isinstance(model, nn.Module) else ""
             if key not in costs:
-                costs[key] = cost(study, model, study.data[cell.data], cell.group)
+                costs[key] = cost(model, study.data[cell.data], options[cell.group])
             seconds, size = costs[key]
-            rows[-1] |= {"images": n, "blocks": len(ledger.start if ledger else study.bounds(n, cell.group))}
-            rows[-1] |= {"done": int(ledger.done.sum()) if ledger else 0}
-            rows[-1] |= {
-                "forwards": left * groups.parse(cell.group).order,
-                "bytes": size * n,
-                "seconds": seconds * left,
-            }
-        except Exception as error:  # a plan says of every cell what is wrong, not of the first alone
-            rows[-1]["note"] = f"{type(error).__name__}: {error}"
+            left = n - state.samples_done
+            row["images"] = n
+            row["blocks"] = len(state.bounds or study.bounds(n, options[cell.group]))
+            row["done"] = len(state.done)
+            row["forwards"] = left * options[cell.group].action.group.order
+            row["bytes"] = size * n
+            row["seconds"] = seconds * left
+        except Exception as error:  # a plan says of every cell what is wrong, not only of the first
+            row["note"] = f"{type(error).__name__}: {error}"
+        rows.append(row)
         shown.update()
     shown.close()
     columns = ["data", "group", "model", "images", "blocks", "done", "forwards", "bytes", "seconds", "note"]
@@ -92,28 +95,29 @@ def count(data: str) -> int:
     return told["n"]
 
 
-def cost(study: "Study", model: str | nn.Module, data: str, group: str) -> tuple[float, int]:
+def cost(model: str | nn.Module, data: str, options: Options) -> tuple[float, int]:
     """Seconds and bytes for one image under every element of the group; the first pass also tells whether all names fit."""
     loaded = lab_models.load(model, weights=False) if isinstance(model, str) else lab_models.Loaded(model)
     shape = (loaded.channels, loaded.size, loaded.size)
     if None in shape:
         shape = tuple(lab_images.load(data, size=loaded.size, channels=loaded.channels)[0]["image"].shape)
-    device = engine.device(study.device)
-    options = replace(study.options(group), head=study.head or loaded.head, device=device, null=False)
-    batch = study.batch_size or default_batch_size(shape, device)
+    device = workers.device(options.device)
+    order = options.action.group.order
+    batch = options.batch_size or default_batch_size(shape, device)
     images = torch.rand(max(FEW, 2 * batch), *shape, generator=torch.Generator().manual_seed(0))
-    order = groups.parse(group).order
+    without_null = replace(
+        options, head=options.head or loaded.head, layers=loaded.layers or options.layers, device=device, null=False
+    )
     start = time.perf_counter()
-    ds, _ = measure_block(loaded.model, images[:FEW], options)
+    ds, _ = measure_block(loaded.model, images[:FEW], without_null)
     seconds = (time.perf_counter() - start) / FEW
     if FEW * seconds < SLOW:
-        for n in (
-            max(FEW, batch),
-            len(images),
-        ):  # the first pass over a batch of this size prepares the library's kernels
+        # the first pass over a batch of this size prepares the library's kernels
+        for n in (max(FEW, batch), len(images)):
             start = time.perf_counter()
-            measure_block(loaded.model, images[:n], replace(options, group="C1"))
+            measure_block(loaded.model, images[:n], replace(without_null, group="C1"))
         seconds = (time.perf_counter() - start) / len(images) * order
     size = sum(v.nbytes // v.sizes["sample"] for v in ds.data_vars.values() if "sample" in v.dims)
-    nulls = sum(ds[name].nbytes // ds.sizes["sample"] for name in metrics_of(ds)) if study.null else 0
-    return seconds, size + nulls
+    if options.null:
+        size += sum(ds[name].nbytes // ds.sizes["sample"] for name in metrics_of(ds))
+    return seconds, size

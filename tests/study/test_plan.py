@@ -12,7 +12,7 @@ from torch import nn
 
 import eedkit as ek
 from eedkit.lab import training
-from eedkit.study import engine
+from eedkit.study import plan, workers
 
 MODELS = ["recipe:random?seed=0&widths=4,8", "recipe:plain?seed=0&widths=4,8"]
 
@@ -20,7 +20,7 @@ MODELS = ["recipe:random?seed=0&widths=4,8", "recipe:plain?seed=0&widths=4,8"]
 @pytest.fixture
 def make(tmp_path):
     def study(**changes) -> ek.Study:
-        given = {"models": MODELS, "data": ["digits/test"], "groups": ["C4"], "store": tmp_path / "a.zarr"}
+        given = {"models": MODELS, "data": ["digits/test"], "groups": ["C4"], "store": tmp_path / "a"}
         return ek.Study(**given | changes)
 
     return study
@@ -99,8 +99,8 @@ def test_bytes_are_those_of_the_metrics_that_are_asked_for(make, options):
 
 def test_a_partly_done_study_is_planned_for_the_rest(make, monkeypatch):
     study = make(models=MODELS[:1], data=["digits/train?n=600"], block=256)
-    measured = engine._measured
-    monkeypatch.setattr(engine, "_measured", lambda task, module: measured(task, module) if task.block else 1 / 0)
+    measured = workers._measured
+    monkeypatch.setattr(workers, "_measured", lambda work, module: measured(work, module) if work.block else 1 / 0)
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
         study.run(progress=False)
     plan = study.plan()
@@ -152,7 +152,7 @@ def test_images_that_are_here_count_by_what_is_here(make):
         ("digits/test?shift=blur", "needs a severity from 1"),
     ],
 )
-def test_bad_options_of_images_are_refused_when_the_study_is_made(make, spec, message):
+def test_bad_options_of_images_are_refused_at_once(make, spec, message):
     with pytest.raises(ValueError, match=message):
         make(data=[spec])
 
@@ -164,16 +164,19 @@ def test_a_plan_costs_a_metric_that_is_fitted_first(make):
 
 
 def test_a_model_of_one_size_is_timed_once_for_all_data(make, monkeypatch):
-    from eedkit.study import planning
+    asked, cost = [], plan.cost
 
-    asked, cost = [], planning.cost
-    monkeypatch.setattr(planning, "cost", lambda *a: (asked.append(a[2:]), cost(*a))[1])
+    def noted(model, data, options):
+        asked.append(data)
+        return cost(model, data, options)
+
+    monkeypatch.setattr(plan, "cost", noted)
     data = ["digits/test?n=20&size=9", "digits/test?n=20&size=17"]
     make(models=MODELS[:1], data=["digits/test", "letters/test"], groups=["C4", "flip"]).plan()
     assert len(asked) == 2
     asked.clear()
     make(models={"net": net()}, data=data).plan()
-    assert [data for data, _ in asked] == data
+    assert asked == data
 
 
 def test_a_plan_leaves_random_state_and_module_alone(make):

@@ -1,0 +1,338 @@
+"""Computes blocks of studies, in this process or on Dask workers: the same function on the same blocks.
+
+Knows models, images and the store; not which blocks belong to a study. Keeps two models and four data sets per process.
+"""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from eedkit.lab import images as lab_images
+from eedkit.lab import models as lab_models
+from eedkit.probe.measure import Options, measure_block
+from eedkit.probe.samples import declared_classes, read_order
+from eedkit.store.blocks import Block
+from eedkit.store.cells import Cell, Store
+from eedkit.store.files import StoreError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+ONE_AT_A_TIME = threading.Lock()
+"""A process runs one block at a time: taps belong to one forward pass, and torch has the threads."""
+SENDINGS = 3
+"""How often a module is sent to workers that lose it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One block of a study: what to measure, and where it goes.
+
+    Parameters
+    ----------
+    store : str
+        The study's folder.
+    cell : Cell
+        Of which the block is a part.
+    block : int
+        Its number in the cell.
+    places : (start, stop)
+        Of its images in the data set's reading order.
+    model : str, or None
+        A spec; None for a module that is passed beside it.
+    data : str
+        A spec of images.
+    images : str
+        Checksum of the images.
+    source : str
+        Checksum of where the weights come from.
+    options : Options
+        How to measure.
+    share : bool
+        Whether a block that another process is at is left to it.
+    threads : int, or None
+        For torch; None leaves as many as there are.
+    """
+
+    store: str
+    cell: Cell
+    block: int
+    places: tuple[int, int]
+    model: str | None
+    data: str
+    images: str
+    source: str
+    options: Options
+    share: bool = True
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a block: "done", "skipped" (somebody else did it), "busy" (somebody else is at it) or "failed"."""
+
+    work: Work
+    kind: str
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A module on its way to workers, pickled as a whole: by itself distributed takes it apart, and its hooks do not survive."""
+
+    module: nn.Module
+
+
+def compute(work: Work, carried: Carried | None = None, after: Outcome | None = None) -> Outcome:
+    """Compute a block and write it, or write why it failed. Only a store that cannot be used is an error.
+
+    `after` is what it waits for on a cluster: the model's first block, which trains or fetches the weights for all.
+    """
+    store = Store(work.store)
+    with ONE_AT_A_TIME, _threads(work.threads):
+        if store.has(work.cell, work.block):
+            return Outcome(work, "skipped")
+        claim = store.claim(work.cell, work.block)
+        if claim is None and work.share:
+            return Outcome(work, "busy")
+        try:
+            content = _measured(work, carried and carried.module)
+            store.write(work.cell, work.block, content)
+        except StoreError:
+            raise
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a model or an image file throws must not stop the other blocks
+            if store.has(work.cell, work.block):
+                return Outcome(work, "skipped")
+            store.fail(work.cell, work.block, f"{type(error).__name__}: {error}")
+            return Outcome(work, "failed")
+        finally:
+            if claim is not None:
+                store.folder.remove(claim)
+        return Outcome(work, "done")
+
+
+def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
+    """Every block in this process, in order; those that another process is at come last."""
+    left = []
+    carried = {name: Carried(module) for name, module in modules.items()}
+    try:
+        for work in works:
+            outcome = compute(work, carried.get(work.cell.model))
+            if outcome.kind == "busy":
+                left.append(replace(work, share=False))
+            else:
+                yield outcome
+        for work in left:
+            yield compute(work, carried.get(work.cell.model))
+    finally:
+        _loaded.cache_clear()
+        _opened.cache_clear()
+
+
+def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
+    """Every block on the workers of a `dask.distributed` client, as they come in."""
+    from distributed import CancelledError, as_completed
+
+    client.wait_for_workers(1)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
+    packed, unsendable = _packed(modules)
+    sent: dict[str, Any] = {}
+    first: dict[str, Any] = {}
+    futures: dict[Any, Work] = {}
+    tries: dict[tuple[Cell, int], int] = {}
+
+    def submit(work: Work, priority: int) -> Any:
+        name = work.cell.model
+        if name in packed and (name not in sent or sent[name].status in ("cancelled", "lost")):
+            sent[name] = client.scatter(packed[name], broadcast=True, hash=False)
+        future = client.submit(
+            compute, work, sent.get(name), first.get(name), pure=False, resources=resources, priority=priority
+        )
+        if work.model:
+            first.setdefault(name, future)
+        futures[future] = work
+        return future
+
+    for work in works:
+        if work.cell.model in unsendable:
+            yield _failed(work, unsendable[work.cell.model])
+    sendable = [work for work in works if work.cell.model not in unsendable]
+    done = as_completed([submit(work, -i) for i, work in enumerate(sendable)])
+    try:
+        for future in done:
+            work = futures.pop(future)
+            error = CancelledError() if future.cancelled() else future.exception()
+            key = work.cell, work.block
+            if isinstance(error, StoreError):
+                raise error
+            if isinstance(error, CancelledError) and tries.setdefault(key, 1) < SENDINGS:
+                tries[key] += 1  # the workers that had the module are gone
+                sent.pop(work.cell.model, None)
+                first.pop(work.cell.model, None)
+                done.add(submit(work, -len(works)))
+            elif error is not None:  # it killed its worker again and again
+                yield _failed(work, f"{type(error).__name__}: {error}")
+            elif future.result().kind == "busy":
+                done.add(submit(replace(work, share=False), -len(works)))
+            else:
+                yield future.result()
+    finally:
+        client.cancel(list(futures))
+
+
+def _failed(work: Work, reason: str) -> Outcome:
+    """Write why a block failed, unless somebody else has done it."""
+    store = Store(work.store)
+    if store.has(work.cell, work.block):
+        return Outcome(work, "skipped")
+    store.fail(work.cell, work.block, reason)
+    return Outcome(work, "failed")
+
+
+def _packed(modules: Mapping[str, nn.Module]) -> tuple[dict[str, Carried], dict[str, str]]:
+    """Modules to be sent, and why others cannot be."""
+    import cloudpickle
+
+    packed, unsendable = {}, {}
+    for name, module in modules.items():
+        try:
+            cloudpickle.dumps(Carried(module))
+            packed[name] = Carried(module)
+        except Exception as error:
+            unsendable[name] = (
+                f"{name} cannot be sent to other processes ({error}); give it as a file:… spec, or run without workers"
+            )
+    return packed, unsendable
+
+
+@contextmanager
+def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Client | None"]:
+    """The given Dask client, or one on the scheduler at an address, or one on spawned workers of this machine, or none."""
+    if client is None and workers is None:
+        yield None
+        return
+    from distributed import Client
+
+    with ExitStack() as stack:
+        if isinstance(client, str):
+            try:
+                client = stack.enter_context(Client(client, timeout=10))
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"no Dask scheduler answers at {client} ({error}); start one with `dask scheduler`, or leave it out "
+                    "to run on this machine"
+                ) from None
+        if client is None:
+            with _deaf_to_interrupts():
+                client = stack.enter_context(Client(stack.enter_context(_local(workers))))
+        yield client
+
+
+def _local(workers: int) -> Any:
+    """Spawned workers that no other machine and no other user can give work; each takes a GPU by its number, see `device`."""
+    from distributed import LocalCluster
+
+    private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "security": True}
+    # idle threads that spin would take the other workers' cores
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+    quiet = {"silence_logs": logging.ERROR, "memory_limit": None, "env": environment}
+    return LocalCluster(n_workers=workers, threads_per_worker=1, **quiet, **private)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started within the block leave Ctrl-C to this one, which closes them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _threads(asked: int | None) -> Iterator[None]:
+    """Within the block torch has the threads that were asked for, or those of the Dask worker; else what it had."""
+    before, worker = torch.get_num_threads(), _worker()
+    try:
+        torch.set_num_threads(asked or (worker.state.nthreads if worker else before))
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def device(asked: str) -> str:
+    """The device of this process: with several GPUs and none asked for, the worker's own."""
+    if asked != "auto":
+        return asked
+    if not torch.cuda.is_available():
+        return "cpu"
+    worker = str(getattr(_worker(), "name", ""))
+    # a worker of dask-cuda sees its own GPU first
+    dealt = "dask_cuda" in sys.modules or not worker.isdigit()
+    return f"cuda:{0 if dealt else int(worker) % torch.cuda.device_count()}"
+
+
+def _worker() -> Any:
+    """The Dask worker that this thread works for; None outside of one."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        return get_worker()
+    except ValueError:
+        return None
+
+
+def _measured(work: Work, module: nn.Module | None) -> Block:
+    options = replace(work.options, device=device(work.options.device))
+    wants = {}
+    if work.model is not None:
+        loaded = _loaded(work.model, work.source, options.device)
+        if loaded.source != work.source:
+            raise ValueError(f"the weights of {work.model} are not those that the study was begun with")
+        module = loaded.model
+        wants = loaded.wants
+        options = replace(options, head=options.head or loaded.head, layers=loaded.layers or options.layers)
+    images, labels = _opened(work.data, work.images, **wants)
+    start, stop = work.places
+    values, states = measure_block(module, images, options, places=range(start, stop), name=work.cell.model)
+    # labels also of the images that cannot be read
+    own = labels[read_order(len(images), options.seed)[start:stop]]
+    classes = declared_classes(images)
+    attrs = {"classes": classes} if classes else {}
+    return Block.of(values.assign_coords(label=("sample", own, attrs)), states)
+
+
+@lru_cache(maxsize=2)
+def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
+    loaded = lab_models.load(spec)
+    loaded.model.to(device)
+    return loaded
+
+
+@lru_cache(maxsize=4)
+def _opened(data: str, checksum: str, **wants: Any) -> tuple[Any, np.ndarray]:
+    """A data set as a model wants its images, and all its labels."""
+    images = lab_images.load(data, **wants)
+    if lab_images.source(images) != checksum:
+        raise ValueError(
+            f"the images of {data} are not those that the study was begun with; bring them up to date here"
+        )
+    return images, np.array(images.select_columns(["label"])[:]["label"])

@@ -1,0 +1,87 @@
+"""Blocks of a small study, made by hand as `measure_block` gives them."""
+
+import numpy as np
+import xarray as xr
+
+from eedkit.results import schema
+from eedkit.store.blocks import Block
+from eedkit.store.cells import Cell, State, Store
+
+N, BOUNDS = 10, [(0, 4), (4, 8), (8, 10)]
+SETTINGS = {"model": "spec [w]", "data": "digits [1]", "metrics": ["latent"], "null": True, "about": {"seed": 0}}
+DIMS = ("model", "layer", "element", "sample")
+IDS = np.array([f"image {i} · 图 " + "x" * i for i in range(N)], dtype=object)
+
+
+def vectors(n=N, layers=2, seed=0):
+    """Unit vectors (sample, layer, feature) with a common direction, so that M is well above 0."""
+    found = np.random.default_rng(seed).standard_normal((n, layers, 3)) + 2
+    return found / np.linalg.norm(found, axis=-1, keepdims=True)
+
+
+def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
+    """Values of all samples as measure() gives them."""
+    rng, depth = np.random.default_rng(seed), len(layers)
+    about = {
+        "units": "1",
+        "best": -1.0,
+        "upper": 1.0,
+        "scale": "latent_norm",
+        "rounding": 1e-7,
+        "equation": "m",
+        "source": "eq. 6",
+    }
+    drawn = {name: rng.uniform(-1, 1, (1, depth, 2, n)).astype(np.float32) for name in ("latent", "latent_null")}
+    variables = {name: (DIMS, array, {**about, "long_name": name}) for name, array in drawn.items()}
+    variables["latent_norm"] = (("model", "layer", "sample"), rng.uniform(1, 2, (1, depth, n)).astype(np.float32))
+    variables["latent_pair_cosine"] = (("model", "layer"), np.full((1, depth), np.nan), {"samples": n})
+    variables["prediction"] = (("model", "element", "sample"), rng.integers(0, 9, (1, 2, n)).astype(np.int32))
+    variables["confidence"] = (("model", "element", "sample"), rng.uniform(0, 1, (1, 2, n)).astype(np.float32))
+    on_layer = {name: (("model", "layer"), np.full((1, depth), 1)) for name in ("channels", "height", "width", "kernel_order")}  # fmt: skip
+    text = {"model": [model], "layer": list(layers), "element": ["e", "r180"]}
+    coords = {
+        **{name: np.array(labels, dtype=object) for name, labels in text.items()},
+        "weights": ("model", np.array([weights], dtype=object)),
+        "angle": ("element", [0.0, 180.0]),
+        "depth": (("model", "layer"), np.linspace(0, 1, depth)[None]),
+        "layer_type": (("model", "layer"), np.full((1, depth), "Block", dtype=object)),
+        "layout": (("model", "layer"), np.full((1, depth), "b c h w", dtype=object)),
+        "latent_nan_reason": (("model", "layer"), np.full((1, depth), "", dtype=object)),
+        **on_layer,
+    }
+    attrs = {"group": "C2", "schema": schema.SCHEMA, "eedkit_version": "0", "data": "block", "device": "cpu", "seed": 0}
+    coords["sample"] = IDS[:n]
+    coords["label"] = ("sample", np.arange(n) % 3 + 5)
+    coords["chain"] = ("sample", np.arange(n) // 4)
+    return xr.Dataset(variables, coords, attrs)
+
+
+def states(start, stop, *, layers=2, flaws=(), n=N, reason="", undefined=0, seed=0):
+    """The states of a block; `reason` and `undefined` of its first layer."""
+    reasons, counts = np.full((1, layers), "", dtype=object), np.zeros((1, layers), dtype=np.int64)
+    reasons[0, 0], counts[0, 0] = reason, undefined
+    variables = {
+        "pair_sum": (("normalised", "layer", "feature"), vectors(n, layers, seed)[start:stop].sum(0)[None]),
+        "pair_n": (("normalised", "layer"), np.full((1, layers), stop - start)),
+        "dead": ("layer", np.full(layers, float(start))),
+        "live_or_dead": ("layer", np.full(layers, 100.0)),
+        "reason": (("metric", "layer"), reasons),
+        "undefined": (("metric", "layer"), counts),
+    }
+    names = np.array(["latent"], dtype=object)
+    return xr.Dataset(variables, {"metric": names, "normalised": names}, {"flaws": list(flaws)})
+
+
+def block(number, *, values=None, **more) -> Block:
+    start, stop = BOUNDS[number]
+    values = whole() if values is None else values
+    return Block.of(values.isel(sample=slice(start, stop)), states(start, stop, **more))
+
+
+def begin(store: Store, cell: Cell) -> State:
+    store.promise([cell])
+    return store.begin(State(cell), SETTINGS, BOUNDS)
+
+
+def write(store: Store, cell: Cell, number: int, **more) -> None:
+    store.write(cell, number, block(number, **{"values": whole(model=cell.model)} | more))
