@@ -520,7 +520,7 @@ class TestErrors:
     @pytest.mark.parametrize("wrong", ["x" * 5000, "photos/" + "x" * 300, "photos/", "~nobody-of-that-name/photos"])
     def test_paths_that_cannot_be_are_refused_at_once(self, wrong, monkeypatch):
         monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
-        with pytest.raises(ValueError, match=f"no bundled images, folder or file '{wrong}'"):
+        with pytest.raises(ValueError, match=f"no bundled images, folder or file '{wrong[:30]}"):
             load(wrong)
 
     @pytest.mark.parametrize("wrong", ["hub:a/" + "x" * 300 + "/test", "hub:a b/c/test"])

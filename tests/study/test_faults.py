@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -491,7 +492,9 @@ def test_weights_of_two_trainings_are_never_mixed(settings, monkeypatch):
     assert study.status()[["done", "running", "missing"]].values.tolist() == [[3, 0, 3]]
     load = models.load
     monkeypatch.setattr(workers, "_measured", measured)
-    monkeypatch.setattr(models, "load", lambda spec: load(spec.replace("seed=0", "seed=1")))
+    monkeypatch.setattr(
+        models, "load", lambda spec: replace(load(spec.replace("seed=0", "seed=1")), source=models.source(spec))
+    )
     with pytest.warns(UserWarning, match="this block has other weights than the first"):
         study.run(progress=False)
     assert study.status()[["done", "failed"]].values.tolist() == [[3, 3]]
@@ -587,3 +590,10 @@ def test_an_unreachable_scheduler_is_named_first(settings, monkeypatch, nothing_
     ):
         ek.Study(**settings).run(client="tcp://127.0.0.1:9", progress=False)
     assert ek.Study(**settings).status().missing.tolist() == [6, 6, 6]
+
+
+def test_a_file_replaced_after_the_start_is_refused(settings, monkeypatch):
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda spec: load(spec.replace("seed=0", "seed=1")))
+    with pytest.raises(RuntimeError, match="are not those that the study was begun with"):
+        ek.Study(**settings | {"models": MODELS[:1]}).run(progress=False)
