@@ -243,13 +243,17 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
 
 def _local(workers: int) -> Any:
     """Spawned workers that no other machine and no other user can give work; each takes a GPU by its number, see `device`."""
+    import dask
     from distributed import LocalCluster
 
+    # idle threads that spin would take the other workers' cores. In place of what Dask sets before a worker starts: it has
+    # memory given back after every operation, to be asked for anew, which takes as long as a small network's forward pass
+    settings = {"distributed.nanny.pre-spawn-environ": {"OMP_WAIT_POLICY": "PASSIVE"}}
     private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "security": True}
-    # idle threads that spin would take the other workers' cores
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
-    quiet = {"silence_logs": logging.ERROR, "memory_limit": None, "env": environment}
-    return LocalCluster(n_workers=workers, threads_per_worker=1, **quiet, **private)
+    with dask.config.set(settings):
+        return LocalCluster(
+            n_workers=workers, threads_per_worker=1, silence_logs=logging.ERROR, memory_limit=None, **private
+        )
 
 
 @contextmanager
