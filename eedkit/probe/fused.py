@@ -14,7 +14,9 @@ def _sums_of_images(z, target, positions, partner, sums):
     images, places, channels = z.shape
     in_fours = places - places % 4
     for i in numba.prange(images):
-        of_image, of_partner, of_target = z[i], z[partner[i]], target[i]
+        of_image = z[i]
+        of_partner = z[partner[i]]
+        of_target = target[i]
         total = np.zeros(channels)
         squares = np.zeros(channels)
         products = np.zeros(channels)

@@ -20,8 +20,12 @@ from eedkit.store import process
 from eedkit.store.blocks import Block
 from eedkit.store.files import NAME, DamageError, Folder, StoreError, checksum
 
-DONE, FLAWED, FAILED, RUNNING, MISSING = "done", "flawed", "failed", "running", "missing"
-"""What a block can be. Flawed: done, but some samples have no value."""
+DONE = "done"
+FLAWED = "flawed"
+FAILED = "failed"
+RUNNING = "running"
+MISSING = "missing"
+"""What a block can be, these five. Flawed: done, but some samples have no value."""
 DEATHS = 3
 """Of so many processes a block is taken to be the cause."""
 LONGEST_SLUG = 80

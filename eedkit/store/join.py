@@ -112,9 +112,10 @@ def _read(folder: Folder, state: State, *, lazy: bool) -> _Model:
         name = state.done[number]
         blocks.append(Block.from_bytes(folder.read(name), name))
     first = blocks[0]
-    start_stop = [state.bounds[number] for number in numbers]
+    places = []
     for number, block in zip(numbers, blocks, strict=True):
         start, stop = state.bounds[number]
+        places.append(np.arange(start, stop))
         if block.size != stop - start:
             raise StoreError(f"{state.done[number]} holds {block.size} samples, its place {stop - start}")
     arrays = {}
@@ -136,7 +137,7 @@ def _read(folder: Folder, state: State, *, lazy: bool) -> _Model:
     model = _Model(
         state,
         arrays,
-        places=np.concatenate([np.arange(start, stop) for start, stop in start_stop]),
+        places=np.concatenate(places),
         coords=coords,
         about={**first.about, "variables": {name: dict(v) for name, v in first.about["variables"].items()}},
     )
@@ -269,7 +270,9 @@ def _dataset(models: Sequence[_Model], samples: dict[str, xr.Variable]) -> xr.Da
         if name == "model":
             values = [model.state.cell.model for model in models]
         elif "model" in coord["dims"]:
-            values = [row for model in models for row in model.coords[name]["values"]]
+            values = []
+            for model in models:
+                values += model.coords[name]["values"]
         coords[name] = (coord["dims"], _array_of(values), coord["attrs"])
     return xr.Dataset(variables, coords, _agreed([model.about["attrs"] for model in models]))
 
@@ -336,11 +339,15 @@ def _with_predictions(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
 def _columns(states: Iterable[State]) -> dict[str, tuple]:
     """What is known of the models' recipes, along `model`; a model that is no recipe is one of its own kind."""
     about = []
+    known: set[str] = set()
     for state in states:
         own = {"recipe": state.cell.model, "seed": 0, "changes": ""}
         about.append(own | state.settings["about"])
-    known = {name for state in states for name in state.settings["about"]}
-    columns = {name: [one[name] for one in about] for name in about[0] if name in known}
+        known |= state.settings["about"].keys()
+    columns = {}
+    for name in about[0]:
+        if name in known:
+            columns[name] = [one[name] for one in about]
     changes = columns.pop("changes", None)
     if changes is not None:
         # seeds of one recipe that was trained in several ways are no replicates of each other
