@@ -116,17 +116,19 @@ class MapSums:
         paired_sums(z, target, self.action.positions[g], partner, self.sums[g], fused=self.fused)
         return self.sums[g, 0]
 
-    def pair(self) -> ChannelSums:
-        """The sums of f(gx) and g f̂(x): (g, b, C)."""
-        a, aa, ab, _ = self.sums.unbind(1)
-        return ChannelSums(self.target.shape[1], a, self._moved(a[0]), aa, self._moved(aa[0]), ab)
-
-    def shuffled_pair(self, partners: Tensor) -> ChannelSums:
-        """The same for the shuffled orbit."""
-        a, aa, _, ab = self.sums.unbind(1)
+    def pair(self, partners: Tensor | None = None) -> ChannelSums:
+        """The sums of f(gx) and g f̂(x), (1, g, b, C); with `partners` those of the shuffled orbit after them, (2, g, b, C)."""
+        a, aa, ab, ab_of_partners = self.sums.unbind(1)
         moved, moved_squares = self._moved(a[0]), self._moved(aa[0])
+        if partners is None:
+            return ChannelSums(self.target.shape[1], a[None], moved, aa[None], moved_squares, ab[None])
         return ChannelSums(
-            self.target.shape[1], shuffled(a, partners), moved, shuffled(aa, partners), moved_squares, ab
+            self.target.shape[1],
+            torch.stack([a, shuffled(a, partners)]),
+            moved,
+            torch.stack([aa, shuffled(aa, partners)]),
+            moved_squares,
+            torch.stack([ab, ab_of_partners]),
         )
 
     def _moved(self, of_x: Tensor) -> Tensor:
@@ -180,15 +182,12 @@ class SummedMaps:
         return total
 
     def _finish_slice(self, place: Place) -> None:
-        pairs = [[sums.pair() for sums in self.sums]]
-        if self.null:
-            pairs.append([sums.shuffled_pair(place.map_partners) for sums in self.sums])
+        partners = place.map_partners if self.null else None
+        pairs = [sums.pair(partners) for sums in self.sums]
         for metric in self.metrics:
-            for which, of_halves in enumerate(pairs):
-                value = integrand(metric.distance, of_halves[0])  # (4), and for the shuffled orbit its null
-                if len(of_halves) == 2:
-                    value = torch.where(place.in_first_half, value, integrand(metric.distance, of_halves[1]))
-                self.values[metric.name][which, :, place.rows] = value.float()
+            values = [integrand(metric.distance, pair) for pair in pairs]  # (4), and for the shuffled orbit its null
+            of_slice = values[0] if len(values) == 1 else torch.where(place.in_first_half, *values)
+            self.values[metric.name][: len(of_slice), :, place.rows] = of_slice
         squares = self.sums[0].sums[:, 1]
         self.dead[:, place.rows] = count_dead(squares == 0, squares.isfinite())
 
