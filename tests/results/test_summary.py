@@ -421,7 +421,7 @@ def test_tables_of_lazy_results_are_those_of_loaded_ones(lazy):
     [("depth_profile", {"metric": "latent", "relative": True}), ("orbit_rose", {}), ("calibration", {}), ("class_heatmap", {})],
 )  # fmt: skip
 def test_figures_of_lazy_results_are_those_of_loaded_ones(lazy, figure, options):
-    from eedkit.report import plots
+    from eedkit import plots
 
     def drawn(ds):
         fig = getattr(plots, figure)(ds, **options)

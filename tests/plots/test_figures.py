@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import eedkit as ek
-from eedkit.report import plots, style
+from eedkit import plots
+from eedkit.plots import style
 
 
 class Lit(nn.Module):

@@ -13,17 +13,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
-from eedkit.report import style
-from eedkit.report.panels import cloud, effects, lines, pictures
-from eedkit.report.style import FORMATS, save
+from eedkit.plots import style
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
 from eedkit.results.summary import summarise
-
-__all__ = [
-    "FORMATS", "calibration", "class_heatmap", "cloud", "depth_profile", "effects", "lines", "orbit_rose",
-    "pictures", "save",
-]  # fmt: skip
 
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
