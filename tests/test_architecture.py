@@ -16,7 +16,7 @@ UPSTREAM = {
     "probe": {"theory"},
     "lab": {"theory"},
     "study": {"theory", "probe", "lab", "results", "store"},
-    "plots": {"results", "store"},
+    "plots": {"results", "store", "theory", "probe"},
     "report": {"theory", "probe", "lab", "results", "store", "study", "plots"},
     "cli": {"theory", "probe", "lab", "results", "store", "study", "plots", "report"},
     "__main__": {"cli"},

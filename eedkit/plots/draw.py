@@ -98,7 +98,7 @@ def _places(results: xr.Dataset | xr.DataTree) -> Iterator[tuple[str, str, xr.Da
 
 def _figures(ds: xr.Dataset, where: str, by: str | None) -> Iterator[tuple[str, Figure]]:
     """Every figure of one Dataset with the name of its file; a warning for each that cannot be drawn."""
-    schema.validate(ds)
+    ds = schema.validate(ds)
     by = by or _grouping(ds)
     if by == "model":
         by, ds = "shown", ds.assign_coords(shown=("model", _shown(ds.model.values.tolist())))
