@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["lab", "plots", "probe", "report", "results", "store", "study", "theory"],
     submod_attrs={
+        "explorer.interactive": ["explore"],
         "probe.measure": ["layers", "measure"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],
         "results": ["conclusions", "verdicts"],

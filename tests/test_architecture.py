@@ -17,6 +17,7 @@ UPSTREAM = {
     "lab": {"theory"},
     "study": {"theory", "probe", "lab", "results", "store"},
     "plots": {"results", "store", "theory", "probe"},
+    "explorer": {"results", "plots"},
     "report": {"theory", "probe", "lab", "results", "store", "study", "plots"},
     "cli": {"theory", "probe", "lab", "results", "store", "study", "plots", "report"},
     "__main__": {"cli"},

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["draw"],
     submod_attrs={
-        "figures": ["calibration", "class_heatmap", "depth_profile", "orbit_rose"],
+        "figures": ["calibration", "class_heatmap", "depth_profile", "histogram", "orbit_rose"],
         "panels": ["cloud", "effects", "lines", "pictures"],
         "style": ["FORMATS", "save"],
         "worst": ["worst"],

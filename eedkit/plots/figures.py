@@ -20,6 +20,8 @@ from eedkit.results.summary import summarise
 
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
+BINS = 20
+"""Of a histogram."""
 
 
 def depth_profile(
@@ -117,6 +119,60 @@ def orbit_rose(
         )
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.12, 0.5))
     return fig
+
+
+def histogram(
+    results: xr.Dataset,
+    *,
+    metric: str = "latent",
+    layer: str | None = None,
+    by: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """How E − m* is spread over the images: one outline per model (or recipe), and dashed that of the null.
+
+    Where outline and dashes lie on each other, a moved copy is no more alike than another image; outliers are single images
+    on which the model is not as invariant as on the others.
+
+    Raises
+    ------
+    ValueError
+        There is no such metric, layer or coordinate.
+    """
+    results = _checked(results)
+    names = _names(results, by)
+    best = results[metric].attrs["best"] if metric in results else 0.0
+    of_images = pointwise_values(results, metric, layer).astype("float64").mean("element") - best
+    nulls = None
+    if f"{metric}_null" in results:
+        nulls = results[f"{metric}_null"].sel(sample=of_images["sample"].values)
+        if "layer" in nulls.dims:
+            nulls = nulls.sel(layer=of_images.layer.item())
+        nulls = nulls.compute().astype("float64").mean("element") - best
+    both = [of_images.values] if nulls is None else [of_images.values, nulls.values]
+    finite = np.concatenate([values[np.isfinite(values)] for values in both])
+    edges = np.histogram_bin_edges(finite, bins=BINS)
+    with style.figure(title or f"How is it spread over the images? {_title(results, metric)}") as (fig, ax):
+        for name, look in style.styles(names).items():
+            ours = np.flatnonzero(names == name)
+            ax.stairs(
+                _shares(of_images, ours, edges), edges, color=look["color"], linewidth=1.8, label=style.literal(name)
+            )
+            if nulls is not None:
+                ax.stairs(_shares(nulls, ours, edges), edges, color=look["color"], linewidth=1, linestyle="--")
+        ax.set(xlabel=f"{_label(results, metric, False)} above its best value", ylabel="share of the images")
+        ax.set_xlim(left=min(0.0, edges[0]))
+        dashed = "" if nulls is None else "dashed: the null, in which each element acts on another image; "
+        style.note(ax, f"{dashed}{of_images.sizes['sample']} images, means over the elements")
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
+def _shares(values: xr.DataArray, models: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Which share of the images lies in each bin."""
+    of_models = values.isel(model=models).values
+    counts, _ = np.histogram(of_models[np.isfinite(of_models)], bins=edges)
+    return counts / max(1, counts.sum())
 
 
 def class_heatmap(

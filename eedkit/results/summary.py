@@ -71,8 +71,9 @@ class _Estimate:
         return ""
 
     def relative(self, value: np.ndarray, null: np.ndarray) -> np.ndarray:
-        """(E − m*) / (E_null − m*)."""
-        return (value - self.best) / (null - self.best)
+        """(E − m*) / (E_null − m*); NaN for a resample whose null shows no difference."""
+        gap = np.asarray(null - self.best)
+        return np.divide(value - self.best, gap, out=np.full(gap.shape, np.nan), where=gap > 0)
 
 
 def summarise(

@@ -333,3 +333,15 @@ def test_scalar_selections_are_drawn_like_lists(results, draw):
         for ax, other in zip(of_scalar.axes, of_list.axes, strict=True):
             for line, same in zip(ax.lines, other.lines, strict=True):
                 np.testing.assert_array_equal(line.get_xydata(), same.get_xydata())
+
+
+def test_a_histogram_shows_the_shares_of_images(results):
+    one = results.sel(model=["dim/0"]).drop_vars(["recipe", "seed"])
+    figure = plots.histogram(one, metric="latent")
+    own, null = (patch.get_data() for patch in figure.axes[0].patches)
+    deviations = one.latent.sel(layer="latent").astype("float64").mean("element").values.ravel() + 1
+    counts, _ = np.histogram(deviations, bins=own.edges)
+    np.testing.assert_allclose(own.values, counts / 24)
+    assert own.values.sum() == pytest.approx(1)
+    assert null.values.sum() == pytest.approx(1)
+    assert not np.array_equal(own.values, null.values)

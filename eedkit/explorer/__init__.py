@@ -1,0 +1,1 @@
+"""Looking at results by hand: interactive slices, and the card of one model."""

@@ -1,0 +1,212 @@
+"""`ek.explore`: the figures of `ek.plots` for the metric, models, layer, element and class that are chosen by hand.
+
+Knows Datasets and ipywidgets. Computes what the current choice shows, so results may be larger than memory.
+"""
+
+import html
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from eedkit import plots
+from eedkit.results import schema
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+ALL = "all"
+"""The choice of no single element or class."""
+FEW = 6
+"""Models that are shown at first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is looked at: a slice of the results, and whether depth profiles are relative."""
+
+    metric: str
+    models: tuple[str, ...]
+    layer: str
+    element: str = ALL
+    label: Any = ALL
+    relative: bool = False
+
+
+def first_choice(results: xr.Dataset) -> Choice:
+    """What is shown before anything is chosen: the latent vector of the first models, over all elements and classes.
+
+    >>> import torch, eedkit as ek
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
+    >>> first_choice(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))
+    Choice(metric='latent', models=('Sequential',), layer='latent', element='all', label='all', relative=False)
+    """
+    metrics = schema.metrics_of(results)
+    layers = results.layer.values.tolist() if "layer" in results.dims else [""]
+    return Choice(
+        metric="latent" if "latent" in metrics else metrics[0],
+        models=tuple(results.model.values.tolist()[:FEW]),
+        layer="latent" if "latent" in layers else layers[-1],
+    )
+
+
+def figures(results: xr.Dataset, choice: Choice, images: Any = None, *, n: int = 6) -> dict[str, Figure | str]:
+    """What `explore` shows for a choice: by name a figure, or why there is none.
+
+    Parameters
+    ----------
+    results : Dataset
+        Of one data set and one group.
+    choice : Choice
+        The slice.
+    images : tensor, array or data set, or None
+        The images that were measured; with them those of the first chosen model that deviate most are shown.
+    n : int
+        How many of these.
+
+    >>> import torch, eedkit as ek
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
+    >>> ds = ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
+    >>> figures(ds, first_choice(ds))["class heatmap"]
+    'a class heatmap needs labels: measure(labels=…), or images that have labels of their own'
+    """
+    chosen = _sliced(results, choice)
+    at_layer = {"metric": choice.metric}
+    if "layer" in chosen[choice.metric].dims:
+        at_layer["layer"] = choice.layer
+    drawn: dict[str, Figure | str] = {}
+
+    def attempt(name: str, draw: Callable[..., Figure], *arguments: Any, **options: Any) -> None:
+        try:
+            drawn[name] = draw(*arguments, **options)
+        except ValueError as error:
+            drawn[name] = str(error)
+
+    attempt("depth profile", plots.depth_profile, chosen, metric=choice.metric, relative=choice.relative)
+    attempt("histogram", plots.histogram, chosen, **at_layer)
+    attempt("orbit rose", plots.orbit_rose, chosen, **at_layer)
+    attempt("class heatmap", plots.class_heatmap, chosen, **at_layer)
+    if images is not None:
+        attempt("worst images", plots.worst, chosen, images, n=n, model=choice.models[0], **at_layer)
+    return drawn
+
+
+def _sliced(results: xr.Dataset, choice: Choice) -> xr.Dataset:
+    """The chosen models, element and class, without the variables of other metrics."""
+    others = [metric for metric in schema.metrics_of(results) if metric != choice.metric]
+    beside = [f"{metric}{ending}" for metric in others for ending in ("_null", "_norm", "_pair_cosine")]
+    reasons = [f"{metric}_nan_reason" for metric in others]
+    chosen = results.drop_vars([*others, *beside, *reasons], errors="ignore").sel(model=list(choice.models))
+    if choice.element != ALL:
+        chosen = chosen.sel(element=[choice.element])
+    if choice.label != ALL:
+        chosen = chosen.isel(sample=np.flatnonzero(results.label.values == choice.label))
+    return chosen
+
+
+def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6) -> "ipywidgets.Widget":
+    """Slice results by hand in Jupyter: depth profile, histogram over samples, orbit rose, classes, and the worst images.
+
+    Every figure follows the controls: data set and group, metric, models, layer, element, class, raw or relative. The depth
+    profile is drawn before them, so that an executed notebook shows it where widgets are blank.
+
+    Parameters
+    ----------
+    results : Dataset or DataTree
+        Of `measure`, `Study.run` or `open`.
+    images : tensor, array or data set, or None
+        The images that were measured, to show those that deviate most beside their moved selves, with the predictions.
+    n : int
+        How many images are shown.
+
+    Returns
+    -------
+    Widget
+        The controls and the figures.
+
+    Raises
+    ------
+    ImportError
+        ipywidgets is not installed.
+
+    >>> import torch, eedkit as ek
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
+    >>> widget = explore(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))
+    Figure(640x420)
+    """
+    widgets = _ipywidgets()
+    from IPython.display import display
+
+    places = _places(results)
+    title, first = next(iter(places.items()))
+    display(plots.depth_profile(_sliced(first, first_choice(first)), metric=first_choice(first).metric))
+    where = widgets.Dropdown(options=list(places), value=title, description="results")
+    below = widgets.VBox()
+
+    def show_place(_change: object = None) -> None:
+        below.children = [_controls(widgets, places[where.value], images, n)]
+
+    where.observe(show_place, "value")
+    show_place()
+    return widgets.VBox([where, below] if len(places) > 1 else [below])
+
+
+def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywidgets.Widget":
+    """The controls of one Dataset, and below them its figures."""
+    start = first_choice(results)
+    layers = results.layer.values.tolist() if "layer" in results.dims else [start.layer]
+    labels = [ALL]
+    if "label" in results.coords:
+        labels += np.unique(results.label.values).tolist()
+    controls = {
+        "metric": widgets.Dropdown(options=schema.metrics_of(results), value=start.metric),
+        "models": widgets.SelectMultiple(options=results.model.values.tolist(), value=start.models),
+        "layer": widgets.Dropdown(options=layers, value=start.layer),
+        "element": widgets.Dropdown(options=[ALL, *results.element.values.tolist()], value=ALL),
+        "label": widgets.Dropdown(options=labels, value=ALL),
+        "relative": widgets.Checkbox(value=False, description="relative depth profile"),
+    }
+    for name, control in controls.items():
+        control.description = control.description or ("class" if name == "label" else name)
+    grid = widgets.GridBox(layout=widgets.Layout(grid_template_columns="repeat(auto-fit, minmax(24em, 1fr))"))
+
+    def redraw(_change: object = None) -> None:
+        choice = Choice(**{name: control.value for name, control in controls.items()})
+        if not choice.models:
+            grid.children = [widgets.HTML("choose at least one model")]
+            return
+        drawn = figures(results, choice, images, n=n)
+        grid.children = [_shown(widgets, name, figure) for name, figure in drawn.items()]
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    return widgets.VBox([widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap")), grid])
+
+
+def _shown(widgets: Any, name: str, figure: Figure | str) -> "ipywidgets.Widget":
+    if isinstance(figure, str):
+        return widgets.HTML(f"<b>{name}</b>: {html.escape(figure)}")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    return widgets.Image(value=picture.getvalue(), format="png", layout=widgets.Layout(max_width="100%"))
+
+
+def _places(results: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
+    """Every Dataset by its place in the tree; one alone by its group."""
+    if isinstance(results, xr.Dataset):
+        results = schema.validate(results)
+        return {str(results.attrs["group"]): results}
+    return {leaf.path.strip("/"): schema.validate(leaf.to_dataset()) for leaf in results.leaves}
+
+
+def _ipywidgets() -> Any:
+    try:
+        import ipywidgets
+    except ImportError as error:
+        raise ImportError("exploring results needs ipywidgets; install eedkit[notebooks]") from error
+    return ipywidgets

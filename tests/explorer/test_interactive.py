@@ -1,0 +1,105 @@
+"""The explorer's controls change its figures, which are those of the chosen slice."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import eedkit as ek
+from eedkit.explorer import interactive
+
+
+def walk(widget):
+    """A widget and all that it holds."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from walk(child)
+
+
+def control(widget, description):
+    return next(found for found in walk(widget) if getattr(found, "description", "") == description)
+
+
+def shown(widget):
+    """The bytes of all pictures that a widget shows."""
+    return [found.value for found in walk(widget) if type(found).__name__ == "Image"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(12, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def results(images):
+    """Two models on twelve images of three classes under quarter turns."""
+    torch.manual_seed(0)
+    of_models = []
+    for name in ("a", "b"):
+        net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+        of_models.append(ek.measure(net, images, group="C4", labels=[0, 1, 2] * 4, name=name, progress=False))
+    return ek.concat(of_models)
+
+
+def test_a_static_figure_comes_before_the_widgets(results, capsys):
+    ek.explore(results)
+    assert "Figure(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("metric", "softmax"), ("models", ("b",)), ("layer", "0"), ("element", "r90"), ("class", 2)],
+)
+def test_every_control_changes_what_is_shown(results, images, name, value):
+    widget = ek.explore(results, images, n=2)
+    before = shown(widget)
+    control(widget, name).value = value
+    after = shown(widget)
+    assert before != after
+    assert after == [bytes(picture) for picture in after]
+
+
+def test_relative_changes_the_depth_profile_alone(results):
+    widget = ek.explore(results)
+    before = shown(widget)
+    control(widget, "relative depth profile").value = True
+    changed = [a != b for a, b in zip(before, shown(widget), strict=True)]
+    assert changed == [True, False, False, False]
+
+
+def test_figures_are_of_the_chosen_class_and_element(results, images):
+    choice = dataclasses.replace(interactive.first_choice(results), label=1, element="r90", models=("b",))
+    drawn = interactive.figures(results, choice, images, n=9)
+    (rows, columns) = drawn["class heatmap"].axes[0].get_yticklabels(), drawn["class heatmap"].axes[0].get_xticklabels()
+    assert [text.get_text() for text in rows] == ["1"]
+    assert [text.get_text() for text in columns] == ["r90"]
+    pairs = [ax for ax in drawn["worst images"].axes if ax.images]
+    assert len(pairs) == 2 * 4
+
+
+def test_what_cannot_be_drawn_says_why(results):
+    drawn = interactive.figures(results.drop_vars("label"), interactive.first_choice(results))
+    assert drawn["class heatmap"].startswith("a class heatmap needs labels")
+
+
+def test_a_tree_lets_its_groups_be_chosen(results, images):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    flips = ek.measure(net, images, group="flip", name="c", progress=False)
+    widget = ek.explore(xr.DataTree.from_dict({"noise/C4": results, "noise/flip": flips}))
+    control(widget, "results").value = "noise/flip"
+    assert control(widget, "element").options == ("all", "e", "m")
+
+
+def test_no_model_chosen_is_said(results):
+    widget = ek.explore(results)
+    control(widget, "models").value = ()
+    assert not shown(widget)
+
+
+def test_without_ipywidgets_the_extra_is_named(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ImportError, match=r"eedkit\[notebooks\]"):
+        ek.explore(results)
