@@ -73,7 +73,7 @@ class _Estimate:
     def relative(self, value: np.ndarray, null: np.ndarray) -> np.ndarray:
         """(E − m*) / (E_null − m*); NaN for a resample whose null shows no difference."""
         gap = np.asarray(null - self.best)
-        return np.divide(value - self.best, gap, out=np.full(gap.shape, np.nan), where=gap > 0)
+        return np.divide(value - self.best, gap, out=np.full(gap.shape, np.nan), where=gap > 0)[()]
 
 
 def summarise(
