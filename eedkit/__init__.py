@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "results.summary": ["compare", "concat", "summarise"],
         "store.join": ["open"],
         "study": ["Study"],
+        "tracker": ["Tracker"],
         "theory": ["actions", "distances", "groups"],
     },
 )

@@ -18,6 +18,7 @@ UPSTREAM = {
     "study": {"theory", "probe", "lab", "results", "store"},
     "plots": {"results", "store", "theory", "probe"},
     "explorer": {"results", "plots"},
+    "tracker": {"theory", "probe", "results"},
     "report": {"theory", "probe", "lab", "results", "store", "study", "plots"},
     "cli": {"theory", "probe", "lab", "results", "store", "study", "plots", "report"},
     "__main__": {"cli"},
@@ -59,7 +60,7 @@ def modules():
 
 MODULES = dict(modules())
 LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "verdicts": "results",
-        "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study",
+        "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 
 
