@@ -5,9 +5,11 @@ The names below load what is behind them when they are first used (SPEC 1), so `
 
 import lazy_loader as _lazy
 
+from eedkit.errors import naming_extras as _naming_extras
+
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = _lazy.attach(
+_load, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["lab", "plots", "probe", "report", "results", "store", "study", "theory"],
     submod_attrs={
@@ -22,3 +24,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "theory": ["actions", "distances", "groups"],
     },
 )
+
+
+def __getattr__(name: str) -> object:
+    with _naming_extras():
+        return _load(name)

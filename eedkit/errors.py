@@ -1,12 +1,22 @@
-"""What messages are made of: near names, values and texts cut short, and no control characters. Knows nothing; costs nothing."""
+"""What messages are made of: near names, missing extras, values and texts cut short, and no control characters."""
 
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST = 200
 """Characters of a value that a message repeats."""
+
+EXTRA_OF = {
+    **dict.fromkeys(("matplotlib", "scipy", "seaborn"), "plots"),
+    **dict.fromkeys(("PIL", "datasets", "lightly", "lightning", "pyarrow", "safetensors", "torchvision"), "lab"),
+    **dict.fromkeys(("dask", "distributed", "fsspec", "psutil", "rich", "typer", "yaml", "zarr"), "study"),
+    **dict.fromkeys(("IPython", "ipywidgets", "latex2mathml", "nbconvert", "nbformat", "papermill"), "notebooks"),
+    "timm": "timm",
+}
+"""The extra of eedkit that brings a library which measuring does not need."""
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -59,3 +69,24 @@ def printable(text: str) -> str:
     \x1b]0;title\x07 \u202etxt.exe
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """Within the block a missing library is named together with the extra that brings it.
+
+    >>> with naming_extras():
+    ...     raise ModuleNotFoundError("No module named 'seaborn'", name="seaborn")
+    Traceback (most recent call last):
+    ModuleNotFoundError: seaborn is not installed; it comes with an extra: pip install 'eedkit[plots]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRA_OF:
+            raise
+        raise ModuleNotFoundError(
+            f"{library} is not installed; it comes with an extra: pip install 'eedkit[{EXTRA_OF[library]}]'",
+            name=library,
+        ) from error

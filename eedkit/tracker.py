@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from eedkit.errors import naming_extras
 from eedkit.probe.measure import measure
 from eedkit.results.summary import summarise
 from eedkit.theory.actions import Action
@@ -112,13 +113,11 @@ class Tracker:
 
         Raises
         ------
-        ImportError
+        ModuleNotFoundError
             Lightning is not installed.
         """
-        try:
+        with naming_extras():
             import lightning
-        except ImportError as error:
-            raise ImportError("the callback needs lightning; install eedkit[lab]") from error
         tracker = self
 
         class Tracking(lightning.Callback):

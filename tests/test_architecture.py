@@ -1,11 +1,15 @@
 """The one-way imports of the house, a light `import eedkit`, and what measuring may not need."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from eedkit.errors import EXTRA_OF
 
 PACKAGE = Path(__file__).parents[1] / "eedkit"
 
@@ -151,20 +155,8 @@ def test_import_eedkit_is_light(tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-BLOCKED = [
-    "zarr",
-    "dask",
-    "distributed",
-    "datasets",
-    "papermill",
-    "nbconvert",
-    "lightning",
-    "scipy",
-    "numba",
-    "sklearn",
-    "skimage",
-]
-BLOCKED += ["typer", "jupyterlab", "PIL", "timm", "torchvision", "matplotlib", "seaborn"]
+BLOCKED = sorted(EXTRA_OF) + ["cryptography", "jupyterlab", "numba", "skimage", "sklearn"]
+"""What the core of the package does not depend on."""
 
 MEASURE_WITHOUT = f"""
 import sys
@@ -189,14 +181,42 @@ except ModuleNotFoundError:
     ds = ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
     found = ds[["channelwise", "latent", "softmax"]].sel(layer=["0", "latent"])
     print(*(round(float(found[name].mean()), 6) for name in found), [m for m in {BLOCKED} if m in sys.modules])
+    assert len(ek.summarise(ds))
+    assert len(ek.Tracker(net, torch.rand(4, 1, 5, 5), group="C4").step(0))
+    for use in ("plots.depth_profile", "explore", "Study", "lab.models", "report.notebooks"):
+        part, _, name = use.partition(".")
+        try:
+            getattr(getattr(ek, part), name) if name else getattr(ek, part)
+        except ModuleNotFoundError as error:
+            print(use, error)
+    try:
+        ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", metrics=["channelwise_matched"], progress=False)
+    except ModuleNotFoundError as error:
+        print("matched", error)
 """
 
 
-def test_measuring_needs_only_torch_numpy_pandas_xarray(tmp_path):
+def test_the_core_measures_and_names_missing_extras(tmp_path):
     done = python(MEASURE_WITHOUT, tmp_path)
     assert done.returncode == 0, done.stderr
-    channelwise, latent, softmax, seen = done.stdout.split(maxsplit=3)
+    values, *missing = done.stdout.splitlines()
+    channelwise, latent, softmax, seen = values.split(maxsplit=3)
     assert -1 <= float(channelwise) < 0
     assert -1 <= float(latent) < 0
     assert float(softmax) > 0
     assert seen.strip() == "[]"
+    extras = {line.split()[0]: line.split("pip install ")[1] for line in missing}
+    assert extras == {
+        "plots.depth_profile": "'eedkit[plots]'",
+        "explore": "'eedkit[plots]'",
+        "Study": "'eedkit[study]'",
+        "lab.models": "'eedkit[lab]'",
+        "report.notebooks": "'eedkit[notebooks]'",
+        "matched": "'eedkit[plots]'",
+    }
+
+
+def test_the_core_depends_on_six_libraries():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    assert core == {"lazy_loader", "numpy", "pandas", "torch", "tqdm", "xarray"}

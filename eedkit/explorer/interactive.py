@@ -14,6 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from eedkit import plots
+from eedkit.errors import naming_extras
 from eedkit.results import schema
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
 
     Raises
     ------
-    ImportError
+    ModuleNotFoundError
         ipywidgets is not installed.
 
     >>> import torch, eedkit as ek
@@ -138,8 +139,9 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
     >>> widget = explore(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))
     Figure(640x420)
     """
-    widgets = _ipywidgets()
-    from IPython.display import display
+    with naming_extras():
+        import ipywidgets as widgets
+        from IPython.display import display
 
     places = _places(results)
     title, first = next(iter(places.items()))
@@ -202,11 +204,3 @@ def _places(results: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
         results = schema.validate(results)
         return {str(results.attrs["group"]): results}
     return {leaf.path.strip("/"): schema.validate(leaf.to_dataset()) for leaf in results.leaves}
-
-
-def _ipywidgets() -> Any:
-    try:
-        import ipywidgets
-    except ImportError as error:
-        raise ImportError("exploring results needs ipywidgets; install eedkit[notebooks]") from error
-    return ipywidgets

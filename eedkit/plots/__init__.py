@@ -5,7 +5,9 @@ Knows Datasets and tables of `summarise`; only `worst`, which shows images, also
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
+from eedkit.errors import naming_extras as _naming_extras
+
+_load, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["draw"],
     submod_attrs={
@@ -15,3 +17,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "worst": ["worst"],
     },
 )
+
+
+def __getattr__(name: str) -> object:
+    with _naming_extras():
+        return _load(name)

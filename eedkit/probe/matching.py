@@ -12,6 +12,7 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor, nn
 
+from eedkit.errors import naming_extras
 from eedkit.probe.layers import Found, Layer, tap
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import Sample
@@ -150,7 +151,8 @@ def assigned(totals: Tensor) -> Tensor:
             [1, 0]])
     """
     # kept out of the module's imports: measuring without it needs no scipy
-    from scipy.optimize import linear_sum_assignment
+    with naming_extras():
+        from scipy.optimize import linear_sum_assignment
 
     channels = torch.arange(totals.shape[-1])
     # where the cosines leave it open, as between dead channels, a channel stays where it is

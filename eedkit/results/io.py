@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from eedkit.errors import naming_extras
 from eedkit.results import schema
 from eedkit.results.schema import SchemaError
 
@@ -58,7 +59,8 @@ def is_zarr(address: str) -> bool:
     """Whether there is a Zarr store at a local path or at an address that fsspec knows."""
     if "://" not in address:
         return Path(address, "zarr.json").exists()
-    import fsspec
+    with naming_extras():
+        import fsspec
 
     system, root = fsspec.core.url_to_fs(address)
     return system.exists(f"{root}/zarr.json")

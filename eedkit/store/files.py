@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eedkit.errors import naming_extras
 from eedkit.store import process
 
 NAME = re.compile(r"(?P<stem>[^.]+(\.\w+)?)\.(?P<checksum>[0-9a-f]{16})\.(npz|json)")
@@ -54,7 +55,8 @@ class Folder:
         """The fsspec file system and the path on it; None for a local folder."""
         if "://" not in self.address:
             return None
-        import fsspec
+        with naming_extras():
+            import fsspec
 
         return fsspec.core.url_to_fs(self.address)
 

@@ -2,6 +2,11 @@
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submodules=["study", "workers"], submod_attrs={"study": ["Study"]}
-)
+from eedkit.errors import naming_extras as _naming_extras
+
+_load, __dir__, __all__ = _lazy.attach(__name__, submodules=["study", "workers"], submod_attrs={"study": ["Study"]})
+
+
+def __getattr__(name: str) -> object:
+    with _naming_extras():
+        return _load(name)
