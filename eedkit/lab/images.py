@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BUNDLED = (
     *("digits/train", "digits/test", "letters/train", "letters/test"),
-    *("patches/train", "patches/test", "faces/test"),
+    *("fashion/train", "fashion/test", "patches/train", "patches/test", "faces/test"),
 )
 """What `load` takes without a path or the network; the cards under `data/` tell what is in each."""
 
