@@ -231,7 +231,7 @@ def figures(
     """
     with _plainly("figures"), _ends(f"Stopped; what was drawn is in {out}."):
         import eedkit
-        from eedkit.report import figures as drawn
+        from eedkit.plots import draw as drawn
 
         results = eedkit.open(store, data=data, group=group)
         files = drawn.draw(results, out, formats=[str(name) for name in format or Format], by=by)

@@ -16,8 +16,9 @@ UPSTREAM = {
     "probe": {"theory"},
     "lab": {"theory"},
     "study": {"theory", "probe", "lab", "results", "store"},
-    "report": {"theory", "probe", "lab", "results", "store", "study"},
-    "cli": {"theory", "probe", "lab", "results", "store", "study", "report"},
+    "plots": {"results", "store", "theory", "probe"},
+    "report": {"theory", "probe", "lab", "results", "store", "study", "plots"},
+    "cli": {"theory", "probe", "lab", "results", "store", "study", "plots", "report"},
     "__main__": {"cli"},
 }
 """Which parts each part may import, beside itself, `errors` and `pictures`; probe/dataset.py may also import results."""
@@ -56,7 +57,7 @@ def modules():
 
 
 MODULES = dict(modules())
-LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "plots": "report", "verdicts": "results",
+LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "verdicts": "results",
         "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 
@@ -80,7 +81,7 @@ def test_imports_go_one_way(module):
 
 
 def test_the_check_sees_relative_lazy_and_attribute_imports():
-    source = "def f():\n    from ..report import plots\n    import eedkit as ek\n    eedkit.lab\n    import_module('eedkit.study')"
+    source = "def f():\n    from ..report import pages\n    import eedkit as ek\n    eedkit.lab\n    import_module('eedkit.study')"
     assert parts_imported(imports(source, "eedkit.probe")) == {"report", "lab", "study"}
 
 

@@ -269,6 +269,48 @@ def open_halves(images: Any, *, seed: int) -> tuple[Iterator[Sample], int]:
     return _checked(sample for sample in samples if not sample.flaw), half
 
 
+def find(images: Any, ids: Sequence) -> list[Tensor]:
+    """The images (C, H, W) that have these ids in the results of `measure`.
+
+    Parameters
+    ----------
+    images : tensor, array or data set
+        What was measured, read by number.
+    ids : sequence
+        Values of the coordinate `sample`.
+
+    Raises
+    ------
+    ValueError
+        There is no image with one of these ids.
+    TypeError
+        The images cannot be read by number.
+
+    >>> find(torch.arange(2.0).reshape(2, 1, 1, 1), [1])[0].item()
+    1.0
+    """
+    images = _unwrapped(images)
+    if not _by_number(images):
+        raise TypeError(
+            f"images are looked up by their ids, which needs a tensor or a data set, got {type(images).__name__}"
+        )
+    numbers = range(len(images))
+    if "id" in (getattr(images, "column_names", None) or ()):
+        numbers = images.with_format(None).select_columns(["id"])[:]["id"]
+    place = {name: i for i, name in enumerate(numbers)}
+    found = []
+    for name in ids:
+        image, own_name = None, None
+        if name in place:
+            image, _, own_name = _parts(images[place[name]])
+        if image is None or own_name not in (None, name):
+            raise ValueError(
+                f"there is no image with the id {name!r} among these {len(images)}; pass those that were measured"
+            )
+        found.append(as_float(image))
+    return found
+
+
 def label_list(labels: Any) -> list:
     """Labels given as a list, a tensor, a pandas Series, names or one-hot rows, one for each image."""
     if isinstance(labels, str | Mapping) or not hasattr(labels, "__len__"):

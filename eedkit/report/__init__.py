@@ -1,5 +1,5 @@
-"""What people look at: figures of Datasets, notebooks that are run, and the HTML report made of them."""
+"""What people look at: notebooks that are run, and the HTML report made of them."""
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(__name__, submodules=["figures", "notebooks", "pages", "plots", "tables"])
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, submodules=["notebooks", "pages", "tables"])

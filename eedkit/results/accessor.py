@@ -8,6 +8,20 @@ import xarray as xr
 from eedkit.results import schema
 
 
+@xr.register_datatree_accessor("eed")
+class TreeEED:
+    """`summary.summarise` for a tree of data sets and groups."""
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self._tree = tree
+
+    def summarise(self, **options: object) -> pd.DataFrame:
+        """`summary.summarise`."""
+        from eedkit.results.summary import summarise
+
+        return summarise(self._tree, **options)
+
+
 @xr.register_dataset_accessor("eed")
 class EED:
     """The functions of `eedkit.results` for one Dataset; each method's documentation is the function's."""

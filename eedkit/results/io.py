@@ -24,7 +24,7 @@ def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) ->
     FileExistsError
         There is something at `path` already and `overwrite` is not given, or it is no store of eedkit, or a study's.
     """
-    schema.validate(ds)
+    ds = schema.validate(ds)
     path = Path(path)
     if path.exists():
         if not overwrite:

@@ -26,6 +26,9 @@ CHAIN = "number of the null's chain, the unit that intervals resample"
 LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width", "kernel_order")
 """Coordinates on (model, layer); compare across architectures by `depth`."""
 
+COORD_DIMS = {"angle": ("element",), "label": ("sample",), "chain": ("sample",), "flaw": ("sample",)}
+"""The dimension of each other coordinate that is none of `model`."""
+
 PARTLY = "undefined for "
 """How the reasons start that are of single samples."""
 
@@ -46,7 +49,9 @@ def metrics_of(ds: xr.Dataset) -> list[str]:
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:
-    """The Dataset itself, when it has the dimensions, coordinates, units and provenance of the schema.
+    """The Dataset, when it has the dimensions, coordinates, units and provenance of the schema.
+
+    A dimension of which `.sel` left a scalar coordinate is one of length one again.
 
     Raises
     ------
@@ -56,12 +61,13 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     if not isinstance(ds, xr.Dataset):
         raise TypeError(f"expected a Dataset as measure() gives it, got {type(ds).__name__}")
     refuse_other(ds.attrs.get("schema", 0), "the Dataset")
+    ds = _with_scalars_as_dims(ds)
     problems = []
     # a Dataset of metrics of the output alone has nothing by layer
     has_layers = not {"layer", *LAYER_COORDS}.isdisjoint(ds.variables)
     for dim in DIMS if has_layers else BESIDE["prediction"]:
         if dim not in ds.dims or dim not in ds.coords:
-            problems.append(f"no labelled dimension {dim!r} (select with a list, as in {dim}=[…], to keep it)")
+            problems.append(f"no labelled dimension {dim!r} (an average over it cannot be summarised again)")
         elif not ds.sizes[dim]:
             problems.append(f"nothing on {dim!r}")
         elif len(set(ds[dim].values.tolist())) < ds.sizes[dim]:
@@ -86,6 +92,34 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     if problems:
         raise SchemaError("not a Dataset of eedkit's schema: " + "; ".join(problems))
     return ds
+
+
+def _with_scalars_as_dims(ds: xr.Dataset) -> xr.Dataset:
+    scalars = [dim for dim in DIMS if dim in ds.coords and ds[dim].ndim == 0]
+    if not scalars:
+        return ds
+    variables = {}
+    for name, variable in ds.variables.items():
+        missing = [dim for dim in _dims_of(str(name), ds) if dim in scalars]
+        widened = variable.set_dims({**dict.fromkeys(missing, 1), **variable.sizes})
+        variables[name] = widened.transpose(*DIMS, missing_dims="ignore")
+    data = {name: variables[name] for name in ds.data_vars}
+    coords = {name: variables[name] for name in ds.coords}
+    return xr.Dataset(data, coords, ds.attrs)
+
+
+def _dims_of(name: str, ds: xr.Dataset) -> tuple[str, ...]:
+    """The dimensions that a variable of the schema had before a selection."""
+    if name in BESIDE or name in DIMS:
+        return BESIDE.get(name, (name,))
+    if name in LAYER_COORDS or name.endswith(("_nan_reason", "_pair_cosine")):
+        return DIMS[:2]
+    metric = name.removesuffix("_null").removesuffix("_norm")
+    if metric in metrics_of(ds):
+        has_layers = f"{metric}_nan_reason" in ds.coords
+        dims = ("model", "sample") if name.endswith("_norm") else ("model", "element", "sample")
+        return ("layer", *dims) if has_layers else dims
+    return COORD_DIMS.get(name, ("model",))
 
 
 def partly(undefined: int, n: int) -> str:

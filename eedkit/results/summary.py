@@ -121,7 +121,7 @@ def summarise(
             spec = str(leaf.attrs.get("data", "")).rpartition(" [")[0]
             tables.append(summarise(leaf.to_dataset(), **options).assign(data=spec or path, group=group))
         return pd.concat(tables, ignore_index=True)
-    schema.validate(ds)
+    ds = schema.validate(ds)
     bootstrap = _bootstrap(ds, confidence, resamples, seed)
     rows = []
     for estimates in _by_model(ds):
@@ -150,7 +150,7 @@ def compare(
     >>> ek.compare(ds, "a").model.unique().tolist()
     ['b']
     """
-    schema.validate(ds)
+    ds = schema.validate(ds)
     if baseline not in ds.model.values:
         raise ValueError(unknown("model", baseline, ds.model.values.tolist()))
     by_model = dict(zip(ds.model.values.tolist(), _by_model(ds), strict=True))
@@ -240,9 +240,9 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
     datasets = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
     if not datasets:
         raise ValueError("nothing to join: expected at least one Dataset")
-    first = schema.validate(datasets[0])
+    datasets = [schema.validate(ds) for ds in datasets]
+    first = datasets[0]
     for ds in datasets[1:]:
-        schema.validate(ds)
         for what in ("group", "action", "data", "seed", "precision", "null"):
             if ds.attrs.get(what) != first.attrs.get(what):
                 names = first.model.values[0], ds.model.values[0]

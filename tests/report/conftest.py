@@ -1,9 +1,6 @@
 """Tiny notebooks, written here and run once for all tests of the report."""
 
-import html
 import os
-import re
-import xml.dom.minidom
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,29 +56,6 @@ def write(path: Path, *cells: str, defaults: str = DEFAULTS, **metadata) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells, metadata=metadata), path)
     return path
-
-
-ODD_NAMES = ["_hidden", r"$\frac$", "cost $5 and $6", "\x1b]0;owned\x07"]
-"""A leading underscore, a formula that cannot be parsed, one that can, and what breaks SVG."""
-
-
-@pytest.fixture
-def odd_names():
-    """Names that a drawing library takes for something else."""
-    return ODD_NAMES
-
-
-@pytest.fixture
-def drawn_texts(tmp_path):
-    """The function that says which texts a figure shows, read off its SVG."""
-
-    def read(figure):
-        figure.savefig(tmp_path / "drawn.svg")
-        xml.dom.minidom.parse(str(tmp_path / "drawn.svg"))
-        comments = re.findall("<!-- (.*?) -->", (tmp_path / "drawn.svg").read_text(encoding="utf-8"))
-        return {html.unescape(text).lstrip("\u200b") for text in comments}
-
-    return read
 
 
 @pytest.fixture(scope="session")

@@ -368,8 +368,8 @@ def test_compare_keeps_undefined_rows_with_their_reason(spread):
 def test_what_is_no_result_is_refused_by_name(spread):
     with pytest.raises(TypeError, match=r"expected a Dataset as measure\(\) gives it, got int"):
         ek.summarise(42)
-    with pytest.raises(SchemaError, match=r"no labelled dimension 'layer' \(select with a list"):
-        ek.summarise(result(*spread).sel(layer="latent"))
+    with pytest.raises(SchemaError, match=r"no labelled dimension 'layer' \(an average over it"):
+        ek.summarise(result(*spread).sel(layer="latent", drop=True))
     with pytest.raises(SchemaError, match="nothing on 'sample'"):
         ek.summarise(result(*spread).isel(sample=slice(0)))
 
@@ -421,7 +421,7 @@ def test_tables_of_lazy_results_are_those_of_loaded_ones(lazy):
     [("depth_profile", {"metric": "latent", "relative": True}), ("orbit_rose", {}), ("calibration", {}), ("class_heatmap", {})],
 )  # fmt: skip
 def test_figures_of_lazy_results_are_those_of_loaded_ones(lazy, figure, options):
-    from eedkit.report import plots
+    from eedkit import plots
 
     def drawn(ds):
         fig = getattr(plots, figure)(ds, **options)
@@ -622,3 +622,39 @@ def test_measured_results_hold_what_accuracy_needs(torn):
     of_a = torn.prediction.sel(model="a", element="e")
     right = (of_a == torn.label)[torn.sample != 7].mean().item()
     assert ek.summarise(torn, resamples=0).accuracy[0] == pytest.approx(right)
+
+
+@pytest.fixture(scope="module")
+def labelled_results():
+    """Two models on twelve images of three classes."""
+    torch.manual_seed(0)
+    images = torch.rand(12, 1, 5, 5)
+    of_models = []
+    for name in ("a", "b"):
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))
+        of_models.append(ek.measure(net, images, group="C4", labels=[0, 1, 2] * 4, name=name, progress=False))
+    return ek.concat(of_models)
+
+
+@pytest.mark.parametrize(
+    ("dim", "label"), [("model", "a"), ("layer", "0"), ("layer", "latent"), ("element", "r90"), ("sample", 3)]
+)
+def test_a_scalar_selection_is_summarised_like_a_list(labelled_results, dim, label):
+    of_scalar = ek.summarise(labelled_results.sel({dim: label}), resamples=9)
+    pd.testing.assert_frame_equal(of_scalar, ek.summarise(labelled_results.sel({dim: [label]}), resamples=9))
+
+
+def test_a_masked_or_reduced_selection_keeps_working(labelled_results):
+    chosen = labelled_results.where(labelled_results.label == 1, drop=True)
+    wanted = ek.summarise(labelled_results.isel(sample=labelled_results.label.values == 1), resamples=0)
+    columns = ["model", "metric", "layer", "estimate", "n"]
+    pd.testing.assert_frame_equal(ek.summarise(chosen, resamples=0)[columns], wanted[columns])
+    alone = ek.summarise(labelled_results[["latent"]], resamples=0)
+    assert set(alone.metric) == {"latent"}
+    with pytest.raises(SchemaError, match="no labelled dimension 'sample'"):
+        ek.summarise(labelled_results.mean("sample"))
+
+
+def test_a_tree_has_its_summary_as_a_method(labelled_results):
+    tree = xr.DataTree.from_dict({"digits/C4": labelled_results})
+    pd.testing.assert_frame_equal(tree.eed.summarise(resamples=9), ek.summarise(tree, resamples=9))

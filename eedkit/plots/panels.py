@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eedkit.errors import unknown
-from eedkit.report import style
+from eedkit.plots import style
 from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 

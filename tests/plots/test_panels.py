@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eedkit.report import plots, style
+from eedkit import plots
+from eedkit.plots import style
 from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 

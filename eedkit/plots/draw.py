@@ -17,7 +17,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
-from eedkit.report import plots, style
+from eedkit.plots import figures, style
 from eedkit.results import schema
 from eedkit.results.summary import summarise
 from eedkit.store.cells import slug
@@ -68,8 +68,8 @@ def draw(
     """
     formats = [formats] if isinstance(formats, str) else list(formats)
     for name in formats or [""]:
-        if name not in plots.FORMATS:
-            raise ValueError(unknown("format", name, plots.FORMATS))
+        if name not in style.FORMATS:
+            raise ValueError(unknown("format", name, style.FORMATS))
     places = list(_places(results))
     for _, _, ds in places:
         about = [name for name, c in ds.coords.items() if c.dims == ("model",)]
@@ -79,7 +79,7 @@ def draw(
     for folder, where, ds in places:
         for stem, figure in _figures(ds, where, by):
             path = Path(out) / folder / stem
-            plots.save(figure, path, formats)
+            style.save(figure, path, formats)
             figure.clear()
             written += [path.with_name(f"{path.name}.{name}") for name in formats]
     return written
@@ -98,7 +98,7 @@ def _places(results: xr.Dataset | xr.DataTree) -> Iterator[tuple[str, str, xr.Da
 
 def _figures(ds: xr.Dataset, where: str, by: str | None) -> Iterator[tuple[str, Figure]]:
     """Every figure of one Dataset with the name of its file; a warning for each that cannot be drawn."""
-    schema.validate(ds)
+    ds = schema.validate(ds)
     by = by or _grouping(ds)
     if by == "model":
         by, ds = "shown", ds.assign_coords(shown=("model", _shown(ds.model.values.tolist())))
@@ -123,19 +123,19 @@ def _wanted(ds: xr.Dataset) -> Iterator[_Wanted]:
     for metric in metrics:
         if "layer" in ds[metric].dims:
             where = "Where in the network is it equivariant?"
-            yield _Wanted("depth_profile", where, metric, plots.depth_profile)
+            yield _Wanted("depth_profile", where, metric, figures.depth_profile)
             if f"{metric}_null" in ds:
-                yield _Wanted("relative_profile", where, metric, partial(plots.depth_profile, relative=True))
+                yield _Wanted("relative_profile", where, metric, partial(figures.depth_profile, relative=True))
     latent = next((metric for metric in metrics if metric.startswith("latent")), None)
     output = next((metric for metric in metrics if "layer" not in ds[metric].dims), None)
     for metric in filter(None, (latent, output)):
         if f"{metric}_null" in ds:
-            yield _Wanted("calibration", "Invariance, or insensitivity?", metric, plots.calibration)
+            yield _Wanted("calibration", "Invariance, or insensitivity?", metric, figures.calibration)
     if latent:
-        yield _Wanted("orbit_rose", "Under which element?", latent, plots.orbit_rose, of_table=False)
+        yield _Wanted("orbit_rose", "Under which element?", latent, figures.orbit_rose, of_table=False)
     of_classes = "softmax_js" if "softmax_js" in metrics else latent
     if of_classes and "label" in ds.coords and 1 < len(np.unique(ds.label)) <= CLASSES:
-        yield _Wanted("class_heatmap", "On which classes?", of_classes, plots.class_heatmap, of_table=False)
+        yield _Wanted("class_heatmap", "On which classes?", of_classes, figures.class_heatmap, of_table=False)
 
 
 def _grouping(ds: xr.Dataset) -> str:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import eedkit as ek
-from eedkit.report import plots, style
+from eedkit import plots
+from eedkit.plots import style
 
 
 class Lit(nn.Module):
@@ -318,6 +319,17 @@ def test_figures_of_nothing_say_why(torn):
 
 def test_figures_ask_for_a_dimension_that_a_slice_lost(results):
     for figure in (plots.depth_profile, plots.orbit_rose, plots.class_heatmap, plots.calibration):
-        with pytest.raises(ValueError, match=r"no labelled dimension 'layer' \(select with a list"):
-            figure(results.sel(layer="latent"), metric="latent")
+        with pytest.raises(ValueError, match=r"no labelled dimension 'layer' \(an average over it"):
+            figure(results.sel(layer="latent", drop=True), metric="latent")
         figure(results[["softmax", "softmax_null"]], metric="softmax")
+
+
+@pytest.mark.parametrize("draw", [plots.orbit_rose, plots.class_heatmap, plots.calibration])
+def test_scalar_selections_are_drawn_like_lists(results, draw):
+    for dim, label in (("model", "dim/0"), ("layer", "latent"), ("element", "r90")):
+        of_scalar = draw(results.sel({dim: label}))
+        of_list = draw(results.sel({dim: [label]}))
+        assert [ax.get_title() for ax in of_scalar.axes] == [ax.get_title() for ax in of_list.axes]
+        for ax, other in zip(of_scalar.axes, of_list.axes, strict=True):
+            for line, same in zip(ax.lines, other.lines, strict=True):
+                np.testing.assert_array_equal(line.get_xydata(), same.get_xydata())

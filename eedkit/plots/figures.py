@@ -13,17 +13,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
-from eedkit.report import style
-from eedkit.report.panels import cloud, effects, lines, pictures
-from eedkit.report.style import FORMATS, save
+from eedkit.plots import style
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
 from eedkit.results.summary import summarise
-
-__all__ = [
-    "FORMATS", "calibration", "class_heatmap", "cloud", "depth_profile", "effects", "lines", "orbit_rose",
-    "pictures", "save",
-]  # fmt: skip
 
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
@@ -75,7 +68,7 @@ def orbit_rose(
     results: xr.Dataset,
     *,
     metric: str = "latent",
-    layer: str = "latent",
+    layer: str | None = None,
     by: str | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -84,13 +77,14 @@ def orbit_rose(
     Mirrored elements are drawn dashed. The elements of a group that is not made of rotations and mirrors are spread evenly.
     With a recipe's seeds the points are means over them, with 95 % intervals.
     """
+    results = _checked(results)
     names = _names(results, by)
     angles, elements = results.angle.values, results.element.values
     mirrored = np.array([any(part.startswith("m") for part in str(element).split("·")) for element in elements])
     turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
     if len(set(angles.tolist())) == 1 or len(turns) < len(elements):
         angles, mirrored = 360 * np.arange(len(elements)) / len(elements), np.zeros(len(elements), dtype=bool)
-    pointwise = _pointwise(results, metric, layer)
+    pointwise = pointwise_values(results, metric, layer)
     values = pointwise.mean("sample") - results[metric].attrs["best"]
     absent = []
     with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
@@ -113,7 +107,7 @@ def orbit_rose(
             ax.plot([], [], "--", color="0.3", label="dashed: mirrored")
         labels = dict(zip(angles[~mirrored], elements[~mirrored], strict=True))
         ax.set_xticks(np.deg2rad(sorted(labels)), [style.literal(labels[a]) for a in sorted(labels)])
-        ax.set_rlabel_position(float(np.diff(sorted(labels))[0]) / 2)
+        ax.set_rlabel_position(float(np.diff([*sorted(labels), 360])[0]) / 2)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
         style.note(
@@ -129,7 +123,7 @@ def class_heatmap(
     results: xr.Dataset,
     *,
     metric: str = "latent",
-    layer: str = "latent",
+    layer: str | None = None,
     by: str | None = None,
     class_names: Sequence[str] | None = None,
     title: str | None = None,
@@ -141,10 +135,11 @@ def class_heatmap(
     ValueError
         The images had no labels.
     """
+    results = _checked(results)
     names = _names(results, by)
     if "label" not in results.coords:
         raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
-    values = (_pointwise(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
+    values = (pointwise_values(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
     kinds = list(dict.fromkeys(names.tolist()))
     labels = [style.literal(class_names[k] if class_names is not None else k) for k in values.label.values]
     elements = [style.literal(element) for element in results.element.values]
@@ -196,7 +191,9 @@ def calibration(
     images look alike to the model.
     """
     table, by = _table(results, by)
-    layer = layer or ("latent" if metric.startswith("latent") else "output")
+    if layer is None:
+        layers = table[table.metric == metric].layer.unique()
+        layer = layers[0] if len(layers) == 1 else "latent"
     rows = table[(table.metric == metric) & (table.layer == layer) & table.null.notna()]
     if rows.empty:
         known = table[table.null.notna()][["metric", "layer"]].drop_duplicates().itertuples(index=False)
@@ -242,11 +239,14 @@ def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataF
     return table, by
 
 
-def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
-    """What each model is called in a figure: its recipe when it has one, else its label, or another coordinate."""
+def _checked(results: xr.Dataset) -> xr.Dataset:
     if not isinstance(results, xr.Dataset):
         raise TypeError(f"expected a Dataset, whose elements and samples are shown, got {type(results).__name__}")
-    schema.validate(results)
+    return schema.validate(results)
+
+
+def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
+    """What each model is called in a figure: its recipe when it has one, else its label, or another coordinate."""
     by = by or ("recipe" if "recipe" in results.coords else "model")
     if by not in results.coords or results[by].dims != ("model",):
         about = [name for name, c in results.coords.items() if c.dims == ("model",)]
@@ -254,12 +254,18 @@ def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
     return results[by].values
 
 
-def _pointwise(results: xr.Dataset, metric: str, layer: str) -> xr.DataArray:
+def pointwise_values(results: xr.Dataset, metric: str, layer: str | None = None) -> xr.DataArray:
+    """A metric at a layer, (model, element, sample), of the samples for which every model has a value.
+
+    None takes the layer `latent`, or the only one that a selection has left.
+    """
     if metric not in schema.metrics_of(results):
         raise ValueError(unknown("metric", metric, schema.metrics_of(results)))
     values = results[metric]
     if "layer" not in values.dims:
         return _on_shared_samples(values)
+    if layer is None:
+        layer = "latent" if results.sizes["layer"] > 1 else results.layer.values[0]
     if layer not in results.layer.values:
         raise ValueError(unknown("layer", layer, results.layer.values.tolist()))
     reason = results[f"{metric}_nan_reason"].sel(layer=layer).values[0]

@@ -1,0 +1,86 @@
+"""The images of largest deviation, as they are and moved."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import eedkit as ek
+from eedkit import plots
+from eedkit.theory import actions, groups
+
+
+class CornerClassifier(nn.Module):
+    """Two classes by the upper left pixel, which is also the only feature that turns can change."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[0.5, 0.0], [0.0, 1.0]]))
+
+    def forward(self, x):
+        return self.head(torch.stack([torch.ones(len(x)), x[:, 0, 0, 0]], dim=1))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Eight images that are the same everywhere but for three, whose corners get brighter from one to the next."""
+    images = torch.full((8, 1, 4, 4), 0.2)
+    for number, brightness in ((2, 0.6), (5, 0.8), (7, 1.0)):
+        images[number, 0, 0, 0] = brightness
+    return images
+
+
+@pytest.fixture(scope="module")
+def results(images):
+    return ek.measure(CornerClassifier(), images, group="flip", name="corner", progress=False)
+
+
+def shown(figure):
+    return [np.asarray(ax.images[0].get_array()).squeeze() for ax in figure.axes if ax.images]
+
+
+def test_worst_images_come_first_above_their_moved_selves(results, images):
+    panels = shown(plots.worst(results, images, n=2))
+    np.testing.assert_allclose(panels[0], images[7, 0])
+    np.testing.assert_allclose(panels[1], images[5, 0])
+    np.testing.assert_allclose(panels[2], images[7, 0].flip(-1))
+    np.testing.assert_allclose(panels[3], images[5, 0].flip(-1))
+
+
+def test_predictions_stand_on_both(results, images):
+    upright, moved = plots.worst(results, images, n=1, class_names=["dark", "bright"]).axes
+    assert upright.get_title() == "predicted bright"
+    assert moved.get_title().startswith("m: ")
+    assert moved.get_title().endswith("predicted dark")
+
+
+def test_images_are_found_by_their_ids_after_a_selection(results, images):
+    chosen = results.isel(sample=[5, 1, 2])
+    np.testing.assert_allclose(shown(plots.worst(chosen, images, n=1))[0], images[5, 0])
+
+
+def test_a_scalar_model_is_shown_and_several_are_refused(results, images):
+    assert shown(plots.worst(results.isel(model=0), images, n=1))
+    other = ek.measure(CornerClassifier(), images, group="flip", name="other", progress=False)
+    both = ek.concat([results, other])
+    with pytest.raises(ValueError, match="choose with model= among corner, other"):
+        plots.worst(both, images)
+    assert shown(plots.worst(both, images, model="other", n=1))
+
+
+def test_a_custom_action_must_be_given(images):
+    upside_down = actions.Action("upside down", groups.parse("C2"), move=lambda g, z: z.flip(-2) if g else z)
+    results = ek.measure(CornerClassifier(), images, group=upside_down, progress=False)
+    with pytest.raises(ValueError, match="pass it as action="):
+        plots.worst(results, images)
+    panels = shown(plots.worst(results, images, n=1, action=upside_down))
+    np.testing.assert_allclose(panels[1], images[7, 0].flip(-2))
+
+
+def test_other_images_and_no_moving_element_are_refused(results, images):
+    with pytest.raises(ValueError, match=r"no image with the id 7 among these 3"):
+        plots.worst(results, images[:3])
+    with pytest.raises(ValueError, match="no element but the identity"):
+        plots.worst(results.sel(element=["e"]), images)
