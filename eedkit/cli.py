@@ -71,7 +71,7 @@ def main() -> None:
 
 @app.command(epilog="\b\nExample: eedkit measure 'recipe:plain?seed=0' digits/test --group C4 --out plain.zarr")
 def measure(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe:…, torchvision:…, timm:… or file:…")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe:…, torchvision:…, timm:…, package:… or file:…")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…")],
     group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")],
     metric: Annotated[

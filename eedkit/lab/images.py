@@ -1,4 +1,4 @@
-"""Images as Hugging Face datasets with stable sample ids: bundled ones, a local folder or parquet file, the hub.
+"""Images as Hugging Face datasets with stable sample ids: bundled ones, other packages', a local folder or parquet file, the hub.
 
 Must not know models, groups or metrics. Costs one compressed copy of a parquet file; images are decoded when asked for.
 """
@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eedkit.errors import unknown
-from eedkit.lab import specs
+from eedkit.lab import packages, specs
 from eedkit.pictures import opaque
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BUNDLED = (
     *("digits/train", "digits/test", "letters/train", "letters/test"),
-    *("patches/train", "patches/test", "faces/test"),
+    *("fashion/train", "fashion/test", "patches/train", "patches/test", "faces/test"),
 )
 """What `load` takes without a path or the network; the cards under `data/` tell what is in each."""
 
@@ -56,8 +56,8 @@ def load(
 
     Parameters
     ----------
-    spec : one of `BUNDLED` ("digits/test"), a folder of class folders, a parquet file, or "hub:owner/name/split"; all but
-        transform may stand in it: "digits/test?n=100&shift=blur&severity=3"
+    spec : one of `BUNDLED` ("digits/test") or of `packages.IMAGES` ("mnist/test"), a folder of class folders, a parquet file,
+        or "hub:owner/name/split"; all but transform may stand in it: "digits/test?n=100&shift=blur&severity=3"
     size : resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is
     channels : 1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white
     n : a subset of n images in which each class has its share (to within one image), drawn with `seed`; with the same
@@ -79,6 +79,8 @@ def load(
         unknown or contradict each other; when an image is asked for, a file that cannot be read or is of none of `FORMATS`.
     ConnectionError
         A hub repository that is neither reachable nor cached; says which file to put where.
+    ImportError
+        The package that ships these images is not installed.
 
     >>> digits = load("digits/test", size=17, n=20)
     >>> len(digits), digits[0]["image"].shape, digits[0]["id"]
@@ -178,6 +180,8 @@ def source(dataset: "Dataset") -> str:
 def _open(spec: str) -> "Dataset":
     if spec in BUNDLED:
         return _parquet(_data() / f"{spec}.parquet")
+    if spec in packages.IMAGES:
+        return packages.IMAGES[spec]()
     if spec.startswith("hub:"):
         return _hub(spec)
     path = Path(os.path.expanduser(spec)).absolute()
@@ -186,7 +190,7 @@ def _open(spec: str) -> "Dataset":
     if os.path.isfile(path):
         return _parquet(path)
     raise ValueError(
-        f"{unknown('bundled images, folder or file', spec, BUNDLED)}; "
+        f"{unknown('bundled images, folder or file', spec, (*BUNDLED, *packages.IMAGES))}; "
         "a repository of the Hugging Face hub is spelled 'hub:owner/name/split'"
     )
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from eedkit.errors import unknown
-from eedkit.lab import specs, training
+from eedkit.lab import packages, specs, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.training import Recipe
-from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, seeded
+from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, fill_in_order, seeded
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     * `recipe:<name>?seed=0&group=C4&epochs=…`: of `training.recipes(group)`, any field of `Recipe` changed; trained once
     * `torchvision:<name>?weights=DEFAULT`, or `?seed=0` for random weights
     * `timm:<name>.<tag>`, or `timm:<name>?seed=0` for random weights
+    * `package:<name>` of `packages.WEIGHTS`, whose weights ship in a Python package, or `package:<name>?seed=0` for random ones
     * `file:<path>?model=<spec>&classes=10`: a state dict (.safetensors, .pt, .pth) for the architecture, the number of
       classes and the preprocessing of another spec; a file from the cache of `training` needs no `model=`
 
@@ -83,6 +85,8 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
         A spec that `check` refuses, a head that the model does not have, or a file that does not fit its model.
     ConnectionError
         Named weights that are neither reachable nor cached; says which file to put where.
+    ImportError
+        The package that has the architecture or the weights is not installed.
 
     >>> loaded = load("recipe:random?seed=1")
     >>> loaded.size, loaded.channels, loaded.head, loaded.model.training
@@ -291,6 +295,30 @@ def _timm(name: str, seed: int | None = None) -> _Origin:
     return _Origin(load, partial(_digest, "timm", name, origin))
 
 
+def _package(name: str, seed: int | None = None) -> _Origin:
+    if name not in packages.WEIGHTS:
+        raise ValueError(unknown("network of a package", name, packages.WEIGHTS))
+    shipped = packages.WEIGHTS[name]
+    if find_spec("timm") is None:
+        raise packages.missing(f"the architecture of package:{name}", "timm")
+    random = _timm(shipped.architecture, seed=seed)
+    if seed is not None:
+        return replace(random, source=partial(_digest, "package", name, seed))
+    path = packages.file_of(shipped.module, shipped.path, f"package:{name}", shipped.package)
+    read = cache(path.read_bytes)  # once, so that the checksum is that of the weights that are loaded
+
+    def load(filled: bool, classes: int | None) -> Loaded:
+        built = random.load(False, classes)
+        if filled:
+            fill_in_order(built.model, path, read())
+        return built
+
+    def source() -> str:
+        return _digest("package", name, hashlib.sha256(read()).hexdigest())
+
+    return _Origin(load, source)
+
+
 def _file(name: str, model: str | None = None, classes: int | None = None) -> _Origin:
     path = Path(name).expanduser()
     if path.suffix not in (".safetensors", ".pt", ".pth"):
@@ -342,5 +370,6 @@ _KINDS = {
     "recipe": ({"seed": int, **_FIELDS}, _recipe),
     "torchvision": ({"weights": str, "seed": int}, _torchvision),
     "timm": ({"seed": int}, _timm),
+    "package": ({"seed": int}, _package),
     "file": ({"model": str, "classes": int}, _file),
 }

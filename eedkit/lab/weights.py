@@ -37,6 +37,31 @@ def fill(model: nn.Module, path: Path, content: bytes) -> None:
         ) from error
 
 
+def fill_in_order(model: nn.Module, path: Path, content: bytes) -> None:
+    """Put a state dict whose tensors have other names, but the model's order, into a model, as tensors alone.
+
+    Raises
+    ------
+    ValueError
+        The tensors differ from the model's in number, or one in its shape or in what it is (the last part of its name).
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} must hold a state dict: {str(error)[:200]}") from error
+    own = model.state_dict()
+    if len(state) != len(own):
+        raise ValueError(f"{path} must hold the model's {len(own)} tensors in order, it holds {len(state)}")
+    for (name, tensor), (own_name, own_tensor) in zip(state.items(), own.items(), strict=True):
+        is_same_kind = name.rpartition(".")[2] == own_name.rpartition(".")[2]
+        if not is_same_kind or tensor.shape != own_tensor.shape:
+            raise ValueError(
+                f"{path} must hold the model's tensors in order: expected {own_name} {tuple(own_tensor.shape)}, "
+                f"got {name} {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(dict(zip(own, state.values(), strict=True)))
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within the block weights are drawn with the seed; torch's random state is left as found."""

@@ -358,7 +358,8 @@ def _replicates(rows: pd.DataFrame, by: str, low: str) -> str:
     models = rows.groupby(by).model.nunique()
     n = rows.n.max()
     if models.max() > 1:
-        return f"bands: 95 % over {models.max()} seeds; {n} images"
+        single = ", or over images for a single network" if models.min() == 1 else ""
+        return f"bands: 95 % over {models.max()} seeds{single}; {n} images"
     if rows[low].isna().all():
         return f"no intervals; {n} images"
     return f"bands: 95 % bootstrap over {n} images"

@@ -50,7 +50,7 @@ class Study:
 
     Parameters
     ----------
-    models : specs ("recipe:plain?seed=0", "torchvision:resnet18?weights=DEFAULT", "timm:…", "file:….safetensors?model=…"), or
+    models : specs ("recipe:plain?seed=0", "torchvision:resnet18?weights=DEFAULT", "timm:…", "package:efficientnet_lite0", "file:….safetensors?model=…"), or
         a mapping from names to specs or modules. A study that resumes notices other weights or layers of a module, but not
         other code in its `forward`: give that another name
     data : specs of images ("digits/test?n=100", a folder, "hub:owner/name/split"), or a mapping from names to specs; models

