@@ -9,12 +9,11 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["lab", "probe", "report", "results", "store", "study", "theory"],
+    submodules=["lab", "paper", "probe", "report", "results", "store", "study", "theory"],
     submod_attrs={
         "probe.measure": ["layers", "measure"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],
         "report": ["plots"],
-        "results": ["conclusions", "verdicts"],
         "results.summary": ["compare", "concat", "summarise"],
         "store.join": ["open"],
         "study": ["Study"],

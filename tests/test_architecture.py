@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "eedkit"
 UPSTREAM = {
     "theory": set(),
     "results": set(),
+    "paper": {"results"},
     "store": {"results"},
     "probe": {"theory"},
     "lab": {"theory"},
     "study": {"theory", "probe", "lab", "results", "store"},
-    "report": {"theory", "probe", "lab", "results", "store", "study"},
-    "cli": {"theory", "probe", "lab", "results", "store", "study", "report"},
+    "report": {"theory", "probe", "lab", "results", "paper", "store", "study"},
+    "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "report"},
     "__main__": {"cli"},
 }
 """Which parts each part may import, beside itself, `errors` and `pictures`; probe/dataset.py may also import results."""
@@ -56,7 +57,7 @@ def modules():
 
 
 MODULES = dict(modules())
-LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "plots": "report", "verdicts": "results",
+LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "plots": "report", "verdicts": "paper",
         "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eedkit.errors import unknown
+from eedkit.paper import verdicts
 from eedkit.report import style
-from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 
 ACROSS = 3

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eedkit.paper import verdicts
 from eedkit.report import plots, style
-from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from eedkit.errors import unknown
-from eedkit.results import verdicts
-from eedkit.results.verdicts import Test, concluded, needs, seed_values
+from eedkit.paper import verdicts
+from eedkit.paper.verdicts import Test, concluded, needs, seed_values
 
 SEES_EXCHANGES = ("channelwise_regular", "channelwise_matched")
 """Channelwise metrics under which a group convolution is equivariant, exactly."""

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from eedkit.results import verdicts
-from eedkit.results.verdicts import Test, concluded, needs, seed_values
+from eedkit.paper import verdicts
+from eedkit.paper.verdicts import Test, concluded, needs, seed_values
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_TESTABLE = "not testable here"

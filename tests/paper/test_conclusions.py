@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from eedkit.results.conclusions import (
+from eedkit.paper.conclusions import (
     augmentation_or_layers,
     out_of_distribution,
     pretraining,
