@@ -13,10 +13,23 @@ import pandas as pd
 import xarray as xr
 
 from eedkit.errors import printable, unknown
+from eedkit.paper import verdicts
 from eedkit.results.intervals import mean_interval
 
 ZERO = 1e-6
 """Values under this are rounding errors of float32, and are read as 0."""
+NAMED = 3
+"""Classes or elements that are named; where there are more, how many they are."""
+FRAGILE = f"{100 * verdicts.FRAGILE:.0f} %"
+NUMBERS = ("verdict", "effect", "low", "high", "margin", "n", "critical_margin", "fragile")
+"""The columns of `conclusions` that a verdict is read off."""
+MEANINGS = {
+    verdicts.SUPPORTED: "the bounds over seeds lie wholly on the claimed side of the margin",
+    verdicts.CONTRADICTED: "they lie wholly on its other side",
+    verdicts.INCONCLUSIVE: "they hold the margin: more seeds could decide either way",
+    verdicts.NOT_TESTABLE: f"a premise or a control fails, or there are fewer than {verdicts.MIN_SEEDS} seeds",
+}
+"""What each verdict says."""
 
 
 class Reading(str):
@@ -323,7 +336,8 @@ def extremes(
             replicates = some.mean([dim for dim in some.dims if dim != kept]).values
             spreads.append(_of(_code(name), replicates[~np.isnan(replicates)]))
         parts.append(f"{_code(kind)} {_ends(spreads)}")
-    return Reading(f"Deviation by {over}: {'; '.join(parts)}.")
+    replicates = "seeds" if ds[by].to_series().duplicated().any() else "images"
+    return Reading(f"Deviation by {over}: {'; '.join(parts)}. In brackets: 95 % intervals over {replicates}.")
 
 
 def accuracy(ds: xr.Dataset) -> Reading:
@@ -418,6 +432,192 @@ def removed(
     return Reading(f"Of the relative value of {_code(plain)}, {_code(trained)} lacks: {'; '.join(parts)}.")
 
 
+def comparisons(rows: pd.DataFrame, *, name: str = "test") -> Reading:
+    """Every comparison with its verdict and the numbers that it was read off.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Of `conclusions`.
+    name : str
+        The column that says what is compared.
+
+    Returns
+    -------
+    Reading
+        A list.
+
+    Examples
+    --------
+    >>> row = {"test": "maps do not fall", "verdict": "supported", "effect": 0.1, "low": 0.0, "high": 0.2, "margin": 0.5}
+    >>> rows = pd.DataFrame([{**row, "claim": "below", "n": 9, "critical_margin": 0.2, "fragile": False}])
+    >>> comparisons(rows)
+    '- maps do not fall: **supported** (0.10, bounds 0 to 0.20, margin 0.50, n = 9, critical margin 0.20).'
+    """
+    _needs(rows, name, *NUMBERS)
+    return Reading(_listed([f"{printable(str(row[name]))}: {_judged(row)}." for _, row in rows.iterrows()]))
+
+
+def conclusion(rows: pd.DataFrame) -> Reading:
+    """The verdict on one conclusion, the comparison that decides it, and what the other comparisons say.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Of one of the `conclusions`; the last row is the conclusion.
+
+    Returns
+    -------
+    Reading
+
+    Examples
+    --------
+    >>> row = {"test": "maps do not fall", "verdict": "supported", "effect": 0.1, "low": 0.0, "high": 0.2, "margin": 0.5}
+    >>> row = {**row, "conclusion": "1", "part": "maps", "decided_by": "", "n": 9, "critical_margin": 0.2, "fragile": False}
+    >>> last = {**row, "test": "layers stay", "part": "conclusion", "decided_by": "maps do not fall"}
+    >>> conclusion(pd.DataFrame([row, last])).partition(" (")[0]
+    'Conclusion 1, “layers stay”: **supported**'
+    """
+    _needs(rows, "conclusion", "part", "decided_by", "test", *NUMBERS)
+    last = rows.iloc[-1]
+    sentences = [
+        f"Conclusion {last.conclusion}, “{last.test}”: {_judged(last)}.",
+        f"What decides is “{last.decided_by}”.",
+    ]
+    if last.fragile:
+        sentences.append(f"That is fragile: the bound that decides lies within {FRAGILE} of the margin from it.")
+    others = rows.iloc[:-1]
+    for part in ("premise", "control"):
+        of_part = others[others.part == part]
+        if len(of_part):
+            sentences.append(f"{_capital(part)}: {_by_verdict(of_part)}.")
+    claims = others[~others.part.isin(["premise", "control"])]
+    if claims.part.nunique() > 1:
+        parts = claims.drop_duplicates("part", keep="last")
+        sentences.append(f"Parts: {_by_verdict(parts.assign(test=parts.part))}.")
+    compared = claims[claims.decided_by == ""]
+    if len(compared) > claims.part.nunique():
+        sentences.append(f"Comparisons: {_by_verdict(compared)}.")
+    return Reading(" ".join(sentences))
+
+
+def overview(page: pd.DataFrame) -> Reading:
+    """How many conclusions got which verdict, and which of the verdicts are fragile.
+
+    Parameters
+    ----------
+    page : pandas.DataFrame
+        One row per conclusion, the last of those that `conclusions` gives.
+
+    Returns
+    -------
+    Reading
+
+    Examples
+    --------
+    >>> page = pd.DataFrame({"conclusion": ["1", "2"], "verdict": ["supported", "inconclusive"], "fragile": [True, False]})
+    >>> overview(page).partition(" Fragile")[0]
+    'Of 2 conclusions, 1 is **supported** (1) and 1 is **inconclusive** (2).'
+    """
+    _needs(page, "conclusion", "verdict", "fragile")
+    parts = []
+    for verdict in MEANINGS:
+        which = page[page.verdict == verdict].conclusion.tolist()
+        if which:
+            verb = "is" if len(which) == 1 else "are"
+            parts.append(f"{len(which)} {verb} **{verdict}** ({', '.join(which)})")
+    fragile = page[page.fragile.astype(bool)].conclusion.tolist()
+    return Reading(
+        f"Of {len(page)} conclusions, {_joined(parts)}. "
+        f"Fragile, since the bound that decides lies within {FRAGILE} of the margin from it: {', '.join(fragile) or 'none'}."
+    )
+
+
+def agreement(page: pd.DataFrame, others: pd.DataFrame) -> Reading:
+    """Which conclusions get the same verdict when the question is asked in another way.
+
+    Parameters
+    ----------
+    page : pandas.DataFrame
+        One row per conclusion.
+    others : pandas.DataFrame
+        Rows of the same conclusions, each with the column `question`.
+
+    Returns
+    -------
+    Reading
+        A list, one line per conclusion that was asked again.
+
+    Examples
+    --------
+    >>> page = pd.DataFrame({"conclusion": ["1"], "verdict": ["supported"]})
+    >>> others = pd.DataFrame({"conclusion": ["1"], "verdict": ["contradicted"], "question": ["matched"]})
+    >>> agreement(page, others)
+    '- Conclusion 1 is **supported** in the first table; otherwise: matched (**contradicted**).'
+    """
+    _needs(page, "conclusion", "verdict")
+    _needs(others, "conclusion", "verdict", "question")
+    lines_of_text = []
+    for number_of, verdict in zip(page.conclusion, page.verdict, strict=True):
+        asked = others[others.conclusion == number_of]
+        if asked.empty:
+            continue
+        same = asked[asked.verdict == verdict].question.tolist()
+        otherwise = asked[asked.verdict != verdict]
+        said = f"Conclusion {number_of} is **{verdict}** in the first table"
+        if same:
+            said += f"; the same: {', '.join(same)}"
+        if len(otherwise):
+            different = [
+                f"{question} (**{got}**)" for question, got in zip(otherwise.question, otherwise.verdict, strict=True)
+            ]
+            said += f"; otherwise: {', '.join(different)}"
+        lines_of_text.append(f"{said}.")
+    return Reading(_listed(lines_of_text))
+
+
+def meanings() -> pd.DataFrame:
+    """What each verdict means, as a table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns `verdict` and `meaning`.
+
+    Examples
+    --------
+    >>> meanings().verdict.tolist()
+    ['supported', 'contradicted', 'inconclusive', 'not testable here']
+    """
+    return pd.DataFrame(MEANINGS.items(), columns=["verdict", "meaning"])
+
+
+def _judged(row: pd.Series) -> str:
+    """A row's verdict and its numbers."""
+    if row.n < verdicts.MIN_SEEDS:
+        return f"**{row.verdict}** (n = {row.n:g}, fewer than {verdicts.MIN_SEEDS})"
+    bounds = _interval(row.low, row.high)
+    numbers = [
+        number(row.effect),
+        *([f"bounds {bounds}"] if bounds else []),
+        f"margin {number(row.margin)}",
+        f"n = {row.n:g}",
+    ]
+    said = f"**{row.verdict}** ({', '.join(numbers)}"
+    if not np.isnan(row.critical_margin):
+        said += f", critical margin {number(row.critical_margin)}"
+    return f"{said}{', fragile' if row.fragile else ''})"
+
+
+def _by_verdict(rows: pd.DataFrame) -> str:
+    parts = []
+    for verdict in MEANINGS:
+        tests = rows[rows.verdict == verdict].test.tolist()
+        if tests:
+            parts.append(f"**{verdict}** {len(tests)} ({', '.join(f'“{test}”' for test in tests)})")
+    return "; ".join(parts)
+
+
 def _needs(table: pd.DataFrame, *columns: str) -> None:
     for name in columns:
         if name not in table:
@@ -427,7 +627,7 @@ def _needs(table: pd.DataFrame, *columns: str) -> None:
 def _of(name: str, values: np.ndarray) -> _Spread:
     if not len(values):
         return _Spread(name, math.nan, math.nan, math.nan, 0)
-    mean, low, high = mean_interval(values)
+    mean, low, high = mean_interval(np.where(np.abs(values) < ZERO, 0.0, values))
     return _Spread(name, mean, low, high, len(values))
 
 
@@ -507,8 +707,8 @@ def _ends(spreads: list[_Spread]) -> str:
         return f"has no clear order, from {lowest.text} to {highest.text}"
     like_highest = [spread.name for spread in there[:-1] if not spread.is_below(highest)]
     like_lowest = [spread.name for spread in there[1:] if not lowest.is_below(spread)]
-    most = f"most for {highest.text}" + (f", not clearly more than for {_joined(like_highest)}" if like_highest else "")
-    least = f"least for {lowest.text}" + (f", not clearly less than for {_joined(like_lowest)}" if like_lowest else "")
+    most = f"most for {highest.text}" + (f", not clearly more than for {_few(like_highest)}" if like_highest else "")
+    least = f"least for {lowest.text}" + (f", not clearly less than for {_few(like_lowest)}" if like_lowest else "")
     return f"{most}; {least}"
 
 
@@ -558,7 +758,8 @@ def _interval(low: float, high: float) -> str:
 
 
 def _titled(metric: str, value: str) -> str:
-    return f"relative {metric} EED" if value == "relative" else f"{metric} EED"
+    words = metric.replace("_", " ")
+    return f"relative {words} EED" if value == "relative" else f"{words} EED"
 
 
 def _code(name: object) -> str:
@@ -576,6 +777,10 @@ def _joined(names: Sequence[str]) -> str:
     """Names with commas, and an "and" before the last."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def _few(names: Sequence[str]) -> str:
+    return _joined(names) if len(names) <= NAMED else f"{len(names)} others"
 
 
 def _listed(lines: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from eedkit.results.intervals import mean_interval
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_TESTABLE = "not testable here"
+FRAGILE = 0.2
 MIN_SEEDS = 5
 """With fewer seeds a comparison, and any conclusion that needs it, is `not testable here`."""
 

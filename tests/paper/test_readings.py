@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 
 from eedkit.paper import readings
+from eedkit.paper.verdicts import CONTRADICTED, INCONCLUSIVE, MIN_SEEDS, NOT_TESTABLE, SUPPORTED
 
 NEAR = (-0.01, 0.0, 0.01)
 """Offsets of three seeds that leave the interval narrow."""
@@ -224,6 +225,21 @@ def test_extremes_that_overlap_have_no_order():
     assert "`net` has no clear order" in readings.extremes(ds, "label")
 
 
+def test_rounding_makes_no_order():
+    ds = measured({"e": (0.3, 0.3), "r180": (0.3, 0.3)})
+    ds["latent"] = (-1 + 1e-9 * ds.latent).assign_attrs(best=-1.0)
+    assert "`net` has no clear order, from `e` 0 (0 to 0) to" in readings.extremes(ds, "element")
+
+
+def test_many_equal_classes_are_counted():
+    ds = measured({"e": (0.1, 0.5)}).assign_coords(label=("sample", [6, 9, 7, 8, 5, 3, 2, 1] * 5))
+    said = readings.extremes(ds, "label")
+    assert "not clearly more than for `" in said
+    assert "others" not in said
+    wide = measured({"e": (0.1, 0.5)}).assign_coords(label=("sample", [0, 2, 4, 1, 6, 3, 8, 5, 0, 7] * 4))
+    assert "others" in readings.extremes(wide, "label")
+
+
 def test_extremes_need_a_known_dimension():
     with pytest.raises(ValueError, match='over "label" or "element"'):
         readings.extremes(measured({"e": (0, 0)}), "layer")
@@ -264,3 +280,102 @@ def test_removed_needs_seeds_of_both():
     table = profile({"latent": {"plain": 1.0}})
     with pytest.raises(ValueError, match="share a seed"):
         readings.removed(table, metrics=["latent"])
+
+
+def judged(verdict=SUPPORTED, test="a claim", *, n=9, fragile=False, **columns):
+    """A row of `conclusions`."""
+    numbers = {"effect": 0.36, "low": 0.3, "high": 0.42, "margin": 0.5, "critical_margin": 0.42}
+    about = {"conclusion": "1", "part": "maps", "decided_by": "", "test": test, "verdict": verdict}
+    return {**about, **numbers, "n": n, "fragile": fragile, **columns}
+
+
+def concluded(last, *rows):
+    return pd.DataFrame([*rows, {**last, "part": "conclusion", "decided_by": "the worst layer"}])
+
+
+@pytest.mark.parametrize("verdict", [SUPPORTED, CONTRADICTED, INCONCLUSIVE])
+def test_a_conclusion_says_verdict_and_numbers(verdict):
+    said = readings.conclusion(concluded(judged(verdict, "layers stay")))
+    assert said == (
+        f"Conclusion 1, “layers stay”: **{verdict}** (0.36, bounds 0.30 to 0.42, margin 0.50, n = 9, critical margin 0.42). "
+        "What decides is “the worst layer”."
+    )
+
+
+def test_too_few_seeds_show_no_effect():
+    said = readings.conclusion(concluded(judged(NOT_TESTABLE, n=2, critical_margin=np.nan)))
+    assert f"**not testable here** (n = 2, fewer than {MIN_SEEDS})" in said
+    assert "0.36" not in said
+
+
+def test_a_fragile_verdict_is_called_so():
+    said = readings.conclusion(concluded(judged(fragile=True)))
+    assert "critical margin 0.42, fragile)" in said
+    assert "That is fragile: the bound that decides lies within 20 % of the margin from it." in said
+    assert "fragile" not in readings.conclusion(concluded(judged(fragile=False)))
+
+
+def test_one_sided_bounds_are_read_as_such():
+    assert "bounds at most 0.42" in readings.comparisons(pd.DataFrame([judged(low=-np.inf)]))
+    assert "bounds at least 0.30" in readings.comparisons(pd.DataFrame([judged(high=np.inf)]))
+    assert "bounds" not in readings.comparisons(pd.DataFrame([judged(low=-np.inf, high=np.inf)]))
+
+
+def test_an_effect_without_value_is_read_as_such():
+    row = judged(INCONCLUSIVE, effect=np.nan, low=np.nan, high=np.nan, critical_margin=np.nan)
+    assert readings.comparisons(pd.DataFrame([row])) == "- a claim: **inconclusive** (no value, margin 0.50, n = 9)."
+
+
+def test_a_failed_premise_is_named():
+    premise = judged(CONTRADICTED, "augmentation works", part="premise")
+    claims = [judged(SUPPORTED, "layer one"), judged(INCONCLUSIVE, "layer two")]
+    said = readings.conclusion(concluded(judged(NOT_TESTABLE), premise, *claims))
+    assert "“a claim”: **not testable here**" in said
+    assert "Premise: **contradicted** 1 (“augmentation works”)." in said
+    assert "Comparisons: **supported** 1 (“layer one”); **inconclusive** 1 (“layer two”)." in said
+    assert "Parts" not in said
+
+
+def test_parts_have_the_verdict_of_their_last_row():
+    rows = [
+        judged(SUPPORTED, "near", part="one"),
+        judged(CONTRADICTED, "far", part="two"),
+        judged(CONTRADICTED, "farther", part="two"),
+        judged(INCONCLUSIVE, "two", part="two", decided_by="far"),
+    ]
+    said = readings.conclusion(concluded(judged(INCONCLUSIVE), *rows))
+    assert "Parts: **supported** 1 (“one”); **inconclusive** 1 (“two”)." in said
+    assert "Comparisons: **supported** 1 (“near”); **contradicted** 2 (“far”, “farther”)." in said
+
+
+def test_the_overview_counts_verdicts_and_names_fragile_ones():
+    verdicts = [SUPPORTED, CONTRADICTED, SUPPORTED, NOT_TESTABLE]
+    page = pd.DataFrame({"conclusion": list("1234"), "verdict": verdicts, "fragile": [False, True, False, False]})
+    said = readings.overview(page)
+    assert said.startswith(
+        "Of 4 conclusions, 2 are **supported** (1, 3), 1 is **contradicted** (2) and 1 is **not testable here** (4). "
+    )
+    assert said.endswith("from it: 2.")
+    assert readings.overview(page.assign(fragile=False)).endswith("from it: none.")
+
+
+def test_agreement_tells_the_same_verdict_from_another():
+    page = pd.DataFrame({"conclusion": ["1", "2"], "verdict": [SUPPORTED, SUPPORTED]})
+    others = pd.DataFrame(
+        {"conclusion": ["1", "1"], "verdict": [SUPPORTED, CONTRADICTED], "question": ["matched", "centred"]}
+    )
+    assert readings.agreement(page, others) == (
+        "- Conclusion 1 is **supported** in the first table; the same: matched; otherwise: centred (**contradicted**)."
+    )
+
+
+def test_every_verdict_has_a_meaning():
+    assert readings.meanings().verdict.tolist() == [SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE]
+    assert str(MIN_SEEDS) in readings.meanings().meaning.iloc[-1]
+
+
+def test_a_notebook_shows_a_reading_as_markdown():
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(readings.Reading("**a** b"))
+    assert shown["text/markdown"] == "**a** b"
