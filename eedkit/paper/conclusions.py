@@ -1,68 +1,120 @@
 """Tests of the paper's five stated conclusions (Kvinge et al. 2022, section 1), on tables of `summarise`.
 
-Knows columns, never models or figures. Margins are declared before looking, the unit is the seed, and the intervals of
-one conclusion are corrected for all of its comparisons: one row for each, and a last one for the conclusion.
+The unit is the seed, margins are declared beforehand, effects are paired by seed. Each function gives one table: premises and
+controls, then the comparisons of each part, and as its last row the conclusion.
+
+Columns
+-------
+conclusion : "1" to "5"
+part : "premise", "control", the name of a part, or "conclusion"
+test : what is claimed, in words
+claim : "above", "below" or "beyond": where the effect is claimed to lie, seen from its margin
+verdict : "supported", "contradicted", "inconclusive" or "not testable here"
+effect, low, high : the estimate and its bounds, one-sided but for "beyond"; positive differences mean "more invariant"
+margin : the declared margin, never negative
+n : seeds (networks for rank correlations)
+confidence, confidence_against : of the bound that may support the claim, and of the one that may contradict it
+critical_margin : the margin at which the verdict would flip
+fragile : whether the bound that decides lies within 20 % of the margin from it
+metric, layer, value : what was compared; `value` is a column of the table, or says what was made of it
+decided_by : of a part's and of the conclusion's own row, the `test` of the comparison that it repeats; else ""
+
+Contradicted means for a claim about *all* that some part of it is contradicted, which is a union and so is Holm-corrected. For
+a claim about *some* it means that every part is contradicted, which needs no correction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
+import xarray as xr
 
 from eedkit.errors import unknown
 from eedkit.paper import verdicts
-from eedkit.paper.verdicts import Test, concluded, needs, seed_values
+from eedkit.paper.verdicts import Claim, Comparison, Every, Some, concluded, mean_effect, needs, seed_values
+from eedkit.results.intervals import mean_interval
 
 SEES_EXCHANGES = ("channelwise_regular", "channelwise_matched")
 """Channelwise metrics under which a group convolution is equivariant, exactly."""
+PLAIN = {"recipe": "plain"}
 
 
 def augmentation_or_layers(
     table: pd.DataFrame,
     *,
-    margin: float,
     fall: float,
+    ratio: float = 0.5,
     metric: str = "channelwise",
-    value: str = "estimate",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Conclusion 1: augmentation does not tend to induce invariance through equivariant layers.
 
-    Premise: with augmentation the relative `latent` and `softmax` values fall by more than `fall`. Then, per layer, the
-    claim is that metric(augmented) − metric(plain) is not below −margin: supported if that holds at every layer,
-    contradicted if at one it does not.
+    The share of the plain network's relative deviation that augmentation removes is, by seed, 1 − relative(augmented) /
+    relative(plain). Claim: at every layer the maps' share is below `ratio` of the features' share. The effect is the ratio of
+    the mean shares with Fieller's bounds (`verdicts.ratio_effect`). Premise: the features' share is above `fall`.
 
     Parameters
     ----------
-    table : with recipes "plain" and "augmented"; with "equivariant" too, a metric of `SEES_EXCHANGES` must find that
-        network equivariant, to within the margin, or nothing is testable
-    metric : "channelwise" (eq. 5), or another of the maps, such as `channelwise_matched` [ours]
-    value : "estimate" (the paper's) or "relative" [ours] for the channelwise comparison
+    table : pandas.DataFrame
+        With recipes "plain" and "augmented". With "equivariant" too, a metric of `SEES_EXCHANGES` must find that the maps of
+        *that* network lose at least `ratio` at every layer, or the metric could not have contradicted the claim.
+    fall : float
+        The share of the features' deviation beyond which augmentation has worked.
+    ratio : float
+        The part of the features' share that would count as "through layers".
+    metric : str
+        "channelwise" (eq. 5), or another of the maps, such as `channelwise_matched` [ours].
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of this module, and `share`: what augmentation removes there.
     """
-    needs(table, "recipe", "seed")
-    table = table[table.recipe.isin(["plain", "augmented", "equivariant"])]
+    needs(table, "recipe", "seed", "relative")
     layers = _layers(table, metric)
-    known = metric in SEES_EXCHANGES and "equivariant" in set(table.recipe)
-    test = Test("1", len(layers) + 2 + known, confidence)
-    pair = table, "augmented", "plain"
-    premises = [
-        test.difference(f"{name} falls", verdicts.falls, fall, *pair, name, at, "relative")
-        for name, at in (("latent", "latent"), ("softmax", "output"))
-    ]
-    if known:
-        best = 0.0 if value == "relative" else table[table.metric == metric].best.iloc[0]
-        of = {"metric": metric, "value": value}
-        above = [seed_values(table, "equivariant", layer=layer, **of) - best for layer in layers]
-        worst = pd.concat(above, axis=1, join="inner").max(axis=1)
-        title = "the equivariant network is seen as such"
-        premises.append(test.row(title, verdicts.stays_below, margin, worst, layer="its worst", **of))
-    rows = [
-        test.difference(f"{metric} at {at} does not fall", verdicts.does_not_fall, margin, *pair, metric, at, value)
-        for at in layers
-    ]
-    text = "augmentation does not make the layers equivariant"
-    lowest = sorted(rows, key=lambda row: row["high"])
-    return concluded(rows, text, verdicts.every([row["verdict"] for row in rows]), lowest, premises)
+    of_features = _share_removed(table, {"recipe": "augmented"}, PLAIN, metric="latent", layer="latent")
+    worked = Comparison(
+        "augmentation makes the features more invariant",
+        Claim("above", fall),
+        mean_effect(of_features),
+        {"metric": "latent", "layer": "latent", "value": "share removed", "share": of_features.mean()},
+    )
+    maps = [_maps_against_features(table, "augmented", metric, layer, Claim("below", ratio)) for layer in layers]
+    premises = [worked]
+    if metric in SEES_EXCHANGES and "equivariant" in set(table.recipe):
+        known = Claim("above", ratio)
+        premises.append(Every([_maps_against_features(table, "equivariant", metric, layer, known) for layer in layers]))
+    text = "augmentation does not make invariance through equivariant layers"
+    return concluded("1", text, {"every layer": Every(maps)}, premises=premises, confidence=confidence)
+
+
+def dose_response(table: pd.DataFrame, *, metric: str = "channelwise", confidence: float = 0.95) -> pd.DataFrame:
+    """The share of the relative deviation that is removed, by the share of turned training images.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With a column `share` of turned images; each seed's network of share 0 is what its others are compared with.
+    metric : str
+        Of the maps. A network's best map is the layer that loses most, seed by seed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Two rows for each share above 0, `what` "features" or "best map", with `effect`, `low`, `high` (Student's t) and `n`.
+    """
+    needs(table, "share", "seed", "relative")
+    layers = _layers(table, metric)
+    rows = []
+    for share in sorted(set(table.share) - {0}):
+        shares = [{"share": share}, {"share": 0}]
+        features = _share_removed(table, *shares, metric="latent", layer="latent")
+        maps = [_share_removed(table, *shares, metric=metric, layer=layer) for layer in layers]
+        best_map = pd.concat(maps, axis=1, join="inner").max(axis=1)
+        for what, values in {"features": features, "best map": best_map}.items():
+            effect, low, high = mean_interval(values.dropna(), confidence=confidence)
+            row = {"share": share, "what": what, "effect": effect, "low": low, "high": high}
+            rows.append({**row, "n": values.notna().sum(), "confidence": confidence})
+    return pd.DataFrame(rows)
 
 
 def out_of_distribution(
@@ -70,139 +122,176 @@ def out_of_distribution(
     *,
     source: str,
     margin: float,
-    collapse: float,
     metric: str = "latent",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Conclusion 2: learned invariance generalises mildly to corruptions; on far domains it could be insensitivity.
+    """Conclusion 2: learned invariance generalises mildly to corruptions; on far domains it may be insensitivity.
 
-    The gain of augmentation is relative(plain) − relative(augmented), seed by seed. Premise: in distribution it is
-    above the margin. Claims: it is above the margin on corruptions too (their mean); it is smaller there by more than
-    the margin; and on some far domain the augmented network's null gap E_null − m* is under the part `collapse` of what
-    it is in distribution, so that a low E is consistent with insensitivity (never more than that).
+    The gain of augmentation is relative(plain) − relative(augmented), by seed. Premise: in distribution it is above the
+    margin. Claims: on corruptions (their mean) it is above the margin; it is smaller there by more than the margin; and on
+    some far domain the augmented network's raw E is not above home's by the margin while its relative value is. So the
+    invariance that raw E shows there is the null's. Raw E is compared in units of the null gap at home, in which it is the
+    relative value that the network would have had with home's null.
+
+    Premise: the equivariant network stays below the margin everywhere. Control: the plain network passes the test of far
+    domains on none of them.
 
     Parameters
     ----------
-    table : with recipes "plain" and "augmented", and the columns of `specs.labelled`
-    source : the images of the training's kind; their rows without shift are in distribution, with shift corrupted, and
-        those of other sources, or in which no image is left (the domain "noise"), far
+    table : pandas.DataFrame
+        With recipes "plain", "augmented" and "equivariant", and the columns of `specs.labelled`.
+    source : str
+        The images of the training's kind. Their rows without shift are in distribution, with shift corrupted; those of other
+        sources, or in which no image is left (the domain "noise"), are far.
+    margin : float
+        The difference of relative values that counts.
     """
     needs(table, "recipe", "seed", "data", "source", "shift", "domain", "null", "best")
-    table = table[table.recipe.isin(["plain", "augmented"])]
-    where = {"metric": metric, "layer": _end(table, metric)}
-    table = table.assign(gap=table.null - table.best)
+    layer = _end(table, metric)
+    table = table[(table.metric == metric) & (table.layer == layer)]
     near = (table.source == source) & (table.domain != "noise")
-    clean, corrupted, far = table[near & (table["shift"] == "")], table[near & (table["shift"] != "")], table[~near]
-    for what, part in {"images in distribution": clean, "corrupted images": corrupted, "far images": far}.items():
+    home = table[near & (table["shift"] == "")]
+    corrupted = table[near & (table["shift"] != "")]
+    far = table[~near]
+    for what, part in {"images in distribution": home, "corrupted images": corrupted, "far images": far}.items():
         if part.empty:
             known = ", ".join(table.source.unique())
             raise ValueError(f"the table has no {what} where the source is {source!r}; its sources are {known}")
-    here, there = (
-        _mean(part, "plain", value="relative", **where) - _mean(part, "augmented", value="relative", **where)
-        for part in (clean, corrupted)
-    )
-    gap = _mean(clean, "augmented", value="gap", **where)
-    gaps = {name: _mean(part, "augmented", value="gap", **where) for name, part in far.groupby("domain", sort=False)}
-    test = Test("2", 3 + len(gaps), confidence)
-    of = {"value": "relative", **where}
-    premise = test.row("augmentation gains in distribution", verdicts.exceeds, margin, here, **of)
-    claims = [
-        test.row("the gain remains on corruptions", verdicts.exceeds, margin, there, **of),
-        test.row("and is smaller there", verdicts.exceeds, margin, here - there, **of),
+    domains = dict(iter(far.groupby("domain", sort=False)))
+
+    def compared(test: str, direction: str, effects: pd.Series, value: str = "relative") -> Comparison:
+        about = {"metric": metric, "layer": layer, "value": value}
+        return Comparison(test, Claim(direction, margin), mean_effect(effects), about)
+
+    def from_home(recipe: str, domain: str, raw: str, relative: str) -> list[Comparison]:
+        """How far raw and relative values of a recipe lie above home's, each with the direction that is claimed."""
+        estimate_at_home = _mean_over_data(home, recipe, "estimate")
+        gap_at_home = _mean_over_data(home, recipe, "null") - _mean_over_data(home, recipe, "best")
+        change = _mean_over_data(domains[domain], recipe, "estimate") - estimate_at_home
+        relative_change = _mean_over_data(domains[domain], recipe, "relative")
+        relative_change = relative_change - _mean_over_data(home, recipe, "relative")
+        says = {"below": "is not above home's", "above": "is above home's"}
+        return [
+            compared(f"{domain}: {recipe}'s raw E {says[raw]}", raw, change / gap_at_home, "raw, in null gaps at home"),
+            compared(f"{domain}: {recipe}'s relative value {says[relative]}", relative, relative_change),
+        ]
+
+    gain = _mean_over_data(home, "plain", "relative") - _mean_over_data(home, "augmented", "relative")
+    gain_corrupted = _mean_over_data(corrupted, "plain", "relative")
+    gain_corrupted = gain_corrupted - _mean_over_data(corrupted, "augmented", "relative")
+    equivariant = [_mean_over_data(part, "equivariant", "relative") for part in [home, *domains.values()]]
+    worst = pd.concat(equivariant, axis=1, join="inner").max(axis=1)
+    premises = [
+        compared("augmentation gains in distribution", "above", gain),
+        compared("the equivariant network stays invariant on all domains", "below", worst),
     ]
-    of = {"value": "null gap", **where}
-    text = "the null gap collapses (consistent with insensitivity)"
-    collapses = [
-        test.row(f"{name}: {text}", verdicts.stays_below, collapse, far_gap / gap, **of)
-        for name, far_gap in gaps.items()
-    ]
-    parts = [row["verdict"] for row in claims] + [verdicts.some([row["verdict"] for row in collapses])]
-    # where the far domains decide, the one that comes nearest to a collapse speaks for them
-    deciding = [*claims, *sorted(collapses, key=lambda row: row["high"])]
-    text = "invariance generalises mildly, and far away it could be insensitivity"
-    return concluded([*claims, *collapses], text, verdicts.every(parts), deciding, [premise])
+    parts = {
+        "the gain remains on corruptions": compared("the gain remains on corruptions", "above", gain_corrupted),
+        "it is smaller there": compared("the gain is smaller on corruptions", "above", gain - gain_corrupted),
+        "some far domain looks invariant by its null alone": Some(
+            [Every(from_home("augmented", domain, raw="below", relative="above")) for domain in domains]
+        ),
+    }
+    controls = [Some(from_home("plain", domain, raw="above", relative="below")) for domain in domains]
+    text = "invariance generalises mildly, and far away it may be insensitivity"
+    return concluded("2", text, parts, premises=premises, controls=controls, confidence=confidence)
 
 
 def without_learning(
     table: pd.DataFrame,
     *,
-    margins: dict[str, float],
+    margins: Mapping[str, float],
     against: Sequence[str] = ("augmented", "equivariant"),
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Conclusion 3: models with random weights can look more invariant than learned or built-in invariance.
 
-    Per uncalibrated metric and opponent: E(random) − E(opponent) < −margin over seeds. The conclusion is a possibility,
-    so one clear case supports it; it is contradicted only where random weights lie above by the margin in every case.
+    Claim: under some uncalibrated metric E(opponent) − E(random) is above the margin, for some opponent.
 
     Parameters
     ----------
-    table : with the recipe "random" and those in `against`
-    margins : metric -> what counts as a difference; "latent" is taken at the layer `latent`
+    table : pandas.DataFrame
+        With the recipe "random" and those in `against`.
+    margins : mapping
+        Metric -> what counts as a difference; "latent" is taken at the layer `latent`.
     """
     needs(table, "recipe", "seed")
-    table = table[table.recipe.isin(["random", *against])]
-    cases = [(metric, opponent) for metric in margins for opponent in against]
-    test = Test("3", len(cases), confidence)
-    rows = [
-        test.difference(
-            f"random below {opponent} in {metric}", verdicts.falls, margins[metric], table, "random", opponent,
-            metric, _end(table, metric), "estimate",
-        )
-        for metric, opponent in cases
-    ]  # fmt: skip
-    lowest = sorted(rows, key=lambda row: row["high"])
-    verdict = verdicts.some([row["verdict"] for row in rows])
-    return concluded(rows, "random weights can look more invariant", verdict, lowest)
+    cases = []
+    for metric, margin in margins.items():
+        of = {"metric": metric, "layer": _end(table, metric)}
+        for opponent in against:
+            advantage = seed_values(table, "estimate", recipe=opponent, **of)
+            advantage = advantage - seed_values(table, "estimate", recipe="random", **of)
+            test = f"random looks more invariant than {opponent} in {metric}"
+            about = {**of, "value": "estimate"}
+            cases.append(Comparison(test, Claim("above", margin), mean_effect(advantage), about))
+    text = "random weights can look more invariant"
+    return concluded("3", text, {"some metric and opponent": Some(cases)}, confidence=confidence)
 
 
-def rank_correlation(
+def rank_correlations(
     table: pd.DataFrame,
     *,
     margin: float,
+    least: float,
     metric: str = "latent",
-    value: str = "estimate",
+    values: Sequence[str] = ("estimate", "relative"),
+    accuracies: Sequence[str] = ("accuracy",),
     confidence: float = 0.95,
-    seed: int = 0,
-) -> dict:
-    """Conclusion 3, its other half: does invariance track performance? Spearman's ρ of a metric's value and accuracy.
+) -> pd.DataFrame:
+    """Conclusion 3, its other half: does invariance track performance? Spearman's ρ of invariance (−value) and accuracy.
 
-    Low values are invariant, so that invariance tracks performance where ρ < −margin. The interval is a percentile
-    bootstrap interval with the network as the unit, not corrected for other comparisons; where kinds of network lie far apart, their order decides.
+    Claim of each row: ρ is below the margin, so that invariance need not track performance. Rows are within each kind of
+    network, and over all; over all, the order of the kinds may decide (Simpson's paradox). Each row is a test by itself.
 
     Parameters
     ----------
-    table : one row per network, metric and layer, with the column `accuracy`
+    table : pandas.DataFrame
+        One row per network, metric and layer, with a column `kind`.
+    least : float
+        Networks whose accuracy is lower did not train, and are left out (`verdicts.trained`).
+    accuracies : sequence of str
+        Columns; "accuracy" is that on upright images, `moved_accuracy` makes another.
 
-    >>> table = pd.DataFrame({"model": list("abcdef"), "metric": "latent", "layer": "latent"})
-    >>> table = table.assign(estimate=[-0.9, -0.8, -0.7, -0.6, -0.5, -0.4], accuracy=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    >>> rank_correlation(table, margin=0.5)["verdict"]
-    'contradicted'
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of this module, and `networks` and `performance`: the kind, or "all", and the column of accuracies.
+
+    >>> table = pd.DataFrame({"model": list("abcdef"), "recipe": "plain", "kind": "plain", "metric": "latent", "layer": "latent"})
+    >>> table = table.assign(estimate=[-0.4, -0.5, -0.6, -0.7, -0.8, -0.9], accuracy=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    >>> rank_correlations(table, margin=0.3, least=0.1, values=["estimate"]).verdict.tolist()
+    ['contradicted', 'contradicted']
     """
-    from scipy.stats import bootstrap
-
-    needs(table, "model", "accuracy", value)
+    needs(table, "model", "kind", *values, *accuracies)
     layer = _end(table, metric)
-    rows = table[(table.metric == metric) & (table.layer == layer)].dropna(subset=[value, "accuracy"])
+    rows = verdicts.trained(table[(table.metric == metric) & (table.layer == layer)], least=least)
     if rows.model.duplicated().any():
         raise ValueError(f"{metric} has several rows of one network; select one data set and one group")
-    data = rows[value].to_numpy(), rows.accuracy.to_numpy()
-    if min(len(np.unique(values)) for values in data) < 2:
-        raise ValueError(f"a rank correlation needs networks that differ in the {value} of {metric} and in accuracy")
-    low, high = bootstrap(
-        data,
-        _rho,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        confidence_level=confidence,
-        n_resamples=1999,
-        rng=seed,
-    ).confidence_interval
-    return Test("3", 1, confidence).given(
-        f"{value} does not track accuracy", verdicts.does_not_fall, margin, float(_rho(*data)), low, high,
-        len(rows), metric=metric, layer=layer, value=value, confidence=confidence,
-    )  # fmt: skip
+    networks = {**dict(iter(rows.groupby("kind", sort=False))), "all": rows}
+    found = []
+    for name, some in networks.items():
+        for value in values:
+            for accuracy in accuracies:
+                pairs = some[[value, accuracy]].dropna()
+                effect = verdicts.rank_effect(-pairs[value].to_numpy(), pairs[accuracy].to_numpy())
+                about = {"metric": metric, "layer": layer, "value": value, "networks": name, "performance": accuracy}
+                comparison = Comparison(
+                    f"{name}: {value} need not track {accuracy}", Claim("below", margin), effect, about
+                )
+                row = verdicts.judge(comparison, 1 - confidence, 1 - confidence).row()
+                found.append({"conclusion": "3", "part": "ranks", **row, "decided_by": ""})
+    return pd.DataFrame(found)
+
+
+def moved_accuracy(ds: xr.Dataset) -> pd.Series:
+    """By model, the part of the moved images (every element but the identity) whose label is predicted."""
+    if "prediction" not in ds or "label" not in ds.coords:
+        raise ValueError("accuracy on moved images needs predictions and labels; measure a model with class scores")
+    identity = ds.element.attrs.get("identity", "e")
+    moved = ds.prediction.sel(element=ds.element != identity)
+    is_right = (moved == ds.label).where((moved >= 0) & (ds.label != -1))
+    return is_right.mean(["element", "sample"]).to_series()
 
 
 def pretraining(
@@ -211,47 +300,52 @@ def pretraining(
     margin: float,
     metrics: Sequence[str],
     pretrained: Sequence[str] = ("from_letters", "from_patches"),
-    scratch: str = "plain",
+    control: str = "from_same",
     value: str = "estimate",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Conclusion 4: pre-training changes invariance, and the distance decides which model looks more invariant.
 
-    Two-sided, per source and distance: value(pretrained) − value(scratch) against ± margin, in units of the scale of
-    the distance. Claim: for some source two distances disagree about the sign, both beyond the margin (so that there is
-    a change). It is contradicted where every comparison is decided, and none disagree.
+    Fine-tuned networks are compared with `control`: equally long training on the same images. The effect is
+    value(control) − value(pretrained) in units of the distance's scale. Two parts: some fine-tuned network differs under some
+    distance (two-sided); and for some of them two distances *on the same vector*, the features or the class probabilities,
+    see opposite differences, both beyond the margin.
 
     Parameters
     ----------
-    margin : as a part of the distance's scale (of `latent_euclidean`: the mean length of the features)
-    metrics : two or more distances that are compared; a channelwise one at its deepest layer
+    margin : float
+        As a part of the distance's scale; for relative values, of the null gap.
+    metrics : sequence of str
+        Distances; those of the same layer look at the same vector.
     """
     needs(table, "recipe", "seed", "scale")
-    table = table[table.recipe.isin([scratch, *pretrained])]
-    if len(set(metrics)) < 2:
-        raise ValueError(f"whether distances disagree takes two or more metrics, got {list(metrics)}")
-    test = Test("4", len(metrics) * len(pretrained), confidence)
-    cases = []
+    changes = []
+    oppositions = []
     for name in pretrained:
-        own = []
+        of_vector = {}
         for metric in metrics:
-            layer = _end(table, metric)
-            of = table[(table.metric == metric) & (table.layer == layer) & table.recipe.isin([name, scratch])]
+            of = {"metric": metric, "layer": _end(table, metric)}
+            rows = table[(table.metric == metric) & (table.layer == of["layer"]) & table.recipe.isin([name, control])]
             # a relative value has the null gap as its unit
-            least = margin * (1.0 if value == "relative" else of.scale.mean())
-            title = f"{name} differs in {metric}"
-            own.append(test.difference(title, verdicts.differs, least, table, name, scratch, metric, layer, value))
-        cases.append(own)
-    flips = [_disagree(own) for own in cases]
-    verdict = verdicts.some(flips)
-    # a source that bears the verdict out speaks for all, with its clearest difference
-    deciding = [row for own, flip in zip(cases, flips, strict=True) if flip == verdict for row in own]
-    return concluded(
-        [row for own in cases for row in own],
-        "pre-training changes invariance, and the distance decides how",
-        verdict,
-        sorted(deciding, key=lambda row: -abs(row["effect"]) / (row["margin"] or 1)),
-    )
+            unit = 1.0 if value == "relative" else rows.scale.mean()
+            differences = seed_values(table, value, recipe=control, **of) - seed_values(table, value, recipe=name, **of)
+            effect = mean_effect(differences / unit)
+            about = {**of, "value": value}
+            changes.append(
+                Comparison(f"{name} differs from {control} in {metric}", Claim("beyond", margin), effect, about)
+            )
+            of_vector.setdefault(of["layer"], {})[metric] = effect
+        for layer, effects in of_vector.items():
+            if len(effects) > 1:
+                opposed = verdicts.opposed_effect(list(effects.values()))
+                about = {"metric": ", ".join(effects), "layer": layer, "value": value}
+                test = f"distances at {layer} disagree about {name}"
+                oppositions.append(Comparison(test, Claim("above", margin), opposed, about))
+    if not oppositions:
+        raise ValueError(f"whether distances disagree takes two or more on the same vector, got {list(metrics)}")
+    parts = {"pre-training changes invariance": Some(changes), "the distance decides how": Some(oppositions)}
+    text = "pre-training changes invariance, and the distance decides how"
+    return concluded("4", text, parts, confidence=confidence)
 
 
 def self_supervision(
@@ -267,21 +361,31 @@ def self_supervision(
 ) -> pd.DataFrame:
     """Conclusion 5: self-supervised models are not more invariant, except contrastive ones with augmentations from G.
 
-    Against the supervised network without the group: methods `without` it are not below by the margin; `contrastive`
-    ones with the group are; and `others` with the group, which are not contrastive, are not. Premise: supervised
-    training with the group is below by the margin, so that the measure can see such a thing.
+    The effect is value(plain) − value(method). Three parts: no method `without` the group is above the margin; all
+    `contrastive` ones with the group are; and *only* those: none of the `others` with the group is. Premise: supervised
+    training with the group is above the margin, so that the measure can see such a thing.
+
+    Parameters
+    ----------
+    margin : float
+        The difference that counts.
     """
     needs(table, "recipe", "seed")
-    table = table[table.recipe.isin(["plain", "augmented", *without, *contrastive, *others])]
-    test = Test("5", 1 + len(without) + len(contrastive) + len(others), confidence)
-    of = (metric, _end(table, metric), value)
-    title = "supervised with the group is more invariant"
-    premise = test.difference(title, verdicts.does_fall, margin, table, "augmented", "plain", *of)
-    claims = [(name, "is not more invariant", verdicts.does_not_fall) for name in [*without, *others]]
-    claims += [(name, "is more invariant", verdicts.does_fall) for name in contrastive]
-    rows = [test.difference(f"{name} {says}", claim, margin, table, name, "plain", *of) for name, says, claim in claims]
+    of = {"metric": metric, "layer": _end(table, metric)}
+
+    def gains(name: str, direction: str) -> Comparison:
+        gain = seed_values(table, value, recipe="plain", **of) - seed_values(table, value, recipe=name, **of)
+        says = {"above": "is more invariant than plain", "below": "is not more invariant than plain"}
+        about = {**of, "value": value}
+        return Comparison(f"{name} {says[direction]}", Claim(direction, margin), mean_effect(gain), about)
+
+    parts = {
+        "without the group not more invariant": Every([gains(name, "below") for name in without]),
+        "contrastive with the group more invariant": Every([gains(name, "above") for name in contrastive]),
+        "only contrastive": Every([gains(name, "below") for name in others]),
+    }
     text = "self-supervised is not more invariant, but for contrast with the group"
-    return concluded(rows, text, verdicts.every([row["verdict"] for row in rows]), rows, [premise])
+    return concluded("5", text, parts, premises=[gains("augmented", "above")], confidence=confidence)
 
 
 def _layers(table: pd.DataFrame, metric: str) -> list[str]:
@@ -295,31 +399,30 @@ def _layers(table: pd.DataFrame, metric: str) -> list[str]:
 def _end(table: pd.DataFrame, metric: str) -> str:
     """Where a metric is compared once: at the output, the head's input, or its deepest layer."""
     layers = _layers(table, metric)
-    return next((name for name in ("output", "latent") if name in layers), layers[-1])
+    for name in ("output", "latent"):
+        if name in layers:
+            return name
+    return layers[-1]
 
 
-def _disagree(rows: Sequence[dict]) -> str:
-    """Whether two distances disagree about the sign, each beyond its margin."""
-    up = any(row["low"] > row["margin"] for row in rows)
-    down = any(row["high"] < -row["margin"] for row in rows)
-    if up and down:
-        return verdicts.SUPPORTED
-    undecided = any(row["verdict"] == verdicts.INCONCLUSIVE for row in rows)
-    return verdicts.INCONCLUSIVE if undecided else verdicts.CONTRADICTED
+def _share_removed(table: pd.DataFrame, changed: Mapping, base: Mapping, **of: str) -> pd.Series:
+    """By seed, the share of the relative deviation of the networks `base` that `changed` ones lack; NaN where there is none."""
+    deviation = seed_values(table, "relative", **base, **of)
+    return 1 - seed_values(table, "relative", **changed, **of) / deviation.where(deviation > 0)
 
 
-def _mean(table: pd.DataFrame, recipe: str, *, metric: str, layer: str, value: str) -> pd.Series:
+def _maps_against_features(table: pd.DataFrame, recipe: str, metric: str, layer: str, claim: Claim) -> Comparison:
+    of_maps = _share_removed(table, {"recipe": recipe}, PLAIN, metric=metric, layer=layer)
+    of_features = _share_removed(table, {"recipe": recipe}, PLAIN, metric="latent", layer="latent")
+    both = pd.concat([of_maps, of_features], axis=1, join="inner").dropna().to_numpy()
+    says = {"below": "less", "above": "more"}[claim.direction]
+    value = "share removed, maps / features"
+    about = {"metric": metric, "layer": layer, "value": value, "share": of_maps.mean()}
+    test = f"maps of {recipe} at {layer} lose {says} than {claim.margin:g} of what its features lose"
+    return Comparison(test, claim, verdicts.ratio_effect(*both.T), about)
+
+
+def _mean_over_data(table: pd.DataFrame, recipe: str, value: str) -> pd.Series:
     """By seed, the mean over the data sets; a seed that lacks one is left out: its mean would be of something else."""
-    of = {"metric": metric, "layer": layer, "value": value}
-    return pd.concat([seed_values(t, recipe, **of) for _, t in table.groupby("data")], axis=1, join="inner").mean(
-        axis=1
-    )
-
-
-def _rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Spearman's ρ; 0 where all values of a side are equal, as they may be in a resample, since that shows no order."""
-    from scipy.stats import rankdata
-
-    x, y = (rankdata(values, axis=axis) - (values.shape[axis] + 1) / 2 for values in (x, y))
-    norms = np.sqrt((x**2).sum(axis) * (y**2).sum(axis))
-    return (x * y).sum(axis) / np.where(norms > 0, norms, 1)
+    columns = [seed_values(rows, value, recipe=recipe) for _, rows in table.groupby("data")]
+    return pd.concat(columns, axis=1, join="inner").mean(axis=1)
