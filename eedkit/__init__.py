@@ -11,12 +11,11 @@ __version__ = "0.1.0"
 
 _load, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["lab", "plots", "probe", "report", "results", "store", "study", "theory"],
+    submodules=["lab", "paper", "plots", "probe", "report", "results", "store", "study", "theory"],
     submod_attrs={
         "explorer.interactive": ["explore"],
         "probe.measure": ["layers", "measure"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],
-        "results": ["conclusions", "verdicts"],
         "results.summary": ["compare", "concat", "summarise"],
         "store.join": ["open"],
         "study": ["Study"],

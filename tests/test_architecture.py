@@ -16,15 +16,16 @@ PACKAGE = Path(__file__).parents[1] / "eedkit"
 UPSTREAM = {
     "theory": set(),
     "results": set(),
+    "paper": {"results"},
     "store": {"results"},
     "probe": {"theory"},
     "lab": {"theory"},
     "study": {"theory", "probe", "lab", "results", "store"},
-    "plots": {"results", "store", "theory", "probe"},
+    "plots": {"results", "paper", "store", "theory", "probe"},
     "explorer": {"results", "plots"},
     "tracker": {"theory", "probe", "results"},
-    "report": {"theory", "probe", "lab", "results", "store", "study", "plots"},
-    "cli": {"theory", "probe", "lab", "results", "store", "study", "plots", "report"},
+    "report": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots"},
+    "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots", "report"},
     "__main__": {"cli"},
 }
 """Which parts each part may import, beside itself, `errors` and `pictures`; probe/dataset.py may also import results."""
@@ -63,7 +64,7 @@ def modules():
 
 
 MODULES = dict(modules())
-LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "verdicts": "results",
+LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "verdicts": "paper",
         "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 

@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eedkit.errors import unknown
+from eedkit.paper import verdicts
 from eedkit.plots import style
-from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 
 ACROSS = 3
 """Panels beside each other; four make a square."""
+SHOWN_MARGINS = 5.0
+"""How far from its margin an effect is drawn; past it an arrow says that it goes on."""
 FEW = 8
 """Places on an axis that get a tick each."""
 _VERDICT = {
@@ -122,38 +124,40 @@ def cloud(
 
 
 def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | None = None) -> Figure:
-    """Every comparison's effect with its interval, in units of its declared margin: what verdicts were read off.
+    """Every comparison's effect with its bounds, as the distance from its margin on the claimed side, in margins.
 
-    Grey is what lies within ±1 margin. The axis is linear there and logarithmic beyond.
+    What lies wholly to the right of 0 is as claimed, what lies wholly to the left is not. Past `SHOWN_MARGINS` an arrow
+    says that it goes on.
 
     Parameters
     ----------
-    rows : of `conclusions`; a panel for each value of the column `conclusion`; the conclusions' own rows, which repeat a
-        comparison, are left out
+    rows : of `paper.conclusions`; a panel for each value of the column `conclusion`; rows that repeat a comparison (those of
+        parts and conclusions) are left out
     labels : that value -> title of its panel
     """
-    rows = rows[rows.decided_by.fillna("") == ""] if "decided_by" in rows else rows
+    rows = rows[rows.decided_by == ""]
     kinds = list(dict.fromkeys(rows.conclusion))
     parts = [rows[rows.conclusion == kind] for kind in kinds]
     with style.stack([len(part) for part in parts], title) as (fig, axes):
         for ax, kind, part in zip(axes, kinds, parts, strict=True):
-            unit = part.margin.where(part.margin > 0, 1.0)
-            ax.axvspan(-1, 1, color="0.93", zorder=0)
             ax.axvline(0, color="0.6", linewidth=0.8, zorder=1)
-            for place, (row, margin) in enumerate(zip(part.itertuples(), unit, strict=True)):
+            for place, row in enumerate(part.itertuples()):
                 colour, marker = _VERDICT[row.verdict]
-                low, high = np.clip([row.low / margin, row.high / margin], -1e4, 1e4)
+                claim = verdicts.Claim(row.claim, row.margin)
+                low, high = np.clip(claim.slack(row.low, row.high), -SHOWN_MARGINS, SHOWN_MARGINS)
+                effect = np.clip(claim.slack(row.effect, row.effect)[0], -SHOWN_MARGINS, SHOWN_MARGINS)
                 ax.plot([low, high], [place, place], color=colour, linewidth=1.6)
-                ax.plot(row.effect / margin, place, marker=marker, color=colour, markersize=6)
+                ax.plot(effect, place, marker=marker, color=colour, markersize=6)
+                for end, arrow in ((low, "<"), (high, ">")):
+                    if abs(end) == SHOWN_MARGINS:
+                        ax.plot(end, place, marker=arrow, color=colour, markersize=4)
             ax.set_yticks(range(len(part)), [style.literal(test) for test in part.test])
             ax.set_ylim(len(part) - 0.4, -0.6)
-            ax.set_xscale("symlog", linthresh=1, linscale=1)
-            widest = max(2.0, np.nanmax(np.abs(np.clip([part.low / unit, part.high / unit], -1e4, 1e4)))) * 1.3
-            ax.set_xlim(-widest, widest)
+            ax.set_xlim(-1.05 * SHOWN_MARGINS, 1.05 * SHOWN_MARGINS)
             ax.set_title(
                 (labels or {}).get(kind, style.literal(kind) if len(kinds) > 1 else ""), loc="left", fontsize=10
             )
-        axes[-1].set_xlabel("effect in units of its margin (grey: within it)")
+        axes[-1].set_xlabel("distance from the margin, in margins (right of 0: as claimed)")
         entries = [
             axes[0].plot([], [], color=colour, marker=marker, label=verdict)[0]
             for verdict, (colour, marker) in _VERDICT.items()

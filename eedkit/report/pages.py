@@ -118,7 +118,7 @@ def write_index(runs: list[Run], out: Path, facts: dict[str, str]) -> Path:
 
 
 def provenance(profile: str) -> dict[str, str]:
-    """What the numbers were made with: profile, date, device, versions.
+    """What the numbers were made with: profile, date, machine, threads, versions and commit.
 
     >>> provenance("quick")["profile"]
     'quick'
@@ -129,7 +129,9 @@ def provenance(profile: str) -> dict[str, str]:
     return {
         "profile": profile,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
         "eedkit": f"{eedkit.__version__} ({commit})" if commit else eedkit.__version__,
         "Python": platform.python_version(),
         "torch": _version("torch"),
@@ -256,6 +258,15 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, else what Python knows of it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _commit() -> str:

@@ -1,9 +1,7 @@
-"""Labelled results: schema, summaries, verdicts, storage. Knows xarray and never torch."""
+"""Labelled results: schema, summaries, storage. Knows xarray and never torch."""
 
 import lazy_loader as _lazy
 
 from eedkit.results import accessor as accessor
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submodules=["conclusions", "io", "schema", "summary", "verdicts"]
-)
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, submodules=["io", "schema", "summary"])

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from eedkit import plots
+from eedkit.paper import verdicts
 from eedkit.plots import style
-from eedkit.results import verdicts
 from eedkit.results.intervals import mean_interval
 
 
@@ -81,24 +81,40 @@ def test_unknown_columns_and_empty_tables_are_refused(table, draw):
         draw(table.assign(gain=np.nan), x="severity", y="gain")
 
 
-def test_effects_stand_in_units_of_their_margins_a_panel_for_each_conclusion():
-    rows = pd.DataFrame(
-        {
-            "conclusion": ["1", "1", "2"], "test": ["a", "b", "c"], "verdict": ["supported", "contradicted", "inconclusive"],
-            "effect": [0.3, -0.2, 0.0], "low": [0.2, -0.3, -0.1], "high": [0.4, -0.1, 0.1], "margin": [0.1, 0.05, 0.1],
-        }
-    )  # fmt: skip
-    conclusion = rows.iloc[[0]].assign(test="all", effect=9.0)
-    told = pd.concat([rows.assign(decided_by=""), conclusion.assign(decided_by="a")])
-    figure = plots.effects(told, labels={"1": "first"})
+def effect_rows(**columns):
+    return pd.DataFrame({"decided_by": "", "claim": "above", "margin": 1.0, "verdict": verdicts.SUPPORTED, **columns})
+
+
+def test_effects_stand_right_of_0_where_they_are_as_claimed():
+    rows = effect_rows(
+        conclusion=["1", "1", "2"],
+        test=["a", "b", "c"],
+        claim=["above", "below", "beyond"],
+        verdict=["supported", "contradicted", "inconclusive"],
+        effect=[0.3, 0.2, -0.2],
+        low=[0.2, 0.15, -0.3],
+        high=[0.4, 0.25, -0.1],
+        margin=[0.1, 0.1, 0.2],
+    )
+    conclusion = rows.iloc[[0]].assign(test="all", effect=9.0, decided_by="a")
+    figure = plots.effects(pd.concat([rows, conclusion]), labels={"1": "first"})
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["first", "2"]
     drawn = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata())]
     marks = [line.get_xdata() for line in drawn if line.get_marker() in "oXs"]
-    assert np.ravel(marks) == pytest.approx([3.0, -4.0, 0.0])
-    spans = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2][1:3]
-    assert np.ravel(spans) == pytest.approx([2, 4, -6, -2])
+    assert np.ravel(marks) == pytest.approx([2.0, -1.0, 0.0])
+    spans = [line.get_xdata() for line in drawn if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.6]
+    assert np.ravel(spans) == pytest.approx([1, 3, -1.5, -0.5, -0.5, 0.5])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b"]
     assert [t.get_text() for t in figure.legends[0].texts] == ["supported", "contradicted", "inconclusive"]
+
+
+def test_effects_far_from_their_margin_end_in_an_arrow():
+    rows = effect_rows(conclusion="1", test=["far", "near"], effect=[400.0, 2.0], low=[3.0, 1.5], high=[np.inf, 2.5])
+    (axes,) = plots.effects(rows).axes
+    arrows = [
+        (line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_marker() in "<>"
+    ]
+    assert arrows == [(">", 5.0, 0)]
 
 
 def test_pictures_show_the_images_in_rows():
@@ -126,8 +142,7 @@ def test_clouds_show_names_and_columns_as_they_are(odd_names, drawn_texts):
 
 
 def test_effects_show_tests_and_conclusions_as_they_are(odd_names, drawn_texts):
-    rows = pd.DataFrame({"conclusion": odd_names, "test": odd_names[::-1]})
-    rows = rows.assign(effect=1.0, low=0.5, high=1.5, margin=1.0, verdict=verdicts.SUPPORTED)
+    rows = effect_rows(conclusion=odd_names, test=odd_names[::-1], effect=1.0, low=0.5, high=1.5)
     texts = drawn_texts(plots.effects(rows))
     assert shown(odd_names) <= texts
     assert shown(odd_names[:2]) <= drawn_texts(plots.effects(rows[:2].assign(test="t")))

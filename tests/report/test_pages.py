@@ -1,3 +1,4 @@
+import html
 import os
 import re
 from dataclasses import replace
@@ -14,7 +15,9 @@ from eedkit.report.pages import Run, write_index, write_page
 FACTS = {
     "profile": "tiny",
     "date": "2026-01-01 00:00 UTC",
-    "device": "CPU, 2 cores",
+    "device": "CPU",
+    "processor": "a processor, 2 cores",
+    "threads": "1",
     "eedkit": "0.1.0",
     "torch": "2.15.0",
 }
@@ -170,11 +173,22 @@ def test_a_page_says_what_it_was_made_with(made):
         "<th>xarray</th>",
         "<th>Python</th>",
         "<th>device</th>",
+        "<th>processor</th>",
+        "<th>threads</th>",
         "<th>eedkit</th>",
     ):
         assert text in page
     assert 'href="figures/00_story_depth.svg"' in page
     assert str(made.out) not in page
+    head = page[page.index("<header>") : page.index("</header>")]
+    facts = pages.provenance("quick")
+    for fact in (
+        facts["processor"],
+        f"threads {facts['threads']}",
+        f"torch {facts['torch']}",
+        f"eedkit {facts['eedkit']}",
+    ):
+        assert html.escape(fact) in head
 
 
 def test_a_failed_page_shows_the_error_and_stops_there(made):

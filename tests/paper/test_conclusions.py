@@ -1,0 +1,645 @@
+"""The five conclusions on tables that are made so that the right verdict is known, each for its own reason."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from scipy import stats
+
+from eedkit.paper.conclusions import (
+    augmentation_or_layers,
+    dose_response,
+    moved_accuracy,
+    out_of_distribution,
+    pretraining,
+    rank_correlations,
+    self_supervision,
+    without_learning,
+)
+
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+NOT_TESTABLE = "not testable here"
+COLUMNS = [
+    *["conclusion", "part", "test", "claim", "verdict", "effect", "low", "high", "margin", "n", "confidence"],
+    *["confidence_against", "critical_margin", "fragile", "metric", "layer", "value", "decided_by"],
+]
+WIDE = 0.5
+"""Noise over seeds that leaves differences of the size that is used here undecided."""
+
+
+def table(cells, *, noise=0.005, seeds=6, **columns):
+    """A table of `summarise`: {(recipe, metric, layer): value}, with noise over seeds.
+
+    The best value is −1 and the null 0, so that a relative value is an estimate plus 1.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for (recipe, metric, layer), relative in cells.items():
+        for seed in range(seeds):
+            value = relative + noise * rng.standard_normal()
+            row = {"model": f"{recipe}-{seed}", "recipe": recipe, "seed": seed, "metric": metric, "layer": layer}
+            rows.append(
+                {**row, "relative": value, "estimate": value - 1, "best": -1.0, "null": 0.0, "scale": 1.0, **columns}
+            )
+    return pd.DataFrame(rows)
+
+
+def part_verdicts(found):
+    """Part -> its verdict, for the parts' own rows and those of a single comparison."""
+    return dict(zip(found.part, found.verdict, strict=True))
+
+
+# Conclusion 1
+
+
+def layers(one=0.1, two=0.3, *, features=0.9, equivariant=None, metric="channelwise", **made):
+    """The shares of plain's deviation that augmentation removes from the maps of two layers, and from the features."""
+    cells = {
+        ("plain", metric, "one"): 0.8,
+        ("augmented", metric, "one"): 0.8 * (1 - one),
+        ("plain", metric, "two"): 0.5,
+        ("augmented", metric, "two"): 0.5 * (1 - two),
+        ("plain", "latent", "latent"): 0.95,
+        ("augmented", "latent", "latent"): 0.95 * (1 - features),
+    }
+    if equivariant is not None:
+        cells[("equivariant", metric, "one")] = 0.0
+        cells[("equivariant", metric, "two")] = 0.5 * (1 - equivariant)
+        cells[("equivariant", "latent", "latent")] = 0.0
+    return table(cells, **made)
+
+
+def first(made, **options):
+    return augmentation_or_layers(made, **{"fall": 0.3, **options})
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict", "decided_by"),
+    [
+        ({}, SUPPORTED, "maps of augmented at two"),
+        ({"one": 0.3, "two": 0.1}, SUPPORTED, "maps of augmented at one"),
+        ({"one": -0.5}, SUPPORTED, "maps of augmented at two"),
+        ({"two": 0.7}, CONTRADICTED, "maps of augmented at two"),
+        ({"one": 0.9, "two": 0.7}, CONTRADICTED, "maps of augmented at one"),
+        ({"two": 0.48, "noise": 0.03}, INCONCLUSIVE, "maps of augmented at two"),
+        ({"two": 0.3, "features": 0.4}, CONTRADICTED, "maps of augmented at two"),
+        ({"features": 0.2}, NOT_TESTABLE, "augmentation makes the features more invariant"),
+        ({"features": 0.3}, NOT_TESTABLE, "augmentation makes the features more invariant"),
+        ({"features": -0.5}, NOT_TESTABLE, "augmentation makes the features more invariant"),
+        ({"features": 0.4, "noise": 0.2}, NOT_TESTABLE, "augmentation makes the features more invariant"),
+        ({"seeds": 4}, NOT_TESTABLE, "augmentation makes the features more invariant"),
+    ],
+)
+def test_conclusion_1_comes_out_as_the_table_was_made(made, verdict, decided_by):
+    last = first(layers(**made)).iloc[-1]
+    assert last.verdict == verdict
+    assert last.decided_by.startswith(decided_by)
+
+
+def test_conclusion_1_compares_shares_removed_seed_by_seed():
+    made = layers(noise=0.03)
+    wide = made.pivot_table("relative", "seed", ["recipe", "metric", "layer"])
+    maps = 1 - wide["augmented", "channelwise", "two"] / wide["plain", "channelwise", "two"]
+    features = 1 - wide["augmented", "latent", "latent"] / wide["plain", "latent", "latent"]
+    found = first(made).set_index("layer")
+    row = found[found.part == "every layer"].loc["two"]
+    assert row.effect == pytest.approx(maps.mean() / features.mean())
+    assert row.share == pytest.approx(maps.mean())
+    upper = stats.ttest_1samp(maps - row.high * features, 0, alternative="less")
+    assert upper.pvalue == pytest.approx(0.05)
+    premise = found[found.part == "premise"].loc["latent"]
+    assert (premise.effect, premise.n) == (pytest.approx(features.mean()), 6)
+    assert premise.low == pytest.approx(stats.ttest_1samp(features, 0, alternative="greater").confidence_interval().low)
+
+
+def test_conclusion_1_asks_every_layer_without_correction():
+    found = first(layers())
+    every_layer = found[found.part == "every layer"]
+    assert every_layer.confidence.tolist() == [0.95, 0.95]
+    assert every_layer.confidence_against.tolist() == pytest.approx([0.975, 0.975])
+
+
+def test_conclusion_1_has_a_ratio_that_is_declared():
+    assert first(layers(), ratio=0.2).iloc[-1].verdict == CONTRADICTED
+    assert first(layers(), ratio=0.2).iloc[-1].margin == 0.2
+    critical = first(layers()).iloc[-1].critical_margin
+    verdict = [first(layers(), ratio=critical + nudge).iloc[-1].verdict for nudge in (-1e-6, 1e-6)]
+    assert verdict == [INCONCLUSIVE, SUPPORTED]
+
+
+@pytest.mark.parametrize(
+    ("share", "premise", "verdict"),
+    [(1.0, SUPPORTED, SUPPORTED), (0.2, CONTRADICTED, NOT_TESTABLE), (0.53, INCONCLUSIVE, NOT_TESTABLE)],
+)
+def test_conclusion_1_needs_a_metric_that_could_contradict_it(share, premise, verdict):
+    made = layers(equivariant=share, metric="channelwise_matched", noise=0.02)
+    found = first(made, metric="channelwise_matched")
+    seen = found[found.test.str.contains("equivariant at")].iloc[0]
+    assert (seen.verdict, found.iloc[-1].verdict) == (premise, verdict)
+    assert seen.layer == "two" or share == 1.0
+
+
+def test_the_papers_own_channelwise_value_asks_nothing_of_the_equivariant_network():
+    found = first(layers(equivariant=0.0))
+    assert not found.test.str.contains("equivariant at").any()
+    assert found.iloc[-1].verdict == SUPPORTED
+
+
+@pytest.mark.parametrize(("metric", "chosen"), [("channelwise_centred", "channelwise"), ("latnt", "channelwise")])
+def test_conclusion_1_names_the_metrics_there_are(metric, chosen):
+    with pytest.raises(ValueError, match=f"no metric with values '{metric}'.*{chosen}"):
+        first(layers(), metric=metric)
+
+
+def dosed(seeds=6):
+    """Features lose 0.2 and 0.8 of their deviation, the maps of `two` 0.1 and 0.4; those of `one` nothing."""
+    parts = []
+    for share, features, maps in ((0.0, 0.0, 0.0), (0.1, 0.2, 0.1), (1.0, 0.8, 0.4)):
+        cells = {
+            ("turned", "latent", "latent"): 0.9 * (1 - features),
+            ("turned", "channelwise", "one"): 0.7,
+            ("turned", "channelwise", "two"): 0.6 * (1 - maps),
+        }
+        parts.append(table(cells, seeds=seeds, share=share))
+    made = pd.concat(parts)
+    made["relative"] *= 1 + 0.05 * (made.seed % 3)
+    return made
+
+
+def test_a_dose_response_is_relative_to_the_same_seeds_without_turned_images():
+    made = dosed()
+    found = dose_response(made)
+    assert found[["share", "what"]].values.tolist() == [
+        *[[0.1, "features"], [0.1, "best map"]],
+        *[[1.0, "features"], [1.0, "best map"]],
+    ]
+    assert found.effect.tolist() == pytest.approx([0.2, 0.1, 0.8, 0.4], abs=0.01)
+    latent = made[made.metric == "latent"].pivot(index="seed", columns="share", values="relative")
+    removed = 1 - latent[1.0] / latent[0.0]
+    low, high = stats.ttest_1samp(removed, 0).confidence_interval()
+    assert found.loc[2, ["effect", "low", "high"]].tolist() == pytest.approx([removed.mean(), low, high])
+    assert found.n.tolist() == [6] * 4
+
+
+def test_a_dose_response_needs_networks_of_share_0():
+    made = dosed()
+    with pytest.raises(ValueError, match="no share '0'"):
+        dose_response(made[made.share > 0])
+
+
+# Conclusion 2
+
+FAR = ("letters/test", "patches/test")
+
+
+def shifted(
+    *,
+    here=0.6,
+    corrupted=(0.4, 0.2),
+    relative=(0.5, 0.1),
+    raw=(0.1, 0.6),
+    plain_relative=(0.7, 0.6),
+    plain_raw=(0.7, 0.7),
+    equivariant=0.0,
+    noise=0.005,
+    seeds=6,
+):
+    """Gains on clean and corrupted digits, and on two far domains raw and relative values (at home: augmented 0.1, plain 0.7).
+
+    Raw values stand above their best and in units of the null gap at home, which is 2.
+    """
+    far = zip(FAR, relative, raw, plain_relative, plain_raw, strict=True)
+    places = [("digits/test", "", 0, here + 0.1, 0.1, here + 0.1, 0.1)]
+    places += [("digits/test", kind, 3, 0.1 + gain, 0.1, 9.0, 9.0) for kind, gain in zip("ab", corrupted, strict=True)]
+    places += [
+        (source, "", 0, of_plain, of_augmented, raw_plain, raw)
+        for source, of_augmented, raw, of_plain, raw_plain in far
+    ]
+    places += [("digits/test", "static", 5, 0.7, 0.1, 0.7, 0.6)]
+    parts = []
+    for place, (source, shift, severity, of_plain, of_augmented, raw_plain, raw_augmented) in enumerate(places):
+        domain = "noise" if (shift, severity) == ("static", 5) else source.partition("/")[0]
+        data = f"{source}?{shift}{severity}"
+        at = {"data": data, "source": source, "shift": shift, "severity": severity, "domain": domain}
+        cells = {
+            ("plain", "latent", "latent"): of_plain,
+            ("augmented", "latent", "latent"): of_augmented,
+            ("equivariant", "latent", "latent"): equivariant if domain == "patches" else 0.0,
+        }
+        part = table(cells, noise=noise, seeds=seeds, **at)
+        # other noise for each place, or that of differences would cancel
+        jitter = noise * np.random.default_rng(place).standard_normal(len(part))
+        part["relative"] += jitter
+        raw_values = part.recipe.map({"plain": raw_plain, "augmented": raw_augmented, "equivariant": 0.0})
+        part["estimate"] = -1 + 2 * (raw_values + jitter)
+        part["null"] = 1.0
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def second(made, **options):
+    return out_of_distribution(made, **{"source": "digits/test", "margin": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict", "decided_by"),
+    [
+        ({}, SUPPORTED, ""),
+        ({"relative": (0.1, 0.5), "raw": (0.6, 0.1)}, SUPPORTED, ""),
+        ({"raw": (-0.3, 0.6)}, SUPPORTED, ""),
+        ({"corrupted": (0.0, 0.0)}, CONTRADICTED, "the gain remains on corruptions"),
+        ({"corrupted": (-0.3, -0.3)}, CONTRADICTED, "the gain remains on corruptions"),
+        ({"corrupted": (0.1, 0.1)}, INCONCLUSIVE, "the gain remains on corruptions"),
+        ({"corrupted": (0.6, 0.6)}, CONTRADICTED, "the gain is smaller on corruptions"),
+        ({"corrupted": (0.5, 0.5)}, INCONCLUSIVE, "the gain is smaller on corruptions"),
+        ({"relative": (0.1, 0.1)}, CONTRADICTED, ""),
+        ({"raw": (0.5, 0.6)}, CONTRADICTED, ""),
+        ({"relative": (0.2, 0.1)}, INCONCLUSIVE, "letters: augmented's relative value is above home's"),
+        ({"raw": (0.2, 0.6)}, INCONCLUSIVE, "letters: augmented's raw E is not above home's"),
+        ({"here": 0.05, "plain_relative": (0.1, 0.1)}, NOT_TESTABLE, "augmentation gains in distribution"),
+        ({"here": -0.5, "plain_relative": (-0.5, -0.5)}, NOT_TESTABLE, "augmentation gains in distribution"),
+        ({"equivariant": 0.3}, NOT_TESTABLE, "the equivariant network stays invariant on all domains"),
+        ({"plain_relative": (0.7, 1.0)}, NOT_TESTABLE, "patches: plain's"),
+        ({"plain_relative": (0.7, 1.0), "plain_raw": (0.7, 1.0)}, SUPPORTED, ""),
+        ({"noise": WIDE}, NOT_TESTABLE, "augmentation gains in distribution"),
+        ({"seeds": 4}, NOT_TESTABLE, "augmentation gains in distribution"),
+    ],
+)
+def test_conclusion_2_comes_out_as_the_table_was_made(made, verdict, decided_by):
+    last = second(shifted(**made)).iloc[-1]
+    assert last.verdict == verdict
+    assert last.decided_by.startswith(decided_by)
+
+
+def test_conclusion_2_says_which_control_failed():
+    # the raw value falls or stays while the relative one rises: the plain network passes, too
+    found = second(shifted(plain_relative=(0.7, 1.0)))
+    controls = found[found.part == "control"]
+    assert controls.verdict.tolist() == [SUPPORTED, CONTRADICTED, SUPPORTED]
+    assert found.iloc[-1].decided_by.startswith("patches: plain's")
+
+
+def test_conclusion_2_means_over_the_corruptions_of_a_seed():
+    made = shifted(noise=0.03)
+    found = second(made).set_index("test")
+    wide = made.pivot_table("relative", "seed", ["recipe", "data"])
+    gain = wide["plain", "digits/test?0"] - wide["augmented", "digits/test?0"]
+    corrupted = (wide["plain"] - wide["augmented"])[["digits/test?a3", "digits/test?b3"]].mean(axis=1)
+    effects = {
+        "augmentation gains in distribution": gain,
+        "the gain remains on corruptions": corrupted,
+        "the gain is smaller on corruptions": gain - corrupted,
+    }
+    for test, effect in effects.items():
+        low = stats.ttest_1samp(effect, 0, alternative="greater").confidence_interval().low
+        assert found.loc[test, ["effect", "low"]].tolist() == pytest.approx([effect.mean(), low])
+
+
+def test_conclusion_2_sees_raw_values_in_null_gaps_at_home():
+    made = shifted()
+    found = second(made).set_index("test")
+    raw = made[(made.recipe == "augmented")].pivot(index="seed", columns="data", values="estimate")
+    effect = (raw["letters/test?0"] - raw["digits/test?0"]) / 2
+    row = found.loc["letters: augmented's raw E is not above home's"]
+    assert row.effect == pytest.approx(effect.mean())
+    # three far domains, of which one must pass: Holm; a conjunction of two in each costs nothing
+    assert row.confidence == pytest.approx(1 - 0.05 / 3)
+    assert found.loc["the gain remains on corruptions", "confidence"] == pytest.approx(0.95)
+    assert found.loc["the gain remains on corruptions", "confidence_against"] == pytest.approx(1 - 0.05 / 3)
+
+
+def test_data_sets_of_one_far_domain_count_as_one():
+    made = shifted()
+    more = made[made.source == "letters/test"].assign(data="letters/blurred", source="letters/other")
+    more["relative"] += 0.2
+    found = second(pd.concat([made, more]))
+    letters = found[found.test == "letters: augmented's relative value is above home's"]
+    assert letters.effect.tolist() == pytest.approx([0.5], abs=0.02)
+
+
+def test_a_seed_without_a_value_on_one_corruption_has_no_mean_over_them():
+    made = shifted()
+    made.loc[(made["shift"] == "a") & (made.recipe == "plain") & (made.seed == 2), "relative"] = np.nan
+    with pytest.warns(UserWarning, match="no relative of plain"):
+        found = second(made).set_index("test")
+    assert found.loc["the gain remains on corruptions", "n"] == 5
+    assert found.loc["augmentation gains in distribution", "n"] == 6
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("source != 'digits/test'", "no images in distribution where the source is 'digits/test'.*letters/test"),
+        ("source != 'digits/test' or shift == '' or severity == 5", "no corrupted images"),
+        ("source == 'digits/test' and severity < 5", "no far images"),
+        ("recipe == 'plain'", "no recipe 'augmented'"),
+        ("recipe != 'equivariant'", "no recipe 'equivariant'"),
+    ],
+)
+def test_conclusion_2_says_which_images_or_recipes_it_lacks(chosen, message):
+    with pytest.raises(ValueError, match=message):
+        second(shifted().query(chosen))
+
+
+@pytest.mark.parametrize("column", ["data", "source", "shift", "domain", "null", "best"])
+def test_conclusion_2_says_which_column_it_lacks(column):
+    with pytest.raises(ValueError, match=f"none called {column}:"):
+        second(shifted().drop(columns=column))
+
+
+# Conclusion 3
+
+
+def learned(random=0.004, random_softmax=0.0, augmented_softmax=0.02, **made):
+    cells = {
+        ("augmented", "latent", "latent"): 0.02,
+        ("equivariant", "latent", "latent"): 0.0,
+        ("random", "latent", "latent"): random,
+        ("augmented", "softmax", "output"): augmented_softmax,
+        ("equivariant", "softmax", "output"): 0.0,
+        ("random", "softmax", "output"): random_softmax,
+    }
+    return table(cells, **{"noise": 0.0002, **made})
+
+
+def third(made, **options):
+    return without_learning(made, **{"margins": {"latent": 0.002, "softmax": 0.002}, **options})
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict", "decided_by"),
+    [
+        ({}, SUPPORTED, "random looks more invariant than augmented in softmax"),
+        ({"random": 0.5}, SUPPORTED, "random looks more invariant than augmented in softmax"),
+        ({"random_softmax": 0.5}, SUPPORTED, "random looks more invariant than augmented in latent"),
+        ({"random": 0.5, "random_softmax": 0.4}, CONTRADICTED, "random looks more invariant than"),
+        ({"random": 0.02, "random_softmax": 0.02}, CONTRADICTED, "random looks more invariant than"),
+        (
+            {"random": 0.018, "random_softmax": 0.5},
+            INCONCLUSIVE,
+            "random looks more invariant than augmented in latent",
+        ),
+        ({"noise": WIDE}, INCONCLUSIVE, "random looks"),
+        ({"seeds": 4}, NOT_TESTABLE, "random looks more invariant than augmented in latent"),
+    ],
+)
+def test_conclusion_3_comes_out_as_the_table_was_made(made, verdict, decided_by):
+    last = third(learned(**made)).iloc[-1]
+    assert last.verdict == verdict
+    assert last.decided_by.startswith(decided_by)
+
+
+def test_conclusion_3_is_corrected_as_a_claim_about_some():
+    found = third(learned(random=0.5, random_softmax=0.4))
+    assert found.confidence[:4].tolist() == pytest.approx([1 - 0.05 / 4] * 4)
+    assert found.confidence_against[:4].tolist() == pytest.approx([0.95] * 4)
+
+
+def test_conclusion_3_compares_uncalibrated_values_with_its_margins():
+    made = learned()
+    made["relative"] = np.nan
+    found = third(made, margins={"latent": 0.002})
+    assert found.effect[0] == pytest.approx(0.016, abs=0.001)
+    critical = found.iloc[-1].critical_margin
+    verdict = [third(made, margins={"latent": critical + nudge}).iloc[-1].verdict for nudge in (-1e-6, 1e-6)]
+    assert verdict == [SUPPORTED, INCONCLUSIVE]
+
+
+def pool(plain=1, augmented=-1, networks=12, noise=0.2, **columns):
+    """In each kind, invariance rises (1) or falls (−1) with accuracy; augmented networks lie above plain in both."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for kind, sign, above in (("plain", plain, 0.0), ("augmented", augmented, 10.0)):
+        for k in range(networks):
+            skill = k / networks
+            invariance = above + sign * skill + noise * rng.standard_normal() / networks
+            row = {
+                "model": f"{kind}-{k}",
+                "recipe": f"{kind} pool",
+                "kind": kind,
+                "metric": "latent",
+                "layer": "latent",
+            }
+            accuracy = 0.5 + 0.2 * skill + above / 50
+            rows.append({**row, "estimate": -invariance, "relative": invariance, "accuracy": accuracy, **columns})
+    return pd.DataFrame(rows)
+
+
+def ranks(made, **options):
+    found = rank_correlations(made, **{"margin": 0.3, "least": 0.2, "values": ["estimate"], **options})
+    return found.set_index("networks")
+
+
+def test_rank_correlations_within_kinds_and_over_all_can_differ():
+    found = ranks(pool(plain=-1, augmented=-1))
+    assert found.loc[["plain", "augmented"], "verdict"].tolist() == [SUPPORTED, SUPPORTED]
+    assert found.loc[["plain", "augmented"], "effect"].max() < -0.9
+    assert found.loc["all", "effect"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict"),
+    [
+        ({"plain": -1}, SUPPORTED),
+        ({"plain": 1}, CONTRADICTED),
+        ({"plain": 1, "noise": 12}, INCONCLUSIVE),
+        ({"plain": 1, "networks": 4}, NOT_TESTABLE),
+    ],
+)
+def test_a_rank_correlation_comes_out_as_the_table_was_made(made, verdict):
+    assert ranks(pool(**made)).loc["plain", "verdict"] == verdict
+
+
+def test_rank_correlations_leave_out_networks_that_did_not_train():
+    made = pool()
+    made.loc[made.model == "plain-3", "accuracy"] = 0.1
+    with pytest.warns(UserWarning, match="left out: plain-3"):
+        found = ranks(made)
+    assert found.n.to_dict() == {"plain": 11, "augmented": 12, "all": 23}
+
+
+def test_rank_correlations_are_of_each_value_and_each_accuracy():
+    made = pool().assign(moved_accuracy=lambda t: -t.accuracy)
+    found = ranks(made, values=["estimate", "relative"], accuracies=["accuracy", "moved_accuracy"]).loc["plain"]
+    signs = np.sign(found.effect).tolist()
+    assert found[["value", "performance"]].values.tolist() == [
+        *[["estimate", "accuracy"], ["estimate", "moved_accuracy"]],
+        *[["relative", "accuracy"], ["relative", "moved_accuracy"]],
+    ]
+    assert signs == [1, -1, -1, 1]
+
+
+def test_rank_correlations_have_one_row_per_network():
+    with pytest.raises(ValueError, match="several rows of one network; select one data set"):
+        ranks(pd.concat([pool(), pool()]))
+
+
+def test_accuracy_on_moved_images_leaves_the_identity_and_unlabelled_images_out():
+    prediction = [[[0, 1, 1, 5], [0, 1, 0, 5], [0, 0, 1, 5]], [[9, 9, 9, 5], [0, 1, 1, 5], [0, 1, -1, 5]]]
+    coords = {"model": ["a", "b"], "element": ["e", "r90", "r180"], "label": ("sample", [0, 1, 1, -1])}
+    ds = xr.Dataset({"prediction": (("model", "element", "sample"), prediction)}, coords)
+    assert moved_accuracy(ds).to_dict() == pytest.approx({"a": 4 / 6, "b": 1.0})
+    with pytest.raises(ValueError, match="needs predictions and labels"):
+        moved_accuracy(ds.drop_vars("label"))
+
+
+# Conclusion 4
+
+VECTORS = {"latent": "latent", "latent_euclidean": "latent", "softmax": "output", "softmax_js": "output"}
+
+
+def started(*, letters=(0.0, 0.0, 0.0, 0.0), patches=(0.0, 0.0, 0.0, 0.0), scale=1.0, **made):
+    """How much more invariant than longer training each source makes a network, under each of four distances."""
+    cells = {}
+    for i, (metric, layer) in enumerate(VECTORS.items()):
+        cells[("from_same", metric, layer)] = 0.5
+        cells[("from_letters", metric, layer)] = 0.5 - letters[i]
+        cells[("from_patches", metric, layer)] = 0.5 - patches[i]
+    return table(cells, **{"scale": scale, **made})
+
+
+def fourth(made, **options):
+    return pretraining(made, **{"margin": 0.05, "metrics": list(VECTORS), **options})
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "decides", "verdict"),
+    [
+        ({"letters": (0.2, -0.2, 0, 0)}, SUPPORTED, SUPPORTED, SUPPORTED),
+        ({"patches": (0, 0, -0.2, 0.2)}, SUPPORTED, SUPPORTED, SUPPORTED),
+        ({"letters": (0.2, 0.2, 0.2, 0.2)}, SUPPORTED, CONTRADICTED, CONTRADICTED),
+        # opposite signs on two vectors, or of two sources, are no disagreement about one thing
+        ({"letters": (0.2, 0.2, -0.2, -0.2)}, SUPPORTED, CONTRADICTED, CONTRADICTED),
+        ({"letters": (0.2, 0, 0, 0), "patches": (0, -0.2, 0, 0)}, SUPPORTED, CONTRADICTED, CONTRADICTED),
+        ({}, CONTRADICTED, CONTRADICTED, CONTRADICTED),
+        ({"letters": (0.2, -0.05, 0, 0)}, SUPPORTED, INCONCLUSIVE, INCONCLUSIVE),
+        ({"noise": 0.05}, INCONCLUSIVE, INCONCLUSIVE, INCONCLUSIVE),
+        ({"seeds": 4}, NOT_TESTABLE, NOT_TESTABLE, NOT_TESTABLE),
+    ],
+)
+def test_conclusion_4_comes_out_as_the_table_was_made(made, changes, decides, verdict):
+    assert part_verdicts(fourth(started(**made))) == {
+        "pre-training changes invariance": changes,
+        "the distance decides how": decides,
+        "conclusion": verdict,
+    }
+
+
+def test_conclusion_4_compares_with_equally_long_training():
+    # plain, trained for half as long, would say otherwise
+    made = started(letters=(0.2, -0.2, 0, 0))
+    short = made[made.recipe == "from_same"].assign(recipe="plain", estimate=9.0)
+    found = fourth(pd.concat([made, short]))
+    assert found.iloc[-1].verdict == SUPPORTED
+    same = made.pivot_table("estimate", "seed", ["recipe", "metric"])
+    effect = same["from_same", "latent"] - same["from_letters", "latent"]
+    assert found.effect[0] == pytest.approx(effect.mean())
+    with pytest.raises(ValueError, match="no recipe 'from_same'"):
+        fourth(made[made.recipe != "from_same"])
+
+
+def test_conclusion_4_has_the_distances_scale_as_its_unit():
+    made = started(letters=(0.2, -0.2, 0, 0), scale=10.0)
+    assert fourth(made).iloc[-1].verdict == CONTRADICTED
+    assert fourth(made, margin=0.01).iloc[-1].verdict == SUPPORTED
+    assert fourth(made, value="relative").iloc[-1].verdict == SUPPORTED
+
+
+def test_conclusion_4_is_two_sided_and_corrected_for_all_differences():
+    made = started(noise=0.02)
+    row = fourth(made).iloc[0]
+    of = made[made.metric == "latent"].pivot(index="seed", columns="recipe", values="estimate")
+    interval = stats.ttest_rel(of.from_same, of.from_letters).confidence_interval(1 - 0.05 / 8)
+    assert (row.low, row.high) == pytest.approx(tuple(interval))
+
+
+def test_conclusion_4_needs_two_distances_on_one_vector():
+    with pytest.raises(ValueError, match="two or more on the same vector"):
+        fourth(started(), metrics=["latent", "softmax"])
+
+
+# Conclusion 5
+
+METHODS = ("simclr", "barlow_twins", "turns", "simclr_augmented", "barlow_twins_augmented")
+
+
+def self_supervised(
+    simclr=0.0, barlow_twins=0.0, turns=0.0, simclr_augmented=0.5, barlow_twins_augmented=0.0, augmented=0.6, **made
+):
+    gains = dict(zip(METHODS, (simclr, barlow_twins, turns, simclr_augmented, barlow_twins_augmented), strict=True))
+    cells = {("plain", "latent", "latent"): 0.8, ("augmented", "latent", "latent"): 0.8 - augmented}
+    cells |= {(name, "latent", "latent"): 0.8 - gain for name, gain in gains.items()}
+    return table(cells, **made)
+
+
+def fifth(made, **options):
+    return self_supervision(made, **{"margin": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("made", "without", "contrastive", "only", "verdict"),
+    [
+        ({}, SUPPORTED, SUPPORTED, SUPPORTED, SUPPORTED),
+        ({"simclr": -0.3}, SUPPORTED, SUPPORTED, SUPPORTED, SUPPORTED),
+        ({"turns": 0.3}, CONTRADICTED, SUPPORTED, SUPPORTED, CONTRADICTED),
+        ({"simclr": 0.1}, INCONCLUSIVE, SUPPORTED, SUPPORTED, INCONCLUSIVE),
+        ({"simclr_augmented": 0.0}, SUPPORTED, CONTRADICTED, SUPPORTED, CONTRADICTED),
+        ({"simclr_augmented": -0.5}, SUPPORTED, CONTRADICTED, SUPPORTED, CONTRADICTED),
+        ({"simclr_augmented": 0.1}, SUPPORTED, INCONCLUSIVE, SUPPORTED, INCONCLUSIVE),
+        ({"barlow_twins_augmented": 0.4}, SUPPORTED, SUPPORTED, CONTRADICTED, CONTRADICTED),
+        ({"augmented": 0.0}, SUPPORTED, SUPPORTED, SUPPORTED, NOT_TESTABLE),
+        ({"augmented": 0.1}, SUPPORTED, SUPPORTED, SUPPORTED, NOT_TESTABLE),
+        ({"seeds": 4}, NOT_TESTABLE, NOT_TESTABLE, NOT_TESTABLE, NOT_TESTABLE),
+    ],
+)
+def test_conclusion_5_comes_out_as_the_table_was_made(made, without, contrastive, only, verdict):
+    found = part_verdicts(fifth(self_supervised(**made)))
+    del found["premise"]
+    assert found == {
+        "without the group not more invariant": without,
+        "contrastive with the group more invariant": contrastive,
+        "only contrastive": only,
+        "conclusion": verdict,
+    }
+
+
+def test_conclusion_5_is_paired_by_seed_where_recipes_have_different_seeds():
+    made = self_supervised(seeds=8)
+    made = made[(made.seed < 6) | made.recipe.isin(["plain", "augmented"])]
+    found = fifth(made).set_index("test")
+    assert found.loc["augmented is more invariant than plain", "n"] == 8
+    assert found.loc["turns is not more invariant than plain", "n"] == 6
+
+
+def test_conclusion_5_can_be_asked_of_raw_values():
+    made = self_supervised()
+    made.loc[made.recipe == "turns", "estimate"] -= 0.4
+    assert fifth(made).iloc[-1].verdict == SUPPORTED
+    assert fifth(made, value="estimate").iloc[-1].verdict == CONTRADICTED
+
+
+# All
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        lambda: first(layers()),
+        lambda: second(shifted()),
+        lambda: third(learned()),
+        lambda: ranks(pool()).reset_index(),
+        lambda: fourth(started()),
+        lambda: fifth(self_supervised()),
+    ],
+)
+def test_every_table_has_the_columns_that_are_promised(found):
+    rows = found()
+    assert set(COLUMNS) <= set(rows.columns)
+    texts = [name for name in COLUMNS if name not in ("critical_margin", "effect", "low", "high")]
+    assert not rows[texts].isna().any().any()
+
+
+@pytest.mark.parametrize("ask", [lambda t: first(t), lambda t: third(t), lambda t: fourth(t), lambda t: fifth(t)])
+def test_every_conclusion_needs_recipes_and_seeds(ask):
+    with pytest.raises(ValueError, match="none called recipe"):
+        ask(layers().drop(columns="recipe"))

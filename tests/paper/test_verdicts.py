@@ -1,0 +1,410 @@
+"""What bounds over seeds say of claims, on effects for which the right answer is known."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from eedkit.paper import verdicts
+from eedkit.paper.verdicts import Claim, Comparison, Every, Some, concluded, judge, mean_effect, needs, seed_values
+
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+NOT_TESTABLE = "not testable here"
+
+
+def fixed(low, high, n=20):
+    """An effect whose bounds are these at every level."""
+    return verdicts.Effect((low + high) / 2, n, lambda tail_low, tail_high: (low, high))
+
+
+def normal(value, n=20):
+    """An effect with standard error 1."""
+    return verdicts.Effect(value, n, lambda low, high: (value + stats.norm.ppf(low), value - stats.norm.ppf(high)))
+
+
+def above(effect, margin=0.25, name="it"):
+    return Comparison(name, Claim("above", margin), effect)
+
+
+# margin 0.25, and bounds that lie on it: a bound that only touches it decides nothing
+@pytest.mark.parametrize(
+    ("direction", "supported", "contradicted", "undecided"),
+    [
+        ("above", [(0.26, 0.5)], [(-0.5, 0.24), (0, 0)], [(0.25, 0.5), (0.0, 0.25), (0.2, 0.3)]),
+        ("below", [(-0.5, 0.24), (0, 0)], [(0.26, 0.5)], [(0.25, 0.5), (0.0, 0.25), (0.2, 0.3)]),
+        (
+            "beyond",
+            [(-0.5, -0.26), (0.26, 0.5)],
+            [(-0.24, 0.24), (0.0, 0.1)],
+            [(-0.5, -0.25), (0.25, 0.5), (-0.25, 0), (0, 0.25), (-0.3, -0.2), (0.2, 0.3), (-0.5, 0.5)],
+        ),
+    ],
+)
+def test_bounds_wholly_past_the_margin_decide(direction, supported, contradicted, undecided):
+    for expected, intervals in {SUPPORTED: supported, CONTRADICTED: contradicted, INCONCLUSIVE: undecided}.items():
+        for low, high in intervals:
+            comparison = Comparison("it", Claim(direction, 0.25), fixed(low, high))
+            assert judge(comparison, 0.05, 0.05).verdict == expected, (low, high)
+
+
+def test_odd_claims_are_refused():
+    with pytest.raises(ValueError, match="no direction of a claim 'abov'; did you mean 'above'"):
+        Claim("abov", 0.1)
+    for margin in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="not negative; got"):
+            Claim("above", margin)
+
+
+def test_one_sided_claims_get_one_sided_bounds():
+    values = [-0.4, -0.1, -0.3, -0.2, -0.6, -0.2]
+    low = stats.ttest_1samp(values, 0, alternative="greater").confidence_interval(0.95).low
+    high = stats.ttest_1samp(values, 0, alternative="less").confidence_interval(0.99).high
+    row = judge(above(mean_effect(values)), level=0.05, level_against=0.01).row()
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert (row["confidence"], row["confidence_against"]) == (0.95, 0.99)
+    row = judge(Comparison("it", Claim("below", 0.1), mean_effect(values)), level=0.01, level_against=0.05).row()
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+
+
+def test_a_two_sided_claim_gets_both_ends_at_half_the_level():
+    values = [0.1, 0.5, 0.3, 0.2, 0.4]
+    row = judge(Comparison("it", Claim("beyond", 0.1), mean_effect(values)), 0.05, 0.05).row()
+    assert (row["low"], row["high"]) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
+
+
+def test_a_mean_leaves_out_seeds_without_a_value():
+    effect = mean_effect([0.1, np.nan, 0.3])
+    assert (effect.value, effect.n) == (pytest.approx(0.2), 2)
+    with pytest.raises(ValueError, match="no seed for which both sides"):
+        mean_effect([np.nan])
+
+
+@pytest.mark.parametrize("tail", [0.05, 0.01])
+def test_bounds_of_a_ratio_are_where_paired_differences_turn_significant(tail):
+    rng = np.random.default_rng(0)
+    below = rng.normal(0.9, 0.1, 12)
+    over = 0.4 * below + rng.normal(0, 0.05, 12)
+    effect = verdicts.ratio_effect(over, below)
+    low, high = effect.bounds(tail, tail)
+    assert effect.value == pytest.approx(over.mean() / below.mean())
+    assert stats.ttest_1samp(over - high * below, 0, alternative="less").pvalue == pytest.approx(tail)
+    assert stats.ttest_1samp(over - low * below, 0, alternative="greater").pvalue == pytest.approx(tail)
+
+
+def test_a_ratio_to_something_that_may_be_0_has_no_bounds():
+    for below in ([0.5, -0.4, 0.1, -0.2, 0.1], [-1.0, -1.1, -0.9, -1.0, -1.0]):
+        assert verdicts.ratio_effect([1.0, 1.1, 0.9, 1.0, 1.0], below).bounds(0.05, 0.05) == (-np.inf, np.inf)
+    assert verdicts.ratio_effect([1.0], [2.0]).bounds(0.05, 0.05) == (-np.inf, np.inf)
+
+
+def test_opposed_effects_are_as_far_apart_as_the_lesser_of_them():
+    up, down, none = fixed(0.4, 0.6), fixed(-0.3, -0.1), fixed(-0.05, 0.05)
+    opposed = verdicts.opposed_effect([up, none, down])
+    assert (opposed.value, *opposed.bounds(0.05, 0.05)) == pytest.approx((0.2, 0.1, 0.3))
+    same = verdicts.opposed_effect([up, up])
+    assert (same.value, *same.bounds(0.05, 0.05)) == pytest.approx((-0.5, -0.6, -0.4))
+
+
+def test_opposed_effects_divide_their_error():
+    asked = []
+
+    def bounds(tail_low, tail_high):
+        asked.append((tail_low, tail_high))
+        return -1.0, 1.0
+
+    verdicts.opposed_effect([verdicts.Effect(0.0, 5, bounds)] * 4).bounds(0.04, 0.02)
+    assert set(asked) == {(0.01, 0.01)}
+    asked.clear()
+    verdicts.opposed_effect([verdicts.Effect(0.0, 5, bounds)] * 4).bounds(0.08, 0.02)
+    assert set(asked) == {(0.02, 0.02), (0.01, 0.01)}
+
+
+def test_a_rank_correlation_has_fishers_bounds():
+    x = np.arange(12.0)
+    y = x[[1, 0, 3, 2, 7, 4, 5, 6, 11, 8, 10, 9]]
+    effect = verdicts.rank_effect(x, y)
+    rho = 1 - 6 * ((x - y) ** 2).sum() / (12 * 143)
+    half = 1.6449 * np.sqrt((1 + rho**2 / 2) / 9)
+    assert effect.value == pytest.approx(rho)
+    assert effect.bounds(0.05, 0.05) == pytest.approx(
+        np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half]), abs=1e-4
+    )
+
+
+def test_a_rank_correlation_of_few_or_equal_values_says_nothing():
+    assert verdicts.rank_effect([1, 2, 3], [1, 2, 3]).bounds(0.05, 0.05) == (-1.0, 1.0)
+    assert verdicts.rank_effect([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]).bounds(0.05, 0.05) == (-1.0, 1.0)
+    low, high = verdicts.rank_effect(range(6), range(6)).bounds(0.05, 0.05)
+    assert low < 0.9 < high < 1
+
+
+YES, NO, OPEN = fixed(0.3, 0.4), fixed(0.0, 0.2), fixed(0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("effects", "all_of_them", "at_least_one"),
+    [
+        ([YES], SUPPORTED, SUPPORTED),
+        ([NO], CONTRADICTED, CONTRADICTED),
+        ([OPEN], INCONCLUSIVE, INCONCLUSIVE),
+        ([YES, OPEN], INCONCLUSIVE, SUPPORTED),
+        ([NO, OPEN], CONTRADICTED, INCONCLUSIVE),
+        ([YES, NO, OPEN], CONTRADICTED, SUPPORTED),
+        ([YES, fixed(0.3, 0.4, n=4)], NOT_TESTABLE, NOT_TESTABLE),
+    ],
+)
+def test_every_and_some_put_verdicts_together_as_logic_does(effects, all_of_them, at_least_one):
+    parts = [above(effect) for effect in effects]
+    assert judge(Every(parts), 0.05, 0.05).verdict == all_of_them
+    assert judge(Some(parts), 0.05, 0.05).verdict == at_least_one
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ValueError, match="nothing to compare"):
+        judge(Every([]), 0.05, 0.05)
+
+
+def p_values(values, margin):
+    """One-sided p-values of effects with standard error 1 that are claimed to lie above the margin."""
+    return stats.norm.sf(np.array(values) - margin)
+
+
+def test_all_is_an_intersection_union_test_each_part_at_full_level():
+    values = [1.7, 1.7, 5.0]  # one-sided p 0.0446 each, which Bonferroni would not let pass
+    judged = judge(Every([above(normal(value), margin=0) for value in values]), 0.05, 0.05)
+    assert judged.verdict == SUPPORTED
+    assert p_values(values, 0).max() > 0.05 / 3
+
+
+@pytest.mark.parametrize(("lowest", "verdict"), [(-2.2, CONTRADICTED), (-2.0, INCONCLUSIVE)])
+def test_all_is_contradicted_by_one_part_at_a_corrected_level(lowest, verdict):
+    # P(Z < -2.2) = 0.0139 < 0.05 / 3 < P(Z < -2.0) = 0.0228
+    judged = judge(Every([above(normal(value), margin=0) for value in (lowest, 3.0, 3.0)]), 0.05, 0.05)
+    assert judged.verdict == verdict
+
+
+@pytest.mark.parametrize(("highest", "verdict"), [(2.2, SUPPORTED), (2.0, INCONCLUSIVE)])
+def test_some_is_supported_by_one_part_at_a_corrected_level(highest, verdict):
+    judged = judge(Some([above(normal(value), margin=0) for value in (highest, 0.0, 0.0)]), 0.05, 0.05)
+    assert judged.verdict == verdict
+
+
+def test_some_is_contradicted_where_each_part_is_at_full_level():
+    judged = judge(Some([above(normal(-1.7), margin=0) for _ in "abc"]), 0.05, 0.05)
+    assert judged.verdict == CONTRADICTED
+
+
+def holm_by_hand(p, level):
+    """Holm 1979: the hypotheses in the order of their p-values, until the first that is not rejected."""
+    rejected = np.zeros(len(p), bool)
+    for step, place in enumerate(np.argsort(p)):
+        if p[place] >= level / (len(p) - step):
+            break
+        rejected[place] = True
+    return rejected.tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_of_some_are_supported_as_holm_says(seed):
+    values = np.random.default_rng(seed).normal(1.5, 1, 5)
+    rows = judge(Some([above(normal(value), margin=0) for value in values]), 0.05, 0.05).rows
+    supported = [row["verdict"] == SUPPORTED for row in rows]
+    assert supported == holm_by_hand(p_values(values, 0), 0.05)
+
+
+def test_holm_goes_further_than_bonferroni():
+    values = [3.0, 2.2, 1.8]  # 0.0014 < 0.05 / 3, 0.0139 < 0.05 / 2, 0.036 < 0.05, of which Bonferroni takes two
+    rows = judge(Some([above(normal(value), margin=0) for value in values]), 0.05, 0.05).rows
+    assert [row["verdict"] for row in rows] == [SUPPORTED] * 3
+    assert [row["confidence"] for row in rows] == pytest.approx([1 - 0.05 / 3, 1 - 0.05 / 3, 0.95])
+
+
+def simulated_error(make, draws=2000):
+    """How often a claim that is true at the edge is called contradicted, and one that is false at the edge supported."""
+    rng = np.random.default_rng(0)
+    verdict = [judge(make(rng), 0.05, 0.05).verdict for _ in range(draws)]
+    return np.mean([v == SUPPORTED for v in verdict]), np.mean([v == CONTRADICTED for v in verdict])
+
+
+def test_wrong_verdicts_on_the_whole_are_no_likelier_than_declared():
+    def parts(rng, truths):
+        return [above(normal(truth + rng.standard_normal()), margin=1) for truth in truths]
+
+    # every part true, at the margin: contradicted at most 5 % of the time; as "some" all false: supported at most so
+    assert simulated_error(lambda rng: Every(parts(rng, [1, 1, 1, 1])))[1] <= 0.065
+    assert simulated_error(lambda rng: Some(parts(rng, [1, 1, 1, 1])))[0] <= 0.065
+    # the worst case of an intersection: one part false at the margin, the others clearly true
+    assert 0.035 <= simulated_error(lambda rng: Every(parts(rng, [1, 9, 9, 9])))[0] <= 0.065
+    assert 0.035 <= simulated_error(lambda rng: Some(parts(rng, [1, -9, -9, -9])))[1] <= 0.065
+
+
+def at_margin(direction, effect, margin):
+    return judge(Comparison("it", Claim(direction, margin), effect), 0.05, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "margin", "critical"),
+    [
+        ("above", 0.3, 0.6, 0.2, 0.3),
+        ("above", 0.3, 0.6, 0.9, 0.6),
+        ("above", 0.3, 0.6, 0.35, 0.3),
+        ("above", 0.3, 0.6, 0.55, 0.6),
+        ("below", 0.3, 0.6, 0.9, 0.6),
+        ("below", 0.3, 0.6, 0.2, 0.3),
+        ("below", 0.3, 0.6, 0.35, 0.3),
+        ("below", 0.3, 0.6, 0.55, 0.6),
+        ("beyond", -0.6, -0.3, 0.2, 0.3),
+        ("beyond", -0.6, -0.3, 0.9, 0.6),
+        ("beyond", 0.1, 0.6, 0.2, 0.1),
+        ("beyond", -0.1, 0.6, 0.5, 0.6),
+    ],
+)
+def test_the_verdict_flips_at_the_critical_margin(direction, low, high, margin, critical):
+    effect = fixed(low, high)
+    row = at_margin(direction, effect, margin).row()
+    assert row["critical_margin"] == pytest.approx(critical)
+    sides = [at_margin(direction, effect, critical + nudge).verdict for nudge in (-1e-6, 1e-6)]
+    assert row["verdict"] in sides
+    assert sides[0] != sides[1]
+
+
+@pytest.mark.parametrize("whole", [Every, Some])
+@pytest.mark.parametrize("values", list(itertools.product([1.0, 2.5, 4.5], repeat=3)))
+def test_the_verdict_on_the_whole_flips_at_its_critical_margin(whole, values):
+    def at(margin):
+        return judge(whole([above(normal(value), margin=margin) for value in values]), 0.05, 0.05)
+
+    row = at(2.2).row()
+    sides = [at(row["critical_margin"] + nudge).verdict for nudge in (-1e-6, 1e-6)]
+    assert row["verdict"] in sides
+    assert sides[0] != sides[1]
+    # and not before
+    for part in np.linspace(0.01, 0.99, 9):
+        assert at(2.2 + part * (row["critical_margin"] - 2.2)).verdict == row["verdict"]
+
+
+@pytest.mark.parametrize(("low", "fragile"), [(1.0, False), (0.31, False), (0.29, True), (0.2499, True), (0.21, True)])
+def test_a_verdict_is_fragile_within_a_fifth_of_its_margin(low, fragile):
+    assert at_margin("above", fixed(low, 2.0), 0.25).row()["fragile"] == fragile
+
+
+def test_only_the_end_that_decides_makes_a_verdict_fragile():
+    # below 0.5 at a distance, and close to it only at the end that could contradict
+    assert not at_margin("below", fixed(-0.5, 0.1), 0.5).row()["fragile"]
+    assert at_margin("below", fixed(-0.5, 0.45), 0.5).row()["fragile"]
+
+
+def test_few_seeds_are_not_testable_and_have_no_critical_margin():
+    row = judge(above(fixed(0.3, 0.4, n=4)), 0.05, 0.05).row()
+    assert row["verdict"] == NOT_TESTABLE
+    assert np.isnan(row["critical_margin"])
+    assert judge(above(fixed(0.3, 0.4, n=5)), 0.05, 0.05).verdict == SUPPORTED
+
+
+def whole(*effects, **options):
+    parts = {"one": above(effects[0], name="one's")}
+    if len(effects) > 1:
+        parts["more"] = Every([above(effect, name=f"more {i}") for i, effect in enumerate(effects[1:])])
+    return concluded("9", "all hold", parts, **options)
+
+
+def test_parts_of_several_comparisons_have_a_row_with_their_own_verdict():
+    found = whole(YES, YES, NO)
+    assert found.part.tolist() == ["one", "more", "more", "more", "conclusion"]
+    assert found.test.tolist() == ["one's", "more 0", "more 1", "more", "all hold"]
+    assert found.verdict.tolist() == [SUPPORTED, SUPPORTED, CONTRADICTED, CONTRADICTED, CONTRADICTED]
+    assert found.decided_by.tolist() == ["", "", "", "more 1", "more 1"]
+    assert found.conclusion.unique().tolist() == ["9"]
+    assert found.iloc[-1][["effect", "low", "high"]].tolist() == pytest.approx([0.1, 0.0, 0.2])
+
+
+def test_the_comparison_that_needs_most_decides_what_is_supported():
+    found = whole(YES, YES, fixed(0.26, 0.5))
+    assert found.iloc[-1].decided_by == "more 1"
+    assert found.iloc[-1].critical_margin == pytest.approx(0.26)
+
+
+@pytest.mark.parametrize(
+    ("premise", "control", "verdict", "decided_by"),
+    [
+        (YES, YES, SUPPORTED, "one's"),
+        (NO, YES, NOT_TESTABLE, "premise"),
+        (OPEN, YES, NOT_TESTABLE, "premise"),
+        (YES, NO, NOT_TESTABLE, "control"),
+        (YES, OPEN, SUPPORTED, "one's"),
+        (fixed(0.3, 0.4, n=4), YES, NOT_TESTABLE, "premise"),
+        (YES, fixed(0.3, 0.4, n=4), NOT_TESTABLE, "control"),
+    ],
+)
+def test_failed_premises_and_controls_leave_nothing_testable(premise, control, verdict, decided_by):
+    options = {"premises": [above(premise, name="premise")], "controls": [above(control, name="control")]}
+    last = whole(YES, **options).iloc[-1]
+    assert (last.verdict, last.decided_by) == (verdict, decided_by)
+
+
+def test_premises_are_not_paid_for():
+    with_premise = whole(normal(2.0), premises=[above(YES)])
+    assert with_premise.iloc[-1].low == whole(normal(2.0)).iloc[-1].low
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_odd_confidences_are_refused(confidence):
+    with pytest.raises(ValueError, match="between 0 and 1, got"):
+        whole(YES, confidence=confidence)
+
+
+def rows_of(recipe, values, **columns):
+    return pd.DataFrame(
+        {
+            "recipe": recipe,
+            "seed": range(len(values)),
+            "metric": "latent",
+            "layer": "deep",
+            "estimate": values,
+            **columns,
+        }
+    )
+
+
+def test_values_come_by_seed_from_the_rows_that_are_asked_for():
+    table = pd.concat([rows_of("plain", [1.0, 2.0]), rows_of("augmented", [3.0, 4.0], metric="softmax")])
+    assert seed_values(table, "estimate", recipe="plain").to_dict() == {0: 1.0, 1: 2.0}
+    assert seed_values(table, "estimate", recipe="augmented", metric="softmax").to_dict() == {0: 3.0, 1: 4.0}
+    for column, name in {"recipe": "plane", "metric": "latnt", "layer": "deeep"}.items():
+        with pytest.raises(ValueError, match=f"no {column} '{name}'; did you mean"):
+            seed_values(table, "estimate", **{"recipe": "plain", column: name})
+
+
+def test_a_seed_without_a_value_is_named_with_its_reason():
+    table = rows_of("plain", [1.0, np.nan], reason=["", "no null"])
+    with pytest.warns(UserWarning, match=r"no estimate of plain, latent for the seeds \[1\].*no null"):
+        values = seed_values(table, "estimate", recipe="plain", metric="latent")
+    assert values.to_dict() == {0: 1.0}
+
+
+def test_several_networks_of_one_seed_are_refused():
+    table = pd.concat([rows_of("plain", [1.0]), rows_of("plain", [2.0])])
+    with pytest.raises(ValueError, match="several networks of one seed are plain, deep; select one data set"):
+        seed_values(table, "estimate", recipe="plain", layer="deep")
+
+
+def test_a_missing_column_is_named_with_where_it_comes_from():
+    with pytest.raises(ValueError, match="none called null or seed: recipe and seed come from concat"):
+        needs(pd.DataFrame({"recipe": []}), "recipe", "null", "seed")
+
+
+def test_networks_that_did_not_train_are_left_out_by_name():
+    table = pd.DataFrame(
+        {
+            "model": ["good", "bad", "bad", "untrained"],
+            "recipe": ["plain", "plain deep", "plain deep", "random deep"],
+            "accuracy": [0.9, 0.3, 0.3, 0.1],
+        }
+    )
+    with pytest.warns(UserWarning, match=r"left out: bad \(accuracy under 0.5\)"):
+        left = verdicts.trained(table, least=0.5)
+    assert left.model.tolist() == ["good", "untrained"]
+    with pytest.raises(ValueError, match="several accuracies"):
+        verdicts.trained(table.assign(accuracy=[0.9, 0.3, 0.4, 0.1]), least=0.5)
