@@ -22,9 +22,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, training
+from eedkit.lab import images, models, recipes
 from eedkit.lab.networks import GroupCNN
-from eedkit.lab.training import Recipe
+from eedkit.lab.recipes import Recipe
 
 QUICK = "epochs=1&widths=4,4"
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
@@ -65,7 +65,7 @@ def resnet(seed=0, **options):
 class TestRecipes:
     def test_untrained_recipe_is_what_training_gives(self):
         loaded = models.load("recipe:random?seed=3")
-        assert same(loaded.model, training.train(Recipe(epochs=0), seed=3))
+        assert same(loaded.model, recipes.train(Recipe(epochs=0), seed=3))
         assert (loaded.size, loaded.channels, loaded.transform, loaded.head) == (17, 1, None, "head")
         assert not loaded.model.training
 
@@ -73,8 +73,8 @@ class TestRecipes:
         loaded = models.load(f"recipe:augmented?seed=2&group=C2&size=9&{QUICK}")
         recipe = Recipe(augment="C2", epochs=1, widths=(4, 4), size=9)
         assert loaded.size == 9
-        assert [file.stem for file in own_cache.iterdir()] == [training.source(recipe, seed=2)]
-        assert same(loaded.model, training.train(recipe, seed=2))
+        assert [file.stem for file in own_cache.iterdir()] == [recipes.source(recipe, seed=2)]
+        assert same(loaded.model, recipes.train(recipe, seed=2))
         assert len(list(own_cache.iterdir())) == 1
 
     def test_channels_and_classes_come_from_the_data(self):
@@ -90,7 +90,7 @@ class TestRecipes:
         assert not own_cache.exists()
 
     def test_without_weights_nothing_is_trained_or_read(self, own_cache, monkeypatch):
-        monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(recipes, "train", lambda *_, **__: pytest.fail("trained"))
         loaded = models.load("recipe:equivariant?widths=4,8&seed=1", weights=False)
         assert not own_cache.exists()
         assert loaded.model.head.out_features == 10
@@ -116,14 +116,14 @@ class TestRecipes:
             f"recipe:from_letters?seed=1&start=patches/train?n=60&{few}": Recipe(start="patches/train?n=60", **tiny),
             f"recipe:plain?seed=1&method=turns&augment=flip&{few}": Recipe(method="turns", augment="flip", **tiny),
         }.items():
-            assert models.source(spec) == training.source(recipe, seed=1)
-            assert same(models.load(spec).model, training.train(recipe, seed=1))
+            assert models.source(spec) == recipes.source(recipe, seed=1)
+            assert same(models.load(spec).model, recipes.train(recipe, seed=1))
         assert len(list(own_cache.iterdir())) == 3
         assert models.about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
         assert models.about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
 
     def test_a_start_that_is_not_there_is_refused_before_any_training(self, own_cache, monkeypatch):
-        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("trained"))
         for call in (models.load, models.source):
             with pytest.raises(ValueError, match="'letter/train'; did you mean 'letters/train'"):
                 call("recipe:from_letters?start=letter/train")
@@ -145,7 +145,7 @@ class TestRecipes:
             ["from_letters", 0, "supervised", 1],
             ["from_letters", 0, "supervised", 2],
         ]
-        own = training.curves(Recipe(start="digits/test?n=64", epochs=2, widths=(4,), size=9, data="digits/train?n=64"))
+        own = recipes.curves(Recipe(start="digits/test?n=64", epochs=2, widths=(4,), size=9, data="digits/train?n=64"))
         assert table["loss"].tolist()[1:] == own["loss"].tolist()
         assert [table[name].dtype.kind for name in ("epoch", "seed", "loss", "accuracy")] == ["i", "i", "f", "f"]
         for none in ([], ["torchvision:resnet18"]):
@@ -156,7 +156,7 @@ class TestRecipes:
         specs = ["", "?seed=1", "?epochs=1", "?widths=4", "?augment=C4", "?size=9", "?data=digits/test"]
         specs += ["?method=simclr", "?start=letters/train", "?start=letters/train?n=99"]
         sources = {models.source(f"recipe:plain{options}") for options in specs}
-        monkeypatch.setattr(training, "VERSION", -1)
+        monkeypatch.setattr(recipes, "VERSION", -1)
         assert len(sources | {models.source("recipe:plain")}) == len(specs) + 1
         assert not own_cache.exists()
 
@@ -458,7 +458,7 @@ class TestHeadAndLayers:
         assert models.load(f"{inner}&head=head").head == "head"
 
     def test_a_head_that_is_not_there_is_refused_untrained(self, own_cache, monkeypatch):
-        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("trained"))
         for spec in ("recipe:plain?head=haed", "timm:resnet18.a1_in1k?head=fcc"):
             for filled in (True, False):
                 with pytest.raises(ValueError, match=r"no module to be the head .*; did you mean '(head|fc)'"):
@@ -537,7 +537,7 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
     assert models.pool("plain", seeds=2, widths=[4, 8], epochs=1) == found[2:]
     assert models.pool("random", seeds=1, epochs=3) == ["recipe:random?seed=0&group=C4"]
-    assert len(models.pool(training.recipes(), seeds=2, group="D4")) == 24
+    assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 24
     for arguments, message in [
         ({"names": ["augmentd"]}, "did you mean 'augmented'"),
         ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
