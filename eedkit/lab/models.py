@@ -6,7 +6,7 @@ Must not know actions or metrics. Reading a spec costs nothing; `load` may train
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -54,12 +54,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a spec stands for: how to build it (with its weights?, with how many classes), its source and coordinates."""
+    """What a spec stands for: how to build it (with its weights?, with how many classes), its source and coordinates.
+
+    `trained_by` is a recipe with its seed, for models that have one.
+    """
 
     load: Callable[[bool, int | None], Loaded]
     source: Callable[[], str]
     about: dict[str, str | int] = field(default_factory=dict)
     curves: Callable[[], pd.DataFrame] = pd.DataFrame
+    trained_by: tuple[Recipe, int] | None = None
 
 
 def load(spec: str, *, weights: bool = True) -> Loaded:
@@ -148,6 +152,20 @@ def curves(specs: Sequence[str]) -> pd.DataFrame:
     return pd.concat([none, *found], ignore_index=True)[list(none)]
 
 
+def untrained(specs: Iterable[str]) -> list[tuple[Recipe, int]]:
+    """Of some models, the recipes and seeds whose weights are not cached, each once.
+
+    >>> untrained(["recipe:random?seed=0", "torchvision:resnet18"])
+    []
+    """
+    wanted = []
+    for spec in specs:
+        trained_by = _resolve(spec).trained_by
+        if trained_by is not None and trained_by not in wanted:
+            wanted.append(trained_by)
+    return recipes.untrained(wanted)
+
+
 def source(spec: str) -> str:
     """Checksum of where a model's weights come from, without making or loading them.
 
@@ -210,7 +228,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
     def load(filled: bool, classes: int | None) -> Loaded:
         if filled:
             return _of_recipe(recipe, recipes.train(recipe, seed=seed))
-        images = recipes._images(recipe.data, recipe.size)
+        images = recipes.training_images(recipe.data, recipe.size)
         return _bare(recipe, classes or images.classes, images.x.shape[1], seed)
 
     usual = recipes.recipes()[name]
@@ -221,7 +239,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
     )
     of = {"recipe": recipe, "seed": seed}
     about = {"recipe": name, "seed": seed, "changes": told}
-    return _Origin(load, partial(recipes.source, **of), about, partial(recipes.curves, **of))
+    return _Origin(load, partial(recipes.source, **of), about, partial(recipes.curves, **of), (recipe, seed))
 
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:

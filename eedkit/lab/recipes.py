@@ -8,9 +8,10 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -18,19 +19,20 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
+from eedkit.lab import training
 from eedkit.lab.networks import WIDTHS, GroupCNN
 from eedkit.lab.objectives import OBJECTIVES, Turns, probe
-from eedkit.lab.training import fit
 from eedkit.lab.weights import seeded
 from eedkit.theory import actions
 
-VERSION = 3
+VERSION = 4
 """Part of every fingerprint: to be raised when the same recipe would come out otherwise."""
 
 
@@ -40,14 +42,29 @@ class Recipe:
 
     Parameters
     ----------
-    group : of the network's convolutions; "C1" for a plain CNN
-    augment : group from which every training image gets a random element; "C1" for none
-    method : of `OBJECTIVES`; all but "supervised" train without labels, and a linear probe on the features is the head
-    start : images on which the network is trained first, supervised and not augmented, before it gets a new head; "same" for
-        those of `data`, "" for none
-    epochs : passes over the training images (each of them); 0 leaves the random weights
-    data, size : training images and the side that they are resized to (odd, where exactness is the point)
-    widths, batch_size, rate : channels per block of the plain network; of the optimiser
+    group : str
+        Of the network's convolutions; "C1" for a plain CNN.
+    augment : str
+        Group from which training images get random elements; "C1" for none.
+    method : str
+        Of `OBJECTIVES`. All but "supervised" train without labels, and a linear probe on the features is the head.
+    start : str
+        Images on which the network is trained first, supervised and not augmented, before it gets a new head; "same" for
+        those of `data`, "" for none.
+    epochs : int
+        Passes over the training images (each of them); 0 leaves the random weights.
+    data : str
+        Training images.
+    size : int
+        Side that they are resized to (odd, where exactness is the point).
+    widths : tuple of int
+        Channels per block of the plain network.
+    batch_size : int
+        Of the optimiser.
+    rate : float
+        Of the optimiser.
+    share : float
+        Probability with which `augment` moves an image of a batch, from 0 to 1: the dose.
     """
 
     group: str = "C1"
@@ -60,10 +77,11 @@ class Recipe:
     widths: tuple[int, ...] = WIDTHS
     batch_size: int = 64
     rate: float = 5e-3
+    share: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in (self.group, self.augment):
-            actions.spatial(name)
+        for group in (self.group, self.augment):
+            actions.spatial(group)
         if self.method not in OBJECTIVES:
             raise ValueError(unknown("method", self.method, OBJECTIVES))
         for name, least in (("epochs", 0), ("size", 1), ("batch_size", 1)):
@@ -74,6 +92,13 @@ class Recipe:
             raise ValueError(f"a recipe's rate must be a number above 0, got {self.rate!r}")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"a recipe's widths must list at least one block, each from 1, got {self.widths!r}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"a recipe's share must be a number from 0 to 1, got {self.share!r}")
+        if self.share < 1 and actions.spatial(self.augment).group.order == 1:
+            raise ValueError(
+                f"share is of the images that augmentation moves, got share={self.share} with augment={self.augment}; "
+                "name a group such as C4 in augment, or leave share out"
+            )
 
 
 @lru_cache
@@ -125,44 +150,101 @@ def check(recipe: Recipe) -> None:
 def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, progress: bool = False) -> GroupCNN:
     """The network of a recipe and a seed, in eval mode; trained once, then read from `cache`.
 
-    The same recipe, seed, data and machine give the same weights. The random state of the process is left as found. Cached
-    weights are used only if they are, bit for bit, those that were trained from this recipe and seed; otherwise, and where
-    the cache cannot be written, a warning says so, and the network is trained.
+    The same recipe, seed and data give the same weights on one machine, bit for bit, whatever its load and its settings of
+    threads. The settings and the random state of the process are left as found. A network that another process is training
+    is waited for. Cached weights are used only if they are those that were trained from this recipe and seed; otherwise,
+    and where the cache cannot be written, a warning says so, and the network is trained.
 
     Parameters
     ----------
-    cache : folder for the weights; None takes $EEDKIT_CACHE, or ~/.cache/eedkit
+    recipe : Recipe
+        How to build and train it.
+    seed : int
+        Of the weights, the order of the images and whatever else is drawn.
+    cache : path, optional
+        Folder for the weights; None takes $EEDKIT_CACHE, or ~/.cache/eedkit.
+    progress : bool
+        Show the epochs on stderr.
+
+    Returns
+    -------
+    GroupCNN
 
     >>> net = train(Recipe(epochs=0), seed=1)
     >>> net.training
     False
     """
     check(recipe)
-    images = _images(recipe.data, recipe.size)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        if recipe.epochs:
-            about = _about(recipe, seed, images)
-            path = cache_folder(cache) / f"{_digest(about)}.safetensors"
-            cached = _network(recipe, images).eval()
-            if _read(cached, path):
-                return cached
-        # drawn anew: a file that does not fit has filled a part of the network before it is refused
-        torch.manual_seed(seed)
-        network = _network(recipe, images)
-        if recipe.epochs:
-            about["curves"] = _trained(network, images, recipe, seed, progress)
-            about["train_accuracy"] = _accuracy(network, images)
-            _write(network, path, about)
-    return network.eval()
+    images = training_images(recipe.data, recipe.size)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), training.fixed_arithmetic():
+        if recipe.epochs == 0:
+            torch.manual_seed(seed)
+            return _network(recipe, images).eval()
+        network, _ = _read_or_trained(recipe, seed, images, cache_folder(cache), progress=progress)
+    return network
+
+
+def untrained(wanted: Iterable[tuple[Recipe, int]], *, cache: str | Path | None = None) -> list[tuple[Recipe, int]]:
+    """Of some recipes with their seeds, those whose weights are not cached.
+
+    >>> untrained([(Recipe(epochs=0), 3)])
+    []
+    """
+    folder = cache_folder(cache)
+    missing = []
+    for recipe, seed in wanted:
+        if recipe.epochs and not (folder / f"{source(recipe, seed=seed)}.safetensors").exists():
+            missing.append((recipe, seed))
+    return missing
+
+
+def train_all(
+    missing: Sequence[tuple[Recipe, int]], *, cache: str | Path | None = None
+) -> Iterator[tuple[Recipe, int]]:
+    """Train some recipes with their seeds in processes of one thread each, as many as torch has threads here.
+
+    With a GPU they are trained one after the other in this process. Those that another process is training are left to it. Whatever goes wrong in one of them goes wrong again, and is told,
+    in the `train` of whoever needs it.
+
+    Parameters
+    ----------
+    missing : sequence of (Recipe, int)
+        Recipes and seeds, as `untrained` gives them.
+    cache : path, optional
+        As in `train`.
+
+    Yields
+    ------
+    (Recipe, int)
+        Each when nothing more will be done about it.
+
+    >>> list(train_all([]))
+    []
+    """
+    import joblib
+
+    # here and not there: processes that are used again have the environment of their start
+    folder = cache_folder(cache).absolute()
+    processes = min(torch.get_num_threads(), len(missing))
+    if processes < 2 or torch.cuda.is_available():
+        for recipe, seed in missing:
+            yield _attempt(recipe, seed, folder)
+        return
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        attempts = [joblib.delayed(_attempt)(recipe, seed, folder) for recipe, seed in missing]
+        with suppress(BrokenProcessPool):  # one of them was killed; the rest is trained by whoever needs it
+            yield from joblib.Parallel(n_jobs=processes, return_as="generator_unordered")(attempts)
 
 
 def source(recipe: Recipe, *, seed: int = 0) -> str:
     """Checksum of all that a recipe's weights follow from; it names their file in the cache. Reads images, trains nothing.
 
+    That is the recipe and its seed, the images, and what decides the bits: number of threads, processor and torch's version.
+
     >>> source(Recipe(), seed=0) == source(Recipe(), seed=0) != source(Recipe(), seed=1)
     True
     """
-    return _digest(_about(recipe, seed, _images(recipe.data, recipe.size)))
+    return _digest(_about(recipe, seed, training_images(recipe.data, recipe.size)))
 
 
 def curves(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None) -> pd.DataFrame:
@@ -202,22 +284,22 @@ def cache_folder(cache: str | Path | None = None) -> Path:
     return Path(cache or os.environ.get("EEDKIT_CACHE") or Path.home() / ".cache" / "eedkit").expanduser()
 
 
-def _about(recipe: Recipe, seed: int, images: "_Images") -> dict[str, object]:
-    first = _first(recipe, images).fingerprint if recipe.start else ""
-    return {**asdict(recipe), "seed": seed, "images": images.fingerprint, "first": first, "version": VERSION}
-
-
-def _first(recipe: Recipe, images: "_Images") -> "_Images":
-    """What a network that does not start from random weights is trained on before."""
-    return images if recipe.start == "same" else _images(recipe.start, recipe.size, images.x.shape[1])
-
-
-def _digest(about: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True)
-class _Images:
+class TrainingImages:
+    """Images as a network is trained on them.
+
+    Parameters
+    ----------
+    x : Tensor
+        Images (n, C, H, W).
+    y : Tensor
+        Class of each.
+    classes : int
+        How many classes there are.
+    fingerprint : str
+        Checksum of the images and labels.
+    """
+
     x: Tensor
     y: Tensor
     classes: int
@@ -225,17 +307,130 @@ class _Images:
 
 
 @lru_cache(maxsize=4)
-def _images(data: str, size: int, channels: int | None = None) -> _Images:
+def training_images(data: str, size: int, channels: int | None = None) -> TrainingImages:
+    """The images of a spec with their classes, as tensors.
+
+    >>> training_images("digits/train?n=20", 9).x.shape
+    torch.Size([20, 1, 9, 9])
+    """
     dataset = lab_images.load(data, size=size, channels=channels)
     x, y, _ = lab_images.tensors(dataset)
     classes = getattr(dataset.features["label"], "num_classes", None)
     if classes is None:
         raise ValueError(f"training needs labels that are classes, but those of {data} are {dataset.features['label']}")
-    return _Images(x, y, classes, lab_images.fingerprint(dataset))
+    return TrainingImages(x, y, classes, lab_images.fingerprint(dataset))
 
 
-def _network(recipe: Recipe, images: _Images) -> GroupCNN:
+def _first(recipe: Recipe, images: TrainingImages) -> tuple[Recipe, TrainingImages]:
+    """What a network that does not start from random weights is trained by before, and the images."""
+    first = replace(recipe, method="supervised", augment="C1", share=1.0, start="")
+    if recipe.start == "same":
+        return first, images
+    return replace(first, data=recipe.start), training_images(recipe.start, recipe.size, images.x.shape[1])
+
+
+def _about(recipe: Recipe, seed: int, images: TrainingImages) -> dict[str, Any]:
+    """What the weights follow from."""
+    first = ""
+    if recipe.start:
+        first_recipe, first_images = _first(recipe, images)
+        first = _digest(_about(first_recipe, seed, first_images))
+    about = {"seed": seed, "images": images.fingerprint, "first": first, "version": VERSION}
+    return {**asdict(recipe), **about, **training.machine()}
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _network(recipe: Recipe, images: TrainingImages) -> GroupCNN:
     return GroupCNN(recipe.group, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
+
+
+def _attempt(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, int]:
+    """Train a recipe unless another process is at it; an error is left for whoever needs the weights."""
+    with suppress(Exception), torch.random.fork_rng(devices=[]), training.fixed_arithmetic():
+        check(recipe)
+        images = training_images(recipe.data, recipe.size)
+        _read_or_trained(recipe, seed, images, folder, wait=False)
+    return recipe, seed
+
+
+def _read_or_trained(
+    recipe: Recipe,
+    seed: int,
+    images: TrainingImages,
+    folder: Path,
+    *,
+    progress: bool = False,
+    wait: bool = True,
+) -> tuple[GroupCNN, list[dict[str, Any]]]:
+    """The network of a recipe in eval mode, and its curves."""
+    about = _about(recipe, seed, images)
+    path = folder / f"{_digest(about)}.safetensors"
+    with _alone(path, wait=wait):
+        cached = _network(recipe, images).eval()
+        curves = _read(cached, path)
+        if curves is not None:
+            return cached, curves
+        curves = []
+        first = None
+        if recipe.start:
+            first_recipe, first_images = _first(recipe, images)
+            first, first_curves = _read_or_trained(
+                first_recipe, seed, first_images, folder, progress=progress, wait=wait
+            )
+            curves += [{**row, "stage": recipe.start} for row in first_curves]
+        # drawn anew: a file that does not fit has filled a part of the network before it is refused
+        torch.manual_seed(seed)
+        network = _network(recipe, images)
+        if first is not None:
+            network.blocks = first.blocks
+        rows = training.fit(
+            OBJECTIVES[recipe.method](network, actions.spatial(recipe.augment), recipe.share),
+            images.x,
+            images.y,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            rate=recipe.rate,
+            seed=seed,
+            progress=progress,
+        )
+        curves += [{"stage": recipe.method, **row} for row in rows]
+        network.eval()
+        if recipe.method != "supervised":
+            probe(_in_batches(network.features, images.x), images.y, network.head)
+        about["curves"] = curves
+        about["train_accuracy"] = _accuracy(network, images)
+        _write(network, path, about)
+    return network, curves
+
+
+@contextmanager
+def _alone(path: Path, *, wait: bool) -> Iterator[None]:
+    """Within the block no other process trains these weights; where the cache cannot be written, nobody waits.
+
+    Raises
+    ------
+    filelock.Timeout
+        Another process is training them, and it shall not be waited for.
+    """
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=wait)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        # whoever opened it before waits on a file that is gone by then, and finds the weights
+        with suppress(OSError):
+            path.with_suffix(".lock").unlink()
+        lock.release()
 
 
 def _checksum(network: GroupCNN, path: Path) -> str:
@@ -243,25 +438,28 @@ def _checksum(network: GroupCNN, path: Path) -> str:
     return hashlib.sha256(path.stem.encode() + save(network.state_dict())).hexdigest()
 
 
-def _read(network: GroupCNN, path: Path) -> bool:
-    """Put the cached weights into a network; False where there are none, or, with a warning, not those that were trained."""
+def _read(network: GroupCNN, path: Path) -> list[dict[str, Any]] | None:
+    """Put the cached weights into a network; their curves.
+
+    None where there are none, or, with a warning, not those that were trained.
+    """
     try:
         network.load_state_dict(load_file(path))
-        with safe_open(path, "pt") as held:
-            checksum = (held.metadata() or {}).get("checksum")
-        if checksum != json.dumps(_checksum(network, path)):
+        with safe_open(path, "pt") as opened:
+            header = opened.metadata() or {}
+        if header.get("checksum") != json.dumps(_checksum(network, path)):
             raise ValueError("its weights are not those that were trained from this recipe and seed")
+        return json.loads(header["curves"])
     except FileNotFoundError:
-        return False
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        warnings.warn(f"{path} cannot be used ({error}); training that network again", stacklevel=3)
-        return False
-    return True
+        return None
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        warnings.warn(f"{path} cannot be used ({error}); training that network again", stacklevel=4)
+        return None
 
 
-def _write(network: GroupCNN, path: Path, about: dict[str, object]) -> None:
+def _write(network: GroupCNN, path: Path, about: dict[str, Any]) -> None:
     """Write the weights into the cache, with `about` in the file's header; a warning where that is not possible."""
-    about = {**about, "torch": torch.__version__, "checksum": _checksum(network, path)}
+    about = {**about, "checksum": _checksum(network, path)}
     header = {key: json.dumps(value) for key, value in about.items()}
     beside = path.with_suffix(f".{os.getpid()}.partial")
     try:
@@ -272,41 +470,18 @@ def _write(network: GroupCNN, path: Path, about: dict[str, object]) -> None:
         warnings.warn(
             f"cannot keep the trained weights at {path} ({error}), so that the next call will train them again; "
             "make room there, or set EEDKIT_CACHE to another folder",
-            stacklevel=3,
+            stacklevel=4,
         )
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
 
 
-def _trained(network: GroupCNN, images: _Images, recipe: Recipe, seed: int, progress: bool) -> list[dict[str, Any]]:
-    """Train the network stage by stage; the curves of all stages."""
-    options = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "rate": recipe.rate}
-    rows = []
-
-    def stage(name: str, of: GroupCNN, on: _Images, method: str, augment: str) -> None:
-        objective = OBJECTIVES[method](of, actions.spatial(augment))
-        found = fit(objective, on.x, on.y, **options, seed=seed, progress=progress)
-        rows.extend({"stage": name, **row} for row in found)
-
-    if recipe.start:
-        first = _first(recipe, images)
-        # drawn as the network that is trained on these images alone, so that it is that one, seed for seed
-        torch.manual_seed(seed)
-        begun = _network(recipe, first)
-        stage(recipe.start, begun, first, "supervised", "C1")
-        network.blocks = begun.blocks
-    stage(recipe.method, network, images, recipe.method, recipe.augment)
-    network.eval()
-    if recipe.method != "supervised":
-        probe(_in_batches(network.features, images.x), images.y, network.head)
-    return rows
-
-
-def _accuracy(network: GroupCNN, images: _Images) -> float:
-    return (_in_batches(network.eval(), images.x).argmax(-1) == images.y).double().mean().item()
+def _accuracy(network: GroupCNN, images: TrainingImages) -> float:
+    return (_in_batches(network, images.x).argmax(-1) == images.y).double().mean().item()
 
 
 @torch.no_grad()
-def _in_batches(take: Any, x: Tensor, size: int = 512) -> Tensor:
-    return torch.cat([take(some) for some in x.split(size)])
+def _in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int = 512) -> Tensor:
+    outputs = [function(batch) for batch in x.split(size)]
+    return torch.cat(outputs)

@@ -1,23 +1,23 @@
-"""The one training loop: an objective, images, and Lightning.
+"""The training loop: an objective, images, and Lightning; on one thread, so that the same weights come out every time.
 
-Knows modules and tensors, never recipes or files. Costs the passes; leaves the process's settings as found.
+Knows modules and tensors, never recipes or files. Leaves the process's settings as found.
 """
 
+import itertools
 import logging
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-PLAIN = {
-    **{"accelerator": "auto", "devices": 1, "deterministic": True},
-    **{"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
-}
-"""Of Lightning's trainer: one device, and no files."""
+THREADS = 1
+"""Sums are split among threads, so another number of them gives other bits."""
 
 
 def fit(
@@ -31,18 +31,31 @@ def fit(
     seed: int,
     progress: bool = False,
 ) -> list[dict[str, float]]:
-    """Train an objective's parameters with AdamW under a one-cycle schedule; its loss by epoch, and accuracy if it has one.
+    """Train an objective's parameters with AdamW under a one-cycle schedule.
 
     Parameters
     ----------
-    objective : images and labels of a batch -> loss, and which samples were right or None
-    x, y : (n, C, H, W) and (n,)
-    rate : the highest of the schedule
-    seed : of the order of the images
+    objective : nn.Module
+        Images and labels of a batch -> loss, and which samples were right or None.
+    x : Tensor
+        Images (n, C, H, W).
+    y : Tensor
+        Labels (n,).
+    epochs : int
+        Passes over the images.
+    batch_size : int
+        Images of a step.
+    rate : float
+        The highest of the schedule.
+    seed : int
+        Of the order of the images.
+    progress : bool
+        Show the epochs on stderr.
 
     Returns
     -------
-    one row per epoch: epoch, loss, and accuracy where there is one
+    list of dict
+        One row per epoch: epoch, loss, and accuracy where the objective has one.
 
     >>> from eedkit.lab.networks import GroupCNN
     >>> from eedkit.lab.objectives import Supervised
@@ -53,9 +66,12 @@ def fit(
     [['accuracy', 'epoch', 'loss'], ['accuracy', 'epoch', 'loss']]
     """
     import lightning
-    from torch.utils.data import DataLoader, TensorDataset
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-    rows, epoch, seen = [], count(1), []
+    rows: list[dict[str, float]] = []
+    epoch_numbers = itertools.count(1)
+    batch_losses: list[Tensor] = []
+    batch_rights: list[Tensor] = []
 
     class Training(lightning.LightningModule):
         def __init__(self) -> None:
@@ -64,34 +80,101 @@ def fit(
 
         def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
             loss, right = self.objective(*batch)
-            seen.append((loss.detach().expand(len(batch[0])), right))
+            batch_losses.append(loss.detach().expand(len(batch[0])))
+            if right is not None:
+                batch_rights.append(right)
             return loss
 
         def on_train_epoch_end(self) -> None:
-            losses, rights = zip(*seen, strict=True)
-            row = {"epoch": next(epoch), "loss": torch.cat(losses).mean().item()}
-            rows.append(row if rights[0] is None else {**row, "accuracy": torch.cat(rights).float().mean().item()})
-            seen.clear()
+            row = {"epoch": next(epoch_numbers), "loss": torch.cat(batch_losses).mean().item()}
+            if batch_rights:
+                row["accuracy"] = torch.cat(batch_rights).float().mean().item()
+            rows.append(row)
+            batch_losses.clear()
+            batch_rights.clear()
 
-        def configure_optimizers(self) -> dict:
+        def configure_optimizers(self) -> dict[str, Any]:
             optimiser = torch.optim.AdamW(self.parameters(), lr=rate)
             steps = int(self.trainer.estimated_stepping_batches)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
             return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    order = torch.Generator().manual_seed(seed)
+    order = RandomSampler(range(len(x)), generator=torch.Generator().manual_seed(seed))
     # a last batch of a single image would have no batch statistics
-    alone = len(x) > batch_size and len(x) % batch_size == 1
-    loader = DataLoader(TensorDataset(x, y), batch_size, shuffle=True, generator=order, drop_last=alone)
-    with _as_found():
-        trainer = lightning.Trainer(max_epochs=epochs, enable_progress_bar=progress, **PLAIN)
+    single_left = len(x) > batch_size and len(x) % batch_size == 1
+    # whole batches by their places: image by image takes longer than a small network's step
+    places = BatchSampler(order, batch_size, drop_last=single_left)
+    loader = DataLoader(TensorDataset(x, y), sampler=places, batch_size=None)
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accelerator="auto",
+            devices=1,
+            deterministic=True,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+        )
         trainer.fit(Training(), loader)
     objective.cpu()
     return rows
 
 
+def machine() -> dict[str, str | int]:
+    """What decides the bits of trained weights apart from recipe, seed and images.
+
+    Returns
+    -------
+    dict
+        Number of threads, the processor's name with the instructions that torch uses of it (or the GPU's name), and torch's
+        version.
+
+    >>> machine()["threads"]
+    1
+    """
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{_processor()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"threads": THREADS, "processor": name, "torch": torch.__version__}
+
+
 @contextmanager
-def _as_found() -> Iterator[None]:
+def fixed_arithmetic() -> Iterator[None]:
+    """Within the block torch computes on one thread and by deterministic algorithms; what it had before is put back.
+
+    >>> with fixed_arithmetic():
+    ...     torch.get_num_threads()
+    1
+    """
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_num_threads(threads)
+
+
+def _processor() -> str:
+    """The processor's name; Python's own answer says no more than x86_64 on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
     """Without Lightning's notes on hardware, workers and tips, and with the process's settings afterwards as before."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]

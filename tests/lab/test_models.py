@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, recipes
+from eedkit.lab import images, models, recipes, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.recipes import Recipe
 
@@ -118,12 +118,19 @@ class TestRecipes:
         }.items():
             assert models.source(spec) == recipes.source(recipe, seed=1)
             assert same(models.load(spec).model, recipes.train(recipe, seed=1))
-        assert len(list(own_cache.iterdir())) == 3
+        # and the one that was trained on patches first
+        assert len(list(own_cache.iterdir())) == 4
+
+    def test_share_is_an_option_and_refused_out_of_range(self):
+        assert models.source("recipe:augmented?share=0.1") == recipes.source(Recipe(augment="C4", share=0.1))
+        assert models.about("recipe:augmented?share=0.1")["changes"] == "share=0.1"
+        with pytest.raises(ValueError, match=r"share must be a number from 0 to 1, got 1\.5"):
+            models.check("recipe:augmented?share=1.5")
         assert models.about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
         assert models.about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
 
     def test_a_start_that_is_not_there_is_refused_before_any_training(self, own_cache, monkeypatch):
-        monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
         for call in (models.load, models.source):
             with pytest.raises(ValueError, match="'letter/train'; did you mean 'letters/train'"):
                 call("recipe:from_letters?start=letter/train")
@@ -347,9 +354,9 @@ class TestFiles:
 
     @pytest.mark.parametrize("way", ["method=simclr", "start=letters/train?n=52"])
     def test_files_of_every_way_of_training_know_their_architecture(self, own_cache, way):
-        trained = models.load(f"recipe:plain?{way}&size=9&data=digits/train?n=64&{QUICK}").model
-        (file,) = own_cache.iterdir()
-        assert same(models.load(f"file:{file}").model, trained)
+        spec = f"recipe:plain?{way}&size=9&data=digits/train?n=64&{QUICK}"
+        trained = models.load(spec).model
+        assert same(models.load(f"file:{own_cache}/{models.source(spec)}.safetensors").model, trained)
 
     def test_without_weights_the_tensors_are_not_read(self, tmp_path):
         (tmp_path / "net.safetensors").write_text("torn")
@@ -458,7 +465,7 @@ class TestHeadAndLayers:
         assert models.load(f"{inner}&head=head").head == "head"
 
     def test_a_head_that_is_not_there_is_refused_untrained(self, own_cache, monkeypatch):
-        monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
         for spec in ("recipe:plain?head=haed", "timm:resnet18.a1_in1k?head=fcc"):
             for filled in (True, False):
                 with pytest.raises(ValueError, match=r"no module to be the head .*; did you mean '(head|fc)'"):

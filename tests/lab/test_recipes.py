@@ -4,7 +4,11 @@ import json
 import os
 import random
 import resource
+import subprocess
+import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from eedkit.lab import images, recipes
+from eedkit.lab import images, recipes, training
 from eedkit.lab.recipes import Recipe, curves, train
 
 TINY = {"epochs": 2, "widths": (4, 4), "size": 9, "data": "digits/train?n=64", "batch_size": 32}
@@ -40,14 +44,14 @@ def recipe(request):
 @pytest.fixture
 def fits(monkeypatch):
     """What every run of the training loop was given, with the network's weights as they were before."""
-    seen, fit = [], recipes.fit
+    seen, fit = [], training.fit
 
     def watched(objective, x, y, **options):
         state = {name: value.clone() for name, value in objective.network.state_dict().items()}
         seen.append({"objective": objective, "x": x, "y": y, "state": state, **options})
         return fit(objective, x, y, **options)
 
-    monkeypatch.setattr(recipes, "fit", watched)
+    monkeypatch.setattr(training, "fit", watched)
     return seen
 
 
@@ -109,20 +113,48 @@ class TestSeeds:
                 random.getstate(),
                 torch.are_deterministic_algorithms_enabled(),
                 torch.is_grad_enabled(),
+                torch.get_num_threads(),
                 torch.get_default_dtype(),
                 {**os.environ, "PYTEST_CURRENT_TEST": ""},
             )
 
-        before = state()
-        train(recipe, seed=9)
-        assert state() == before
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            before = state()
+            train(recipe, seed=9)
+            assert state() == before
+        finally:
+            torch.set_num_threads(threads)
+
+    @pytest.mark.slow
+    def test_weights_do_not_depend_on_the_process_s_threads(self, tmp_path):
+        """One thread and two give other bits where nobody sees to it."""
+        script = (
+            "import sys; from eedkit.lab.recipes import Recipe, train\n"
+            "for recipe in eval(sys.argv[1]): train(recipe, seed=3, cache=sys.argv[2])"
+        )
+        changes = {"widths": (16, 32), "size": 17, "data": "digits/train?n=200"}
+        larger = [replace(recipe, **changes) for recipe in WAYS.values()]
+        for threads in ("1", "2"):
+            subprocess.run(
+                [sys.executable, "-c", script, repr(larger), str(tmp_path / threads)],
+                env={**os.environ, "OMP_NUM_THREADS": threads},
+                check=True,
+            )
+        for recipe in larger:
+            file = f"{recipes.source(recipe, seed=3)}.safetensors"
+            one = load_file(tmp_path / "1" / file)
+            two = load_file(tmp_path / "2" / file)
+            assert all(torch.equal(one[name], two[name]) for name in one | two)
+            assert header(tmp_path / "1" / file)["threads"] == 1
 
 
 class TestCache:
     def test_a_second_call_reads_the_file_and_trains_nothing(self, recipe, own_cache, monkeypatch):
         trained = train(recipe)
-        (file,) = own_cache.iterdir()
-        monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("trained again"))
+        file = own_cache / f"{recipes.source(recipe)}.safetensors"
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
         assert torch.equal(weights(train(recipe)), weights(trained))
         about = header(file)
         assert (about["epochs"], about["method"], about["start"]) == (2, recipe.method, recipe.start)
@@ -131,7 +163,7 @@ class TestCache:
             assert about["train_accuracy"] == pytest.approx((trained(x).argmax(-1) == y).double().mean().item())
 
     def test_every_field_of_a_recipe_and_the_seed_change_the_file(self, own_cache, fits):
-        base = Recipe(**TINY)
+        base = Recipe(augment="C4", **TINY)
         changes = {
             "group": "C2",
             "augment": "C2",
@@ -143,14 +175,16 @@ class TestCache:
             "widths": (4, 5),
             "batch_size": 16,
             "rate": 1e-3,
+            "share": 0.5,
         }
         assert list(changes) == list(Recipe.__dataclass_fields__)
         networks = [train(replace(base, **{name: value})) for name, value in changes.items()]
         networks += [train(base), train(base, seed=1)]
-        assert len({file.name for file in own_cache.iterdir()}) == len({str(weights(net)) for net in networks}) == 12
-        assert len(fits) == 13
+        assert len({str(weights(network)) for network in networks}) == 13
+        # and the one that was trained on letters first
+        assert len(fits) == len(list(own_cache.iterdir())) == 14
         train(replace(base, start="letters/train?n=71"))
-        assert len(list(own_cache.iterdir())) == 13
+        assert len(list(own_cache.iterdir())) == 16
 
     @pytest.mark.parametrize("changed", ["digits", "letters"])
     def test_other_images_under_the_same_name_are_another_source(self, changed, monkeypatch):
@@ -158,9 +192,21 @@ class TestCache:
             found = original(data, *rest)
             return replace(found, fingerprint="other") if data.startswith(changed) else found
 
-        before, original = recipes.source(WAYS["started"]), recipes._images
-        monkeypatch.setattr(recipes, "_images", other)
+        original = recipes.training_images
+        before = recipes.source(WAYS["started"])
+        monkeypatch.setattr(recipes, "training_images", other)
         assert recipes.source(WAYS["started"]) != before
+
+    @pytest.mark.parametrize("changed", ["threads", "processor", "torch"])
+    def test_another_machine_has_another_source_and_trains_again(self, changed, own_cache, fits, monkeypatch):
+        train(Recipe(**TINY))
+        here = training.machine()
+        assert set(here) == {"threads", "processor", "torch"}
+        monkeypatch.setattr(training, "machine", lambda: here | {changed: "other"})
+        train(Recipe(**TINY))
+        assert len(fits) == len(list(own_cache.iterdir())) == 2
+        told = [header(file)[changed] for file in own_cache.iterdir()]
+        assert sorted(told, key=str) == sorted([here[changed], "other"], key=str)
 
     @pytest.mark.parametrize("kept", [0, 4, 100, -100])
     def test_a_torn_file_is_trained_again_with_a_warning(self, own_cache, kept):
@@ -215,6 +261,96 @@ class TestCache:
         assert not own_cache.exists()
         assert network.blocks[0].norm.num_batches_tracked == 0
         assert not torch.equal(weights(network), weights(train(recipes.recipes()["random"], seed=4)))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def trained_elsewhere(own_cache, tmp_path):
+    """Another process that trains a network of the same cache, and is in the middle of it."""
+    script = (
+        "import sys, pathlib, time; from eedkit.lab import recipes, training\n"
+        "fit = training.fit\n"
+        "def slow(*arguments, **options):\n"
+        "    pathlib.Path(sys.argv[2], 'begun').touch()\n"
+        "    while not pathlib.Path(sys.argv[2], 'go').exists(): time.sleep(0.02)\n"
+        "    return fit(*arguments, **options)\n"
+        "training.fit = slow\n"
+        "recipes.train(eval(sys.argv[1], vars(recipes)))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, repr(Recipe(**TINY)), str(tmp_path)])
+    wait_for((tmp_path / "begun").exists)
+    yield process
+    process.kill()
+    process.wait()
+
+
+class TestTwoAtOnce:
+    def test_the_second_waits_and_reads_what_the_first_trained(self, trained_elsewhere, tmp_path, fits):
+        with ThreadPoolExecutor(1) as pool:
+            network = pool.submit(train, Recipe(**TINY))
+            time.sleep(0.3)
+            assert not network.done()
+            (tmp_path / "go").touch()
+            assert not network.result(60).training
+        assert trained_elsewhere.wait(60) == 0
+        assert not fits
+
+    def test_a_first_that_is_killed_leaves_it_to_the_second(self, trained_elsewhere, own_cache, fits):
+        trained_elsewhere.kill()
+        train(Recipe(**TINY))
+        assert len(fits) == 1
+        assert [file.suffix for file in own_cache.iterdir()] == [".safetensors"]
+
+    def test_training_all_leaves_it_to_the_first(self, trained_elsewhere, fits):
+        wanted = [(Recipe(**TINY), 0), (Recipe(**TINY), 1)]
+        assert recipes.untrained(wanted) == wanted
+        list(recipes.train_all(wanted))
+        assert recipes.untrained(wanted) == wanted[:1]
+        assert trained_elsewhere.poll() is None
+
+
+class Killer(Recipe):
+    """Whoever unpickles it ends."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+class TestTrainAll:
+    def test_a_process_that_is_killed_is_no_error(self, own_cache, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        assert list(recipes.train_all([(Killer(**TINY), 0), (Recipe(**TINY), 0)])) in ([], [(Recipe(**TINY), 0)])
+
+    @pytest.mark.slow
+    def test_several_processes_train_the_same_weights(self, tmp_path, monkeypatch):
+        wanted = [(WAYS["started"], 0), (WAYS["supervised"], 0), (WAYS["supervised"], 1)]
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained in this process"))
+        found = list(recipes.train_all(wanted, cache=tmp_path / "all"))
+        monkeypatch.undo()
+        assert sorted(map(repr, found)) == sorted(map(repr, wanted))
+        assert recipes.untrained(wanted, cache=tmp_path / "all") == []
+        for recipe, seed in wanted:
+            alone = train(recipe, seed=seed, cache=tmp_path / "alone")
+            assert torch.equal(weights(train(recipe, seed=seed, cache=tmp_path / "all")), weights(alone))
+
+    def test_one_that_cannot_be_trained_stops_no_other(self, own_cache):
+        wanted = [(Recipe(**TINY | {"data": "digits/train?n=100000"}), 0), (Recipe(**TINY), 0)]
+        assert list(recipes.train_all(wanted)) == wanted
+        assert recipes.untrained(wanted[1:]) == []
+        with pytest.raises(ValueError, match="cannot take n=100000"):
+            train(wanted[0][0])
+
+    def test_what_is_cached_or_not_trained_at_all_is_not_missing(self):
+        train(Recipe(**TINY), seed=1)
+        wanted = [(Recipe(**TINY), 0), (Recipe(**TINY), 1), (recipes.recipes()["random"], 0)]
+        assert recipes.untrained(wanted) == wanted[:1]
 
 
 class TestCurves:
@@ -302,8 +438,8 @@ class TestWithoutLabels:
             found = original(*arguments)
             return replace(found, y=found.y[torch.randperm(64, generator=torch.Generator().manual_seed(0))])
 
-        usual, original = train(WAYS[way], cache=tmp_path / "a"), recipes._images
-        monkeypatch.setattr(recipes, "_images", shuffled)
+        usual, original = train(WAYS[way], cache=tmp_path / "a"), recipes.training_images
+        monkeypatch.setattr(recipes, "training_images", shuffled)
         other = train(WAYS[way], cache=tmp_path / "b")
         assert torch.equal(weights(usual.blocks), weights(other.blocks)) == (way != "supervised")
         assert not torch.equal(usual.head.weight, other.head.weight)
@@ -348,6 +484,11 @@ class TestRecipes:
         for rate in (0.0, -1.0, float("nan"), float("inf")):
             with pytest.raises(ValueError, match="rate must be a number above 0"):
                 Recipe(rate=rate)
+        for share in (-0.1, 1.1, float("nan")):
+            with pytest.raises(ValueError, match="share must be a number from 0 to 1"):
+                Recipe(augment="C4", share=share)
+        with pytest.raises(ValueError, match="name a group such as C4 in augment, or leave share out"):
+            Recipe(share=0.5)
         for widths in ((), (4, 0)):
             with pytest.raises(ValueError, match="at least one block, each from 1"):
                 Recipe(widths=widths)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import eedkit as ek
-from eedkit.lab import recipes
+from eedkit.lab import training
 from eedkit.study import plan, workers
 
 MODELS = ["recipe:random?seed=0&widths=4,8", "recipe:plain?seed=0&widths=4,8"]
@@ -43,7 +43,7 @@ def net(**_) -> nn.Module:
 @pytest.fixture
 def nothing_is_made(monkeypatch):
     """From here on, training and reading weights fail the test."""
-    monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("a network was trained"))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("a network was trained"))
     for name in ("load_file", "load", "safe_open", "save_file"):
         for module in (safetensors, safetensors.torch):
             monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("weights were read"), raising=False)
