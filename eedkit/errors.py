@@ -11,7 +11,10 @@ LONGEST = 200
 
 EXTRA_OF = {
     **dict.fromkeys(("matplotlib", "scipy", "seaborn"), "plots"),
-    **dict.fromkeys(("PIL", "datasets", "lightly", "lightning", "pyarrow", "safetensors", "torchvision"), "lab"),
+    **dict.fromkeys(
+        ("PIL", "datasets", "filelock", "joblib", "lightly", "lightning", "pyarrow", "safetensors", "torchvision"),
+        "lab",
+    ),
     **dict.fromkeys(("dask", "distributed", "fsspec", "psutil", "rich", "typer", "yaml", "zarr"), "study"),
     **dict.fromkeys(("IPython", "ipywidgets", "latex2mathml", "nbconvert", "nbformat", "papermill"), "notebooks"),
     "timm": "timm",

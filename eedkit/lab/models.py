@@ -6,7 +6,7 @@ Must not know actions or metrics. Reading a spec costs nothing; `load` may train
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from eedkit.errors import unknown
-from eedkit.lab import packages, specs, training
+from eedkit.lab import packages, recipes, specs
 from eedkit.lab.networks import GroupCNN
-from eedkit.lab.training import Recipe
+from eedkit.lab.recipes import Recipe
 from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, fill_in_order, seeded
 
 
@@ -55,23 +55,27 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a spec stands for: how to build it (with its weights?, with how many classes), its source and coordinates."""
+    """What a spec stands for: how to build it (with its weights?, with how many classes), its source and coordinates.
+
+    `trained_by` is a recipe with its seed, for models that have one.
+    """
 
     load: Callable[[bool, int | None], Loaded]
     source: Callable[[], str]
     about: dict[str, str | int] = field(default_factory=dict)
     curves: Callable[[], pd.DataFrame] = pd.DataFrame
+    trained_by: tuple[Recipe, int] | None = None
 
 
 def load(spec: str, *, weights: bool = True) -> Loaded:
     """The model that a spec stands for; torch's random state is left as found.
 
-    * `recipe:<name>?seed=0&group=C4&epochs=…`: of `training.recipes(group)`, any field of `Recipe` changed; trained once
+    * `recipe:<name>?seed=0&group=C4&epochs=…`: of `recipes.recipes(group)`, any field of `Recipe` changed; trained once
     * `torchvision:<name>?weights=DEFAULT`, or `?seed=0` for random weights
     * `timm:<name>.<tag>`, or `timm:<name>?seed=0` for random weights
     * `package:<name>` of `packages.WEIGHTS`, whose weights ship in a Python package, or `package:<name>?seed=0` for random ones
     * `file:<path>?model=<spec>&classes=10`: a state dict (.safetensors, .pt, .pth) for the architecture, the number of
-      classes and the preprocessing of another spec; a file from the cache of `training` needs no `model=`
+      classes and the preprocessing of another spec; a file from the cache of `recipes` needs no `model=`
 
     All of them take `head=` and `layers=` for what `measure` is to do with that model: "…?head=classifier.1&layers=all".
 
@@ -139,17 +143,31 @@ def about(spec: str) -> dict[str, str | int]:
 
 
 def curves(specs: Sequence[str]) -> pd.DataFrame:
-    """What `training.curves` tells of recipes, one below the other, with the columns model, recipe and seed.
+    """What `recipes.curves` tells of recipes, one below the other, with the columns model, recipe and seed.
 
     Other models have no rows.
 
     >>> curves(["recipe:random?seed=0", "torchvision:resnet18"]).empty
     True
     """
-    none = training.curves(Recipe(epochs=0)).assign(model="", recipe="", seed=0)
+    none = recipes.curves(Recipe(epochs=0)).assign(model="", recipe="", seed=0)
     origins = {spec: _resolve(spec) for spec in specs}
     found = [of.curves().assign(model=spec, **of.about) for spec, of in origins.items() if of.about]
     return pd.concat([none, *found], ignore_index=True)[list(none)]
+
+
+def untrained(specs: Iterable[str]) -> list[tuple[Recipe, int]]:
+    """Of some models, the recipes and seeds whose weights are not cached, each once.
+
+    >>> untrained(["recipe:random?seed=0", "torchvision:resnet18"])
+    []
+    """
+    wanted = []
+    for spec in specs:
+        trained_by = _resolve(spec).trained_by
+        if trained_by is not None and trained_by not in wanted:
+            wanted.append(trained_by)
+    return recipes.untrained(wanted)
 
 
 def source(spec: str) -> str:
@@ -203,21 +221,21 @@ def _resolve(spec: str) -> _Origin:
 
 
 def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Origin:
-    known = training.recipes(group)
+    known = recipes.recipes(group)
     if name not in known:
         raise ValueError(unknown("recipe", name, known))
     if not known[name].epochs:
         changes.pop("epochs", None)  # random weights stay random
     recipe = replace(known[name], **changes)
-    training.check(recipe)
+    recipes.check(recipe)
 
     def load(filled: bool, classes: int | None) -> Loaded:
         if filled:
-            return _of_recipe(recipe, training.train(recipe, seed=seed))
-        images = training._images(recipe.data, recipe.size)
+            return _of_recipe(recipe, recipes.train(recipe, seed=seed))
+        images = recipes.training_images(recipe.data, recipe.size)
         return _bare(recipe, classes or images.classes, images.x.shape[1], seed)
 
-    usual = training.recipes()[name]
+    usual = recipes.recipes()[name]
     told = ", ".join(
         f"{f.name}={getattr(recipe, f.name)}"
         for f in fields(Recipe)
@@ -225,7 +243,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
     )
     of = {"recipe": recipe, "seed": seed}
     about = {"recipe": name, "seed": seed, "changes": told}
-    return _Origin(load, partial(training.source, **of), about, partial(training.curves, **of))
+    return _Origin(load, partial(recipes.source, **of), about, partial(recipes.curves, **of), (recipe, seed))
 
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
@@ -344,7 +362,7 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> _O
 
 
 def _of_cache_file(path: Path) -> Callable[[bool, int | None], Loaded]:
-    """How to build the bare network of a file from the cache of `training`, whose header tells the recipe."""
+    """How to build the bare network of a file from the cache of `recipes`, whose header tells the recipe."""
     try:
         with safe_open(path, "pt") as held:
             told = {name: json.loads(held.metadata()[name]) for name in Recipe.__dataclass_fields__}

@@ -17,19 +17,39 @@ PROJECTION = 128
 """Features on which views are compared."""
 
 
-def augmented(images: Tensor, action: Action) -> Tensor:
+def augmented(images: Tensor, action: Action, share: float = 1.0) -> Tensor:
     """Every image of a batch moved by an element of its own, drawn evenly from the group with torch's random state.
+
+    Parameters
+    ----------
+    images : Tensor
+        Images (b, C, H, W).
+    action : Action
+        The group, and how it moves images.
+    share : float
+        Probability with which an image is moved at all; the others stay as they are.
+
+    Returns
+    -------
+    Tensor
+        Images (b, C, H, W).
 
     >>> from eedkit.theory import actions
     >>> augmented(torch.ones(2, 1, 3, 3), actions.spatial("C4")).shape
     torch.Size([2, 1, 3, 3])
     """
-    return images if action.group.order == 1 else _moved(images, action)[0]
+    if action.group.order == 1:
+        return images
+    moved, _ = _moved(images, action, share)
+    return moved
 
 
-def _moved(images: Tensor, action: Action) -> tuple[Tensor, Tensor]:
+def _moved(images: Tensor, action: Action, share: float) -> tuple[Tensor, Tensor]:
     """The moved images, and the element that each was moved by."""
     drawn = torch.randint(action.group.order, (len(images),), device=images.device)
+    if share < 1:
+        stays = torch.rand(len(images), device=images.device) >= share
+        drawn[stays] = 0  # the identity
     moved = torch.empty_like(images)
     for g in range(action.group.order):
         moved[drawn == g] = action(g, images[drawn == g])
@@ -72,67 +92,86 @@ def view(
 
 
 class Supervised(nn.Module):
-    """Cross-entropy of the labels, on images moved by random elements of the group."""
+    """Cross-entropy of the labels, on images of which a share is moved by random elements of the group."""
 
-    def __init__(self, network: GroupCNN, action: Action) -> None:
+    def __init__(self, network: GroupCNN, action: Action, share: float = 1.0) -> None:
         super().__init__()
-        self.network, self.action = network, action
+        self.network = network
+        self.action = action
+        self.share = share
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels -> loss, and which samples were right."""
-        scores = self.network(augmented(x, self.action))
+        scores = self.network(augmented(x, self.action, self.share))
         return F.cross_entropy(scores, y), scores.argmax(-1) == y
 
 
 class Agreement(nn.Module):
-    """Two views of every image, each moved by its own element of the group, shall be projected alike; labels are not used."""
+    """Two views of every image, a share of them moved by their own elements of the group, shall be projected alike.
 
-    def __init__(self, network: GroupCNN, action: Action, head: nn.Module, criterion: nn.Module) -> None:
+    Labels are not used.
+    """
+
+    def __init__(
+        self, network: GroupCNN, action: Action, head: nn.Module, criterion: nn.Module, share: float = 1.0
+    ) -> None:
         super().__init__()
-        self.network, self.action, self.head, self.criterion = network, action, head, criterion
+        self.network = network
+        self.action = action
+        self.head = head
+        self.criterion = criterion
+        self.share = share
 
     def forward(self, x: Tensor, _y: Tensor) -> tuple[Tensor, None]:
         """Images -> loss."""
-        a, b = (self.head(self.network.features(augmented(view(x), self.action))) for _ in range(2))
-        return self.criterion(a, b), None
+        one = self._projected_view(x)
+        other = self._projected_view(x)
+        return self.criterion(one, other), None
+
+    def _projected_view(self, x: Tensor) -> Tensor:
+        moved = augmented(view(x), self.action, self.share)
+        return self.head(self.network.features(moved))
 
 
 class Turns(nn.Module):
     """By which element of the group was a view moved? Labels are not used (Gidaris et al. 2018)."""
 
-    def __init__(self, network: GroupCNN, action: Action) -> None:
+    def __init__(self, network: GroupCNN, action: Action, share: float = 1.0) -> None:
         super().__init__()
         if action.group.order == 1:
             raise ValueError(
                 f"turns needs elements to tell apart, got augment={action.group.name}; name a group such as C4"
             )
-        self.network, self.action = network, action
+        self.network = network
+        self.action = action
+        self.share = share
         self.which = nn.Linear(network.head.in_features, action.group.order)
 
     def forward(self, x: Tensor, _y: Tensor) -> tuple[Tensor, Tensor]:
         """Images -> loss, and for which samples the element was told."""
-        moved, drawn = _moved(view(x), self.action)
+        moved, drawn = _moved(view(x), self.action, self.share)
         scores = self.which(self.network.features(moved))
         return F.cross_entropy(scores, drawn), scores.argmax(-1) == drawn
 
 
-def _simclr(network: GroupCNN, action: Action) -> Agreement:
+def _simclr(network: GroupCNN, action: Action, share: float = 1.0) -> Agreement:
     from lightly.loss import NTXentLoss
     from lightly.models.modules.heads import SimCLRProjectionHead
 
-    d = network.head.in_features
-    return Agreement(network, action, SimCLRProjectionHead(d, d, PROJECTION), NTXentLoss(temperature=0.5))
+    features = network.head.in_features
+    head = SimCLRProjectionHead(features, features, PROJECTION)
+    return Agreement(network, action, head, NTXentLoss(temperature=0.5), share)
 
 
-def _barlow_twins(network: GroupCNN, action: Action) -> Agreement:
+def _barlow_twins(network: GroupCNN, action: Action, share: float = 1.0) -> Agreement:
     from lightly.loss import BarlowTwinsLoss
     from lightly.models.modules.heads import BarlowTwinsProjectionHead
 
-    d = network.head.in_features
-    return Agreement(network, action, BarlowTwinsProjectionHead(d, PROJECTION, PROJECTION), BarlowTwinsLoss())
+    head = BarlowTwinsProjectionHead(network.head.in_features, PROJECTION, PROJECTION)
+    return Agreement(network, action, head, BarlowTwinsLoss(), share)
 
 
-OBJECTIVES: dict[str, Callable[[GroupCNN, Action], nn.Module]] = {
+OBJECTIVES: dict[str, Callable[[GroupCNN, Action, float], nn.Module]] = {
     "supervised": Supervised,
     "simclr": _simclr,
     "barlow_twins": _barlow_twins,

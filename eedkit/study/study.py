@@ -21,6 +21,7 @@ from torch import nn
 from eedkit.errors import cut, printable, short, unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
+from eedkit.lab import recipes
 from eedkit.probe import measure as probe
 from eedkit.probe.measure import Options
 from eedkit.probe.metrics import Metric
@@ -281,12 +282,22 @@ class Study:
         if number and works:
             threads = max(1, (os.cpu_count() or 1) // number)
             works = [replace(work, threads=threads) for work in works]
+        if not number and client is None:
+            self._train(works, progress=progress)
         with workers.cluster(number if works else None, client) as dask:
             outcomes = workers.here(works, modules) if dask is None else workers.on_cluster(dask, works, modules)
             with bar(len(works), "study", "block", show=progress) as shown:
                 for outcome in outcomes:
                     shown.set_postfix_str(printable(f"{outcome.kind} {outcome.work.cell}"), refresh=False)
                     shown.update()
+
+    def _train(self, works: Sequence[Work], *, progress: bool) -> None:
+        """Train the networks that are needed and not cached, several at once."""
+        specs = dict.fromkeys(work.model for work in works if work.model)
+        missing = lab_models.untrained(specs)
+        with bar(len(missing), "training", "network", show=progress) as shown:
+            for _ in recipes.train_all(missing):
+                shown.update()
 
     def _settings(self, cell: Cell, options: Options, source: str, checksum: str, n: int) -> dict[str, Any]:
         """What must be the same for blocks to belong together."""

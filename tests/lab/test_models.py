@@ -23,9 +23,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, packages, training
+from eedkit.lab import images, models, packages, recipes, training
 from eedkit.lab.networks import GroupCNN
-from eedkit.lab.training import Recipe
+from eedkit.lab.recipes import Recipe
 
 QUICK = "epochs=1&widths=4,4"
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
@@ -66,7 +66,7 @@ def resnet(seed=0, **options):
 class TestRecipes:
     def test_untrained_recipe_is_what_training_gives(self):
         loaded = models.load("recipe:random?seed=3")
-        assert same(loaded.model, training.train(Recipe(epochs=0), seed=3))
+        assert same(loaded.model, recipes.train(Recipe(epochs=0), seed=3))
         assert (loaded.size, loaded.channels, loaded.transform, loaded.head) == (17, 1, None, "head")
         assert not loaded.model.training
 
@@ -74,8 +74,8 @@ class TestRecipes:
         loaded = models.load(f"recipe:augmented?seed=2&group=C2&size=9&{QUICK}")
         recipe = Recipe(augment="C2", epochs=1, widths=(4, 4), size=9)
         assert loaded.size == 9
-        assert [file.stem for file in own_cache.iterdir()] == [training.source(recipe, seed=2)]
-        assert same(loaded.model, training.train(recipe, seed=2))
+        assert [file.stem for file in own_cache.iterdir()] == [recipes.source(recipe, seed=2)]
+        assert same(loaded.model, recipes.train(recipe, seed=2))
         assert len(list(own_cache.iterdir())) == 1
 
     def test_channels_and_classes_come_from_the_data(self):
@@ -91,7 +91,7 @@ class TestRecipes:
         assert not own_cache.exists()
 
     def test_without_weights_nothing_is_trained_or_read(self, own_cache, monkeypatch):
-        monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(recipes, "train", lambda *_, **__: pytest.fail("trained"))
         loaded = models.load("recipe:equivariant?widths=4,8&seed=1", weights=False)
         assert not own_cache.exists()
         assert loaded.model.head.out_features == 10
@@ -117,9 +117,16 @@ class TestRecipes:
             f"recipe:from_letters?seed=1&start=patches/train?n=60&{few}": Recipe(start="patches/train?n=60", **tiny),
             f"recipe:plain?seed=1&method=turns&augment=flip&{few}": Recipe(method="turns", augment="flip", **tiny),
         }.items():
-            assert models.source(spec) == training.source(recipe, seed=1)
-            assert same(models.load(spec).model, training.train(recipe, seed=1))
-        assert len(list(own_cache.iterdir())) == 3
+            assert models.source(spec) == recipes.source(recipe, seed=1)
+            assert same(models.load(spec).model, recipes.train(recipe, seed=1))
+        # and the one that was trained on patches first
+        assert len(list(own_cache.iterdir())) == 4
+
+    def test_share_is_an_option_and_refused_out_of_range(self):
+        assert models.source("recipe:augmented?share=0.1") == recipes.source(Recipe(augment="C4", share=0.1))
+        assert models.about("recipe:augmented?share=0.1")["changes"] == "share=0.1"
+        with pytest.raises(ValueError, match=r"share must be a number from 0 to 1, got 1\.5"):
+            models.check("recipe:augmented?share=1.5")
         assert models.about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
         assert models.about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
 
@@ -146,7 +153,7 @@ class TestRecipes:
             ["from_letters", 0, "supervised", 1],
             ["from_letters", 0, "supervised", 2],
         ]
-        own = training.curves(Recipe(start="digits/test?n=64", epochs=2, widths=(4,), size=9, data="digits/train?n=64"))
+        own = recipes.curves(Recipe(start="digits/test?n=64", epochs=2, widths=(4,), size=9, data="digits/train?n=64"))
         assert table["loss"].tolist()[1:] == own["loss"].tolist()
         assert [table[name].dtype.kind for name in ("epoch", "seed", "loss", "accuracy")] == ["i", "i", "f", "f"]
         for none in ([], ["torchvision:resnet18"]):
@@ -157,7 +164,7 @@ class TestRecipes:
         specs = ["", "?seed=1", "?epochs=1", "?widths=4", "?augment=C4", "?size=9", "?data=digits/test"]
         specs += ["?method=simclr", "?start=letters/train", "?start=letters/train?n=99"]
         sources = {models.source(f"recipe:plain{options}") for options in specs}
-        monkeypatch.setattr(training, "VERSION", -1)
+        monkeypatch.setattr(recipes, "VERSION", -1)
         assert len(sources | {models.source("recipe:plain")}) == len(specs) + 1
         assert not own_cache.exists()
 
@@ -436,9 +443,9 @@ class TestFiles:
 
     @pytest.mark.parametrize("way", ["method=simclr", "start=letters/train?n=52"])
     def test_files_of_every_way_of_training_know_their_architecture(self, own_cache, way):
-        trained = models.load(f"recipe:plain?{way}&size=9&data=digits/train?n=64&{QUICK}").model
-        (file,) = own_cache.iterdir()
-        assert same(models.load(f"file:{file}").model, trained)
+        spec = f"recipe:plain?{way}&size=9&data=digits/train?n=64&{QUICK}"
+        trained = models.load(spec).model
+        assert same(models.load(f"file:{own_cache}/{models.source(spec)}.safetensors").model, trained)
 
     def test_without_weights_the_tensors_are_not_read(self, tmp_path):
         (tmp_path / "net.safetensors").write_text("torn")
@@ -627,7 +634,7 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
     assert models.pool("plain", seeds=2, widths=[4, 8], epochs=1) == found[2:]
     assert models.pool("random", seeds=1, epochs=3) == ["recipe:random?seed=0&group=C4"]
-    assert len(models.pool(training.recipes(), seeds=2, group="D4")) == 24
+    assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 24
     for arguments, message in [
         ({"names": ["augmentd"]}, "did you mean 'augmented'"),
         ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),

@@ -39,6 +39,33 @@ class TestAugmented:
         # a binomial count of 500 ± 21; five standard deviations
         assert (elements_of(batch, image, "D4").bincount(minlength=8) - 500).abs().max() < 105
 
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+    def test_a_share_of_the_images_is_moved(self, share):
+        image = torch.arange(9.0).reshape(1, 3, 3)
+        batch = augmented(image.expand(4000, 1, 3, 3), actions.spatial("C4"), share)
+        counts = elements_of(batch, image, "C4").bincount(minlength=4)
+        # one in four of those that are moved gets the identity
+        expected = torch.tensor([4000 - 3000 * share, 1000 * share, 1000 * share, 1000 * share])
+        assert ((counts - expected).abs() <= 5 * expected.mul(1 - expected / 4000).sqrt()).all()
+
+    def test_all_of_them_are_moved_as_they_were_before_shares(self):
+        images = torch.rand(50, 1, 3, 3)
+        torch.manual_seed(3)
+        drawn = torch.randint(4, (50,))
+        torch.manual_seed(3)
+        moved = augmented(images, actions.spatial("C4"), 1.0)
+        for i in range(50):
+            assert torch.equal(moved[i], images[i].rot90(int(drawn[i]), (-2, -1)))
+
+    @pytest.mark.parametrize("method", OBJECTIVES)
+    def test_every_objective_moves_its_share(self, method, monkeypatch):
+        shares = []
+        moved = objectives._moved
+        monkeypatch.setattr(objectives, "_moved", lambda *arguments: shares.append(arguments[-1]) or moved(*arguments))
+        objective = OBJECTIVES[method](GroupCNN(classes=2, widths=(4,)), actions.spatial("C4"), 0.25)
+        objective(torch.rand(4, 1, 5, 5), torch.arange(4) % 2)
+        assert set(shares) == {0.25}
+
     def test_every_place_of_a_batch_keeps_its_image(self):
         images = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 3, 3)
         assert torch.equal(augmented(images, actions.spatial("D4")), images)

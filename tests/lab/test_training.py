@@ -1,385 +1,128 @@
-"""Recipes: seeded, cached under what they depend on, and doing what their names say."""
+"""The training loop: which images it takes, which steps it makes, what it tells of them, and what it leaves behind."""
 
-import json
+import logging
 import os
-import random
-import resource
 import warnings
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from torch import nn
 
-from eedkit.lab import images, training
-from eedkit.lab.training import Recipe, curves, recipes, train
+from eedkit.lab.training import fit
 
-TINY = {"epochs": 2, "widths": (4, 4), "size": 9, "data": "digits/train?n=64", "batch_size": 32}
-WAYS = {
-    "supervised": Recipe(augment="C4", **TINY),
-    "started": Recipe(start="letters/train?n=70", **TINY),
-    "simclr": Recipe(method="simclr", augment="C4", **TINY),
-    "barlow_twins": Recipe(method="barlow_twins", **TINY),
-    "turns": Recipe(method="turns", augment="D4", group="C2", **TINY),
-}
+OPTIONS = {"epochs": 2, "batch_size": 4, "rate": 0.1, "seed": 0}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("EEDKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+class Watched(nn.Module):
+    """The loss is the images' mean (or what `line` makes of it); keeps the batches that it was given."""
+
+    def __init__(self, accuracy=True):
+        super().__init__()
+        self.line, self.batches, self.accuracy = nn.Linear(1, 1, bias=False), [], accuracy
+
+    def forward(self, x, y):
+        self.batches.append(x.detach().flatten().tolist())
+        return x.mean() + 0 * self.line.weight.sum(), (y == 1 if self.accuracy else None)
 
 
-@pytest.fixture(params=WAYS)
-def recipe(request):
-    return WAYS[request.param]
+def numbered(n):
+    """Images of one pixel, whose value is their number, and labels 0 but for a 1 in every third."""
+    return torch.arange(float(n)).reshape(n, 1, 1, 1), (torch.arange(n) % 3 == 0).long()
 
 
-@pytest.fixture
-def fits(monkeypatch):
-    """What every run of the training loop was given, with the network's weights as they were before."""
-    seen, fit = [], training.fit
-
-    def watched(objective, x, y, **options):
-        state = {name: value.clone() for name, value in objective.network.state_dict().items()}
-        seen.append({"objective": objective, "x": x, "y": y, "state": state, **options})
-        return fit(objective, x, y, **options)
-
-    monkeypatch.setattr(training, "fit", watched)
-    return seen
-
-
-def weights(module):
-    return torch.cat([value.flatten().double() for value in module.state_dict().values()])
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 4]), (5, 4, [4]), (4, 8, [4]), (1, 4, [1]), (3, 1, [1, 1, 1])],
+)
+def test_only_a_last_batch_of_one_image_is_left_out(n, batch_size, sizes):
+    objective = Watched()
+    fit(objective, *numbered(n), **OPTIONS | {"batch_size": batch_size})
+    assert [len(batch) for batch in objective.batches] == 2 * sizes
+    for epoch in (objective.batches[: len(sizes)], objective.batches[len(sizes) :]):
+        seen = [image for batch in epoch for image in batch]
+        assert len(set(seen)) == len(seen) == sum(sizes)
 
 
-def header(file):
-    with safe_open(file, "pt") as held:
-        return {key: json.loads(value) for key, value in held.metadata().items()}
+def test_the_order_is_the_seed_s_and_another_in_every_epoch():
+    first, again, other = Watched(), Watched(), Watched()
+    for objective, seed in ((first, 0), (again, 0), (other, 1)):
+        torch.rand(3)
+        fit(objective, *numbered(8), **OPTIONS | {"seed": seed})
+    assert first.batches == again.batches != other.batches
+    assert first.batches[:2] != first.batches[2:]
 
 
-def flip_a_bit(state, told):
-    state["blocks.1.conv.weight"].view(torch.uint8).flatten()[5] ^= 1
+def test_rows_tell_the_mean_over_an_epoch_s_images_not_over_batches():
+    class Worse(Watched):
+        def forward(self, x, y):
+            loss, right = super().forward(x, y)
+            later = len(self.batches) > 3  # three batches are an epoch
+            return loss + 10 * later, right & (not later)
+
+    assert fit(Worse(), *numbered(10), **OPTIONS) == [
+        {"epoch": 1, "loss": pytest.approx(4.5), "accuracy": pytest.approx(0.4)},
+        {"epoch": 2, "loss": pytest.approx(14.5), "accuracy": 0},
+    ]
+    assert [sorted(row) for row in fit(Watched(accuracy=False), *numbered(10), **OPTIONS)] == 2 * [["epoch", "loss"]]
 
 
-def halve(state, told):
-    state.update({name: value.half() for name, value in state.items() if value.is_floating_point()})
+def test_steps_are_those_of_adamw_under_one_cycle():
+    class Squares(Watched):
+        def forward(self, x, y):
+            self.batches.append((x, y))
+            return (self.line(x).flatten() - y).square().mean(), None
+
+    objective, by_hand = Squares(), nn.Linear(1, 1, bias=False)
+    by_hand.load_state_dict(objective.line.state_dict())
+    fit(objective, *numbered(10), **OPTIONS)
+    # moments, decay and rates of Loshchilov & Hutter 2019 (alg. 2) and Smith & Topin 2018, written out
+    weight, first, second = by_hand.weight.item(), 0.0, 0.0
+    for t, (x, y) in enumerate(objective.batches):
+        x, y = x.flatten().double(), y.double()
+        gradient = (2 * x * (weight * x - y)).mean().item()
+        up, peak = 0.3 * 6 - 1, 0.1  # 30 % of six steps go up from a 25th of the peak; then down to a 250,000th
+        low, high, part = (peak / 25, peak, t / up) if t <= up else (peak, peak / 25e4, (t - up) / (5 - up))
+        rate = high + (low - high) * (1 + torch.cos(torch.tensor(torch.pi * part, dtype=torch.float64)).item()) / 2
+        momentum = 0.95 - 0.1 * (rate - low) / (high - low) if t <= up else 0.85 + 0.1 * (low - rate) / (low - high)
+        first = momentum * first + (1 - momentum) * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        weight *= 1 - rate * 0.01
+        weight -= rate * first / (1 - momentum ** (t + 1)) / ((second / (1 - 0.999 ** (t + 1))) ** 0.5 + 1e-8)
+    assert objective.line.weight.item() == pytest.approx(weight, abs=1e-5)
 
 
-def lose(state, told):
-    for value in state.values():
-        if value.is_floating_point():
-            value.fill_(torch.nan)
+class Breaks(Watched):
+    def forward(self, x, y):
+        raise ZeroDivisionError
 
 
-def widen(state, told):
-    state["head.weight"] = torch.ones(10, 5)
-
-
-def forget(state, told):
-    del told["checksum"]
-
-
-def swap_seeds(state, told):
-    other = train(Recipe(**TINY), seed=1, cache=training.cache_folder() / "other")
-    state.update(other.state_dict())
-    (file,) = (training.cache_folder() / "other").iterdir()
-    told.update({name: json.dumps(value) for name, value in header(file).items()})
-
-
-class TestSeeds:
-    def test_same_seed_trains_to_the_same_weights_and_another_to_others(self, recipe, tmp_path):
-        networks = []
-        for i, seed in enumerate((0, 0, 1)):
-            torch.rand(i)  # the process's own random state is of no account
-            networks.append(train(recipe, seed=seed, cache=tmp_path / str(i)))
-        first, again, other = networks
-        assert torch.equal(weights(first), weights(again))
-        assert not torch.equal(weights(first.blocks), weights(other.blocks))
-        assert weights(first).isfinite().all()
-        assert not any(module.training for module in first.modules())
-
-    def test_the_process_is_left_as_found(self, recipe):
-        def state():
-            return (
-                torch.get_rng_state().tolist(),
-                np.random.get_state()[1].tolist(),  # noqa: NPY002
-                random.getstate(),
-                torch.are_deterministic_algorithms_enabled(),
-                torch.is_grad_enabled(),
-                torch.get_default_dtype(),
-                {**os.environ, "PYTEST_CURRENT_TEST": ""},
-            )
-
-        before = state()
-        train(recipe, seed=9)
-        assert state() == before
-
-
-class TestCache:
-    def test_a_second_call_reads_the_file_and_trains_nothing(self, recipe, own_cache, monkeypatch):
-        trained = train(recipe)
-        (file,) = own_cache.iterdir()
-        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
-        assert torch.equal(weights(train(recipe)), weights(trained))
-        about = header(file)
-        assert (about["epochs"], about["method"], about["start"]) == (2, recipe.method, recipe.start)
-        x, y, _ = images.tensors(images.load(recipe.data, size=9))
-        with torch.no_grad():
-            assert about["train_accuracy"] == pytest.approx((trained(x).argmax(-1) == y).double().mean().item())
-
-    def test_every_field_of_a_recipe_and_the_seed_change_the_file(self, own_cache, fits):
-        base = Recipe(**TINY)
-        changes = {
-            "group": "C2",
-            "augment": "C2",
-            "method": "simclr",
-            "start": "letters/train?n=70",
-            "epochs": 1,
-            "data": "digits/train?n=65",
-            "size": 11,
-            "widths": (4, 5),
-            "batch_size": 16,
-            "rate": 1e-3,
-        }
-        assert list(changes) == list(Recipe.__dataclass_fields__)
-        networks = [train(replace(base, **{name: value})) for name, value in changes.items()]
-        networks += [train(base), train(base, seed=1)]
-        assert len({file.name for file in own_cache.iterdir()}) == len({str(weights(net)) for net in networks}) == 12
-        assert len(fits) == 13
-        train(replace(base, start="letters/train?n=71"))
-        assert len(list(own_cache.iterdir())) == 13
-
-    @pytest.mark.parametrize("changed", ["digits", "letters"])
-    def test_other_images_under_the_same_name_are_another_source(self, changed, monkeypatch):
-        def other(data, *rest):
-            found = original(data, *rest)
-            return replace(found, fingerprint="other") if data.startswith(changed) else found
-
-        before, original = training.source(WAYS["started"]), training._images
-        monkeypatch.setattr(training, "_images", other)
-        assert training.source(WAYS["started"]) != before
-
-    @pytest.mark.parametrize("kept", [0, 4, 100, -100])
-    def test_a_torn_file_is_trained_again_with_a_warning(self, own_cache, kept):
-        recipe = WAYS["supervised"]
-        trained = train(recipe)
-        told = curves(recipe)
-        (file,) = own_cache.iterdir()
-        file.write_bytes(file.read_bytes()[:kept])
-        with pytest.raises(ValueError, match=r"holds no curves .*; delete it and train that network again"):
-            curves(recipe)
-        with pytest.warns(UserWarning, match="cannot be used"):
-            again = train(recipe)
-        assert torch.equal(weights(again), weights(trained))
-        assert curves(recipe).equals(told)
-
-    @pytest.mark.parametrize("harm", [flip_a_bit, halve, lose, widen, forget, swap_seeds])
-    def test_weights_that_were_not_trained_are_trained_afresh(self, harm, own_cache):
-        recipe = Recipe(**TINY)
-        trained = train(recipe)
-        (file,) = own_cache.iterdir()
-        state, told = load_file(file), {name: json.dumps(value) for name, value in header(file).items()}
-        harm(state, told)
-        save_file(state, file, metadata=told)
-        with pytest.warns(UserWarning, match=r"cannot be used [\s\S]*; training that network again"):
-            again = train(recipe)
-        assert torch.equal(weights(again), weights(trained))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert torch.equal(weights(train(recipe)), weights(trained))
-
-    def test_a_full_disk_costs_a_warning_and_no_training(self, own_cache, tmp_path):
-        expected = train(Recipe(**TINY), cache=tmp_path / "roomy")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+@pytest.mark.parametrize("objective", [Watched, Breaks])
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_the_process_s_settings_are_left_as_found(objective, workspace, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    if workspace is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    logger = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        before = dict(os.environ), list(warnings.filters)
         try:
-            with pytest.warns(UserWarning, match=r"cannot keep the trained weights at .*; make room there"):
-                network = train(Recipe(**TINY))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert torch.equal(weights(network), weights(expected))
-        assert not any(own_cache.iterdir())
-
-    def test_a_folder_that_cannot_be_made_costs_a_warning(self, own_cache):
-        own_cache.write_text("a file, and no folder")
-        with pytest.warns(UserWarning, match="set EEDKIT_CACHE to another folder"):
-            network = train(Recipe(**TINY))
-        assert not network.training
-        assert own_cache.read_text() == "a file, and no folder"
-
-    def test_random_weights_are_not_trained_and_not_stored(self, own_cache):
-        network = train(recipes()["random"], seed=3)
-        assert not own_cache.exists()
-        assert network.blocks[0].norm.num_batches_tracked == 0
-        assert not torch.equal(weights(network), weights(train(recipes()["random"], seed=4)))
+            fit(objective(), *numbered(8), **OPTIONS)
+        except ZeroDivisionError:
+            assert objective is Breaks
+        assert (dict(os.environ), warnings.filters) == before
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.backends.cudnn.benchmark
+        assert logger.level == logging.INFO
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
-class TestCurves:
-    def test_one_row_for_each_stage_and_epoch(self, recipe):
-        train(recipe)
-        table = curves(recipe)
-        stages = [stage for stage in (recipe.start, recipe.method) if stage]
-        assert list(table.columns) == ["stage", "epoch", "loss", "accuracy"]
-        assert list(zip(table["stage"], table["epoch"], strict=True)) == [(s, e) for s in stages for e in (1, 2)]
-        assert table["loss"].gt(0).all()
-        told = table["accuracy"].between(0, 1)
-        assert told.all() if recipe.method in ("supervised", "turns") else table["accuracy"].isna().all()
-
-    def test_the_loss_falls_and_the_accuracy_rises_when_labels_are_learnt(self):
-        recipe = Recipe(**TINY | {"epochs": 8, "widths": (16, 16), "rate": 0.05})
-        train(recipe)
-        table = curves(recipe)
-        assert table["loss"].iloc[-1] < table["loss"].iloc[0] - 0.5
-        assert table["accuracy"].iloc[-1] > table["accuracy"].iloc[0] + 0.25
-
-    def test_random_weights_have_none_and_untrained_ones_cannot_tell(self, own_cache):
-        assert curves(recipes()["random"]).shape == (0, 4)
-        with pytest.raises(FileNotFoundError, match=rf"no weights at {own_cache}.*: train that network first"):
-            curves(Recipe(**TINY))
-        train(Recipe(**TINY))
-        with pytest.raises(FileNotFoundError):
-            curves(Recipe(**TINY), seed=1)
-
-
-class TestStart:
-    def test_a_network_starts_as_the_one_trained_on_those_images_alone(self, fits, tmp_path):
-        network = train(WAYS["started"], seed=4)
-        alone = train(Recipe(**TINY | {"data": "letters/train?n=70"}), seed=4, cache=tmp_path / "alone")
-        fresh = train(Recipe(**TINY | {"epochs": 0}), seed=4)
-        first, second, third = fits
-        begun = torch.cat([v.flatten().double() for k, v in second["state"].items() if k.startswith("blocks")])
-        assert torch.equal(begun, weights(alone.blocks))
-        assert torch.equal(second["state"]["head.weight"], fresh.head.weight)
-        assert len(first["x"]) == len(third["x"]) == 70
-        assert len(second["x"]) == 64
-        assert [run["epochs"] for run in fits] == [2, 2, 2]
-        assert not torch.equal(weights(network.blocks), begun)
-
-    @pytest.mark.parametrize(("start", "classes"), [("digits", 10), ("letters", 26), ("patches", 12)])
-    def test_both_stages_have_their_images_classes_and_the_head_is_new(self, fits, start, classes):
-        recipe = Recipe(**TINY, start=f"{start}/train?n=52")
-        network = train(recipe)
-        assert [run["state"]["head.bias"].shape for run in fits] == [(classes,), (10,)]
-        assert [run["x"].shape for run in fits] == [(52, 1, 9, 9), (64, 1, 9, 9)]
-        assert network.head.out_features == 10
-        assert curves(recipe)["stage"].unique().tolist() == [f"{start}/train?n=52", "supervised"]
-
-    def test_the_same_images_come_twice_whatever_they_are(self, fits):
-        recipe = replace(recipes()["from_same"], **TINY | {"data": "letters/train?n=60"})
-        train(recipe)
-        first, second = fits
-        assert torch.equal(first["x"], second["x"])
-        assert len(first["x"]) == 60
-        assert curves(recipe)["stage"].unique().tolist() == ["same", "supervised"]
-
-    def test_the_first_stage_has_labels_and_is_not_augmented_whatever_the_second(self, fits):
-        train(replace(WAYS["simclr"], start="patches/train?n=52"))
-        first, second = (run["objective"] for run in fits)
-        assert (type(first).__name__, first.action.group.order) == ("Supervised", 1)
-        assert (type(second).__name__, second.action.group.order) == ("Agreement", 4)
-
-    def test_images_have_as_many_channels_as_those_of_the_second_stage(self, fits):
-        train(replace(WAYS["started"], data="patches/train?n=52"))
-        assert [run["x"].shape[1] for run in fits] == [3, 3]
-
-    @pytest.mark.parametrize("start", ["letters", "letters/train?size=8", "digits/train?n=100000"])
-    def test_images_that_cannot_be_read_are_an_error_before_any_training(self, start, fits, own_cache):
-        recipe = Recipe(**TINY, start=start)
-        for call in (training.source, train):
-            with pytest.raises(ValueError, match=r"did you mean 'letters/t|size is 8|cannot take n=100000"):
-                call(recipe)
-        assert not fits
-        assert not own_cache.exists()
-
-
-class TestWithoutLabels:
-    @pytest.mark.parametrize("way", ["simclr", "barlow_twins", "turns", "supervised"])
-    def test_other_labels_change_the_head_alone(self, way, tmp_path, monkeypatch):
-        def shuffled(*arguments):
-            found = original(*arguments)
-            return replace(found, y=found.y[torch.randperm(64, generator=torch.Generator().manual_seed(0))])
-
-        usual, original = train(WAYS[way], cache=tmp_path / "a"), training._images
-        monkeypatch.setattr(training, "_images", shuffled)
-        other = train(WAYS[way], cache=tmp_path / "b")
-        assert torch.equal(weights(usual.blocks), weights(other.blocks)) == (way != "supervised")
-        assert not torch.equal(usual.head.weight, other.head.weight)
-
-    @pytest.mark.parametrize("way", ["simclr", "barlow_twins", "turns"])
-    def test_the_head_is_the_probe_of_the_features_of_the_images_as_they_are(self, way):
-        network = train(WAYS[way])
-        x, y, _ = images.tensors(images.load(TINY["data"], size=9))
-        features = network.features(x).detach().double()
-        z = (features - features.mean(0)) / features.std(0, correction=0)
-        weight = (network.head.weight.detach().double() * features.std(0, correction=0)).requires_grad_()
-        bias = network.head(features.mean(0).float()).detach().double().requires_grad_()
-        (torch.nn.functional.cross_entropy(z @ weight.T + bias, y) + 5e-4 * weight.square().sum()).backward()
-        # the objective is convex: it has no other place without a slope
-        assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-5
-
-
-class TestRecipes:
-    def test_they_use_the_group_where_their_name_says(self):
-        known = recipes("D4")
-        assert {name: (r.group, r.augment) for name, r in known.items() if (r.group, r.augment) != ("C1", "C1")} == {
-            "augmented": ("C1", "D4"),
-            "equivariant": ("D4", "C1"),
-            "simclr_augmented": ("C1", "D4"),
-            "barlow_twins_augmented": ("C1", "D4"),
-            "turns": ("C1", "D4"),
-        }
-
-    def test_they_train_by_the_method_and_from_the_images_that_their_name_says(self):
-        for name, recipe in recipes().items():
-            method = name.removesuffix("_augmented")
-            assert recipe.method == (method if method in ("simclr", "barlow_twins", "turns") else "supervised")
-            start = {"from_same": "same", "from_letters": "letters/train", "from_patches": "patches/train"}.get(
-                name, ""
-            )
-            assert recipe.start == start
-            assert recipe.data == "digits/train"
-
-    def test_a_recipe_says_what_is_wrong_with_it(self):
-        with pytest.raises(ValueError, match="whole number from 0, got -1"):
-            Recipe(epochs=-1)
-        for rate in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match="rate must be a number above 0"):
-                Recipe(rate=rate)
-        for widths in ((), (4, 0)):
-            with pytest.raises(ValueError, match="at least one block, each from 1"):
-                Recipe(widths=widths)
-        with pytest.raises(ValueError, match="no group 'c4'; did you mean 'C4'"):
-            recipes("c4")
-        with pytest.raises(ValueError, match="no method 'simclrr'; did you mean 'simclr'"):
-            Recipe(method="simclrr")
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"method": "turns"}, "elements to tell apart, got augment=C1"),
-            ({"augment": "shift4"}, "need a height divisible by 4, got 9"),
-            ({"group": "shift4"}, "shifts by 1/4 of the height"),
-            ({"method": "simclr", "batch_size": 1}, "simclr compares .* at least 2, got 1"),
-            ({"data": "digits/train?m=64"}, "no option 'm'"),
-            ({"data": "letters/train?n=64", "start": "digits/train?size=8"}, "size is 8 .* but 9"),
-        ],
-    )
-    def test_what_cannot_be_trained_is_refused_before_a_start(self, changes, message, fits):
-        recipe = Recipe(**TINY | {"start": "letters/train?n=70"} | changes)
-        before = torch.get_rng_state()
-        for call in (training.check, train):
-            with pytest.raises(ValueError, match=message):
-                call(recipe)
-        assert not fits
-        assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.slow
-def test_a_short_training_learns_the_digits():
-    x, y, _ = images.tensors(images.load("digits/test", size=17))
-    with torch.no_grad():
-        accuracy = (train(Recipe(epochs=5))(x).argmax(-1) == y).double().mean().item()
-    assert accuracy > 0.95
+def test_nothing_is_said_and_no_files_are_written(tmp_path, monkeypatch, capfd, recwarn):
+    monkeypatch.chdir(tmp_path)
+    fit(Watched(), *numbered(8), **OPTIONS)
+    assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn] == []
+    assert not any(tmp_path.iterdir())

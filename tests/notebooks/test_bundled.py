@@ -169,7 +169,7 @@ def test_large_profiles_name_models_and_images_that_a_study_takes(name, tmp_path
         told = notebooks.parameters(notebooks.folder() / f"{stem}.ipynb") | given.get(stem, {})
         if "training" not in told:
             continue
-        recipes = [recipe for recipe in ek.lab.training.recipes() if not recipe.startswith("random")]
+        recipes = [recipe for recipe in ek.lab.recipes.recipes() if not recipe.startswith("random")]
         models = ek.lab.models.pool(recipes, seeds=1, **told["training"])
         data = [told[key] for key in ("data", "pool_data", "shifted") if key in told] + told.get("domains", [])
         study = ek.Study(models=models, data=data, groups=["C4"], store=tmp_path / "a.study")

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import eedkit as ek
-from eedkit.lab import images, models
+from eedkit.lab import images, models, training
 from eedkit.store.cells import Store
 from eedkit.store.files import Folder, StoreError
 from eedkit.study import workers
@@ -749,3 +749,32 @@ def test_status_before_mid_way_and_after(make, monkeypatch):
         [[3, 3, 0, 0, 0, 0, ""], [3, 0, 0, 1, 0, 2, ""]],
     ]
     assert study.status().iloc[:, 3:].values.tolist() == [[3, 3, 0, 0, 0, 0, ""]] * 2
+
+
+TRAINED = "epochs=1&widths=4,4&size=9&data=digits/train?n=64"
+
+
+def test_missing_weights_are_trained_by_other_processes(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("EEDKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained in this process"))
+    study = make(models=[f"recipe:plain?seed={seed}&{TRAINED}" for seed in range(2)])
+    assert study.run(progress=False).sizes["model"] == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_training_that_fails_costs_its_own_cells(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("EEDKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    fit = training.fit
+
+    def fails_for_seed_1(*arguments, seed, **options):
+        if seed == 1:
+            raise ArithmeticError("the loss is no number")
+        return fit(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(training, "fit", fails_for_seed_1)
+    study = make(models=[f"recipe:plain?seed={seed}&{TRAINED}" for seed in range(2)])
+    with pytest.warns(UserWarning, match="the loss is no number"):
+        found = study.run(progress=False)
+    assert found.model.values.tolist() == list(study.models)[:1]
