@@ -78,6 +78,8 @@ class State:
         Blocks of which some samples have no value.
     reasons : dict
         Why blocks failed.
+    failures : dict
+        The files that say so.
     running : set of int
         Blocks that a living process is at.
     deaths : dict
@@ -92,6 +94,7 @@ class State:
     done: dict[int, str] = field(default_factory=dict)
     flawed: set[int] = field(default_factory=set)
     reasons: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, list[str]] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     deaths: dict[int, int] = field(default_factory=dict)
     leftovers: list[str] = field(default_factory=list)
@@ -207,6 +210,7 @@ class Store:
             if block in state.done:
                 state.leftovers += names
             else:
+                state.failures[block] = names
                 state.reasons[block] = "; ".join(dict.fromkeys(self._told(names, "reason")))
         for block, names in running.items():
             if block in state.done:
@@ -257,12 +261,16 @@ class Store:
                 )
         return state
 
-    def has(self, cell: Cell, block: int) -> bool:
-        """Whether a block is done; StoreError where the cell was never begun."""
+    def begun(self, cell: Cell) -> State:
+        """What is there of a cell that must have been begun; StoreError where it was not."""
         state = self.state(cell)
         if not state.settings:
             raise StoreError(f"{self.address} has no {cell} here: every worker must see that folder, under that path")
-        return block in state.done
+        return state
+
+    def has(self, cell: Cell, block: int) -> bool:
+        """Whether a block is done."""
+        return block in self.begun(cell).done
 
     def claim(self, cell: Cell, block: int) -> str | None:
         """Say that this process is at a block; None where a living one was there before. Gives the file that says so."""

@@ -61,6 +61,8 @@ class Study:
     metrics : as in `measure`, or "module:name" of a `Metric`
     layers, head, layouts, output, null, seed, precision, device, batch_size : as in `measure`; no null within classes
     block : images that are written at once: what a kill costs. Made whole chains of the null; counts when a cell is begun
+    time_limit : seconds after which a block fails, the loading of its model included; None for no limit. A model that hangs in
+        C, where Python cannot interrupt it, is ended with its process: run with `workers`, which are then started again
 
     Raises
     ------
@@ -87,6 +89,7 @@ class Study:
     device: str = "auto"
     batch_size: int | None = None
     block: int = 1024
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -115,6 +118,9 @@ class Study:
         typed(self, "block", int)
         if self.block < 1:
             raise ValueError(f"block must be at least 1, got {self.block}")
+        typed(self, "time_limit", int, float, None)
+        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
+            raise ValueError(f"time_limit must be seconds above 0, or None, got {self.time_limit}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         try:
@@ -269,6 +275,8 @@ class Study:
                     images=checksum,
                     source=sources[cell.model],
                     options=of_cell,
+                    time_limit=self.time_limit,
+                    failures=tuple(state.failures.get(block, ())),
                 )
                 is_doubtful = state.deaths.get(block) or block in state.reasons
                 (doubtful if is_doubtful else works).append(work)

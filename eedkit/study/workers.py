@@ -7,10 +7,11 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from eedkit.lab import models as lab_models
 from eedkit.probe.measure import Options, measure_block
 from eedkit.probe.samples import declared_classes, read_order
 from eedkit.store.blocks import Block
-from eedkit.store.cells import Cell, Store
+from eedkit.store.cells import Cell, State, Store
 from eedkit.store.files import StoreError
+from eedkit.study import limits
+from eedkit.study.limits import OutOfTime
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 ONE_AT_A_TIME = threading.Lock()
 """A process runs one block at a time: taps belong to one forward pass, and torch has the threads."""
 SENDINGS = 3
-"""How often a module is sent to workers that lose it."""
+"""How often a block is sent to workers that end before they begin it, while nothing else is done."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Work:
         Whether a block that another process is at is left to it.
     threads : int, or None
         For torch; None leaves as many as there are.
+    time_limit : float, or None
+        Seconds after which it fails.
+    failures : tuple of str
+        The store's files of why it failed in earlier runs.
     """
 
     store: str
@@ -75,6 +82,8 @@ class Work:
     options: Options
     share: bool = True
     threads: int | None = None
+    time_limit: float | None = None
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,20 +108,22 @@ def compute(work: Work, carried: Carried | None = None, after: Outcome | None = 
     """
     store = Store(work.store)
     with ONE_AT_A_TIME, _threads(work.threads):
-        if store.has(work.cell, work.block):
+        before = store.begun(work.cell)
+        if work.block in before.done:
             return Outcome(work, "skipped")
+        if _has_failed(work, before):
+            return Outcome(work, "failed")
         claim = store.claim(work.cell, work.block)
         if claim is None and work.share:
             return Outcome(work, "busy")
         try:
-            content = _measured(work, carried and carried.module)
+            with limits.within(work.time_limit, give_up=partial(store.fail, work.cell, work.block)):
+                content = _measured(work, carried and carried.module)
             store.write(work.cell, work.block, content)
         except StoreError:
             raise
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever a model or an image file throws must not stop the other blocks
+        except (Exception, SystemExit, OutOfTime) as error:
+            # whatever a model or an image file throws must not stop the other blocks
             if store.has(work.cell, work.block):
                 return Outcome(work, "skipped")
             store.fail(work.cell, work.block, f"{type(error).__name__}: {error}")
@@ -124,7 +135,18 @@ def compute(work: Work, carried: Carried | None = None, after: Outcome | None = 
 
 
 def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
-    """Every block in this process, in order; those that another process is at come last."""
+    """Every block in this process, in order; those that another process is at come last.
+
+    Raises
+    ------
+    ValueError
+        There is a time limit and nothing that could interrupt a block.
+    """
+    if any(work.time_limit for work in works) and not limits.can_interrupt():
+        raise ValueError(
+            "time_limit cannot interrupt a model here: that needs the main thread, and not Windows; give workers=1, so that "
+            "a process of its own can be ended"
+        )
     left = []
     carried = {name: Carried(module) for name, module in modules.items()}
     try:
@@ -142,22 +164,31 @@ def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Ou
 
 
 def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
-    """Every block on the workers of a `dask.distributed` client, as they come in."""
-    from distributed import CancelledError, as_completed
+    """Every block on the workers of a `dask.distributed` client, as they come in.
+
+    Raises
+    ------
+    ValueError
+        There is a time limit and a worker that nobody starts again.
+    """
+    from distributed import CancelledError, KilledWorker, as_completed
 
     client.wait_for_workers(1)
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if any(work.time_limit for work in works) and not all(worker["nanny"] for worker in workers):
+        raise ValueError(
+            "time_limit ends the process of a worker that hangs, but some of these workers have no nanny that starts "
+            "another; start them by `dask worker` as it is, or give no time_limit"
+        )
     resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
     packed, unsendable = _packed(modules)
-    sent: dict[str, Any] = {}
+    sent = {name: _sent(client, carried) for name, carried in packed.items()}
     first: dict[str, Any] = {}
     futures: dict[Any, Work] = {}
     tries: dict[tuple[Cell, int], int] = {}
 
     def submit(work: Work, priority: int) -> Any:
         name = work.cell.model
-        if name in packed and (name not in sent or sent[name].status in ("cancelled", "lost")):
-            sent[name] = client.scatter(packed[name], broadcast=True, hash=False)
         future = client.submit(
             compute, work, sent.get(name), first.get(name), pure=False, resources=resources, priority=priority
         )
@@ -178,9 +209,8 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
             key = work.cell, work.block
             if isinstance(error, StoreError):
                 raise error
-            if isinstance(error, CancelledError) and tries.setdefault(key, 1) < SENDINGS:
-                tries[key] += 1  # the workers that had the module are gone
-                sent.pop(work.cell.model, None)
+            if isinstance(error, KilledWorker) and not _was_begun(work) and tries.setdefault(key, 1) < SENDINGS:
+                tries[key] += 1
                 first.pop(work.cell.model, None)
                 done.add(submit(work, -len(works)))
             elif error is not None:  # it killed its worker again and again
@@ -188,9 +218,20 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
             elif future.result().kind == "busy":
                 done.add(submit(replace(work, share=False), -len(works)))
             else:
+                tries.clear()
                 yield future.result()
     finally:
         client.cancel(list(futures))
+
+
+def _has_failed(work: Work, state: State) -> bool:
+    """Whether some process has written in this run why a block failed; it may have ended with it."""
+    return not set(state.failures.get(work.block, ())) <= set(work.failures)
+
+
+def _was_begun(work: Work) -> bool:
+    """Whether a block that is not done was begun; if not, workers that were to do it ended for the sake of others."""
+    return work.block in Store(work.store).state(work.cell).deaths
 
 
 def _failed(work: Work, reason: str) -> Outcome:
@@ -200,6 +241,17 @@ def _failed(work: Work, reason: str) -> Outcome:
         return Outcome(work, "skipped")
     store.fail(work.cell, work.block, reason)
     return Outcome(work, "failed")
+
+
+def _sent(client: "Client", carried: Carried) -> Any:
+    """The future of a module on a worker. As the result of a task it is made again where that worker is gone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        return client.submit(_unchanged, carried, pure=False)
+
+
+def _unchanged(carried: Carried) -> Carried:
+    return carried
 
 
 def _packed(modules: Mapping[str, nn.Module]) -> tuple[dict[str, Carried], dict[str, str]]:
@@ -241,19 +293,23 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
         yield client
 
 
-def _local(workers: int) -> Any:
+@contextmanager
+def _local(workers: int) -> Iterator[Any]:
     """Spawned workers that no other machine and no other user can give work; each takes a GPU by its number, see `device`."""
     import dask
     from distributed import LocalCluster
 
     # idle threads that spin would take the other workers' cores. In place of what Dask sets before a worker starts: it has
     # memory given back after every operation, to be asked for anew, which takes as long as a small network's forward pass
-    settings = {"distributed.nanny.pre-spawn-environ": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    settings = {
+        "distributed.nanny.pre-spawn-environ": {"OMP_WAIT_POLICY": "PASSIVE"},
+        # a worker that ends and is being started again would be given up if it was just so when it was last looked for
+        "distributed.deploy.lost-worker-timeout": "1 week",
+    }
     private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "security": True}
-    with dask.config.set(settings):
-        return LocalCluster(
-            n_workers=workers, threads_per_worker=1, silence_logs=logging.ERROR, memory_limit=None, **private
-        )
+    how = {"threads_per_worker": 1, "silence_logs": logging.ERROR, "memory_limit": None}
+    with dask.config.set(settings), LocalCluster(n_workers=workers, **how, **private) as local:
+        yield local
 
 
 @contextmanager

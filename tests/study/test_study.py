@@ -214,6 +214,12 @@ WRONG = {
         (None, "block must be int, got None"),
         (256.0, "block must be int, got 256.0"),
     ],
+    "time_limit": [
+        ("60", "time_limit must be int or float or none, got '60'"),
+        (True, "time_limit must be int or float or none, got True"),
+        (0, "time_limit must be seconds above 0, or None, got 0"),
+        (float("nan"), "time_limit must be seconds above 0, or None, got nan"),
+    ],
     "store": [
         (3, "store must be the path of a folder, or an address that fsspec knows, got 3"),
         ("", "store must be the path of a folder"),
@@ -251,6 +257,7 @@ FULL = {
     "device": "cpu",
     "batch_size": 32,
     "block": 512,
+    "time_limit": 60,
 }
 
 

@@ -10,6 +10,7 @@ import time
 import weakref
 from dataclasses import replace
 
+import dask
 import numpy as np
 import psutil
 import pytest
@@ -250,7 +251,7 @@ def test_a_worker_of_dask_cuda_takes_the_gpu_that_it_sees_first(monkeypatch):
 
 @pytest.fixture
 def clients(monkeypatch):
-    """Starts a Dask cluster in this process; what is submitted is noted."""
+    """Starts a Dask cluster in this process; how blocks are submitted is noted."""
     from distributed import Client, LocalCluster
 
     stack, submitted = [], []
@@ -260,7 +261,13 @@ def clients(monkeypatch):
         stack.append(LocalCluster(**how | options))
         stack.append(Client(stack[-1]))
         submit = stack[-1].submit
-        stack[-1].submit = lambda *given, **how: submitted.append(how) or submit(*given, **how)
+
+        def noted(function, *given, **how):
+            if function is workers.compute:
+                submitted.append(how)
+            return submit(function, *given, **how)
+
+        stack[-1].submit = noted
         return stack[-1], submitted
 
     yield start
@@ -348,6 +355,24 @@ def test_a_module_lost_by_all_workers_is_sent_again(make, tmp_path):
     assert (tmp_path / "killed").exists()
     assert study.status().done.tolist() == [3]
     np.testing.assert_array_equal(found.softmax, alone.softmax)
+
+
+@pytest.mark.slow
+def test_a_block_that_kills_its_workers_costs_no_other(make):
+    class Kills(nn.Sequential):
+        def forward(self, x):
+            os.kill(os.getpid(), 9)
+
+    study = make(models={"kills": Kills(*net(0)), "works": net(1)}, data=["digits/train?n=300&size=17"])
+    # tasks for a GPU are dealt out at once, and Dask gives them up when four workers that were to do them have ended
+    with (
+        dask.config.set({"distributed.worker.resources": {"GPU": 1}}),
+        pytest.warns(UserWarning, match="1 of 2 cells failed"),
+    ):
+        found = study.run(workers=1, progress=False)
+    assert found.model.values.tolist() == ["works"]
+    assert study.status()[["done", "failed"]].values.tolist() == [[0, 2], [2, 0]]
+    assert study.status().reason[0].startswith("KilledWorker: ")
 
 
 @pytest.mark.slow
