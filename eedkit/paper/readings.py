@@ -432,6 +432,34 @@ def removed(
     return Reading(f"Of the relative value of {_code(plain)}, {_code(trained)} lacks: {'; '.join(parts)}.")
 
 
+def dose(rows: pd.DataFrame) -> Reading:
+    """What each share of turned training images removes of the relative deviation, of features and of the best map.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Of `conclusions.dose_response`.
+
+    Returns
+    -------
+    Reading
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"share": 0.1, "what": ["features", "best map"], "effect": [0.7, 0.2], "low": [0.6, 0.1]})
+    >>> dose(rows.assign(high=[0.8, 0.3], n=5)).splitlines()[-1]
+    '- share 0.1: features 0.70 (0.60 to 0.80), best map 0.20 (0.10 to 0.30)'
+    """
+    _needs(rows, "share", "what", "effect", "low", "high", "n")
+    lines = []
+    for share, of_share in rows.groupby("share"):
+        parts = []
+        for row in of_share.itertuples():
+            parts.append(_Spread(row.what, row.effect, row.low, row.high, row.n).text)
+        lines.append(f"share {share:g}: {', '.join(parts)}")
+    return Reading(f"Of the relative deviation is gone:\n\n{_listed(lines)}")
+
+
 def comparisons(rows: pd.DataFrame, *, name: str = "test") -> Reading:
     """Every comparison with its verdict and the numbers that it was read off.
 

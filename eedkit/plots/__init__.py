@@ -12,7 +12,7 @@ _load, __dir__, __all__ = _lazy.attach(
     submodules=["draw"],
     submod_attrs={
         "figures": ["calibration", "class_heatmap", "depth_profile", "histogram", "orbit_rose"],
-        "panels": ["cloud", "effects", "lines", "pictures"],
+        "panels": ["cloud", "dose_response", "effects", "lines", "pictures"],
         "style": ["FORMATS", "save"],
         "worst": ["worst"],
     },

@@ -100,6 +100,48 @@ def lines(
     return fig
 
 
+def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
+    """The share of the relative deviation that is gone, by the share of turned training images, with its intervals.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Of `paper.conclusions.dose_response`.
+    title : str
+        Above the figure.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, or no row has a value.
+    """
+    rows = _rows(rows, ("share", "what", "effect", "low", "high", "n"), "effect")
+    with style.figure(title) as (fig, ax):
+        for name, look in style.styles(rows.what).items():
+            ours = rows[rows.what == name].sort_values("share")
+            spread = np.where(np.isfinite(ours[["low", "high"]]), ours[["low", "high"]], ours[["effect"]]).T
+            bars = [ours.effect - spread[0], spread[1] - ours.effect]
+            ax.errorbar(
+                ours.share, ours.effect, bars, linewidth=1.6, markersize=6, capsize=2, **look, label=style.literal(name)
+            )
+        shares = sorted(rows.share.unique())
+        ax.set(
+            xscale="log",
+            xlabel="share of turned training images",
+            ylabel="share of the relative deviation that is gone",
+        )
+        ax.set_xticks(shares, [f"{share:g}" for share in shares])
+        ax.minorticks_off()
+        for height in (0, 1):
+            ax.axhline(height, color="0.6", linewidth=0.8, zorder=0)
+        style.note(
+            ax,
+            f"0: as without turned images, 1: nothing is left of the deviation; bars: 95 % over {rows.n.max()} seeds",
+        )
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
 def cloud(
     table: pd.DataFrame,
     *,

@@ -153,3 +153,14 @@ def test_pictures_show_names_as_they_are(odd_names, drawn_texts):
     image = np.zeros((1, 2, 2))
     assert shown(odd_names) <= drawn_texts(plots.pictures({name: [image] for name in odd_names}, columns=["x"]))
     assert shown(odd_names) <= drawn_texts(plots.pictures({"x": [image] * 4}, columns=odd_names))
+
+
+def test_a_dose_response_shows_effects_and_intervals_by_share():
+    shares = [0.1, 0.1, 1.0, 1.0]
+    rows = pd.DataFrame({"share": shares, "what": ["features", "best map"] * 2, "effect": [0.4, 0.1, 0.9, 0.3]})
+    rows = rows.assign(low=rows.effect - 0.1, high=rows.effect + 0.05, n=5)
+    (ax,) = plots.dose_response(rows).axes
+    features, best_map = ax.containers
+    np.testing.assert_allclose(features[0].get_xydata(), [[0.1, 0.4], [1.0, 0.9]])
+    np.testing.assert_allclose(best_map[0].get_xydata(), [[0.1, 0.1], [1.0, 0.3]])
+    np.testing.assert_allclose(features[2][0].get_segments()[0], [[0.1, 0.3], [0.1, 0.45]])
