@@ -41,6 +41,8 @@ VERSION = 2
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, **HALF}
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes that they take."""
 REPEATED = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far, of its largest value, an output may be off when the same images come in another batch."""
 ABSENT = "it does not run in every forward pass"
@@ -163,7 +165,7 @@ def measure(
     ------
     ValueError
         Unknown names (near ones are listed), images that the group cannot act on, an empty set, mixed sizes, fewer images
-        than a null needs, or fewer than 4 with a matched metric.
+        than a null needs, or fewer than 4 with a matched metric; or the model changes its own weights as it runs.
     TypeError
         The model or the images are none, or a matched metric is asked for on images that cannot be read by number.
 
@@ -255,6 +257,7 @@ def measure_block(
             output=options.output,
         )
         _warn_of_silent_blocks(found.silent_blocks)
+        sums = weight_sums(model)
         forward = Forward(model, action, shape, device, dtype, channels_last=found.channels_last)
         batch_size = options.batch_size or default_batch_size(shape, device)
         one_pass = Pass(stream, found, options, batch_size=batch_size, device=device)
@@ -265,6 +268,7 @@ def measure_block(
             for batch in stream.batches(batch_size):
                 one_pass.run(batch, forward)
                 bar.update(len(batch.samples))
+        _refuse_changed(sums, weight_sums(model), name)
         repeatable = one_pass.repeats or _warn_of_noise(model, example, name)
     measured = one_pass.result()
     if options.null is True and stream.length is None:
@@ -743,6 +747,31 @@ def fingerprint(model: nn.Module) -> str:
         elif hasattr(module, "_packed_params"):
             digest.update(path.encode() + _bytes_of(module.state_dict()))
     return digest.hexdigest()[:16]
+
+
+def weight_sums(model: nn.Module) -> dict[str, list[int]]:
+    """The bits of every parameter and buffer summed as whole numbers: exact, and much cheaper than `fingerprint`.
+
+    >>> weight_sums(nn.BatchNorm1d(2))["num_batches_tracked"]
+    [0]
+    """
+    sums = {}
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        sums[key] = []
+        for part in _plain_parts(tensor.detach()):
+            part = torch.view_as_real(part) if part.is_complex() else part
+            sums[key].append(int(part.view(WHOLE_NUMBERS[part.element_size()]).sum(dtype=torch.int64)))
+    return sums
+
+
+def _refuse_changed(before: Mapping[str, list[int]], now: Mapping[str, list[int]], name: str) -> None:
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(
+            f"{name} changes its own weights as it runs ({', '.join(changed[:3])}{more}), so that no two batches are measured "
+            "with the same ones; let its forward pass write to no parameter and no buffer, in eval mode at least"
+        )
 
 
 def _plain_parts(tensor: Tensor) -> list[Tensor]:

@@ -75,9 +75,27 @@ class Metric:
 
     @property
     def description(self) -> str:
-        """What tells it from another metric of the same name: a study does not mix them."""
-        features = getattr(self.features, "__qualname__", str(self.features))
-        return f"{self.name}: {self.where}, {features}, {self.distance.name}"
+        """What tells it from another metric of the same name: a study does not mix them.
+
+        Raises
+        ------
+        ValueError
+            `features` or `action` is no named function, so that it cannot be told from another one.
+        """
+        functions = [_name_of(function, self.name) for function in (self.features, self.action)]
+        return f"{self.name}: {self.where}, {', '.join(functions)}, {self.distance.name}"
+
+
+def _name_of(function: Callable | None, metric: str) -> str:
+    if function is None:
+        return "none"
+    name = getattr(function, "__qualname__", "<")
+    if "<" in name:  # a lambda, a function inside of another one, or an object
+        raise ValueError(
+            f"metric {metric}: a study tells functions apart by their names, and {function!r} has none of its own; define it "
+            "by `def` at the top of a module"
+        )
+    return f"{function.__module__}.{name}"
 
 
 def flat(z: Tensor) -> Tensor:

@@ -135,9 +135,22 @@ class Store:
         return Folder(self.address)
 
     def promise(self, cells: Sequence[Cell]) -> None:
-        """Say which cells there are to be, so that one that is lost is missed."""
-        content = {"eedkit": "study", "schema": schema.SCHEMA, "cells": [[c.data, c.group, c.model] for c in cells]}
-        self.folder.write_json("study", content)
+        """Say which cells there are to be, so that one that is lost is missed; and in the order of the studies."""
+        names_of_cells = [[cell.data, cell.group, cell.model] for cell in cells]
+        studies = self._studies(self.folder.names())
+        if all(study["cells"] != names_of_cells for study in studies):
+            content = {"eedkit": "study", "schema": schema.SCHEMA, "number": len(studies), "cells": names_of_cells}
+            self.folder.write_json("study", content)
+
+    def _studies(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What the studies in the store promise, the first one first."""
+        studies = []
+        for name in names:
+            if name.startswith("study."):
+                study = self.folder.read_json(name)
+                schema.refuse_other(study.get("schema", 0), self.address)
+                studies.append(study)
+        return sorted(studies, key=lambda study: study["number"])
 
     def read(self) -> dict[Cell, State]:
         """Everything that is there, from one listing.
@@ -152,16 +165,14 @@ class Store:
         names = self.folder.names()
         if not names:
             return {}
-        studies = [name for name in names if name.startswith("study.")]
+        studies = self._studies(names)
         if not studies:
             raise StoreError(
                 f"{self.address} is no store of a study of this eedkit (it has no study.….json); choose another place, "
                 "or run(repair=True) where that file was lost"
             )
         states: dict[Cell, State] = {}
-        for name in studies:
-            study = self.folder.read_json(name)
-            schema.refuse_other(study.get("schema", 0), self.address)
+        for study in studies:
             for names_of_cell in study["cells"]:
                 states.setdefault(Cell(*names_of_cell), State(Cell(*names_of_cell)))
         by_path: dict[str, list[str]] = {}

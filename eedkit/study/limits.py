@@ -1,5 +1,6 @@
 """A time limit for a block: ends a model that hangs, in this process or together with a worker's."""
 
+import importlib
 import os
 import signal
 import threading
@@ -60,6 +61,8 @@ def _interrupted_after(seconds: float, reason: str) -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise OutOfTime(reason)
 
+    # what `measure` imports when it first runs: an import that is interrupted stays half done for as long as the process lives
+    importlib.import_module("torch._dynamo")
     handler_before = signal.signal(signal.SIGALRM, interrupt)
     remaining_before, interval_before = signal.setitimer(signal.ITIMER_REAL, seconds)
     start = time.monotonic()

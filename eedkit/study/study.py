@@ -127,6 +127,7 @@ class Study:
             torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError:
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {self.device!r}") from None
+        self._metric_names()
         options = [self.options(group) for group in self.groups]
         named("groups", [one.action.group.name for one in options], "names of groups")
         for spec in self.data.values():
@@ -316,7 +317,7 @@ class Study:
             "data": f"{self.data[cell.data]} [{checksum}]",
             "images": n,
             "group": _moves(options.action),
-            "metrics": [metric if isinstance(metric, str) else metric.description for metric in self.metrics],
+            "metrics": self._metric_names(),
             "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
             "head": self.head,
             "layouts": options.layouts,
@@ -327,6 +328,10 @@ class Study:
             "version": f"{schema.SCHEMA}.{probe.VERSION}",
             "about": lab_models.about(model) if isinstance(model, str) else {},
         }
+
+    def _metric_names(self) -> list[str]:
+        """What tells the metrics from others; ValueError for one that cannot be told."""
+        return [metric if isinstance(metric, str) else metric.description for metric in self.metrics]
 
     def options(self, group: str | Group | Action) -> Options:
         """How the cells of a group are measured."""

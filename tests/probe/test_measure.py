@@ -790,6 +790,34 @@ def test_unreadable_images_are_named_in_one_warning():
     assert (ds.prediction.isel(sample=torn) == -1).all()
 
 
+class Writes(Tiny):
+    """Writes to one of its own tensors in every forward pass, past autograd's counters."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
+        self.where = where
+
+    def forward(self, x):
+        found = super().forward(x)
+        self.get_parameter("fc.bias").data += 1e-6 * (self.where == "fc.bias")
+        self.seen.data += self.where == "seen"
+        return found
+
+
+@pytest.mark.parametrize("where", ["fc.bias", "seen"])
+def test_a_model_that_changes_its_weights_is_refused(where):
+    with pytest.raises(ValueError, match=rf"Writes changes its own weights as it runs \({where}\)"):
+        ek.measure(Writes(where), pictures(), group="C4", progress=False)
+
+
+def test_weights_that_are_not_numbers_count_as_unchanged(recwarn):
+    model = Writes("nowhere")
+    model.fc.bias.data[0] = math.nan
+    ds = ek.measure(model, pictures(), group="C4", metrics=["channelwise"], progress=False)
+    assert ds.channelwise.sel(layer="stem").notnull().all()
+
+
 def test_maps_of_one_position_are_undefined_with_the_reason():
     model = nn.Sequential(nn.Conv2d(2, 3, 6), nn.Flatten(), nn.Linear(3, 4)).double()
     ds = measure(model, pictures(), layers=["0", "2"])

@@ -46,6 +46,20 @@ def test_a_promised_cell_is_known_before_it_begins(store):
     assert store.read() == {cell: State(cell)}
 
 
+def test_cells_come_in_the_order_of_their_studies(store):
+    cells = [Cell("digits/test", "C2", f"m{i}") for i in (3, 0, 4, 1, 5, 9, 2, 6)]
+    for cell in cells:
+        store.promise([cell])
+    store.promise(cells[:1])
+    assert list(store.read()) == cells
+
+
+def test_a_study_that_goes_on_is_promised_once(store, cell):
+    before = store.folder.names()
+    store.promise([cell])
+    assert store.folder.names() == before
+
+
 def test_what_two_studies_promise_is_known_together(store, cell):
     other = Cell("d", "C2", "m")
     store.promise([other])
@@ -170,7 +184,7 @@ def test_reasons_are_kept_whole(store, cell):
 
 @pytest.mark.parametrize(("written", "message"), [(1, "measure again"), (schema.SCHEMA + 1, "upgrade eedkit")])
 def test_another_schema_is_refused(store, written, message):
-    store.folder.write_json("study", {"eedkit": "study", "schema": written, "cells": []})
+    store.folder.write_json("study", {"eedkit": "study", "schema": written, "number": 0, "cells": []})
     with pytest.raises(schema.SchemaError, match=message):
         store.read()
 
