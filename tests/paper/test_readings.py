@@ -82,14 +82,15 @@ def test_a_single_row_brings_its_own_interval():
 
 def test_what_has_no_value_is_named_and_not_ordered():
     said = readings.order(seeds({"a": 0.5, "b": np.nan}), "relative")
-    assert said.endswith("No value: `b`.")
-    assert "`b`" not in said.partition("No value")[0]
+    assert "; no value: `b`. In brackets" in said
+    assert "`b`" not in said.partition("no value")[0]
     assert readings.order(seeds({"b": np.nan}), "relative") == "Relative, no value for any of them."
 
 
 def test_one_order_for_each_value_of_another_column():
     rows = pd.concat([seeds({"a": 0, "b": 1}, domain="near"), seeds({"a": 1, "b": 0}, domain="far")])
-    first, second = readings.order(rows, "relative", per="domain").split("\n- ")[1:]
+    head, first, second = readings.order(rows, "relative", per="domain").split("\n- ")
+    assert head == "Relative. In brackets: 95 % intervals over 3 replicates.\n"
     assert first.startswith("`near`: lowest first: `a`")
     assert second.startswith("`far`: lowest first: `b`")
 
@@ -348,6 +349,12 @@ def test_parts_have_the_verdict_of_their_last_row():
     assert "Comparisons: **supported** 1 (“near”); **contradicted** 2 (“far”, “farther”)." in said
 
 
+def test_many_comparisons_are_counted_and_few_are_named():
+    rows = [judged(SUPPORTED, f"layer {k}") for k in range(4)]
+    said = readings.conclusion(concluded(judged(), *rows, judged(CONTRADICTED, "layer 4")))
+    assert "Comparisons: **supported** 4; **contradicted** 1 (“layer 4”)." in said
+
+
 def test_the_overview_counts_verdicts_and_names_fragile_ones():
     verdicts = [SUPPORTED, CONTRADICTED, SUPPORTED, NOT_TESTABLE]
     page = pd.DataFrame({"conclusion": list("1234"), "verdict": verdicts, "fragile": [False, True, False, False]})
@@ -365,7 +372,7 @@ def test_agreement_tells_the_same_verdict_from_another():
         {"conclusion": ["1", "1"], "verdict": [SUPPORTED, CONTRADICTED], "question": ["matched", "centred"]}
     )
     assert readings.agreement(page, others) == (
-        "- Conclusion 1 is **supported** in the first table; the same: matched; otherwise: centred (**contradicted**)."
+        "- Conclusion 1 is **supported** in the first table; the same: “matched”; otherwise: “centred” (**contradicted**)."
     )
 
 
