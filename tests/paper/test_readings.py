@@ -63,7 +63,7 @@ def test_a_chain_of_overlaps_is_one_group():
 
 def test_a_wide_interval_holds_all_that_it_overlaps():
     rows = pd.concat([seeds({"wide": 0.5}, FAR), seeds({"b": 0.9, "c": 1.2})])
-    assert readings.order(rows, "relative").count("in no clear order") == 1
+    assert ", then" not in readings.order(rows, "relative")
 
 
 def test_ties_have_no_order():
