@@ -19,7 +19,7 @@ from eedkit.results.intervals import mean_interval
 ZERO = 1e-6
 """Values under this are rounding errors of float32, and are read as 0."""
 NAMED = 3
-"""Classes or elements that are named; where there are more, how many they are."""
+"""Classes or comparisons that are named; where there are more, they are counted."""
 FRAGILE = f"{100 * verdicts.FRAGILE:.0f} %"
 NUMBERS = ("verdict", "effect", "low", "high", "margin", "n", "critical_margin", "fragile")
 """The columns of `conclusions` that a verdict is read off."""
@@ -124,11 +124,15 @@ def order(
     _needs(rows, value, by, *([per] if per else []))
     what = what or value.replace("_", " ")
     if per is None:
-        return Reading(f"{_capital(what)}, {_ordered(_spreads(rows, value, by))}")
-    lines = []
+        spreads = _spreads(rows, value, by)
+        return Reading(f"{_capital(what)}, {_ordered(spreads)}{_replicates(spreads)}")
+    spreads_of_all = []
+    orders = []
     for name, some in rows.groupby(per, sort=False):
-        lines.append(f"{_code(name)}: {_ordered(_spreads(some, value, by))}")
-    return Reading(f"{_capital(what)}:\n\n{_listed(lines)}")
+        spreads = _spreads(some, value, by)
+        spreads_of_all += spreads
+        orders.append(f"{_code(name)}: {_ordered(spreads)}")
+    return Reading(f"{_capital(what)}.{_replicates(spreads_of_all)}\n\n{_listed(orders)}")
 
 
 def depth_profile(
@@ -581,7 +585,7 @@ def agreement(page: pd.DataFrame, others: pd.DataFrame) -> Reading:
     >>> page = pd.DataFrame({"conclusion": ["1"], "verdict": ["supported"]})
     >>> others = pd.DataFrame({"conclusion": ["1"], "verdict": ["contradicted"], "question": ["matched"]})
     >>> agreement(page, others)
-    '- Conclusion 1 is **supported** in the first table; otherwise: matched (**contradicted**).'
+    '- Conclusion 1 is **supported** in the first table; otherwise: “matched” (**contradicted**).'
     """
     _needs(page, "conclusion", "verdict")
     _needs(others, "conclusion", "verdict", "question")
@@ -594,10 +598,10 @@ def agreement(page: pd.DataFrame, others: pd.DataFrame) -> Reading:
         otherwise = asked[asked.verdict != verdict]
         said = f"Conclusion {number_of} is **{verdict}** in the first table"
         if same:
-            said += f"; the same: {', '.join(same)}"
+            said += f"; the same: {_quoted(same)}"
         if len(otherwise):
             different = [
-                f"{question} (**{got}**)" for question, got in zip(otherwise.question, otherwise.verdict, strict=True)
+                f"“{question}” (**{got}**)" for question, got in zip(otherwise.question, otherwise.verdict, strict=True)
             ]
             said += f"; otherwise: {', '.join(different)}"
         lines_of_text.append(f"{said}.")
@@ -642,7 +646,8 @@ def _by_verdict(rows: pd.DataFrame) -> str:
     for verdict in MEANINGS:
         tests = rows[rows.verdict == verdict].test.tolist()
         if tests:
-            parts.append(f"**{verdict}** {len(tests)} ({', '.join(f'“{test}”' for test in tests)})")
+            names = f" ({_quoted(tests)})" if len(tests) <= NAMED else ""
+            parts.append(f"**{verdict}** {len(tests)}{names}")
     return "; ".join(parts)
 
 
@@ -690,7 +695,7 @@ def _tiers(spreads: Iterable[_Spread]) -> list[list[_Spread]]:
 
 
 def _ordered(spreads: list[_Spread]) -> str:
-    """The order of some kinds, as the rest of a sentence, and what the intervals are."""
+    """The order of some kinds, as the rest of a sentence."""
     there = [spread for spread in spreads if spread.n]
     gone = [spread.name for spread in spreads if not spread.n]
     if not there:
@@ -698,15 +703,16 @@ def _ordered(spreads: list[_Spread]) -> str:
     texts = []
     for tier in _tiers(there):
         texts.append(_joined([spread.text for spread in tier]) + (" in no clear order" if len(tier) > 1 else ""))
-    said = f"lowest first: {', then '.join(texts)}."
-    said += _replicates(there)
-    if gone:
-        said += f" No value: {_joined(gone)}."
-    return said
+    said = f"lowest first: {', then '.join(texts)}"
+    return f"{said}; no value: {_joined(gone)}." if gone else f"{said}."
 
 
 def _replicates(spreads: list[_Spread]) -> str:
+    """What the intervals in brackets are over."""
+    spreads = [spread for spread in spreads if spread.n]
     counts = sorted({spread.n for spread in spreads})
+    if not counts:
+        return ""
     if any(not np.isfinite([spread.low, spread.high]).all() for spread in spreads):
         return " A single replicate has no interval."
     if counts == [1]:
@@ -805,6 +811,10 @@ def _joined(names: Sequence[str]) -> str:
     """Names with commas, and an "and" before the last."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"“{name}”" for name in names)
 
 
 def _few(names: Sequence[str]) -> str:

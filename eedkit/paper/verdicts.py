@@ -136,11 +136,11 @@ def ratio_effect(numerators: Sequence[float], denominators: Sequence[float]) -> 
     numerator, denominator = pairs.mean(axis=0)
 
     def root(tail: float, sign: int) -> float:
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if n < 2:
             return sign * np.inf
-        spread = t.ppf(1 - tail, n - 1) ** 2 * np.cov(pairs.T) / n
+        spread = stdtrit(n - 1, tail) ** 2 * np.cov(pairs.T) / n
         # (numerator − r · denominator)² = spread of that difference, as a quadratic equation in r
         square = denominator**2 - spread[1, 1]
         if denominator <= 0 or square <= 0:
@@ -182,7 +182,8 @@ def rank_effect(x: Sequence[float], y: Sequence[float]) -> Effect:
     >>> rank_effect(range(8), range(8)).value
     1.0
     """
-    from scipy.stats import norm, spearmanr
+    from scipy.special import ndtri
+    from scipy.stats import spearmanr
 
     n = len(x)
     if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -193,8 +194,8 @@ def rank_effect(x: Sequence[float], y: Sequence[float]) -> Effect:
     error = np.sqrt((1 + seen**2 / 2) / (n - 3))
 
     def bounds(tail_low: float, tail_high: float) -> tuple[float, float]:
-        low = np.tanh(np.arctanh(seen) + norm.ppf(tail_low) * error)
-        high = np.tanh(np.arctanh(seen) - norm.ppf(tail_high) * error)
+        low = np.tanh(np.arctanh(seen) + ndtri(tail_low) * error)
+        high = np.tanh(np.arctanh(seen) - ndtri(tail_high) * error)
         return float(low), float(high)
 
     return Effect(rho, n, bounds)

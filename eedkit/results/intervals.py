@@ -92,11 +92,12 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     >>> mean_interval([1.0, 1.0, 1.0])
     (1.0, 1.0, 1.0)
     """
-    from scipy.stats import sem, t
+    from scipy.special import stdtrit
 
     values = np.asarray(values, dtype=float)
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, float("-inf"), float("inf")
-    half = float(sem(values) * t.ppf((1 + confidence) / 2, n - 1))
+    # the quantile of scipy.stats.t, without the cost of its checks
+    half = float(values.std(ddof=1) / np.sqrt(n) * stdtrit(n - 1, (1 + confidence) / 2))
     return mean, mean - half, mean + half

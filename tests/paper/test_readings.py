@@ -61,6 +61,11 @@ def test_a_chain_of_overlaps_is_one_group():
     assert ", then" not in said
 
 
+def test_a_wide_interval_holds_all_that_it_overlaps():
+    rows = pd.concat([seeds({"wide": 0.5}, FAR), seeds({"b": 0.9, "c": 1.2})])
+    assert ", then" not in readings.order(rows, "relative")
+
+
 def test_ties_have_no_order():
     said = readings.order(seeds({"a": 0.5, "b": 0.5}, offsets=(0.0, 0.0)), "relative")
     assert "`a` 0.50 (0.50 to 0.50) and `b` 0.50 (0.50 to 0.50) in no clear order" in said
@@ -82,14 +87,15 @@ def test_a_single_row_brings_its_own_interval():
 
 def test_what_has_no_value_is_named_and_not_ordered():
     said = readings.order(seeds({"a": 0.5, "b": np.nan}), "relative")
-    assert said.endswith("No value: `b`.")
-    assert "`b`" not in said.partition("No value")[0]
+    assert "; no value: `b`. In brackets" in said
+    assert "`b`" not in said.partition("no value")[0]
     assert readings.order(seeds({"b": np.nan}), "relative") == "Relative, no value for any of them."
 
 
 def test_one_order_for_each_value_of_another_column():
     rows = pd.concat([seeds({"a": 0, "b": 1}, domain="near"), seeds({"a": 1, "b": 0}, domain="far")])
-    first, second = readings.order(rows, "relative", per="domain").split("\n- ")[1:]
+    head, first, second = readings.order(rows, "relative", per="domain").split("\n- ")
+    assert head == "Relative. In brackets: 95 % intervals over 3 replicates.\n"
     assert first.startswith("`near`: lowest first: `a`")
     assert second.startswith("`far`: lowest first: `b`")
 
@@ -120,7 +126,7 @@ def test_a_profile_with_the_order_reversed_says_higher():
 
 def test_a_profile_without_clear_differences_says_so():
     table = profile({"one": {"plain": 0.5, "augmented": 0.5}})
-    table["relative"] += [0.4, -0.4, 0.0, -0.3, 0.3, 0.1]
+    table["relative"] += [0.4, -0.4, 0.0, -0.3, 0.3, -0.1]
     said = readings.depth_profile(table, metric="latent")
     assert "in no clear order" in said
     assert said.endswith("`augmented` is at no layer clearly apart.")
@@ -128,6 +134,11 @@ def test_a_profile_without_clear_differences_says_so():
 
 def test_layers_without_values_are_not_the_deepest():
     table = profile({"one": {"plain": 0.5}, "two": {"plain": np.nan}})
+    assert "at `one`" in readings.depth_profile(table, metric="latent")
+
+
+def test_class_tokens_are_not_the_deepest_layer():
+    table = profile({"one": {"plain": 0.5}, "one[class]": {"plain": 0.1}})
     assert "at `one`" in readings.depth_profile(table, metric="latent")
 
 
@@ -161,6 +172,11 @@ def test_calibration_calls_overlaps_no_change():
     assert said.endswith("No two kinds clearly change places.")
 
 
+def test_calibration_calls_raw_overlaps_no_change():
+    table = calibrated({"random": -0.51, "augmented": -0.5}, {"random": 0.97, "augmented": 0.05})
+    assert readings.calibration(table).endswith("No two kinds clearly change places.")
+
+
 def test_calibration_without_relative_values_says_so():
     table = calibrated({"random": -0.95}, {"random": np.nan})
     assert "nothing can be said: there is no value" in readings.calibration(table)
@@ -179,10 +195,10 @@ def test_lines_have_a_direction_where_their_ends_are_apart():
 
 def test_lines_say_which_points_lie_beyond_a_line():
     table = pd.concat([seeds({"gain": 0.9}, x=1), seeds({"gain": 0.3}, FAR, x=2), seeds({"gain": 0.0}, x=3)])
-    said = readings.lines(table, x="x", y="relative", line=0.3, line_label="the margin")
-    assert "Intervals above the margin (0.30): `gain` at `1`." in said
-    assert "Intervals on both sides of the margin (0.30): `gain` at `2`." in said
-    assert "Intervals below the margin (0.30): `gain` at `3`." in said
+    said = readings.lines(table, x="x", y="relative", line=0.2, line_label="the margin")
+    assert "Intervals above the margin (0.20): `gain` at `1`." in said
+    assert "Intervals on both sides of the margin (0.20): `gain` at `2`." in said
+    assert "Intervals below the margin (0.20): `gain` at `3`." in said
 
 
 def test_lines_without_a_value_are_refused():
@@ -226,8 +242,8 @@ def test_extremes_that_overlap_have_no_order():
 
 
 def test_rounding_makes_no_order():
-    ds = measured({"e": (0.3, 0.3), "r180": (0.3, 0.3)})
-    ds["latent"] = (-1 + 1e-9 * ds.latent).assign_attrs(best=-1.0)
+    ds = measured({"e": (0.1, 0.1), "r180": (0.9, 0.9)})
+    ds["latent"] = (-1 + 1e-8 * (ds.latent + 1)).assign_attrs(best=-1.0)
     assert "`net` has no clear order, from `e` 0 (0 to 0) to" in readings.extremes(ds, "element")
 
 
@@ -348,6 +364,12 @@ def test_parts_have_the_verdict_of_their_last_row():
     assert "Comparisons: **supported** 1 (“near”); **contradicted** 2 (“far”, “farther”)." in said
 
 
+def test_many_comparisons_are_counted_and_few_are_named():
+    rows = [judged(SUPPORTED, f"layer {k}") for k in range(4)]
+    said = readings.conclusion(concluded(judged(), *rows, judged(CONTRADICTED, "layer 4")))
+    assert "Comparisons: **supported** 4; **contradicted** 1 (“layer 4”)." in said
+
+
 def test_the_overview_counts_verdicts_and_names_fragile_ones():
     verdicts = [SUPPORTED, CONTRADICTED, SUPPORTED, NOT_TESTABLE]
     page = pd.DataFrame({"conclusion": list("1234"), "verdict": verdicts, "fragile": [False, True, False, False]})
@@ -365,7 +387,7 @@ def test_agreement_tells_the_same_verdict_from_another():
         {"conclusion": ["1", "1"], "verdict": [SUPPORTED, CONTRADICTED], "question": ["matched", "centred"]}
     )
     assert readings.agreement(page, others) == (
-        "- Conclusion 1 is **supported** in the first table; the same: matched; otherwise: centred (**contradicted**)."
+        "- Conclusion 1 is **supported** in the first table; the same: “matched”; otherwise: “centred” (**contradicted**)."
     )
 
 
