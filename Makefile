@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.eedkit-installed
 PROFILE ?= quick
+FASHION = --only 01_augmentation_or_equivariant_layers --only 02_invariance_without_learning
 
 .DEFAULT_GOAL := help
 .PHONY: help report test lint lab data
@@ -21,6 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 report: $(INSTALLED)  ## run the bundled study on real images, leave an illustrated report in reports/
 	$(BIN)/python -m eedkit report --profile $(PROFILE) --out reports
+	$(if $(filter quick,$(PROFILE)),$(BIN)/python -m eedkit report --profile fashion $(FASHION) --out reports/fashion)
 
 test: $(INSTALLED) lint  ## check style and run every test
 	$(BIN)/python -m pytest

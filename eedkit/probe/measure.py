@@ -41,8 +41,6 @@ VERSION = 2
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, **HALF}
-WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the bytes that they take."""
 REPEATED = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far, of its largest value, an output may be off when the same images come in another batch."""
 ABSENT = "it does not run in every forward pass"
@@ -257,7 +255,7 @@ def measure_block(
             output=options.output,
         )
         _warn_of_silent_blocks(found.silent_blocks)
-        sums = weight_sums(model)
+        versions = _weight_versions(model)
         forward = Forward(model, action, shape, device, dtype, channels_last=found.channels_last)
         batch_size = options.batch_size or default_batch_size(shape, device)
         one_pass = Pass(stream, found, options, batch_size=batch_size, device=device)
@@ -268,7 +266,7 @@ def measure_block(
             for batch in stream.batches(batch_size):
                 one_pass.run(batch, forward)
                 bar.update(len(batch.samples))
-        _refuse_changed(sums, weight_sums(model), name)
+        _refuse_changed(versions, _weight_versions(model), name)
         repeatable = one_pass.repeats or _warn_of_noise(model, example, name)
     measured = one_pass.result()
     if options.null is True and stream.length is None:
@@ -749,22 +747,17 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def weight_sums(model: nn.Module) -> dict[str, list[int]]:
-    """The bits of every parameter and buffer summed as whole numbers: exact, and much cheaper than `fingerprint`.
-
-    >>> weight_sums(nn.BatchNorm1d(2))["num_batches_tracked"]
-    [0]
-    """
-    sums = {}
+def _weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Where every parameter and buffer of fractions lies, and how often it was written to."""
+    versions = {}
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        sums[key] = []
-        for part in _plain_parts(tensor.detach()):
-            part = torch.view_as_real(part) if part.is_complex() else part
-            sums[key].append(int(part.view(WHOLE_NUMBERS[part.element_size()]).sum(dtype=torch.int64)))
-    return sums
+        is_counted = tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_inference()
+        if is_counted:
+            versions[key] = (tensor.data_ptr(), tensor._version)
+    return versions
 
 
-def _refuse_changed(before: Mapping[str, list[int]], now: Mapping[str, list[int]], name: str) -> None:
+def _refuse_changed(before: Mapping[str, tuple], now: Mapping[str, tuple], name: str) -> None:
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

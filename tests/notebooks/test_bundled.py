@@ -164,8 +164,8 @@ def test_the_real_network_mirrors_its_maps_and_random_weights_look_more_invarian
     assert ends.estimate["random 0", *features] < ends.estimate["trained", *features]
 
 
-@pytest.mark.parametrize("name", ["gpu", "paper"])
-def test_large_profiles_name_models_and_images_that_a_study_takes(name, tmp_path):
+@pytest.mark.parametrize("name", ["fashion", "gpu", "paper"])
+def test_other_profiles_name_models_and_images_that_a_study_takes(name, tmp_path):
     given = notebooks.profile(name)
     for stem in STEMS:
         told = notebooks.parameters(notebooks.folder() / f"{stem}.ipynb") | given.get(stem, {})
