@@ -14,7 +14,7 @@ effect, low, high : the estimate and its bounds, one-sided but for "beyond"; pos
 margin : the declared margin, never negative
 n : seeds (networks for rank correlations)
 confidence, confidence_against : of the bound that may support the claim, and of the one that may contradict it
-critical_margin : the margin at which the verdict would flip
+critical_margin : the margin at which the verdict would flip; NaN where none would do
 fragile : whether the bound that decides lies within 20 % of the margin from it
 metric, layer, value : what was compared; `value` is a column of the table, or says what was made of it
 decided_by : of a part's and of the conclusion's own row, the `test` of the comparison that it repeats; else ""

@@ -248,18 +248,23 @@ class Judged:
 
     def row(self) -> dict:
         """The comparison that decides, or the one that needs least to decide, with the verdict on the whole."""
-        verdict = self.verdict
-        nearer_to_support = abs(self.least) <= abs(self.most)
-        if verdict == SUPPORTED or (verdict != CONTRADICTED and nearer_to_support):
-            row, slack = self.least_row, self.least
-        else:
-            row, slack = self.most_row, self.most
-        if verdict == NOT_TESTABLE:
+        if self.verdict == NOT_TESTABLE:
             row = min(self.rows, key=lambda one: one["n"])
-            return {**row, "verdict": verdict, "critical_margin": np.nan, "fragile": False}
-        claim = Claim(row["claim"], row["margin"])
-        fragile = abs(slack) * claim.unit <= FRAGILE * claim.margin
-        return {**row, "verdict": verdict, "critical_margin": claim.critical_margin(slack), "fragile": fragile}
+            return {**row, "verdict": NOT_TESTABLE, "critical_margin": np.nan, "fragile": False}
+        ends = [(self.least, self.least_row), (self.most, self.most_row)]
+        if self.verdict != INCONCLUSIVE:
+            ends = ends[:1] if self.verdict == SUPPORTED else ends[1:]
+        candidates = []
+        for slack, row in ends:
+            claim = Claim(row["claim"], row["margin"])
+            critical = claim.critical_margin(slack)
+            # no margin is negative, so such an end can flip nothing
+            candidates.append((abs(slack) if critical >= 0 else np.inf, critical, claim, row))
+        distance, critical, claim, row = min(candidates, key=lambda one: one[0])
+        fragile = distance * claim.unit <= FRAGILE * claim.margin
+        if not np.isfinite(distance):
+            critical = np.nan
+        return {**row, "verdict": self.verdict, "critical_margin": critical, "fragile": fragile}
 
 
 def judge(claim: Comparison | Every | Some, level: float, level_against: float) -> Judged:
@@ -374,8 +379,7 @@ def concluded(
     if failed:
         last = {**failed[0], "verdict": NOT_TESTABLE}
     rows.append({**last, "part": "conclusion", "test": text, "decided_by": last["test"]})
-    table = pd.DataFrame([{"conclusion": conclusion, "part": "", "decided_by": "", **row} for row in rows])
-    return table.fillna({"decided_by": ""})
+    return pd.DataFrame([{"conclusion": conclusion, "part": "", "decided_by": "", **row} for row in rows])
 
 
 def needs(table: pd.DataFrame, *columns: str) -> None:

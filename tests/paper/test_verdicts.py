@@ -259,6 +259,9 @@ def at_margin(direction, effect, margin):
         ("beyond", -0.6, -0.3, 0.9, 0.6),
         ("beyond", 0.1, 0.6, 0.2, 0.1),
         ("beyond", -0.1, 0.6, 0.5, 0.6),
+        # the nearer end is negative, and no margin is
+        ("above", -0.1, 0.6, 0.1, 0.6),
+        ("beyond", -0.2, 0.6, 0.1, 0.6),
     ],
 )
 def test_the_verdict_flips_at_the_critical_margin(direction, low, high, margin, critical):
@@ -268,6 +271,18 @@ def test_the_verdict_flips_at_the_critical_margin(direction, low, high, margin, 
     sides = [at_margin(direction, effect, critical + nudge).verdict for nudge in (-1e-6, 1e-6)]
     assert row["verdict"] in sides
     assert sides[0] != sides[1]
+
+
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "verdict"),
+    [("above", -0.4, -0.2, CONTRADICTED), ("below", -0.4, -0.2, SUPPORTED), ("above", -np.inf, np.inf, INCONCLUSIVE)],
+)
+def test_what_no_margin_would_flip_has_no_critical_margin(direction, low, high, verdict):
+    row = at_margin(direction, fixed(low, high), 0.1).row()
+    assert row["verdict"] == verdict
+    assert np.isnan(row["critical_margin"])
+    assert not row["fragile"]
+    assert {at_margin(direction, fixed(low, high), margin).verdict for margin in (0.0, 0.1, 9.0)} == {verdict}
 
 
 @pytest.mark.parametrize("whole", [Every, Some])
