@@ -152,7 +152,7 @@ def cloud(
     xlabel: str | None = None,
     ylabel: str | None = None,
 ) -> Figure:
-    """One point per row of a table: `y` against `x`, coloured by `by`."""
+    """One point per row of a table: `y` against `x`, coloured by `by`; a network may have several, told by `model`."""
     rows = _rows(table, (x, y, by), y).dropna(subset=[x])
     with style.figure(title) as (fig, ax):
         for name, look in style.styles(rows[by]).items():
@@ -160,7 +160,8 @@ def cloud(
             ax.plot(ours[x], ours[y], linestyle="", markersize=7, alpha=0.85, **look, label=style.literal(name))
         ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
         ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
-        style.note(ax, f"{len(rows)} networks")
+        networks = rows.model.nunique() if "model" in rows else len(rows)
+        style.note(ax, f"{networks} networks")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
