@@ -1,13 +1,19 @@
 """Runs the narrated notebooks with strict parameters and makes the HTML report.
 
-Knows papermill and files; must not know models, results or what a notebook computes. One kernel at a time, a second or two each to start.
+Knows papermill and files; must not know models, results or what a notebook computes. Two kernels at a time where there are two cores.
 """
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,10 @@ from eedkit.report.terminal import Terminal
 
 EVERY = "all"
 """In a profile: for every notebook."""
+KERNELS = 2
+"""How many notebooks run at once, where there are as many cores."""
+LAST = "last"
+"""In a notebook's metadata, `"eedkit": {"last": true}`: it runs alone, after the others, since it reads what they leave."""
 
 __all__ = ["NotebooksFailed", "ReportError", "check", "folder", "parameters", "profile", "report"]
 
@@ -109,10 +119,11 @@ def report(
     code: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Run the notebooks one after the other and make their report.
+    """Run the notebooks, two at a time where there are two cores, and make their report.
 
     Leaves in `out`: `index.html`, and for each notebook the executed `<stem>.ipynb`, `<stem>.html` and what it draws into `figures/`.
-    A notebook that fails stops none of the others.
+    A notebook that fails stops none of the others. One whose metadata say `"eedkit": {"last": true}` waits for all others.
+    Scripts must call this below `if __name__ == "__main__":`, since processes are spawned.
 
     Parameters
     ----------
@@ -139,22 +150,27 @@ def report(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     runs = [Run(source, out / source.name, values) for source, values in plan]
     facts = pages.provenance(Path(profile).stem)
+    kernels = min(KERNELS, os.cpu_count() or 1, len(runs))
     terminal = Terminal() if progress else None
     # Written first and after every run: whoever stops a report half-way finds an index that says what was not run.
     index = pages.write_index(runs, out, facts)
-    with _environment(terminal):
-        for i, run in enumerate(runs):
-            title = f"[{i + 1}/{len(runs)}] {run.stem}"
-            if terminal:
-                terminal.line(title)
-            runs[i] = run = _execute(run, terminal)
+
+    def starts(i: int) -> Terminal | None:
+        number = f"[{i + 1}/{len(runs)}]"
+        if terminal is None:
+            return None
+        terminal.line(f"{number} {runs[i].stem}")
+        return terminal.shared(number) if kernels > 1 else terminal
+
+    with _environment(terminal, kernels):
+        for i, run in _executed(runs, kernels, starts):
+            runs[i] = run
             pages.write_page(run, out, facts, code=code)
             pages.write_index(runs, out, facts)
             if terminal:
                 took = pages.duration(run.seconds)
-                terminal.line(
-                    f"{title}: FAILED after {took} in {run.failure}" if run.failure else f"{title}: done in {took}"
-                )
+                ended = f"FAILED after {took} in {run.failure}" if run.failure else f"done in {took}"
+                terminal.line(f"[{i + 1}/{len(runs)}] {run.stem}: {ended}")
     failed = [run for run in runs if run.failure]
     if failed:
         raise NotebooksFailed(index, failed)
@@ -190,7 +206,120 @@ def _plan(
     return plan
 
 
-def _execute(run: Run, terminal: Terminal | None) -> Run:
+@dataclass
+class _Running:
+    """A notebook that runs in a process of its own: its place among the runs, and the cell that it has reached."""
+
+    place: int
+    process: BaseProcess
+    terminal: Terminal | None
+    started: float
+    reached: int = -1
+
+
+def _executed(runs: Sequence[Run], kernels: int, starts: Callable[[int], Terminal | None]) -> Iterator[tuple[int, Run]]:
+    """Every run with its place, as they end."""
+    if kernels == 1:
+        for i in _order(runs):
+            yield i, _execute(runs[i], starts(i))
+        return
+    waiting = _order(runs)
+    running: dict[Connection, _Running] = {}
+    # papermill's notion of the working directory is the process's, so every notebook has a process
+    context = multiprocessing.get_context("spawn")
+    try:
+        while waiting or running:
+            while waiting and len(running) < kernels and not (running and _is_last(runs[waiting[0]])):
+                i = waiting.pop(0)
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_execute_there, args=(runs[i], theirs))
+                running[ours] = _Running(i, process, starts(i), time.time())
+                with _deaf_to_interrupts():
+                    process.start()
+                theirs.close()
+            for pipe in wait(list(running)):
+                there = running[pipe]
+                try:
+                    method, arguments = pipe.recv()
+                except EOFError:
+                    method, arguments = "ends", (_died(runs[there.place], there),)
+                if method == "ends":
+                    there.process.join()
+                    del running[pipe]
+                    yield there.place, *arguments
+                    continue
+                if method == "cell":
+                    there.reached = arguments[0] - 1
+                if there.terminal:
+                    getattr(there.terminal, method)(*arguments)
+    finally:
+        for there in running.values():
+            there.process.terminate()
+        for there in running.values():
+            there.process.join()
+
+
+def _order(runs: Sequence[Run]) -> list[int]:
+    """Places of the runs, those that read what the others leave at the end."""
+    return sorted(range(len(runs)), key=lambda i: _is_last(runs[i]))
+
+
+def _is_last(run: Run) -> bool:
+    return bool(nbformat.read(run.source, as_version=4).metadata.get("eedkit", {}).get(LAST, False))
+
+
+class _Sent:
+    """A terminal's methods, called in the process that holds the other end of a pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    def cell(self, number: int, total: int) -> None:
+        self.pipe.send(("cell", (number, total)))
+
+    def write(self, text: str) -> int:
+        self.pipe.send(("write", (text,)))
+        return len(text)
+
+    def clear(self) -> None:
+        self.pipe.send(("clear", ()))
+
+    def flush(self) -> None:
+        pass
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started within the block leave Ctrl-C to this one, which ends them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _execute_there(run: Run, pipe: Connection) -> None:
+    """`_execute` in a process of its own, whose kernel ends with it when it is terminated."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    try:
+        pipe.send(("ends", (_execute(run, _Sent(pipe)),)))
+    except (KeyboardInterrupt, BrokenPipeError):
+        # the report was stopped, and says so: asyncio would print what its tasks were about
+        os._exit(1)
+
+
+def _died(run: Run, there: _Running) -> Run:
+    """A run whose process is gone without a word."""
+    cells = nbformat.read(run.source, as_version=4).cells
+    failure = _failure(cells, there.reached, "its process died: killed, crashed or out of memory", "")
+    return Run(run.source, run.executed, run.parameters, time.time() - there.started, there.started, failure)
+
+
+def _execute(run: Run, terminal: "Terminal | _Sent | None") -> Run:
     """Run one notebook; a failure is returned, not raised."""
     run.executed.unlink(missing_ok=True)  # an older one would be taken for this run's, should the kernel not even start
     cells = nbformat.read(run.source, as_version=4).cells
@@ -238,14 +367,19 @@ def _failure(cells: list, index: int, error: str, traceback: str) -> Failure:
 
 
 @contextmanager
-def _environment(terminal: Terminal | None) -> Iterator[None]:
-    """The environment that kernels inherit: bars refresh at a bearable rate; papermill's own remarks are kept quiet."""
+def _environment(terminal: Terminal | None, kernels: int) -> Iterator[None]:
+    """The environment that kernels inherit: their share of the cores, bars that refresh at a bearable rate.
+
+    Papermill's own remarks are kept quiet.
+    """
     live = terminal is not None and terminal.live
     values = {"TQDM_MININTERVAL": "0.5" if live else "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     # Threads that spin at every barrier make small networks ten times slower as soon as another program wants a core.
     values["OMP_WAIT_POLICY"] = "PASSIVE"
+    if kernels > 1:
+        values["OMP_NUM_THREADS"] = str((os.cpu_count() or 1) // kernels)
     if live:
-        values["TQDM_NCOLS"] = str(terminal.room)
+        values["TQDM_NCOLS"] = str(terminal.room // kernels)
     added = {name: value for name, value in values.items() if name not in os.environ}
     # A backend of the shell's, such as agg on a server, would leave the pages without figures.
     backend = os.environ.get("MPLBACKEND")

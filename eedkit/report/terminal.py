@@ -32,10 +32,28 @@ class Terminal:
         self.stream = sys.stderr if stream is None else stream
         self.live = self.stream.isatty()
         self.every = every
+        self.name = ""
         self.prefix = ""
+        self._live_texts: dict[str, str] = {}
         self._next = 0.0
         self._rest = ""
         self._in_bar = False
+
+    def shared(self, name: str) -> "Terminal":
+        r"""The part of one of several notebooks that run at once: its name stands before what it writes.
+
+        On a terminal the parts share the live line.
+
+        >>> import io
+        >>> log = io.StringIO()
+        >>> _ = Terminal(log).shared("[2/7]").write("UserWarning: odd\n")
+        >>> print(log.getvalue())
+            [2/7] UserWarning: odd
+        """
+        part = Terminal(self.stream, every=self.every)
+        part.name = f"{name} "
+        part._live_texts = self._live_texts
+        return part
 
     @property
     def room(self) -> int:
@@ -48,12 +66,13 @@ class Terminal:
 
     def progress(self, text: str) -> None:
         """Write what the next progress may replace."""
+        shown = f"{self.name}{self.prefix} {text}".strip()
         if self.live:
-            shown = printable(f"{self.prefix} {text}".strip())[: shutil.get_terminal_size().columns - 1]
-            self._put(f"\r\x1b[K{shown}")
+            self._live_texts[self.name] = printable(shown)
+            self._draw()
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + self.every
-            self.line(f"    {self.prefix} {text}".rstrip() if self.prefix else f"    {text}")
+            self.line(f"    {shown}")
 
     def cell(self, number: int, total: int) -> None:
         """Say that a cell starts."""
@@ -61,10 +80,20 @@ class Terminal:
         self.progress("")
 
     def clear(self) -> None:
-        """Forget the notebook that ended and wipe its live line."""
-        self.prefix, self._rest, self._in_bar = "", "", False
+        """Forget the notebook that ended and wipe its part of the live line."""
+        self.prefix = ""
+        self._rest = ""
+        self._in_bar = False
         if self.live:
-            self._put("\r\x1b[K")
+            self._live_texts.pop(self.name, None)
+            self._draw()
+
+    def _draw(self) -> None:
+        """The live line: what runs now, side by side."""
+        columns = shutil.get_terminal_size().columns - 1
+        room = (columns - 3 * (len(self._live_texts) - 1)) // max(1, len(self._live_texts))
+        parts = [self._live_texts[name][:room] for name in sorted(self._live_texts)]
+        self._put("\r\x1b[K" + " | ".join(parts))
 
     def write(self, text: str) -> int:
         """Take a piece of the kernel's stderr, which may end anywhere in a line."""
@@ -75,7 +104,7 @@ class Terminal:
             if self._in_bar or end == "\r":
                 bar = piece or bar
             elif piece:
-                self.line(f"    {piece}")
+                self.line(f"    {self.name}{piece}")
             self._in_bar = end == "\r"
         self._rest = rest
         if self._in_bar:  # nothing follows a refresh: waiting for its end would show every bar one refresh late

@@ -224,6 +224,7 @@ def test_failures_name_notebook_cell_and_error_and_stop_nobody(made):
 
 def test_a_log_gets_plain_lines(made):
     lines = made.log.splitlines()
+    # two at a time, where there are two cores
     assert lines[0] == "[1/3] 00_story"
     assert any(line.startswith("[1/3] 00_story: done in ") for line in lines)
     assert any(
@@ -283,14 +284,73 @@ def test_a_log_shows_bars_at_a_bearable_rate_and_never_a_stale_one(monkeypatch):
     assert log.getvalue().split() == ["training:", "0/25", "training:", "10/25", "training:", "20/25"]
 
 
+def test_two_notebooks_at_once_share_the_live_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "61")
+    terminal = Terminal(screen := Screen())
+    first = terminal.shared("[1/3]")
+    second = terminal.shared("[2/3]")
+    first.cell(2, 9)
+    second.cell(1, 4)
+    second.write("\rtraining: 50% of everything that there is")
+    assert screen.getvalue().endswith("\r\x1b[K[1/3] cell 2/9 | [2/3] cell 1/4 training: 50%")
+    first.write("UserWarning: odd\n")
+    assert "    [1/3] UserWarning: odd\n" in screen.getvalue()
+    first.clear()
+    assert screen.getvalue().endswith("\r\x1b[K[2/3] cell 1/4 training: 50% of everything that there is")
+
+
+WRITES = "import os, time\ntime.sleep({0})\nopen(f'{{out}}/{1}', 'w').write(os.environ['OMP_NUM_THREADS'])"
+
+
+@pytest.fixture
+def three(book, tmp_path, monkeypatch):
+    """Three notebooks, of which the first says that it is the last and fails if the others are not done."""
+    home = tmp_path / "nb"
+    reads = "import os\nassert {'b', 'c'} <= set(os.listdir(out))"
+    book(home / "a.ipynb", "# A", reads, eedkit={"last": True})
+    book(home / "b.ipynb", "# B", WRITES.format(2, "b"))
+    book(home / "c.ipynb", "# C", WRITES.format(0, "c"))
+    (home / "profiles").mkdir()
+    (home / "profiles" / "quick.yaml").write_text("")
+    monkeypatch.setattr(notebooks, "folder", lambda: home)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return home
+
+
 @pytest.mark.notebook
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_the_last_waits_for_the_others_and_two_share_the_cores(three, tmp_path, monkeypatch, cores):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    if cores == 1:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    report(tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / "b").read_text() == str(max(1, cores // 2))
+    ended = {stem: (tmp_path / "out" / f"{stem}.ipynb").stat().st_mtime for stem in "abc"}
+    assert ended["a"] == max(ended.values())
+    # beside each other: the short one is through before the long one
+    assert (ended["c"] < ended["b"]) == (cores > 1)
+    assert "OMP_NUM_THREADS" not in os.environ or cores == 1
+
+
+@pytest.mark.notebook
+def test_a_notebook_whose_process_dies_stops_no_other(three, tmp_path, monkeypatch, book):
+    book(three / "c.ipynb", "# C", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    with pytest.raises(notebooks.NotebooksFailed, match="c, cell 3: its process died") as raised:
+        report(tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / "b").exists()
+    assert [run.stem for run in raised.value.failed] == ["a", "c"]
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("names", ["a", "ab"])
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_an_interrupt_ends_kernel_and_command(book, tmp_path):
-    book(
-        tmp_path / "nb" / "a.ipynb",
-        "# A",
-        "import os, pathlib, time\npathlib.Path(out, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)",
-    )
+def test_an_interrupt_ends_kernels_and_command(book, tmp_path, names):
+    for name in names:
+        book(
+            tmp_path / "nb" / f"{name}.ipynb",
+            "# A",
+            f"import os, pathlib, time\npathlib.Path(out, '{name}').write_text(str(os.getpid()))\ntime.sleep(60)",
+        )
     (tmp_path / "nb" / "profiles").mkdir()
     (tmp_path / "nb" / "profiles" / "quick.yaml").write_text("")
     (tmp_path / "out").mkdir()
@@ -306,15 +366,18 @@ def test_an_interrupt_ends_kernel_and_command(book, tmp_path):
         # whoever runs the tests in the background has interrupts ignored, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    pid = tmp_path / "out" / "pid"
+    pids = [tmp_path / "out" / name for name in names]
     deadline = time.monotonic() + 60
-    while not (pid.exists() and pid.read_text()) and process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline:
+        if all(pid.exists() and pid.read_text() for pid in pids):
+            break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "unknown parameter" not in said  # what papermill says of `name: str | None = None`
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
     assert "not run" in (tmp_path / "out" / "index.html").read_text()
