@@ -150,7 +150,9 @@ class Store:
                 study = self.folder.read_json(name)
                 schema.refuse_other(study.get("schema", 0), self.address)
                 if "number" not in study:
-                    raise StoreError(f"{self.address} was begun by an earlier eedkit, which kept no order of studies; measure again")
+                    raise StoreError(
+                        f"{self.address} was begun by an earlier eedkit, which kept no order of studies; measure again"
+                    )
                 studies.append(study)
         return sorted(studies, key=lambda study: study["number"])
 
