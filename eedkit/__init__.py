@@ -13,6 +13,7 @@ _load, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["lab", "paper", "plots", "probe", "report", "results", "store", "study", "theory"],
     submod_attrs={
+        "explorer.card": ["card"],
         "explorer.interactive": ["explore"],
         "probe.measure": ["layers", "measure"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],

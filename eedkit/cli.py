@@ -240,6 +240,35 @@ def figures(
         _say(f"{len(files)} files, as {', '.join(format or Format)}")
 
 
+@app.command(epilog="Example: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'")
+def card(
+    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Of a study, or of `measure`.")],
+    out: Annotated[Path, typer.Option(help="The page; its JSON twin stands beside it.")] = Path("card.html"),
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which model's; needed where there are several.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="The images that were measured, to show those that deviate most.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Of this data set of the study.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Of this group of the study.")] = None,
+) -> None:
+    """Write one self-contained page about one model.
+
+    Exit codes: 0 done; 1 nothing is done yet, or the store is damaged; 2 bad usage.
+    """
+    with _plainly("card"), _ends("Stopped; no page was written."):
+        import eedkit
+
+        results = eedkit.open(store, data=data, group=group)
+        if hasattr(results, "leaves"):
+            raise ValueError("the store has several data sets or groups; choose with --data and --group")
+        shown = eedkit.lab.images.load(images) if images else None
+        page = eedkit.card(results, shown, model=model).save(out)
+        _say(page)
+        _say(page.with_suffix(".json"))
+
+
 @app.command(epilog="Example: eedkit report --profile quick --only 00_start_here -p seeds=3")
 def report(
     profile: Annotated[str, typer.Option(help="Name of a profile, or path of a .yaml file.")] = "quick",

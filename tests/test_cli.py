@@ -418,6 +418,30 @@ def test_figures_exit_2_on_what_is_not_there(done, tmp_path, arguments, message)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_card_is_written_with_its_twin(done, tmp_path):
+    page = tmp_path / "net.html"
+    chosen = ["--data", DATA, "--group", "D4", "--model", A, "--images", f"{DATA}&size=17"]
+    result = run("card", done.parent / "a", "--out", page, *chosen)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [str(page), str(page.with_suffix(".json"))]
+    assert "On which images?" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "choose with --data and --group"),
+        (["--group", "D4"], "choose with model= among"),
+        (["--group", "C8"], "no group 'C8'"),
+    ],
+)
+def test_a_card_of_several_is_refused(done, tmp_path, arguments, message):
+    result = run("card", done.parent / "a", "--out", tmp_path / "net.html", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_figures_need_a_store_with_something_done(tmp_path, monkeypatch):
     assert run("figures", tmp_path / "none").exit_code == 2
     (tmp_path / "empty").mkdir()
