@@ -225,7 +225,7 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame) -> Section:
 def _under_which_elements(one: xr.Dataset, deviations: xr.DataArray) -> Section:
     by_element = deviations.mean("sample").to_series().sort_values()
     said = (
-        f"The features deviate least under {by_element.index[0]} ({by_element.iloc[0]:.2g} above the best value) and most "
+        f"From the mean over all elements, the features deviate least under {by_element.index[0]} ({by_element.iloc[0]:.2g} above the best value) and most "
         f"under {by_element.index[-1]} ({by_element.iloc[-1]:.2g})."
     )
     return Section("Under which elements?", (said,), plots.orbit_rose(one))
@@ -244,7 +244,7 @@ def _where(one: xr.Dataset, latent: pd.DataFrame) -> Section:
         at = int(steps.argmin()) + 1
         sentences.append(f"It falls most from {rows.index[at - 1]} to {rows.index[at]}, by {-steps.min():.2f}.")
     else:
-        sentences.append("It falls from no layer to the next.")
+        sentences.append("It never falls from one layer to the next.")
     return Section(
         "Where in the network?",
         tuple(sentences),
