@@ -64,8 +64,18 @@ class Format(StrEnum):
     PDF = "pdf"
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        import eedkit
+
+        typer.echo(f"eedkit {eedkit.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
     """In what ways is a vision model invariant or equivariant, where, on which images?"""
 
 

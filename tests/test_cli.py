@@ -81,6 +81,10 @@ def test_help_is_light_and_shows_an_example(words):
     assert "heavy: []" in result.stdout
 
 
+def test_the_version_is_shown():
+    assert run("--version").stdout == f"eedkit {ek.__version__}\n"
+
+
 EVIL = "\x1b]0;owned\x07\udce9"
 BOMB = "[&a [1,1,1,1,1,1,1,1,1]" + "".join(f", &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abc", "bcd", strict=True)) + "]"  # fmt: skip
 

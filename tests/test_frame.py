@@ -10,6 +10,8 @@ import nbformat
 import pytest
 import yaml
 
+import eedkit as ek
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = {"jupyterlab", "torch", "torchvision", "xarray", "seaborn", "papermill", "datasets"}
@@ -25,8 +27,21 @@ def dependencies():
     return {name(r) for r in listed} - {"eedkit"}
 
 
-def test_required_packages_are_dependencies():
-    assert {name(r) for r in PROJECT["dependencies"]} >= REQUIRED
+def brought_by(extra):
+    """The packages that an extra installs, through the extras that it names too."""
+    packages = set()
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        if name(requirement) != "eedkit":
+            packages.add(name(requirement))
+            continue
+        for other in re.search(r"\[(.*)\]", requirement)[1].split(","):
+            packages |= brought_by(other)
+    return packages
+
+
+def test_required_packages_come_with_all():
+    assert {name(r) for r in PROJECT["dependencies"]} | brought_by("all") >= REQUIRED
+    assert brought_by("dev") > brought_by("all")
     assert PROJECT["requires-python"] == ">=3.11"
 
 
@@ -34,7 +49,8 @@ def test_every_dependency_has_a_tested_version_within_its_bound():
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     pins = {name(package): version for package, version in pins.items()}
     assert dependencies() <= set(pins)
-    for requirement in PROJECT["dependencies"]:
+    extras = PROJECT["optional-dependencies"].values()
+    for requirement in [*PROJECT["dependencies"], *(r for extra in extras for r in extra if ">=" in r)]:
         least = tuple(map(int, re.search(r">=([\d.]+)", requirement)[1].split(".")))
         assert tuple(map(int, re.findall(r"\d+", pins[name(requirement)])[: len(least)])) >= least, requirement
 
@@ -52,8 +68,25 @@ def test_only_the_agreed_top_level_is_tracked():
     top = {file.split("/")[0] for file in files if not file.startswith(".")}
     assert top <= {
         "notebooks", "eedkit", "data", "tests", "environment.yml", "README.md", "pyproject.toml", "constraints.txt",
-        "Makefile", "LICENSE", "CHANGELOG.md",
+        "Makefile", "LICENSE", "CHANGELOG.md", "CITATION.cff",
     }  # fmt: skip
+
+
+def test_editors_are_told_every_public_name():
+    told = {
+        alias.asname
+        for node in ast.parse((ROOT / "eedkit" / "__init__.pyi").read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == set(ek.__all__)
+    assert all(getattr(ek, name) is not None for name in told)
+
+
+def test_the_citation_has_the_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == ek.__version__ == PROJECT["version"]
+    assert citation["preferred-citation"]["identifiers"][0]["value"] == "arXiv:2210.03773"
 
 
 def test_the_readme_names_the_commands_that_there_are():
@@ -66,7 +99,8 @@ def test_the_readme_names_the_commands_that_there_are():
 def test_notebooks_narrate(path):
     notebook = nbformat.read(path, 4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len(code) < len(notebook.cells) - len(code)
+    computing = [cell for cell in code if not cell.source.startswith("ek.paper.readings.")]
+    assert len(computing) < len(notebook.cells) - len(computing)
     assert not any(cell.outputs or cell.execution_count for cell in code)
     statements = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While) for node in statements)
