@@ -201,7 +201,7 @@ def untrained(wanted: Iterable[tuple[Recipe, int]], *, cache: str | Path | None 
 def train_all(
     missing: Sequence[tuple[Recipe, int]], *, cache: str | Path | None = None
 ) -> Iterator[tuple[Recipe, int]]:
-    """Train some recipes with their seeds in processes of one thread each, as many as torch has threads here.
+    """Train some recipes with their seeds in processes of one thread each, as many as there are cores.
 
     With a GPU they are trained one after the other in this process. Those that another process is training are left to it. Whatever goes wrong in one of them goes wrong again, and is told,
     in the `train` of whoever needs it.
@@ -225,7 +225,7 @@ def train_all(
 
     # here and not there: processes that are used again have the environment of their start
     folder = cache_folder(cache).absolute()
-    processes = min(torch.get_num_threads(), len(missing))
+    processes = min(joblib.cpu_count(), len(missing))
     if processes < 2 or torch.cuda.is_available():
         for recipe, seed in missing:
             yield _attempt(recipe, seed, folder)

@@ -20,7 +20,7 @@ from eedkit.theory.deviation import PairCosine, deviation, f_hat, integrand, shu
 from eedkit.theory.distances import ChannelSums
 
 WORTH_COMPILING = 1e8
-"""Numbers in the maps of a stream from which on loading or compiling the fused sums costs less than they save."""
+"""Numbers in the maps of all streams so far from which on loading or compiling the fused sums costs less than they save."""
 
 IN_CACHE = 2**17
 """Numbers of maps whose float64 copies a processor's cache holds."""
@@ -85,6 +85,16 @@ def _fused_loop() -> Callable | None:
 def loop_is_loaded() -> bool:
     """Whether the compiled loop is there already, so that it costs nothing more."""
     return _fused_loop.cache_info().currsize > 0
+
+
+_numbers_so_far = 0.0
+
+
+def is_worth_compiling(numbers: float) -> bool:
+    """Whether the compiled loop is there, or worth its loading for a stream of so many numbers and all before it."""
+    global _numbers_so_far
+    _numbers_so_far += numbers
+    return loop_is_loaded() or _numbers_so_far > WORTH_COMPILING
 
 
 class MapSums:

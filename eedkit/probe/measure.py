@@ -427,7 +427,7 @@ class Pass:
         """What is collected at every layer."""
         per_image = sum(math.prod(layer.grid) * layer.layout.channels for layer in self.inner if layer.layout)
         numbers = per_image * self.order * (self.length or math.inf)
-        fused = accumulate.loop_is_loaded() or numbers > accumulate.WORTH_COMPILING
+        fused = accumulate.is_worth_compiling(numbers)
         return {layer: self._layer_pass(layer, fused=fused) for layer in self.found.layers}
 
     def _layer_pass(self, layer: Layer, *, fused: bool) -> LayerPass:

@@ -11,6 +11,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -324,13 +325,13 @@ class Killer(Recipe):
 
 class TestTrainAll:
     def test_a_process_that_is_killed_is_no_error(self, own_cache, monkeypatch):
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
         assert list(recipes.train_all([(Killer(**TINY), 0), (Recipe(**TINY), 0)])) in ([], [(Recipe(**TINY), 0)])
 
     @pytest.mark.slow
     def test_several_processes_train_the_same_weights(self, tmp_path, monkeypatch):
         wanted = [(WAYS["started"], 0), (WAYS["supervised"], 0), (WAYS["supervised"], 1)]
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
         monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained in this process"))
         found = list(recipes.train_all(wanted, cache=tmp_path / "all"))
         monkeypatch.undo()

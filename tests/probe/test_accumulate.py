@@ -130,6 +130,13 @@ def test_the_loop_is_compiled_for_long_streams_only(monkeypatch, worth, is_loade
     assert accumulate.loop_is_loaded() == is_loaded
 
 
+def test_short_streams_together_are_worth_compiling(monkeypatch):
+    monkeypatch.setattr(accumulate, "WORTH_COMPILING", 1000)
+    monkeypatch.setattr(accumulate, "_numbers_so_far", 0.0)
+    accumulate._fused_loop.cache_clear()
+    assert [accumulate.is_worth_compiling(400) for _ in range(3)] == [False, False, True]
+
+
 SHORT_STREAM = """
 import sys, torch, eedkit as ek
 net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(18, 3))
