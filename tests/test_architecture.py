@@ -25,7 +25,7 @@ UPSTREAM = {
     "explorer": {"results", "plots"},
     "tracker": {"theory", "probe", "results"},
     "report": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots"},
-    "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots", "report"},
+    "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots", "explorer", "report"},
     "__main__": {"cli"},
 }
 """Which parts each part may import, beside itself, `errors` and `pictures`; probe/dataset.py may also import results."""
@@ -65,7 +65,7 @@ def modules():
 
 MODULES = dict(modules())
 LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "verdicts": "paper",
-        "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker",
+        "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker", "card": "explorer", "explore": "explorer",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 
 

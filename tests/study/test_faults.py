@@ -34,6 +34,9 @@ def assert_same(found, wanted):
     xr.testing.assert_identical(found.load().drop_attrs(deep=False), wanted.drop_attrs(deep=False))
 
 
+KILLS = 5
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_resumes_and_loses_nothing(tmp_path, settings, child, whole, uninterrupted):
     settings["groups"] = ["C4", "flip", "D4"]
@@ -41,7 +44,7 @@ def test_killed_at_random_moments_it_resumes_and_loses_nothing(tmp_path, setting
     while True:
         before = len(begun(tmp_path))
         process = child()
-        if kills < 10:
+        if kills < KILLS:
             while process.poll() is None and len(begun(tmp_path)) == before:
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 6 * whole[2]))
@@ -55,9 +58,9 @@ def test_killed_at_random_moments_it_resumes_and_loses_nothing(tmp_path, setting
         recomputed += len(begun(tmp_path)) - blocks
         assert ek.Study(**settings).status().done.sum() == blocks
         assert_same(ek.open(settings["store"], data="digits/train", group="C4"), uninterrupted)
-        if kills == 10:
+        if kills == KILLS:
             break
-        # done before ten kills: once more from the beginning
+        # done before all kills: once more from the beginning
         shutil.rmtree(settings["store"])
         (tmp_path / "log").unlink()
     assert 0 <= recomputed <= kills
@@ -415,7 +418,7 @@ class Learns(Works):
 
     def forward(self, x):
         found = super().forward(x)
-        self.head.bias.data += 1e-5
+        self.head.bias.add_(1e-5)
         return found
 
 

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, fields
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -780,7 +781,7 @@ TRAINED = "epochs=1&widths=4,4&size=9&data=digits/train?n=64"
 
 def test_missing_weights_are_trained_by_other_processes(make, tmp_path, monkeypatch):
     monkeypatch.setenv("EEDKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained in this process"))
     study = make(models=[f"recipe:plain?seed={seed}&{TRAINED}" for seed in range(2)])
     assert study.run(progress=False).sizes["model"] == 2
@@ -789,7 +790,7 @@ def test_missing_weights_are_trained_by_other_processes(make, tmp_path, monkeypa
 
 def test_a_training_that_fails_costs_its_own_cells(make, tmp_path, monkeypatch):
     monkeypatch.setenv("EEDKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
     fit = training.fit
 
     def fails_for_seed_1(*arguments, seed, **options):
