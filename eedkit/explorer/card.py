@@ -138,20 +138,14 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None) -
     >>> made.facts["images"], made.facts["group"]
     (8, 'C4')
     """
-    results = schema.validate(results)
-    names = results.model.values.tolist()
-    if model is None and len(names) > 1:
-        raise ValueError(f"a card is about one model; choose with model= among {', '.join(map(str, names))}")
-    if model is not None and model not in names:
-        raise ValueError(unknown("model", model, names))
-    one = results.sel(model=[model or names[0]]).compute()
+    one = schema.one_model(results, model).compute()
     if "latent" not in schema.metrics_of(one):
         raise ValueError(unknown("metric", "latent", schema.metrics_of(one)) + "; a card needs it")
     table = summarise(one)
     latent = table[table.metric == "latent"].set_index("layer")
     deviations = (one.latent.sel(layer="latent").isel(model=0) - one.latent.attrs["best"]).astype("float64")
     facts = {
-        "model": names[0] if model is None else model,
+        "model": one.model.values[0],
         "group": one.attrs["group"],
         "data": one.attrs.get("data", ""),
         "images": int(one.sizes["sample"]),

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from eedkit.errors import unknown
 from eedkit.plots import style
 from eedkit.plots.figures import pointwise_values
 from eedkit.probe import samples
@@ -86,7 +85,7 @@ def worst(
     >>> len(worst(ds, images, n=2).axes)
     4
     """
-    one = _of_model(results, model)
+    one = schema.one_model(results, model)
     action = action or _spatial(one)
     cases = _ranked(one, metric, layer)[:n]
     shown = samples.find(images, [case.sample for case in cases])
@@ -114,16 +113,6 @@ def worst(
             f"below each image the moved copy that deviates most, with its {metric_name} above the best value",
         )
     return fig
-
-
-def _of_model(results: xr.Dataset, model: str | None) -> xr.Dataset:
-    results = schema.validate(results)
-    names = results.model.values.tolist()
-    if model is None and len(names) > 1:
-        raise ValueError(f"images are shown for one model; choose with model= among {', '.join(map(str, names))}")
-    if model is not None and model not in names:
-        raise ValueError(unknown("model", model, names))
-    return results.isel(model=[names.index(model or names[0])])
 
 
 def _spatial(one: xr.Dataset) -> Action:

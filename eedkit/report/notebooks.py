@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import strip_color
 
 from eedkit.errors import short, unknown
+from eedkit.interrupts import deaf_to_interrupts
 from eedkit.report import pages
 from eedkit.report.pages import Failure, Run
 from eedkit.report.parameters import ReportError, check, parameters, read_yaml
@@ -234,7 +234,7 @@ def _executed(runs: Sequence[Run], kernels: int, starts: Callable[[int], Termina
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_execute_there, args=(runs[i], theirs))
                 running[ours] = _Running(i, process, starts(i), time.time())
-                with _deaf_to_interrupts():
+                with deaf_to_interrupts():
                     process.start()
                 theirs.close()
             for pipe in wait(list(running)):
@@ -286,19 +286,6 @@ class _Sent:
 
     def flush(self) -> None:
         pass
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started within the block leave Ctrl-C to this one, which ends them in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _execute_there(run: Run, pipe: Connection) -> None:

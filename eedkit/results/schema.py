@@ -8,6 +8,8 @@ import json
 import numpy as np
 import xarray as xr
 
+from eedkit.errors import unknown
+
 SCHEMA = 2
 """Grows when a Dataset written by this version cannot be read by an earlier one."""
 
@@ -120,6 +122,23 @@ def _dims_of(name: str, ds: xr.Dataset) -> tuple[str, ...]:
         dims = ("model", "sample") if name.endswith("_norm") else ("model", "element", "sample")
         return ("layer", *dims) if has_layers else dims
     return COORD_DIMS.get(name, ("model",))
+
+
+def one_model(ds: xr.Dataset, model: str | None) -> xr.Dataset:
+    """The results of one model; without a name those of the only one.
+
+    Raises
+    ------
+    ValueError
+        There is no such model, or none is named and there are several.
+    """
+    ds = validate(ds)
+    names = ds.model.values.tolist()
+    if model is None and len(names) > 1:
+        raise ValueError(f"this shows one model; choose with model= among {', '.join(map(str, names))}")
+    if model is not None and model not in names:
+        raise ValueError(unknown("model", model, names))
+    return ds.isel(model=[0 if model is None else names.index(model)])
 
 
 def partly(undefined: int, n: int) -> str:

@@ -4,7 +4,6 @@ Knows models, images and the store; not which blocks belong to a study. Keeps tw
 """
 
 import logging
-import signal
 import sys
 import threading
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from eedkit.interrupts import deaf_to_interrupts
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.probe.measure import Options, measure_block
@@ -288,7 +288,7 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
                     "to run on this machine"
                 ) from None
         if client is None:
-            with _deaf_to_interrupts():
+            with deaf_to_interrupts():
                 client = stack.enter_context(Client(stack.enter_context(_local(workers))))
         yield client
 
@@ -310,19 +310,6 @@ def _local(workers: int) -> Iterator[Any]:
     how = {"threads_per_worker": 1, "silence_logs": logging.ERROR, "memory_limit": None}
     with dask.config.set(settings), LocalCluster(n_workers=workers, **how, **private) as local:
         yield local
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started within the block leave Ctrl-C to this one, which closes them in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
