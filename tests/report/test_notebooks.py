@@ -318,7 +318,7 @@ def three(book, tmp_path, monkeypatch):
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("cores", [1, 2, 5])
+@pytest.mark.parametrize("cores", [1, 5])
 def test_the_last_waits_for_the_others_and_two_share_the_cores(three, tmp_path, monkeypatch, cores):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     if cores == 1:
