@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from eedkit import plots
 from eedkit.errors import printable, unknown
+from eedkit.paper.further import prediction_consistency
 from eedkit.results import schema
 from eedkit.results.summary import summarise
 
@@ -208,10 +209,8 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame) -> Section:
             )
     identity = one.element.attrs.get("identity", "e")
     if "prediction" in one and identity in one.element.values:
-        unmoved = one.prediction.sel(element=identity, drop=True)
-        moved = one.prediction.sel(element=one.element != identity)
-        if moved.size and bool((moved >= 0).any()):
-            kept = float((moved == unmoved).where((moved >= 0) & (unmoved >= 0)).mean())
+        kept = prediction_consistency(one).item()
+        if not np.isnan(kept):
             sentences.append(f"The predicted class stays for {kept:.0%} of the moved images.")
     return Section("How invariant is it?", tuple(sentences))
 

@@ -24,6 +24,8 @@ ALL = "all"
 """The choice of no single element or class."""
 FEW = 6
 """Models that are shown at first."""
+BESIDE = ("_null", "_norm", "_pair_cosine", "_nan_reason")
+"""How the names of the variables end that stand beside a metric."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def figures(results: xr.Dataset, choice: Choice, images: Any = None, *, n: int =
 
 def _sliced(results: xr.Dataset, choice: Choice) -> xr.Dataset:
     """The chosen models, element and class, without the variables of other metrics."""
-    others = [metric for metric in schema.metrics_of(results) if metric != choice.metric]
-    beside = [f"{metric}{ending}" for metric in others for ending in ("_null", "_norm", "_pair_cosine")]
-    reasons = [f"{metric}_nan_reason" for metric in others]
-    chosen = results.drop_vars([*others, *beside, *reasons], errors="ignore").sel(model=list(choice.models))
+    of_others = []
+    for metric in schema.metrics_of(results):
+        if metric != choice.metric:
+            of_others += [metric, *(metric + ending for ending in BESIDE)]
+    chosen = results.drop_vars(of_others, errors="ignore").sel(model=list(choice.models))
     if choice.element != ALL:
         chosen = chosen.sel(element=[choice.element])
     if choice.label != ALL:

@@ -6,15 +6,15 @@ Knows modules and tensors, never recipes or files. Leaves the process's settings
 import itertools
 import logging
 import os
-import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from eedkit.machine import processor_name
 
 THREADS = 1
 """Sums are split among threads, so another number of them gives other bits."""
@@ -136,7 +136,7 @@ def machine() -> dict[str, str | int]:
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
-        name = f"{_processor()} {torch.backends.cpu.get_cpu_capability()}"
+        name = f"{processor_name()} {torch.backends.cpu.get_cpu_capability()}"
     return {"threads": THREADS, "processor": name, "torch": torch.__version__}
 
 
@@ -158,19 +158,6 @@ def fixed_arithmetic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_num_threads(threads)
-
-
-def _processor() -> str:
-    """The processor's name; Python's own answer says no more than x86_64 on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ that it may make, so that a wrong verdict on the whole is no likelier than 1 −
   are, each at the full level.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ SUPPORTED = "supported"
 CONTRADICTED = "contradicted"
 INCONCLUSIVE = "inconclusive"
 NOT_TESTABLE = "not testable here"
-FRAGILE = 0.2
 MIN_SEEDS = 5
 """With fewer seeds a comparison, and any conclusion that needs it, is `not testable here`."""
 FRAGILE = 0.2
@@ -289,7 +289,7 @@ def judge(claim: Comparison | Every | Some, level: float, level_against: float) 
         shown = [judge(part, step, level_against) for part, step in zip(claim.parts, steps, strict=True)]
         weakest = max(first, key=lambda part: part.least)
         strongest = max(first, key=lambda part: part.most)
-    rows = [row for part in shown for row in part.rows]
+    rows = list(itertools.chain.from_iterable(part.rows for part in shown))
     return Judged(weakest.least, strongest.most, weakest.least_row, strongest.most_row, rows)
 
 

@@ -81,11 +81,13 @@ def orbit_rose(
     """
     results = _checked(results)
     names = _names(results, by)
-    angles, elements = results.angle.values, results.element.values
-    mirrored = np.array([any(part.startswith("m") for part in str(element).split("·")) for element in elements])
+    angles = results.angle.values
+    elements = results.element.values
+    mirrored = np.array([_is_mirrored(str(element)) for element in elements])
     turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
     if len(set(angles.tolist())) == 1 or len(turns) < len(elements):
-        angles, mirrored = 360 * np.arange(len(elements)) / len(elements), np.zeros(len(elements), dtype=bool)
+        angles = 360 * np.arange(len(elements)) / len(elements)
+        mirrored = np.zeros(len(elements), dtype=bool)
     pointwise = pointwise_values(results, metric, layer)
     values = pointwise.mean("sample") - results[metric].attrs["best"]
     absent = []
@@ -213,10 +215,10 @@ def class_heatmap(
             ax.set_visible(False)
         for ax, kind, panel in zip(axes, kinds, panels, strict=False):
             cells = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
-            texts = [["0" if abs(v) < FLOOR else f"{v:.2g}" for v in row] for row in panel.values]
-            longest = max(len(text) for row in texts for text in row)
+            texts = np.array([_cell_text(value) for value in panel.values.ravel()]).reshape(panel.shape)
+            longest = max(map(len, texts.ravel()))
             cramped = len(labels) > 12 or panel.sizes["element"] * longest > 36
-            numbers = {"annot": None if cramped else np.array(texts), "fmt": "", "annot_kws": {"size": 7}}
+            numbers = {"annot": None if cramped else texts, "fmt": "", "annot_kws": {"size": 7}}
             sns.heatmap(panel.values, ax=ax, xticklabels=elements, yticklabels=labels, **cells, **numbers)
             ax.set_title(style.literal(kind), fontsize=10)
             ax.set(xlabel="element", ylabel="class" if ax is axes[0] else "")
@@ -279,6 +281,15 @@ def calibration(
         style.note(ax, f"grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
     return fig
+
+
+def _is_mirrored(element: str) -> bool:
+    """Whether an element, or one of the parts of an element of a product, mirrors the image."""
+    return any(part.startswith("m") for part in element.split("·"))
+
+
+def _cell_text(value: float) -> str:
+    return "0" if abs(value) < FLOOR else f"{value:.2g}"
 
 
 def _why(table: pd.DataFrame, metric: str) -> str:

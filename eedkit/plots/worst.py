@@ -12,17 +12,16 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from eedkit.plots import style
 from eedkit.plots.figures import pointwise_values
 from eedkit.probe import samples
 from eedkit.results import schema
-from eedkit.theory import actions
-from eedkit.theory.actions import Action
 
 ACROSS = 6
 """Pairs of images side by side."""
+SPATIAL = "spatial"
+"""The action of exact turns, mirrors and shifts, as results name it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def worst(
     metric: str = "latent",
     layer: str | None = None,
     model: str | None = None,
-    action: Action | None = None,
+    action: Any = None,
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -86,9 +85,13 @@ def worst(
     4
     """
     one = schema.one_model(results, model)
-    action = action or _spatial(one)
+    if action is None and one.attrs.get("action") != SPATIAL:
+        raise ValueError(
+            f"the images were moved by the action {one.attrs.get('action')!r}; pass it as action= to see them moved"
+        )
     cases = _ranked(one, metric, layer)[:n]
-    shown = samples.find(images, [case.sample for case in cases])
+    upright_images = samples.find(images, [case.sample for case in cases])
+    moved_images = samples.moved(upright_images, [case.element for case in cases], action or one.attrs["group"])
     identity = one.element.attrs.get("identity", "e")
     across = min(ACROSS, len(cases))
     rows = -(-len(cases) // across)
@@ -98,11 +101,11 @@ def worst(
         axes = fig.subplots(2 * rows, across, squeeze=False)
         for ax in axes.ravel():
             ax.set_axis_off()
-        for k, (case, image) in enumerate(zip(cases, shown, strict=True)):
+        for k, case in enumerate(cases):
             row = k // across
             upright, moved = axes[2 * row : 2 * row + 2, k % across]
-            _show(upright, image)
-            _show(moved, action(case.element, image))
+            _show(upright, upright_images[k])
+            _show(moved, moved_images[k])
             upright.set_title(_predicted(one, case.sample, identity, class_names), fontsize=8)
             predicted = _predicted(one, case.sample, case.element, class_names)
             moved.set_title(f"{style.literal(case.element)}: {case.largest:.2g}\n{predicted}", fontsize=8)
@@ -113,15 +116,6 @@ def worst(
             f"below each image the moved copy that deviates most, with its {metric_name} above the best value",
         )
     return fig
-
-
-def _spatial(one: xr.Dataset) -> Action:
-    made = actions.spatial(one.attrs["group"])
-    if one.attrs.get("action") != made.name:
-        raise ValueError(
-            f"the images were moved by the action {one.attrs.get('action')!r}; pass it as action= to see them moved"
-        )
-    return made
 
 
 def _ranked(one: xr.Dataset, metric: str, layer: str | None) -> list[_Case]:
@@ -151,7 +145,7 @@ def _predicted(one: xr.Dataset, sample: Any, element: str, class_names: Sequence
     return style.literal(f"predicted {prediction if class_names is None else class_names[prediction]}")
 
 
-def _show(ax: Axes, image: Tensor) -> None:
+def _show(ax: Axes, image: Any) -> None:
     """An image (C, H, W); its values are stretched to [0, 1] where they lie outside, as normalised ones do."""
     array = np.moveaxis(np.asarray(image, dtype=float), 0, -1)
     low, high = array.min(), array.max()

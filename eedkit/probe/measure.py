@@ -6,7 +6,6 @@ Knows models, streams and who labels, never where models or images come from. Co
 import hashlib
 import math
 import pickle
-import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 import eedkit
 from eedkit.errors import printable, unknown
+from eedkit.machine import processor_name
 from eedkit.probe import accumulate, dataset, matching, samples
 from eedkit.probe import metrics as family
 from eedkit.probe.accumulate import LayerPass, Place
@@ -32,7 +32,7 @@ from eedkit.probe.dataset import Measured
 from eedkit.probe.layers import Found, Layer, Scripted, find_layers, first_noisy_module, tap
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import Batch, Sample, Stream
-from eedkit.theory import actions, deviation, groups
+from eedkit.theory import actions, deviation
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
 
@@ -63,8 +63,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        action = self.group if isinstance(self.group, Action) else actions.spatial(groups.parse(self.group))
-        object.__setattr__(self, "group", action)
+        object.__setattr__(self, "group", actions.on_images(self.group))
         object.__setattr__(self, "metrics", family.resolve(self.metrics))
         object.__setattr__(self, "layouts", dict(self.layouts or {}))
         if self.precision not in DTYPES:
@@ -850,7 +849,7 @@ def _provenance(options: Options, data: str, law_error: float, *, repeatable: bo
         "precision": options.precision,
         "repeatable": int(repeatable),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from eedkit.pictures import opaque
+from eedkit.theory import actions
+from eedkit.theory.actions import Action
 from eedkit.theory.deviation import SHORTEST_CHAIN, chains
 
 IMAGE_KEYS = ("image", "pixel_values", "img")
@@ -311,6 +313,16 @@ def find(images: Any, ids: Sequence) -> list[Tensor]:
     return found
 
 
+def moved(images: Sequence[Tensor], elements: Sequence[str], group: Action | str) -> list[Tensor]:
+    """Each image (C, H, W) as an element of the group moves it.
+
+    >>> moved([torch.tensor([[[1.0, 2.0]]])], ["m"], "flip")[0].tolist()
+    [[[2.0, 1.0]]]
+    """
+    action = actions.on_images(group)
+    return [action(element, image) for element, image in zip(elements, images, strict=True)]
+
+
 def label_list(labels: Any) -> list:
     """Labels given as a list, a tensor, a pandas Series, names or one-hot rows, one for each image."""
     if isinstance(labels, str | Mapping) or not hasattr(labels, "__len__"):
@@ -434,7 +446,9 @@ def _from_iterable(images: Iterable, labels: Sequence | None) -> Iterator[Sample
     for batch in images:
         pictures, own, names = _parts(batch)
         if not isinstance(pictures, Tensor | np.ndarray) or pictures.ndim == 3:
-            pictures, own, names = [pictures], [own], None if names is None else [names]
+            pictures = [pictures]
+            own = [own]
+            names = None if names is None else [names]
         elif pictures.ndim != 4:
             raise ValueError(
                 f"a batch of images must be (b, C, H, W), or an image (C, H, W), got {tuple(pictures.shape)}"

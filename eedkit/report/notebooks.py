@@ -23,7 +23,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import strip_color
 
 from eedkit.errors import short, unknown
-from eedkit.interrupts import deaf_to_interrupts
+from eedkit.machine import deaf_to_interrupts
 from eedkit.report import pages
 from eedkit.report.pages import Failure, Run
 from eedkit.report.parameters import ReportError, check, parameters, read_yaml
@@ -191,7 +191,7 @@ def _plan(
         raise ReportError(f"nothing to run: name at least one of {', '.join(known)}")
     _refuse_out(given)
     declared = {stem: parameters(path) for stem, path in chosen.items()}
-    every = {name for names in declared.values() for name in names} - {"out"}
+    every = set().union(*declared.values()) - {"out"}
     for name in given:
         if name not in every:
             raise ReportError(unknown("parameter", name, sorted(every)))

@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 import eedkit
+from eedkit.machine import processor_name
 from eedkit.report.formulas import markdown
 
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.M)
@@ -130,7 +131,7 @@ def provenance(profile: str) -> dict[str, str]:
         "profile": profile,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         "eedkit": f"{eedkit.__version__} ({commit})" if commit else eedkit.__version__,
         "Python": platform.python_version(),
@@ -258,15 +259,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it, else what Python knows of it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _commit() -> str:

@@ -254,12 +254,12 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
         if set(ds.data_vars) != set(first.data_vars):
             odd = sorted(set(ds.data_vars) ^ set(first.data_vars))
             raise ValueError(f"every model needs the same metrics, but these are not in all: {', '.join(odd)}")
-    names = [name for ds in datasets for name in ds.model.values.tolist()]
+    names = np.concatenate([ds.model.values for ds in datasets]).tolist()
     if len(set(names)) < len(names):
         raise ValueError(f"model labels repeat: {', '.join(names)}; give each measure() another name=")
     wide = datasets
     if "layer" in first.dims:
-        layers = list(dict.fromkeys(layer for ds in datasets for layer in ds.layer.values.tolist()))
+        layers = list(dict.fromkeys(np.concatenate([ds.layer.values for ds in datasets]).tolist()))
         # the paper's latent layer stays last, whatever layers a later model adds
         layers = sorted(layers, key=lambda layer: layer == "latent")
         wide = [ds.reindex(layer=np.array(layers, dtype=object), fill_value=_fill(ds)) for ds in datasets]

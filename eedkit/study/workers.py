@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from eedkit.interrupts import deaf_to_interrupts
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
+from eedkit.machine import deaf_to_interrupts
 from eedkit.probe.measure import Options, measure_block
 from eedkit.probe.samples import declared_classes, read_order
 from eedkit.store.blocks import Block

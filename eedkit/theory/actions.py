@@ -222,6 +222,15 @@ def spatial(group: Group | str) -> Action:
     return action
 
 
+def on_images(group: Action | Group | str) -> Action:
+    """How a group acts on images: an action as it is, a group by exact turns, mirrors and shifts.
+
+    >>> on_images("C4").name
+    'spatial'
+    """
+    return group if isinstance(group, Action) else spatial(groups.parse(group))
+
+
 def _apply_moves(moves: Sequence[Move], z: Tensor) -> Tensor:
     height, width = z.shape[-2:]
     for step, by in moves:

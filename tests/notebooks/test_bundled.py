@@ -105,14 +105,16 @@ def test_all_that_was_measured_is_in_one_store_and_the_corruptions_differ(out):
 def test_readings_are_shown_as_prose(out, stem):
     notebook = nbformat.read(out / f"{stem}.ipynb", 4)
     page = (out / f"{stem}.html").read_text()
-    read = [
-        cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith("ek.paper.readings.")
-    ]
     shown = []
-    for cell in read:
-        (output,) = [output for output in cell.outputs if output.output_type == "execute_result"]
-        assert {"text/markdown", "text/html"} & set(output.data), cell.id
-        shown += [output.data["text/markdown"]] if "text/markdown" in output.data else []
+    for cell in notebook.cells:
+        if cell.cell_type != "code" or "ek.paper.readings." not in cell.source:
+            continue
+        data = [output.data for output in cell.outputs if "data" in output]
+        assert any({"text/markdown", "text/html"} & set(one) for one in data), cell.id
+        prose = [one["text/markdown"] for one in data if "text/markdown" in one]
+        # a table of meanings is the one reading that is no prose
+        assert len(prose) == cell.source.count("ek.paper.readings.") - cell.source.count("readings.meanings("), cell.id
+        shown += prose
     assert len(shown) >= 2
     for prose in shown:
         assert re.search(r"[A-Za-z ]{8,}", prose)[0] in page

@@ -374,7 +374,7 @@ def test_tokens_that_follow_the_image_have_the_grid_of_as_many():
 # what stays open
 
 
-def is_open(model, said, **options):
+def assert_open(model, said, **options):
     """Assert that the layer `at` has no layout nor value, and that the reason says so."""
     ds = measure(model, pictures(), layers=["at"], **options)
     at = ds.sel(layer="at").isel(model=0)
@@ -407,7 +407,7 @@ def test_queries_have_no_places_however_many_they_are(size, seed):
     with torch.no_grad():
         inside = find_layers(model.double(), pictures(2), layers=["at.tokens"]).layers[0]
     assert str(inside.layout) == "b 6x6 c"
-    reason = is_open(model, "are places of the image did not show")
+    reason = assert_open(model, "are places of the image did not show")
     assert ("the model takes no other size" in reason) == (size is not None)
     assert ("no axis follows the image's size" in reason) == (size is None)
     assert "layouts={'at': " in reason
@@ -415,7 +415,7 @@ def test_queries_have_no_places_however_many_they_are(size, seed):
 
 def test_windows_merged_with_the_images_are_refused():
     model = Patches(lambda z: windows(z).flatten(0, 1))
-    reason = is_open(model, "no axis of its output counts the images")
+    reason = assert_open(model, "no axis of its output counts the images")
     assert "(8, 9, 4) for 2 images" in reason
     assert "layouts" not in reason  # there is none that could be passed
 
@@ -429,19 +429,19 @@ def test_windows_and_the_places_in_them_are_two_levels(size):
 def test_tokens_out_of_order_are_not_read_as_another_grid():
     order = list(range(36))
     order[5], order[8], order[27], order[30] = 8, 5, 30, 27  # corners as 4 rows of 9 would have them
-    is_open(Patches(lambda z: tokens(z)[:, order], size=SIZES["fixed"]), "did not show")
+    assert_open(Patches(lambda z: tokens(z)[:, order], size=SIZES["fixed"]), "did not show")
 
 
 def test_outputs_of_pairs_of_images_are_refused():
-    is_open(Patches(lambda z: z.flatten(1) @ z.flatten(1).T), "more than one axis")
+    assert_open(Patches(lambda z: z.flatten(1) @ z.flatten(1).T), "more than one axis")
 
 
 def test_outputs_that_no_image_comes_into_are_refused():
-    is_open(Patches(lambda z: torch.ones(1, 36, 4, dtype=z.dtype)), "no axis of its output counts the images")
+    assert_open(Patches(lambda z: torch.ones(1, 36, 4, dtype=z.dtype)), "no axis of its output counts the images")
 
 
 def test_similarities_of_places_can_be_read_two_ways():
-    reason = is_open(Patches(lambda z: tokens(z) @ z.flatten(2), size=SIZES["fixed"]), "can be read as")
+    reason = assert_open(Patches(lambda z: tokens(z) @ z.flatten(2), size=SIZES["fixed"]), "can be read as")
     assert "b 6x6 c and as b c 6x6" in reason
 
 
@@ -451,7 +451,7 @@ def test_a_layer_that_mixes_all_places_is_open_and_layouts_settle_it():
         return weights @ tokens(z)
 
     model = Patches(mixed, size=SIZES["fixed"])
-    is_open(model, "did not show: the model takes no other size")
+    assert_open(model, "did not show: the model takes no other size")
 
     def maps(x):
         with torch.no_grad():

@@ -81,7 +81,7 @@ def net(seed: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
 
-def same(found: xr.Dataset, wanted: xr.Dataset) -> None:
+def assert_same(found: xr.Dataset, wanted: xr.Dataset) -> None:
     """Bit for bit; only when it was made may differ."""
     xr.testing.assert_identical(found.load().drop_attrs(deep=False), wanted.load().drop_attrs(deep=False))
 
@@ -286,11 +286,11 @@ def test_a_cluster_gives_what_one_process_gives(make, tmp_path, clients):
     client, submitted = clients()
     before = torch.get_num_threads()
     study = make(**given)
-    same(study.run(client=client, progress=False), alone)
+    assert_same(study.run(client=client, progress=False), alone)
     assert torch.get_num_threads() == before
     assert [how["resources"] for how in submitted] == [None] * 6
     assert study.status().done.tolist() == [2, 2, 2]
-    same(study.run(client=client.scheduler.address, progress=False), alone)
+    assert_same(study.run(client=client.scheduler.address, progress=False), alone)
     assert len(submitted) == 6
 
 
@@ -379,7 +379,7 @@ def test_a_block_that_kills_its_workers_costs_no_other(make):
 def test_modules_reach_workers_of_other_processes(make, tmp_path):
     given = {"models": {"net": net(0)}, "data": ["digits/test?n=20&size=17"]}
     alone = make(**given, store=tmp_path / "alone").run(progress=False)
-    same(make(**given).run(workers=1, progress=False), alone)
+    assert_same(make(**given).run(workers=1, progress=False), alone)
 
 
 @pytest.mark.slow
