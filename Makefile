@@ -25,7 +25,7 @@ report: $(INSTALLED)  ## run the bundled study on real images, leave an illustra
 	$(if $(filter quick,$(PROFILE)),$(BIN)/python -m eedkit report --profile fashion $(FASHION) --out reports/fashion)
 
 test: $(INSTALLED) lint  ## check style and run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## check style alone
 	$(BIN)/python -m ruff check .

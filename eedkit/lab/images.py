@@ -1,6 +1,6 @@
 """Images as Hugging Face datasets with stable sample ids: bundled ones, other packages', a local folder or parquet file, the hub.
 
-Must not know models, groups or metrics. Costs one compressed copy of a parquet file; images are decoded when asked for.
+Must not know models, groups or metrics. Costs one copy of each of the last four parquet files; images are decoded when asked for.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from eedkit.lab import packages, specs
 from eedkit.pictures import opaque
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 BUNDLED = (
@@ -203,14 +204,21 @@ def _data() -> Path:
 
 def _parquet(path: Path) -> "Dataset":
     import datasets
+
+    # load_dataset would write a second copy into its cache, behind a progress bar
+    return datasets.Dataset(_table(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _table(path: Path, _changed: int) -> "pyarrow.Table":
+    """The content of a parquet file, shared by all data sets that are made of it."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        return pyarrow.parquet.read_table(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is not a parquet file: {error}") from error
-    return datasets.Dataset(table)  # load_dataset would write a second copy into its cache, behind a progress bar
 
 
 def _folder(path: Path) -> "Dataset":

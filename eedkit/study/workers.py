@@ -1,6 +1,6 @@
 """Computes blocks of studies, in this process or on Dask workers: the same function on the same blocks.
 
-Knows models, images and the store; not which blocks belong to a study. Keeps two models and four data sets per process.
+Knows models, images and the store; not which blocks belong to a study. A process keeps two models, and `KEPT` bytes of decoded images.
 """
 
 import logging
@@ -29,10 +29,13 @@ from eedkit.study import limits
 from eedkit.study.limits import OutOfTime
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from distributed import Client
 
 ONE_AT_A_TIME = threading.Lock()
 """A process runs one block at a time: taps belong to one forward pass, and torch has the threads."""
+KEPT = 2**28
+"""Bytes of decoded images that a process keeps for the next model; what exceeds them is decoded for every model."""
 SENDINGS = 3
 """How often a block is sent to workers that end before they begin it, while nothing else is done."""
 
@@ -92,6 +95,54 @@ class Outcome:
 
     work: Work
     kind: str
+
+
+class Decoded:
+    """A data set whose images are decoded once, as long as they fit into the room that a process has for them.
+
+    Parameters
+    ----------
+    images : Dataset
+        As `lab.images.load` gives it; everything but its items is taken from it.
+    room : Room
+        Shared by the data sets of a process.
+
+    >>> images = Decoded(lab_images.load("digits/test?n=20"), Room(KEPT))
+    >>> len(images), images[3]["image"] is images[3]["image"]
+    (20, True)
+    """
+
+    def __init__(self, images: "Dataset", room: "Room") -> None:
+        self._images = images
+        self._room = room
+        self._items: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if i in self._items:
+            return self._items[i]
+        item = self._images[i]
+        if self._room.takes(item["image"].nbytes):
+            self._items[i] = item
+        return item
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._images, name)
+
+
+@dataclass
+class Room:
+    """Bytes that may still be kept."""
+
+    left: int
+
+    def takes(self, size: int) -> bool:
+        """Whether there is room for so many bytes; there is less of it then."""
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        return fits
 
 
 @dataclass(frozen=True)
@@ -161,6 +212,7 @@ def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Ou
     finally:
         _loaded.cache_clear()
         _opened.cache_clear()
+        _room.cache_clear()
 
 
 def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
@@ -374,12 +426,18 @@ def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
     return loaded
 
 
-@lru_cache(maxsize=4)
-def _opened(data: str, checksum: str, **wants: Any) -> tuple[Any, np.ndarray]:
+@lru_cache(maxsize=1)
+def _room() -> Room:
+    return Room(KEPT)
+
+
+@lru_cache(maxsize=256)
+def _opened(data: str, checksum: str, **wants: Any) -> tuple[Decoded, np.ndarray]:
     """A data set as a model wants its images, and all its labels."""
     images = lab_images.load(data, **wants)
     if lab_images.source(images) != checksum:
         raise ValueError(
             f"the images of {data} are not those that the study was begun with; bring them up to date here"
         )
-    return images, np.array(images.select_columns(["label"])[:]["label"])
+    labels = np.array(images.select_columns(["label"])[:]["label"])
+    return Decoded(images, _room()), labels

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from torch import nn
 
 import eedkit as ek
@@ -403,6 +404,7 @@ def test_no_other_machine_can_reach_the_processes_of_this_one():
 
 
 def test_no_model_and_no_images_stay_after_a_run(make, monkeypatch):
+    workers._loaded.cache_clear()  # of tests that compute single blocks
     kept, load = [], models.load
 
     def noted(spec):
@@ -446,3 +448,19 @@ def test_models_and_images_are_loaded_once_for_all_their_blocks(make):
     assert len(sizes) == 8
     assert sizes[-1][0] == 2
     assert sizes[-1][1] <= 2
+
+
+@pytest.mark.parametrize(("room", "times"), [(workers.KEPT, 1), (10 * 17 * 17 * 4, 2), (0, 3)])
+def test_images_are_decoded_once_while_there_is_room(make, monkeypatch, room, times):
+    monkeypatch.setattr(workers, "KEPT", room)
+    decoded = []
+    really_open = Image.open
+
+    def counted(*arguments, **options):
+        decoded.append(arguments)
+        return really_open(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", counted)
+    three = [*MODELS, "recipe:random?seed=2&widths=4,8"]
+    make(models=three, data=["digits/train?n=20"]).run(progress=False)
+    assert len(decoded) == {1: 20, 2: 20 + 2 * 10, 3: 3 * 20}[times]
