@@ -125,7 +125,8 @@ def measure(
     images : tensor, array, DataLoader, or torch or Hugging Face data set
         (n, C, H, W), or items (C, H, W); uint8 and PIL images are scaled to [0, 1].
     group : str, Group or Action
-        "C4", "D4", "flip", "shift4", …; a `Group`; or a custom `Action` on (…, H, W).
+        "C4", "D4", "flip", "shift4", "C8", "rgb", "SO(2)?n=16", … (`ek.groups.parse`); a `Group`; or a custom `Action` on
+        (…, H, W).
     metrics : sequence of str or Metric
         Names in `METRICS`, or `Metric` values.
     layers : str or sequence of str
