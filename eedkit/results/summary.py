@@ -368,7 +368,9 @@ def _of_group(one: xr.Dataset, metric: str, k: int) -> dict[str, float]:
         of_layer = one[metric].isel(layer=k) if has_layers else one[metric]
         by_element = of_layer.astype("float64").mean("sample").values
         differences = by_element - np.roll(by_element, 1)
-        columns["element_error"] = float(np.sqrt((differences**2).sum() / 2) / len(by_element))
+        columns["element_error"] = np.nan  # of one element there is none
+        if len(by_element) > 1:
+            columns["element_error"] = float(np.sqrt((differences**2).sum() / 2) / len(by_element))
     return columns
 
 

@@ -151,6 +151,8 @@ def test_a_table_shows_the_floor_and_the_error_of_sampling_where_there_are_any()
     squares = [(by_element[k] - by_element[k - 1]) ** 2 for k in range(8)]
     wanted = math.sqrt(sum(squares) / 2) / 8
     assert columns["SO(2)?n=8"].element_error["latent", "narrow"] == pytest.approx(wanted)
+    one_element = ek.summarise(measured("SO(2)?n=8").isel(element=[1]), resamples=0)
+    assert one_element.element_error.isnull().all()
 
 
 @pytest.mark.parametrize(("sample", "finite"), [("SO(2)?n=8&jitter=0", "C8"), ("O(2)?n=3&jitter=0", "D3")])
