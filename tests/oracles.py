@@ -7,6 +7,7 @@ import itertools
 import math
 
 import numpy as np
+from scipy import ndimage
 
 ELEMENTS = {
     "C2": ["e", "r180"],
@@ -15,11 +16,21 @@ ELEMENTS = {
     "flip": ["e", "m"],
     "shift2": ["e", "s1"],
     "shift4": ["e", "s1", "s2", "s3"],
+    "C3": ["e", "r120", "r240"],
+    "C8": ["e", "r45", "r90", "r135", "r180", "r225", "r270", "r315"],
+    "rgb": ["e", "rbg", "grb", "gbr", "brg", "bgr"],
+    "D3": ["e", "r120", "r240", "m", "mr120", "mr240"],
 }
+IN_A_CIRCLE = ("C3", "C8", "D3")
+"""Groups with rotations that interpolate: images are 0 outside of the inscribed circle, and maps are compared within it."""
 
 
 def move(group, element, x):
     """What an element does to the last two axes of x: rN counter-clockwise, m mirrors left-right afterwards, sK rolls down."""
+    if group in IN_A_CIRCLE:
+        angle = int(element.lstrip("mr") or 0) if element != "e" else 0
+        turned = rotated(x, angle)
+        return np.where(circle(x.shape[-1]), np.flip(turned, -1) if element.startswith("m") else turned, 0)
     if element.startswith("m"):
         return np.flip(move(group, element[1:] or "e", x), -1).copy()
     if element.startswith("r"):
@@ -30,6 +41,34 @@ def move(group, element, x):
         return np.roll(x, int(element[1:]) * height // n, axis=-2)
     assert element == "e"
     return x.copy()
+
+
+def rotated(x, degrees):
+    """Square images x (…, H, H) turned counter-clockwise about their middle; scipy reads between pixels, and from the edge
+    what lies beyond it."""
+    side, turn = x.shape[-1], math.radians(degrees)
+    middle = (side - 1) / 2
+    rows, columns = np.empty((side, side)), np.empty((side, side))
+    for i in range(side):
+        for j in range(side):
+            right, up = j - middle, middle - i
+            columns[i, j] = middle + right * math.cos(turn) + up * math.sin(turn)
+            rows[i, j] = middle - (up * math.cos(turn) - right * math.sin(turn))
+    flat = [
+        ndimage.map_coordinates(image, [rows, columns], order=1, mode="nearest") for image in x.reshape(-1, side, side)
+    ]
+    return np.array(flat).reshape(x.shape)
+
+
+def circle(side):
+    """Which pixels have their centres in the circle that touches the sides."""
+    middle = (side - 1) / 2
+    return np.array([[math.hypot(i - middle, j - middle) <= side / 2 + 1e-9 for j in range(side)] for i in range(side)])
+
+
+def in_circle(m):
+    """A distance of maps within the circle alone."""
+    return lambda a, b: m(a[:, circle(a.shape[-1])], b[:, circle(b.shape[-1])])
 
 
 def stay(group, element, x):

@@ -24,7 +24,7 @@ ALL = "all"
 """The choice of no single element or class."""
 FEW = 6
 """Models that are shown at first."""
-BESIDE = ("_null", "_norm", "_pair_cosine", "_nan_reason")
+BESIDE = ("_null", "_norm", "_floor", "_pair_cosine", "_nan_reason")
 """How the names of the variables end that stand beside a metric."""
 
 

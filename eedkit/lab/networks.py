@@ -20,6 +20,20 @@ WIDTHS = (16, 32, 48, 64, 64)
 STRIDES = (1, 2, 1, 2, 1)
 
 
+def on_filters(group: Group | str, size: int = 3) -> Action:
+    """How a group acts on square filters; ValueError where it would interpolate, or is not defined on them.
+
+    >>> on_filters("C4").group.order
+    4
+    """
+    action = actions.spatial(group)
+    if action.on((size, size), 1).interpolates:
+        raise ValueError(
+            f"{action.group.name} would interpolate filters of {size}×{size}; exact are C1, C2, C4, D1, D2, D4 and flip"
+        )
+    return action
+
+
 class GroupConv(nn.Module):
     """Group convolution: [ψ ⋆ z]_g = Σ_h z_h ⋆ φ(g, ψ_(g⁻¹h)) (Cohen & Welling 2016, eq. 11).
 
@@ -40,13 +54,11 @@ class GroupConv(nn.Module):
         self, fields_in: int, fields: int, *, group: Group | str, size: int = 3, stride: int = 1, lifts: bool = False
     ) -> None:
         super().__init__()
-        self.action: Action = actions.spatial(group)
+        self.action: Action = on_filters(group, size)
         self.stride, self.padding, self.lifts = stride, size // 2, lifts
         per_field = 1 if lifts else self.action.group.order
         self.weight = nn.Parameter(torch.empty(fields, fields_in, per_field, size, size))
         nn.init.kaiming_normal_(self.weight.flatten(1, 2), nonlinearity="relu")
-        for g in range(self.action.group.order):
-            self.action(g, self.weight)
 
     def forward(self, z: Tensor) -> Tensor:
         """(b, fields_in·|G|, H, W), or (b, fields_in, H, W) when lifting -> (b, fields·|G|, H′, W′)."""

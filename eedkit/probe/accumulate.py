@@ -101,7 +101,7 @@ class MapSums:
     """The six sums of channelwise measures at one layer under one faithful action, for one slice of a batch.
 
     Holds f(x) of the slice, the target of every element. A permutation of positions keeps Σb and Σb², so they are those of
-    f(x) itself.
+    f(x) itself; of an action that interpolates they are taken from g f(x), over the positions that are compared.
     """
 
     def __init__(self, action: LayerAction, *, fused: bool) -> None:
@@ -112,40 +112,55 @@ class MapSums:
         self.sums: Tensor | None = None
 
     def take(self, g: int, z: Tensor, partner: Tensor) -> Tensor:
-        """Take f(gx) of the slice, (b, P, C), element by element from the identity on; gives Σz, (b, C)."""
+        """Take f(gx) of the slice, (b, P, C), element by element from the identity on; gives Σz over what is compared, (b, C)."""
         if g == 0:
             target = f_hat(z[None], self.action.kernel)  # (2)
             if self.target is None or self.target.shape != target.shape:
                 self.target = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-                self.sums = target.new_empty(self.order, 4, len(z), z.shape[2], dtype=torch.float64)
+                self.sums = target.new_empty(self.order, 6, len(z), z.shape[2], dtype=torch.float64)
             # a copy, since what the layer gave may be overwritten in place later in the forward pass
             self.target.copy_(target)
+        if self.action.interpolates:
+            self._take_interpolated(g, z, partner)
+        else:
+            self._take_permuted(g, z, partner)
+        return self.sums[g, 0]
+
+    def _take_permuted(self, g: int, z: Tensor, partner: Tensor) -> None:
+        of_x = self.sums[0, :2]
         target = self.target
         if self.action.channels is not None:
             target = target.index_select(-1, self.action.channels[g])
-        paired_sums(z, target, self.action.positions[g], partner, self.sums[g], fused=self.fused)
-        return self.sums[g, 0]
+        paired_sums(z, target, self.action.positions[g], partner, self.sums[g, :4], fused=self.fused)
+        if self.action.channels is not None:
+            of_x = of_x.index_select(-1, self.action.channels[g])
+        self.sums[g, 4:] = of_x
+
+    def _take_interpolated(self, g: int, z: Tensor, partner: Tensor) -> None:
+        moved = self.action(g, self.target)
+        if self.action.compared is not None:
+            z = z.index_select(1, self.action.compared)
+            moved = moved.index_select(1, self.action.compared)
+        in_place = torch.arange(z.shape[1], device=z.device)
+        paired_sums(z, moved, in_place, partner, self.sums[g, :4], fused=self.fused)
+        moved = moved.double()
+        self.sums[g, 4] = moved.sum(1)
+        self.sums[g, 5] = moved.square().sum(1)
 
     def pair(self, partners: Tensor | None = None) -> ChannelSums:
         """The sums of f(gx) and g f̂(x), (1, g, b, C); with `partners` those of the shuffled orbit after them, (2, g, b, C)."""
-        a, aa, ab, ab_of_partners = self.sums.unbind(1)
-        moved, moved_squares = self._moved(a[0]), self._moved(aa[0])
+        a, aa, ab, ab_of_partners, b, bb = self.sums.unbind(1)
+        n = self.target.shape[1] if self.action.compared is None else len(self.action.compared)
         if partners is None:
-            return ChannelSums(self.target.shape[1], a[None], moved, aa[None], moved_squares, ab[None])
+            return ChannelSums(n, a[None], b, aa[None], bb, ab[None])
         return ChannelSums(
-            self.target.shape[1],
+            n,
             torch.stack([a, shuffled(a, partners)]),
-            moved,
+            b,
             torch.stack([aa, shuffled(aa, partners)]),
-            moved_squares,
+            bb,
             torch.stack([ab, ab_of_partners]),
         )
-
-    def _moved(self, of_x: Tensor) -> Tensor:
-        """Sums of f(x), (b, C), as those of g f(x) for every element."""
-        if self.action.channels is None:
-            return of_x.expand(self.order, *of_x.shape)
-        return torch.stack([of_x[:, channels] for channels in self.action.channels])
 
 
 @dataclass(frozen=True)
@@ -169,27 +184,35 @@ class SummedMaps:
     """
 
     def __init__(
-        self, metrics: list[Metric], actions: list[LayerAction], size: int, *, null: bool, fused: bool
+        self,
+        metrics: list[Metric],
+        actions: list[LayerAction],
+        size: int,
+        *,
+        null: bool,
+        fused: bool,
+        device: torch.device,
     ) -> None:
         self.metrics = metrics
         self.sums = [MapSums(action, fused=fused) for action in actions]
         self.size = size
         self.null = null
         self.values: dict[str, Tensor] = {}
-        self.dead = torch.zeros(2, size, device=actions[0].positions.device)
+        self.compares_all = all(action.compared is None for action in actions)
+        self.dead = torch.zeros(2, size, device=device)
 
     def add(self, metric: Metric) -> None:
         """One more metric under the same action."""
         self.metrics.append(metric)
         self.values[metric.name] = torch.empty(2, self.sums[0].order, self.size, device=self.dead.device)
 
-    def take(self, place: Place, z: Tensor) -> Tensor:
-        """Take f(gx) of a slice, (b, P, C); gives Σz over positions."""
+    def take(self, place: Place, z: Tensor) -> Tensor | None:
+        """Take f(gx) of a slice, (b, P, C); gives Σz over positions, where all of them are compared."""
         for sums in self.sums:
             total = sums.take(place.g, z, place.map_partners[place.g])
         if place.g == sums.order - 1:
             self._finish_slice(place)
-        return total
+        return total if self.compares_all else None
 
     def _finish_slice(self, place: Place) -> None:
         partners = place.map_partners if self.null else None
@@ -240,21 +263,26 @@ class KeptOrbit:
     def finish(self, n: int, partners: Tensor, map_partners: Tensor) -> dict[str, Values]:
         """The deviations of a whole batch, by metric."""
         orbit = self.orbit[:, :n]
-        action, kernel = None, tuple(range(self.order))
+        action = None
+        kernel = tuple(range(self.order))
+        compared = None
         if self.action is not None:
             action = self.action(orbit.shape[-1])
             kernel = action.kernel
+            compared = action.compared
         # what f̂ mixes must be different images, those of a whole chain; else any other image serves
         others = shuffled(orbit, map_partners if len(kernel) == 1 else partners) if self.null else None
         values: dict[str, Values] = {}
         for metric in self.metrics:
-            value = deviation(orbit, action, metric.distance, kernel)
+            value = deviation(orbit, action, metric.distance, kernel, compared=compared)
             if value.shape != orbit.shape[:2]:
                 raise TypeError(
                     f"{metric.name}: the distance {metric.distance.name} must give one value for each pair of features "
                     f"{tuple(orbit.shape[2:])}, so {tuple(orbit.shape[:2])}, got {tuple(value.shape)}"
                 )
-            null = deviation(others, action, metric.distance, kernel) if self.null else None
+            null = None
+            if self.null:
+                null = deviation(others, action, metric.distance, kernel, compared=compared)
             values[metric.name] = value, null
         return values
 
@@ -330,8 +358,8 @@ class LayerPass:
             under = self._faithful_actions(metric)
             if under:
                 key = metric.action if not metric.matched else metric.name
-                shared = self._summed.setdefault((key,), SummedMaps([], under, size, null=null, fused=fused))
-                shared.add(metric)
+                summed = SummedMaps([], under, size, null=null, fused=fused, device=device)
+                self._summed.setdefault((key,), summed).add(metric)
                 continue
             moves = None
             if metric.where == "maps":
@@ -380,9 +408,8 @@ class LayerPass:
         at_layer = self._at_layer(metric, channels)
         permutes_channels = at_layer.channels is None or at_layer.channels.dim() == 2
         is_faithful = len(at_layer.kernel) == 1
-        return (
-            [at_layer] if self._exact and is_faithful and permutes_channels and at_layer.positions is not None else []
-        )
+        moves_positions = at_layer.positions is not None or at_layer.interpolates
+        return [at_layer] if self._exact and is_faithful and permutes_channels and moves_positions else []
 
     def take(self, place: Place, given: Tensor) -> None:
         """Runs inside the hook: what the layer gave for one element and one slice of the batch."""

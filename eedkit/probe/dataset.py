@@ -22,13 +22,15 @@ class Measured:
 
     `arrays` are (layer, element, sample) or a part of these; `dead` (layer, 2) the dead channels and all of them, summed over
     samples and elements; `flaws` say by row why samples have no value, `unread` why images could not be read; `chains` are the
-    numbers of the null's chains; `classes` is how many the model scores.
+    numbers of the null's chains; `classes` is how many the model scores; `law_errors` say by layer how far the action is from
+    the group law, None where it is exact.
     """
 
     layers: list[Layer]
     arrays: dict[str, np.ndarray]
     reasons: dict[str, list[str]]
     kernel_orders: list[int]
+    law_errors: list[float] | None
     pair_cosines: dict[str, list[Any]]
     dead: np.ndarray
     flaws: dict[int, str]
@@ -63,7 +65,7 @@ def dataset(
         "weights": ("model", _text([weights])),
         "classes": ("model", [measured.classes], {"long_name": "number of classes of the scores, 0 without"}),
         "layer": _text([layer.name for layer in measured.layers]),
-        "element": ("element", _text(group.elements), {"identity": group.elements[0]}),
+        "element": ("element", _text(group.elements), _element_attributes(group)),
         "sample": _text(measured.ids) if isinstance(measured.ids[0], str) else measured.ids,
         "angle": ("element", list(group.angles), {"units": "degree", "long_name": "rotation, counter-clockwise"}),
         "chain": ("sample", measured.chains, {"long_name": schema.CHAIN}),
@@ -83,6 +85,13 @@ def dataset(
         if f"{metric.name}_null" in measured.arrays:
             null_attrs = {**attrs, "long_name": f"{attrs['long_name']} of the shuffled orbit"}
             variables[f"{metric.name}_null"] = (dims, measured.arrays[f"{metric.name}_null"][None], null_attrs)
+        if f"{metric.name}_floor" in measured.arrays:
+            floor_attrs = {
+                "long_name": f"{attrs['long_name']} of the images pooled to the layer's grid",
+                "units": attrs["units"],
+                "description": "what interpolation alone leaves: pooling is as equivariant as a grid allows",
+            }
+            variables[f"{metric.name}_floor"] = (dims, measured.arrays[f"{metric.name}_floor"][None], floor_attrs)
         if metric.where != "output":
             reasons = _reasons(measured.arrays[metric.name], measured.reasons[metric.name])
             coords[f"{metric.name}_nan_reason"] = (("model", "layer"), _text(reasons)[None])
@@ -107,6 +116,13 @@ def dataset(
         variables["dead_fraction"] = (("model", "layer"), fraction[None], attrs)
     coords |= {key: (("model", "layer"), value) for key, value in _layer_coords(measured).items()}
     return schema.validate(xr.Dataset(variables, coords, {**about, "head": measured.head, "schema": schema.SCHEMA}))
+
+
+def _element_attributes(group: Group) -> dict[str, str]:
+    attrs = {"identity": group.elements[0]}
+    if group.is_sample:
+        attrs["sampled"] = "one element from each of equal parts of a continuous group"
+    return attrs
 
 
 def rounding(metric: Metric, precision: str) -> float:
@@ -199,7 +215,7 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
 def _layer_coords(measured: Measured) -> dict[str, Any]:
     grids = np.array([layer.grid for layer in measured.layers]).reshape(-1, 2)
     channels = [layer.layout.channels if layer.layout else 0 for layer in measured.layers]
-    return {
+    coords = {
         "depth": [[layer.depth for layer in measured.layers]],
         "layer_type": _text([layer.kind for layer in measured.layers])[None],
         "layout": _text([layout_text(layer) for layer in measured.layers])[None],
@@ -208,6 +224,9 @@ def _layer_coords(measured: Measured) -> dict[str, Any]:
         "width": grids[:, 1][None],
         "kernel_order": [measured.kernel_orders],
     }
+    if measured.law_errors is not None:
+        coords["law_error"] = [measured.law_errors]
+    return coords
 
 
 def _text(labels: Sequence[str]) -> np.ndarray:

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 import eedkit
@@ -30,6 +31,7 @@ from eedkit.probe import metrics as family
 from eedkit.probe.accumulate import LayerPass, Place
 from eedkit.probe.dataset import Measured
 from eedkit.probe.layers import Found, Layer, Scripted, find_layers, first_noisy_module, tap
+from eedkit.probe.layouts import Layout
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import Batch, Sample, Stream
 from eedkit.theory import actions, deviation
@@ -123,7 +125,8 @@ def measure(
     images : tensor, array, DataLoader, or torch or Hugging Face data set
         (n, C, H, W), or items (C, H, W); uint8 and PIL images are scaled to [0, 1].
     group : str, Group or Action
-        "C4", "D4", "flip", "shift4", …; a `Group`; or a custom `Action` on (…, H, W).
+        "C4", "D4", "flip", "shift4", "C8", "rgb", "SO(2)?n=16", … (`ek.groups.parse`); a `Group`; or a custom `Action` on
+        (…, H, W).
     metrics : sequence of str or Metric
         Names in `METRICS`, or `Metric` values.
     layers : str or sequence of str
@@ -242,9 +245,10 @@ def measure_block(
         raise ValueError(
             "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
         )
-    law_error = actions.law_error(action.on(shape[1:], shape[0]))
+    law_error = actions.law_error(action.of_images.on(shape[1:], shape[0]))
     with evaluating(model, device), arithmetic(options.precision, device) as dtype:
-        example = _two_images(first_samples).to(device, dtype)
+        forward = Forward(model, action, shape, device, dtype)
+        example = forward.moved(0, _two_images(first_samples)).contiguous()
         found = find_layers(
             model,
             example,
@@ -255,9 +259,9 @@ def measure_block(
         )
         _warn_of_silent_blocks(found.silent_blocks)
         versions = _weight_versions(model)
-        forward = Forward(model, action, shape, device, dtype, channels_last=found.channels_last)
+        forward.channels_last = found.channels_last
         batch_size = options.batch_size or default_batch_size(shape, device)
-        one_pass = Pass(stream, found, options, batch_size=batch_size, device=device)
+        one_pass = Pass(stream, found, options, shape, batch_size=batch_size, device=device)
         if halves is not None:
             one_pass.match(model, *halves, forward)
         bar = tqdm(total=stream.length, desc=printable(name), unit="image", disable=not progress, leave=False)
@@ -358,24 +362,28 @@ class Forward:
         shape: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
-        *,
-        channels_last: bool,
     ) -> None:
         channels, *grid = shape
         self.model = model
-        self.action = action.on(tuple(grid), channels).to(device)
+        self.action = action.of_images.on(tuple(grid), channels).to(device)
         self.device = device
         self.dtype = dtype
-        self.channels_last = channels_last
+        self.channels_last = False
 
     def __call__(self, g: int, images: Tensor) -> Any:
         """The model's output for g·images, (b, C, H, W); the model gets a copy, since it may work in place."""
-        images = images.to(self.device, self.dtype)
-        moved = self.action(g, images.flatten(2).mT.contiguous())
-        moved = moved.unflatten(1, self.action.grid).permute(0, 3, 1, 2)
+        moved = self.moved(g, images)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         moved = moved.contiguous(memory_format=layout)
         return self.model(moved.clone() if moved.data_ptr() == images.data_ptr() else moved)
+
+    def moved(self, g: int, images: Tensor) -> Tensor:
+        """g·images, (b, C, H, W), on the device; where the action keeps to a circle, of images that are 0 outside of it."""
+        positions = images.to(self.device, self.dtype).flatten(2).mT.contiguous()
+        if self.action.compared is not None:
+            positions = self.action(0, positions)
+        moved = self.action(g, positions)
+        return moved.unflatten(1, self.action.grid).permute(0, 3, 1, 2)
 
 
 class Pass:
@@ -386,12 +394,14 @@ class Pass:
         stream: Stream,
         found: Found,
         options: Options,
+        shape: Sequence[int],
         *,
         batch_size: int,
         device: torch.device,
     ) -> None:
         self.found = found
         self.options = options
+        self.image_shape = shape
         self.order = options.action.group.order
         self.batch_size = batch_size
         self.device = device
@@ -429,14 +439,50 @@ class Pass:
         fused = accumulate.is_worth_compiling(numbers)
         return {layer: self._layer_pass(layer, fused=fused) for layer in self.found.layers}
 
+    @cached_property
+    def _interpolates(self) -> bool:
+        channels, *grid = self.image_shape
+        return self.options.action.of_images.on(tuple(grid), channels).interpolates
+
+    @cached_property
+    def floors(self) -> dict[tuple[int, int], LayerPass]:
+        """What is collected of the images pooled to each layer's grid; nothing where the action on images is exact.
+
+        Pooling is as equivariant as a grid allows, so that what it gets is the floor that interpolation leaves.
+        """
+        if not self._interpolates:
+            return {}
+        channels = self.image_shape[0]
+        of_images = self.options.action.of_images
+        # channels of pooled images move as those of images, whatever the metric's action on maps is
+        metrics = [replace(metric, action=Metric.action) for metric in self._metrics_with_floor()]
+        floors = {}
+        for layer in self.inner:
+            if layer.role == "module" and layer.layout and layer.grid not in floors:
+                layout = Layout((0, channels, *layer.grid), batch=0, space=(2, 3), grid=layer.grid)
+                pooled = Layer("", 1, "pooled image", 0.0, layout=layout)
+                floors[layer.grid] = self._collect(pooled, metrics, of_images, fused=False)
+        return floors
+
+    def _metrics_with_floor(self) -> list[Metric]:
+        return [one for one in self.options.metrics if one.where == "maps" and one.features is None and not one.matched]
+
+    def _take_floors(self, images: Tensor) -> None:
+        for grid, floor in self.floors.items():
+            floor.take(self.place, adaptive_avg_pool2d(images, grid))
+
     def _layer_pass(self, layer: Layer, *, fused: bool) -> LayerPass:
         is_output = layer.role == "output"
         if is_output and self.found.output.reason:
             layer = replace(layer, reason=self.found.output.reason)
+        metrics = [metric for metric in self.options.metrics if (metric.where == "output") == is_output]
+        return self._collect(layer, metrics, self.options.action, fused=fused)
+
+    def _collect(self, layer: Layer, metrics: Sequence[Metric], action: Action, *, fused: bool) -> LayerPass:
         return LayerPass(
             layer,
-            [metric for metric in self.options.metrics if (metric.where == "output") == is_output],
-            self.options.action,
+            metrics,
+            action,
             size=self.size,
             null=bool(self.options.null),
             fused=fused,
@@ -484,6 +530,8 @@ class Pass:
                 self.place = Place(g, rows, map_partners[:, rows] - rows.start, in_first_half[rows])
                 output = forward(g, images[rows])
                 self._give_up_absent()
+                if self.floors:
+                    self._take_floors(forward.moved(g, images[rows]))
                 if g == 0 and batch.start == 0 and rows.start == 0:
                     self._compare_with_example(output, batch.samples)
         self._record(batch, partners, map_partners)
@@ -517,6 +565,11 @@ class Pass:
                     found.setdefault(f"{name}_null", {})[position] = null
             for name, length in of_layer.lengths(n).items():
                 found.setdefault(f"{name}_norm", {})[position] = length
+        floors = {grid: floor.finish(n, partners, map_partners, is_image) for grid, floor in self.floors.items()}
+        for position, layer in enumerate(self.inner):
+            if layer.role == "module":
+                for name, (value, _) in floors.get(layer.grid, {}).items():
+                    found.setdefault(f"{name}_floor", {})[position] = value
         if self.found.output.kind != "features":
             found["prediction"] = {len(self.inner): self.predictions[:, :n]}
             found["confidence"] = {len(self.inner): self.confidences[:, :n]}
@@ -571,7 +624,7 @@ class Pass:
             else:
                 reasons[metric.name] = [self.passes[layer].reasons[metric.name] for layer in self.inner]
             for position, reason in enumerate(reasons[metric.name]):
-                for name in (metric.name, f"{metric.name}_null", f"{metric.name}_norm"):
+                for name in (metric.name, f"{metric.name}_null", f"{metric.name}_norm", f"{metric.name}_floor"):
                     if reason and name in arrays:
                         arrays[name][position if metric.where != "output" else ...] = math.nan
         self._complete(arrays, n)
@@ -584,6 +637,7 @@ class Pass:
             arrays=arrays,
             reasons=reasons,
             kernel_orders=[self.passes[layer].kernel_order for layer in self.inner],
+            law_errors=self._law_errors(),
             pair_cosines=pair_cosines,
             dead=np.array([self.passes[layer].dead.numpy() for layer in self.inner]).reshape(-1, 2),
             flaws=self.flaws,
@@ -596,6 +650,22 @@ class Pass:
             fingerprint=str(self.fingerprint),
         )
 
+    def _law_errors(self) -> list[float] | None:
+        """How far the action on each layer's maps is from the group law, NaN without maps; None where it is exact on images."""
+        if not self._interpolates:
+            return None
+        by_grid = {}
+        for layer in self.inner:
+            if layer.layout and layer.grid not in by_grid:
+                by_grid[layer.grid] = self._law_error(layer.grid)
+        return [by_grid.get(layer.grid, math.nan) if layer.role == "module" else math.nan for layer in self.inner]
+
+    def _law_error(self, grid: tuple[int, int]) -> float:
+        try:
+            return actions.law_error(replace(self.options.action, channel_moves=None).on(grid, 1))
+        except ValueError:  # it is not defined on this grid
+            return math.nan
+
     def _complete(self, arrays: dict[str, np.ndarray], n: int) -> None:
         """NaN for metrics that no layer has."""
         for metric in self.options.metrics:
@@ -605,6 +675,8 @@ class Pass:
             if metric.distance.scale == "norm":
                 of_samples = (n,) if metric.where == "output" else (len(self.inner), n)
                 arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
+        for metric in self._metrics_with_floor() if self._interpolates else []:
+            arrays.setdefault(f"{metric.name}_floor", np.full((len(self.inner), self.order, n), np.nan, np.float32))
 
 
 class Table:

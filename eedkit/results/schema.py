@@ -28,6 +28,9 @@ CHAIN = "number of the null's chain, the unit that intervals resample"
 LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width", "kernel_order")
 """Coordinates on (model, layer); compare across architectures by `depth`."""
 
+OF_INTERPOLATION = ("law_error",)
+"""Further coordinates on (model, layer) where the action interpolates."""
+
 COORD_DIMS = {"angle": ("element",), "label": ("sample",), "chain": ("sample",), "flaw": ("sample",)}
 """The dimension of each other coordinate that is none of `model`."""
 
@@ -82,7 +85,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
         problems.append("no metric (a variable with the attribute 'best')")
     for name in metrics:
         problems += [f"{name} has no attribute {attr!r}" for attr in METRIC_ATTRS if attr not in ds[name].attrs]
-        for variable in (name, f"{name}_null"):
+        for variable in (name, f"{name}_null", f"{name}_floor"):
             if variable in ds:
                 problems += _wrong_dims(ds[variable], (DIMS, tuple(d for d in DIMS if d != "layer")))
                 if ds[variable].dtype != np.float32:
@@ -114,9 +117,9 @@ def _dims_of(name: str, ds: xr.Dataset) -> tuple[str, ...]:
     """The dimensions that a variable of the schema had before a selection."""
     if name in BESIDE or name in DIMS:
         return BESIDE.get(name, (name,))
-    if name in LAYER_COORDS or name.endswith(("_nan_reason", "_pair_cosine")):
+    if name in (*LAYER_COORDS, *OF_INTERPOLATION) or name.endswith(("_nan_reason", "_pair_cosine")):
         return DIMS[:2]
-    metric = name.removesuffix("_null").removesuffix("_norm")
+    metric = name.removesuffix("_null").removesuffix("_norm").removesuffix("_floor")
     if metric in metrics_of(ds):
         has_layers = f"{metric}_nan_reason" in ds.coords
         dims = ("model", "sample") if name.endswith("_norm") else ("model", "element", "sample")

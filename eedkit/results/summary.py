@@ -31,7 +31,7 @@ class _Estimate:
     them.
 
     `rounding` is the null gap that rounding alone may leave, `reason` says why samples have no value, `missing` why there is no
-    M or scale.
+    M or scale; `of_group` are columns that only some groups have.
     """
 
     keys: dict
@@ -43,6 +43,7 @@ class _Estimate:
     pair_cosine: float
     missing: str
     reason: str
+    of_group: dict[str, float]
 
     @property
     def n(self) -> int:
@@ -97,6 +98,9 @@ def summarise(
         moved copy is no more alike than another image; its interval resamples E and E_null together *[ours]*
     pair_cosine, normalised : M and E / M, for the metrics that M normalises
     best, scale : m*, and the size of a large difference
+    floor : what interpolation alone leaves, the value of the images pooled to the layer's grid; of groups that interpolate
+    element_error : standard error of the estimate that comes from sampling elements of a continuous group, from the differences
+        of neighbours (which errs on the large side)
     n : samples that have a value
     reason : why something in the row other than accuracy is NaN, and which samples have no value and why
 
@@ -347,7 +351,27 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
             pair_cosine=pair_cosine,
             missing="; ".join(filter(None, (no_scale, no_pair_cosine))),
             reason=_why_undefined(one, undefined, reasons[k]),
+            of_group=_of_group(one, metric, k),
         )
+
+
+def _of_group(one: xr.Dataset, metric: str, k: int) -> dict[str, float]:
+    """The columns of groups that interpolate, and of sampled ones, at the k-th layer."""
+    has_layers = "layer" in one[metric].dims
+    columns = {}
+    floors = [name for name in schema.metrics_of(one) if f"{name}_floor" in one]
+    if floors:
+        columns["floor"] = np.nan
+    if metric in floors:
+        columns["floor"] = float(one[f"{metric}_floor"].isel(layer=k).astype("float64").mean())
+    if "sampled" in one.element.attrs:
+        of_layer = one[metric].isel(layer=k) if has_layers else one[metric]
+        by_element = of_layer.astype("float64").mean("sample").values
+        differences = by_element - np.roll(by_element, 1)
+        columns["element_error"] = np.nan  # of one element there is none
+        if len(by_element) > 1:
+            columns["element_error"] = float(np.sqrt((differences**2).sum() / 2) / len(by_element))
+    return columns
 
 
 def _why_undefined(one: xr.Dataset, undefined: np.ndarray, of_layer: str) -> str:
@@ -424,6 +448,7 @@ def _row(one: _Estimate, means: Sequence[np.ndarray], bootstrap: ChainBootstrap)
     columns = ("estimate", "low", "high", "null", "relative", "relative_low", "relative_high")
     row = {**one.keys, **dict.fromkeys(columns, np.nan)}
     row |= {"pair_cosine": one.pair_cosine, "normalised": np.nan, "best": one.best, "scale": one.scale}
+    row |= one.of_group
     row |= {"n": one.n, "reason": one.reason}
     if not one.n:
         return row

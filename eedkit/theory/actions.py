@@ -1,17 +1,19 @@
 """Finite groups acting on tensors: an action at a layer moves positions and channels; its kernel; its check.
 
-An exact action is a permutation of positions and one of channels, found once per grid and applied as one gather.
+An exact action is a permutation of positions and one of channels, found once per grid and applied as one gather. One that
+interpolates takes each position from its four neighbours, whose weights are computed once per grid.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from eedkit.theory import groups
-from eedkit.theory.groups import Group, Move
+from eedkit.theory.groups import Effect, Group
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class LayerAction:
         For every element from which channel each channel comes, or the matrix that mixes them; None: they stay.
     operator : callable, or None
         (index of g, tensor (…, H, W)) -> the moved tensor, for actions that interpolate.
+    compared : Tensor (P′,), or None
+        The positions that the action keeps among themselves, so that maps are compared on them; None: all.
 
     >>> quarter = spatial("C4").on((2, 2), channels=1)
     >>> quarter("r90", torch.tensor([[1], [2], [3], [4]])).flatten()
@@ -46,6 +50,12 @@ class LayerAction:
     positions: Tensor | None = None
     channels: Tensor | None = None
     operator: Callable[[int, Tensor], Tensor] | None = None
+    compared: Tensor | None = None
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether an element is no permutation of positions, so that norms change and the group law is not exact."""
+        return self.operator is not None
 
     def __call__(self, g: int | str, z: Tensor) -> Tensor:
         """φ(g, z), of the shape of z (…, P, C)."""
@@ -70,8 +80,11 @@ class LayerAction:
             return torch.equal(self.positions[g], torch.arange(self.positions.shape[1]).to(self.positions))
         if self.operator is None:
             return True
-        probe = torch.rand(self.grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        return torch.allclose(self.operator(g, probe), probe, rtol=0, atol=1e-9)
+        probe = _noise(self.grid)
+        difference = (self.operator(g, probe) - probe).flatten()
+        if self.compared is not None:
+            difference = difference[self.compared.cpu()]
+        return _largest(difference) <= 1e-9
 
     def _channels_stay(self, g: int) -> bool:
         if self.channels is None:
@@ -81,9 +94,11 @@ class LayerAction:
 
     def to(self, device: torch.device) -> "LayerAction":
         """The same action with its tables on a device."""
-        positions = None if self.positions is None else self.positions.to(device)
-        channels = None if self.channels is None else self.channels.to(device)
-        return LayerAction(self.name, self.group, self.grid, positions, channels, self.operator)
+        tables = {}
+        for name in ("positions", "channels", "compared"):
+            table = getattr(self, name)
+            tables[name] = None if table is None else table.to(device)
+        return replace(self, **tables)
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,11 @@ class Action:
     channel_moves : callable, or None
         Number of channels C -> (g, C), for every element from which channel each channel comes, or (g, C, C), matrices;
         raises ValueError where the action is not defined. None: no channel moves.
+    colour_moves : callable, or None
+        The same for the channels of images, where they move otherwise than those of maps.
+    inside : callable, or None
+        (height, width) -> (P,), which positions the action keeps among themselves: a circle for rotations that interpolate.
+        Outside of it `move` gives 0, and maps are not compared. None: all.
 
     >>> quarter = spatial("C4")
     >>> quarter("r90", torch.tensor([[1, 2], [3, 4]]))
@@ -115,18 +135,28 @@ class Action:
     group: Group
     move: Callable[[int, Tensor], Tensor] | None = None
     channel_moves: Callable[[int], Tensor] | None = None
-    _resolved: dict[tuple[int, int], Tensor | None] = field(default_factory=dict, repr=False, compare=False)
+    colour_moves: Callable[[int], Tensor] | None = None
+    inside: Callable[[tuple[int, int]], Tensor] | None = None
+    _resolved: dict[tuple[int, int], Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, g: int | str, z: Tensor) -> Tensor:
-        """φ(g, z), of the shape of z; ValueError when the action changes the shape or is not defined on it."""
+        """φ(g, z) on images, of the shape of z; ValueError when the action changes the shape or is not defined on it."""
         g = self.group.index(g)
         moved = z if self.move is None else self._moved(g, z)
-        if self.channel_moves is None:
+        channel_moves = self.of_images.channel_moves
+        if channel_moves is None:
             return moved
         if z.dim() < 3:
             raise ValueError(f"{self.name} moves channels, so it needs (…, C, H, W), got {tuple(z.shape)}")
-        channels = LayerAction(self.name, self.group, (1, 1), channels=self.channel_moves(z.shape[-3]).to(z.device))
+        channels = LayerAction(self.name, self.group, (1, 1), channels=channel_moves(z.shape[-3]).to(z.device))
         return channels(g, moved.movedim(-3, -1)).movedim(-1, -3)
+
+    @property
+    def of_images(self) -> "Action":
+        """The action whose channels are those of images."""
+        if self.colour_moves is None:
+            return self
+        return replace(self, channel_moves=self.colour_moves, colour_moves=None)
 
     def on(self, grid: tuple[int, int], channels: int) -> LayerAction:
         """The action at a layer whose positions lie on `grid`, found by moving the image of their indices.
@@ -140,9 +170,15 @@ class Action:
         if self.move is not None and grid not in self._resolved:
             self._resolved[grid] = self._permutations(grid)
         positions = self._resolved.get(grid)
-        operator = self.move if positions is None else None
-        moves = None if self.channel_moves is None else self.channel_moves(channels)
-        return LayerAction(self.name, self.group, grid, positions, moves, operator)
+        return LayerAction(
+            self.name,
+            self.group,
+            grid,
+            positions,
+            channels=None if self.channel_moves is None else self.channel_moves(channels),
+            operator=self.move if positions is None else None,
+            compared=None if self.inside is None else self.inside(grid).nonzero()[:, 0],
+        )
 
     def _moved(self, g: int, z: Tensor) -> Tensor:
         moved = self.move(g, z)
@@ -168,11 +204,7 @@ class Action:
                 rows.append(row.long())
                 continue
             together = self._moved(g, 2 * images[0] - 3 * images[1])
-            if not torch.allclose(together, 2 * moved[0] - 3 * moved[1], atol=1e-4):
-                raise ValueError(
-                    f"{self.name}: {element} is not linear: what it does to a sum of images is not the sum of what it does "
-                    "to each; a layer's values can only be moved or mixed linearly"
-                )
+            _check_linear(f"{self.name}: {element}", together, 2 * moved[0] - 3 * moved[1])
         return torch.stack(rows) if len(rows) == self.group.order else None
 
 
@@ -186,67 +218,188 @@ def trivial(group: Group | str) -> Action:
 
 
 def spatial(group: Group | str) -> Action:
-    """G acting on the last two dimensions (…, H, W) by exact index permutations: quarter turns, mirrors, rolls.
+    """G acting on images (…, C, H, W) by its moves: rotations, mirrors, shifts, permutations of colours, changes of sign.
+
+    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other rotations and
+    `slide` interpolate bilinearly between the four nearest pixels: then two elements one after the other are not quite
+    their product (`law_error`). Rotations that interpolate act within the inscribed circle, outside of which images are 0.
 
     Raises
     ------
     ValueError
-        At once when the group has no moves on the plane, when one of its elements is no exact move (45° say), or when
-        the moves do not compose as the table says (C4*flip: a turn and a mirror do not commute; D4 is meant).
-        On use when the shape does not allow the move: quarter turns need squares, shifts a divisible height.
+        At once when the group has no moves, or when the moves do not compose as the table says (C4*flip: a turn and a mirror
+        do not commute; D4 is meant). On use when the size does not allow the move: rotations need squares, shifts a height
+        or width that they divide, permutations of colours three channels.
 
     >>> spatial("flip")("m", torch.tensor([[1, 2, 3]]))
     tensor([[3, 2, 1]])
+    >>> spatial("C8")("r45", torch.ones(3, 3, 3))[0]
+    tensor([[1., 1., 1.],
+            [1., 1., 1.],
+            [1., 1., 1.]])
     """
     group = groups.parse(group)
-    if group.moves is None:
-        raise ValueError(f"{group.name} has no moves on the plane; give an Action of your own instead of a Group")
-    shift_parts = [1]
-    turns = False
-    for element, moves in zip(group.elements, group.moves, strict=True):
-        for step, by in moves:
-            if step == "rotate" and by % 90:
+    _check_moves(group)
+    effects = group.effects
+    stays = Effect()
+    if all(replace(one, colours=(), is_negated=False) == stays for one in effects):
+        return Action("spatial", group, colour_moves=_colour_moves(group))
+    turns_between = any(one.angle % 90 for one in effects)
+    neighbours = lru_cache(maxsize=None)(_neighbours)  # as long as the action lives
+
+    def move(g: int, z: Tensor) -> Tensor:
+        if effects[g].interpolates:
+            dtype = z.dtype if z.is_floating_point() else torch.get_default_dtype()
+            moved = _mixed(z, *neighbours(effects[g], tuple(z.shape[-2:]), z.device, dtype))
+        else:
+            moved = _moved_exactly(effects[g], z)
+        if turns_between:
+            outside = ~in_circle(z.shape[-2:]).unflatten(0, z.shape[-2:])
+            moved = moved.masked_fill(outside.to(z.device), 0)
+        return moved
+
+    inside = in_circle if turns_between else None
+    return Action("spatial", group, move, colour_moves=_colour_moves(group), inside=inside)
+
+
+def in_circle(grid: Sequence[int]) -> Tensor:
+    """(P,), which cells of a grid have their centres in the circle that touches its sides.
+
+    >>> in_circle((4, 4)).unflatten(0, (4, 4)).int()
+    tensor([[0, 1, 1, 0],
+            [1, 1, 1, 1],
+            [1, 1, 1, 1],
+            [0, 1, 1, 0]], dtype=torch.int32)
+    """
+    height, width = grid
+    # distances from the middle in halves of a cell, so that they are whole numbers
+    rows = 2 * torch.arange(height) - (height - 1)
+    columns = 2 * torch.arange(width) - (width - 1)
+    return (rows[:, None] ** 2 + columns**2 <= min(height, width) ** 2).flatten()
+
+
+def _check_moves(group: Group) -> None:
+    """ValueError unless the moves of two elements, one after the other, are those of their product."""
+    effects = group.effects
+    if effects[0] != Effect():
+        raise ValueError(
+            f"spatial is no action of {group.name}: {group.elements[0]} is the identity, but its moves move"
+        )
+    if group.table is None:
+        return
+    # it holds for all elements when it holds for those of which all others are products
+    for g in groups.generators(group.table):
+        for h in range(group.order):
+            product = group.product(g, h)
+            together = groups.effect((*group.moves[h], *group.moves[g]))
+            if replace(together, slides=False) != replace(effects[product], slides=False):
+                first, second, wanted = (group.elements[k] for k in (h, g, product))
                 raise ValueError(
-                    f"{group.name} has {element}, which is no quarter turn and would interpolate; exact are C1, C2, C4, "
-                    "D1, D2, D4, flip, shiftn and their products"
+                    f"spatial is no action of {group.name}: {first} and then {second} is not {wanted}; the moves must compose as "
+                    "the group's table says"
                 )
-            if step == "rotate":
-                turns = True
-            if step == "shift":
-                shift_parts.append(by.denominator)
-    action = Action("spatial", group, lambda g, z: _apply_moves(group.moves[g], z))
-    # a height that every shift of the group divides, so that the probe is defined; square where something turns
-    height = 3 * math.lcm(*shift_parts)
-    width = height if turns else 3
-    check_action(action, torch.arange(float(height * width)).reshape(height, width))
-    return action
+
+
+def _colour_moves(group: Group) -> Callable[[int], Tensor] | None:
+    """What the elements do to the channels of images; None where these stay."""
+    counts = {len(one.colours) for one in group.effects if one.colours}
+    signs = torch.tensor([-1.0 if one.is_negated else 1.0 for one in group.effects])
+    if not counts and signs.min() > 0:
+        return None
+
+    def colour_moves(channels: int) -> Tensor:
+        if counts and counts != {channels}:
+            raise ValueError(
+                f"{group.name} permutes {' or '.join(map(str, counts))} colour channels, got images of {channels}"
+            )
+        come_from = torch.tensor([one.colours or tuple(range(channels)) for one in group.effects])
+        if signs.min() > 0:
+            return come_from
+        return torch.eye(channels)[come_from] * signs[:, None, None]
+
+    return colour_moves
+
+
+def _moved_exactly(effect: Effect, z: Tensor) -> Tensor:
+    """z (…, H, W) after a quarter turn, a mirror and shifts by whole pixels."""
+    height, width = z.shape[-2:]
+    if effect.angle % 180 and height != width:
+        raise ValueError(f"quarter turns need square images, got {height}×{width}; centre-crop or pad first")
+    if effect.angle:
+        z = torch.rot90(z, int(effect.angle // 90), (-2, -1))
+    if effect.is_mirrored:
+        z = z.flip(-1)
+    for axis, name, part in ((-2, "height", effect.down), (-1, "width", effect.right)):
+        pixels = part * z.shape[axis]
+        if pixels.denominator > 1:
+            raise ValueError(
+                f"shifts by 1/{part.denominator} of the {name} need a {name} divisible by {part.denominator}, "
+                f"got {z.shape[axis]}"
+            )
+        if pixels:
+            z = z.roll(int(pixels), axis)
+    return z
+
+
+def _neighbours(
+    effect: Effect, grid: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The four positions from which each position comes, (4, P), and their weights, (4, P), which sum to 1.
+
+    What comes from beyond the outermost centres is taken from there; with a translation opposite edges meet.
+    """
+    height, width = grid
+    if effect.angle % 180 and height != width:
+        raise ValueError(f"rotations need square images, got {height}×{width}; centre-crop or pad first")
+    # about the middle, y upwards
+    y = ((height - 1) / 2 - torch.arange(height, dtype=torch.float64))[:, None].expand(grid)
+    x = (torch.arange(width, dtype=torch.float64) - (width - 1) / 2).expand(grid)
+    # undone from last to first: the translation, the mirror, the rotation
+    y = y + float(effect.down) * height
+    x = x - float(effect.right) * width
+    if effect.is_mirrored:
+        x = -x
+    turn = math.radians(effect.angle)
+    from_x = math.cos(turn) * x + math.sin(turn) * y
+    from_y = math.cos(turn) * y - math.sin(turn) * x
+    row = ((height - 1) / 2 - from_y).flatten()
+    column = (from_x + (width - 1) / 2).flatten()
+    if not effect.slides:
+        row = row.clamp(0, height - 1)
+        column = column.clamp(0, width - 1)
+    positions = []
+    weights = []
+    for below in (0, 1):
+        for right in (0, 1):
+            at_row = (row.floor() + below) % height
+            at_column = (column.floor() + right) % width
+            positions.append((at_row * width + at_column).long())
+            weights.append(_share(row, below) * _share(column, right))
+    return torch.stack(positions).to(device), torch.stack(weights).to(device, dtype)
+
+
+def _share(coordinate: Tensor, next_one: int) -> Tensor:
+    """The weight of the cell at the floor of a coordinate, or of the next one."""
+    beyond_floor = coordinate - coordinate.floor()
+    return beyond_floor if next_one else 1 - beyond_floor
+
+
+def _mixed(z: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+    """Each position of z (…, H, W) as the weighted sum of four."""
+    cells = z.flatten(-2).movedim(-1, 0)
+    moved = torch.zeros_like(cells, dtype=weights.dtype)
+    for of_neighbour, weight in zip(positions, weights, strict=True):
+        moved += cells.index_select(0, of_neighbour) * weight.reshape(-1, *[1] * (cells.dim() - 1))
+    return moved.movedim(0, -1).unflatten(-1, z.shape[-2:])
 
 
 def on_images(group: Action | Group | str) -> Action:
-    """How a group acts on images: an action as it is, a group by exact turns, mirrors and shifts.
+    """How a group acts on images: an action as it is, a group by its moves.
 
     >>> on_images("C4").name
     'spatial'
     """
     return group if isinstance(group, Action) else spatial(groups.parse(group))
-
-
-def _apply_moves(moves: Sequence[Move], z: Tensor) -> Tensor:
-    height, width = z.shape[-2:]
-    for step, by in moves:
-        if step == "rotate":
-            if by % 180 and height != width:
-                raise ValueError(f"quarter turns need square images, got {height}×{width}; centre-crop or pad first")
-            z = torch.rot90(z, int(by // 90), (-2, -1))
-        elif step == "mirror":
-            z = z.flip(-1)
-        else:
-            if height % by.denominator:
-                raise ValueError(
-                    f"shifts by 1/{by.denominator} of the height need a height divisible by {by.denominator}, got {height}"
-                )
-            z = z.roll(int(by * height), -2)
-    return z
 
 
 def regular(action: Action | Group | str) -> Action:
@@ -266,9 +419,9 @@ def regular(action: Action | Group | str) -> Action:
     """
     plane = action if isinstance(action, Action) else spatial(action)
     group = plane.group
-    come_from = torch.tensor(
-        [[group.product(group.inverse(g), h) for h in range(group.order)] for g in range(group.order)]
-    )
+    come_from = torch.empty(group.order, group.order, dtype=torch.long)
+    for g, inverse in enumerate(group.inverses):
+        come_from[g] = torch.tensor(group.table[inverse])
 
     def fields(channels: int) -> Tensor:
         if not channels or channels % group.order:
@@ -276,7 +429,7 @@ def regular(action: Action | Group | str) -> Action:
         field_starts = torch.arange(0, channels, group.order)
         return (field_starts[None, :, None] + come_from[:, None, :]).flatten(1)
 
-    return Action("regular", group, plane.move, fields)
+    return Action("regular", group, plane.move, fields, inside=plane.inside)
 
 
 def permuted(action: Action, permutations: Tensor) -> Action:
@@ -313,7 +466,7 @@ def permuted(action: Action, permutations: Tensor) -> Action:
         before = action.channel_moves(channels)
         return torch.stack([before[g][permutations[g].to(before.device)] for g in range(order)])
 
-    return Action(f"{action.name}, permuted", action.group, action.move, channel_moves)
+    return Action(f"{action.name}, permuted", action.group, action.move, channel_moves, inside=action.inside)
 
 
 def linear(group: Group | str, matrices: Tensor) -> Action:
@@ -376,12 +529,14 @@ def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) 
             if image[group.product(g, h)] != onto.group.product(image[g], image[h]):
                 g, h = group.elements[g], group.elements[h]
                 raise ValueError(f"not a homomorphism onto {onto.group.name}: π({g} {h}) differs from π({g}) π({h})")
-    move, channel_moves = None, None
+    moves = {}
     if onto.move is not None:
-        move = lambda g, z: onto.move(image[g], z)  # noqa: E731
+        moves["move"] = lambda g, z: onto.move(image[g], z)
     if onto.channel_moves is not None:
-        channel_moves = lambda channels: onto.channel_moves(channels)[image]  # noqa: E731
-    return Action(f"{onto.name} through {onto.group.name}", group, move, channel_moves)
+        moves["channel_moves"] = lambda channels: onto.channel_moves(channels)[image]
+    if onto.colour_moves is not None:
+        moves["colour_moves"] = lambda channels: onto.colour_moves(channels)[image]
+    return Action(f"{onto.name} through {onto.group.name}", group, **moves, inside=onto.inside)
 
 
 def kernel(action: Action, grid: tuple[int, int], channels: int = 1) -> tuple[int, ...]:
@@ -418,31 +573,64 @@ def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
     Raises
     ------
     ValueError
-        The deviation is above `atol` (the message names g and h), or the shape changes.
+        An element changes the shape, the identity moves something, an element is not linear, or two elements one after the
+        other are not their product by more than `atol`; the message names the elements and says what they are instead.
 
     >>> check_action(spatial("D4"), torch.rand(3, 5, 5))
     0.0
     """
     group = action.group
+    refused = f"{action.name} is no action of {group.name}"
+    if action.inside is not None:
+        outside = ~action.inside(z.shape[-2:]).unflatten(0, z.shape[-2:])
+        z = z.masked_fill(outside.to(z.device), 0)
     moved = [action(g, z) for g in range(group.order)]
     worst = _largest(moved[0] - z)
-    broken_law = f"{group.elements[0]} is not the identity"
+    if worst > atol:
+        raise ValueError(
+            f"{refused}: {group.elements[0]} is not the identity (off by {worst:.3g}, allowed {atol:g}); the first element must "
+            "leave everything as it is"
+        )
+    other = torch.randint(-9, 10, z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+    for g, element in enumerate(group.elements):
+        _check_linear(f"{action.name}: {element}", action(g, 2 * z - 3 * other), 2 * moved[g] - 3 * action(g, other))
+    broken_law = ""
     for g in range(group.order):
         for h in range(group.order):
+            twice = action(g, moved[h])
             product = group.product(g, h)
-            error = _largest(action(g, moved[h]) - moved[product])
+            error = _largest(twice - moved[product])
             if error > worst:
                 worst = error
                 broken_law = f"{group.elements[h]} and then {group.elements[g]} is not {group.elements[product]}"
+                instead = _like_element(twice, moved, group, atol)
     if worst > atol:
-        raise ValueError(
-            f"{action.name} is no action of {group.name}: {broken_law} (off by {worst:.3g}, allowed {atol:g})"
-        )
+        raise ValueError(f"{refused}: {broken_law} (off by {worst:.3g}, allowed {atol:g}); {instead}")
     return worst
 
 
+def _like_element(twice: Tensor, moved: Sequence[Tensor], group: Group, atol: float) -> str:
+    """What two elements one after the other are, when they are not their product."""
+    for element, of_element in zip(group.elements, moved, strict=True):
+        if _largest(twice - of_element) <= atol:
+            return (
+                f"it is {element}, so the moves are no homomorphism: they compose otherwise than the group's table says"
+            )
+    return "it is what no element does, so the elements are not closed: one is missing, or a move is not exact"
+
+
+def _check_linear(what: str, of_sum: Tensor, sum_of_moved: Tensor) -> None:
+    if not torch.allclose(of_sum, sum_of_moved, atol=1e-4):
+        raise ValueError(
+            f"{what} is not linear: what it does to a sum of images is not the sum of what it does to each; a layer's values "
+            "can only be moved or mixed linearly"
+        )
+
+
 def law_error(action: LayerAction) -> float:
-    """The largest |φ(g, φ(h, z)) − φ(gh, z)| of an action at a layer; 0 where it is a permutation of positions.
+    """The largest |φ(g, φ(h, z)) − φ(gh, z)| at a layer, for noise z from 0 to 1; 0 for a permutation of positions.
+
+    Over the positions that are compared. NaN for a sample of a continuous group, whose products are not among its elements.
 
     Raises
     ------
@@ -455,10 +643,10 @@ def law_error(action: LayerAction) -> float:
     group = action.group
     if action.positions is None and action.operator is None:
         return 0.0
+    if group.is_sample:
+        return math.nan
     if action.positions is None:
-        of_images = Action(action.name, group, action.operator)
-        probe = torch.rand(action.grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        return check_action(of_images, probe, atol=math.inf)
+        return _law_error_of_operator(action)
     for g in range(group.order):
         composed = action.positions[:, action.positions[g]]  # row h: h first, then g
         for h in range(group.order):
@@ -468,6 +656,21 @@ def law_error(action: LayerAction) -> float:
                     f"{action.name} is no action of {group.name}: {first} and then {second} is not {product}"
                 )
     return 0.0
+
+
+def _law_error_of_operator(action: LayerAction) -> float:
+    compared = slice(None) if action.compared is None else action.compared.cpu()
+    probe = _noise(action.grid)
+    moved = torch.stack([action.operator(g, probe) for g in range(action.group.order)])
+    worst = _largest((moved[0] - probe).flatten()[compared])
+    for g, products in enumerate(action.group.table):
+        difference = action.operator(g, moved) - moved[list(products)]
+        worst = max(worst, _largest(difference.flatten(1)[:, compared]))
+    return worst
+
+
+def _noise(grid: tuple[int, int]) -> Tensor:
+    return torch.rand(grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def _largest(difference: Tensor) -> float:

@@ -70,7 +70,12 @@ def integrand(distance: Distance, *pair: object) -> Tensor:
 
 
 def deviation(
-    orbit: Tensor, action: Callable[[int, Tensor], Tensor], distance: Distance, kernel: Sequence[int]
+    orbit: Tensor,
+    action: Callable[[int, Tensor], Tensor],
+    distance: Distance,
+    kernel: Sequence[int],
+    *,
+    compared: Tensor | None = None,
 ) -> Tensor:
     """The integrand m(f(gx), g f̂(x)) of (4) for every element and sample (Kvinge et al. 2022, eq. 4).
 
@@ -86,6 +91,8 @@ def deviation(
         m.
     kernel : sequence of int
         The kernel of the action.
+    compared : Tensor (P′,), or None
+        The positions of maps (b, P, C) that are compared, as of `LayerAction`; None: all.
 
     Returns
     -------
@@ -101,6 +108,9 @@ def deviation(
         moved = target[None]
     else:
         moved = torch.stack([action(g, target) for g in range(len(orbit))])
+    if compared is not None:
+        orbit = orbit.index_select(-2, compared)
+        moved = moved.index_select(-2, compared)
     return integrand(distance, orbit, moved)  # (4)
 
 

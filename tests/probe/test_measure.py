@@ -968,7 +968,7 @@ def test_layouts_say_how_a_layer_is_read():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group": "C5"}, "C5 has r72, which is no quarter turn and would interpolate"),
+        ({"group": "SO(2)?k=3"}, r"has 'k=3'; its options are n \(how many parts\), seed and jitter"),
         ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
         ({"group": "C4*flip"}, "is no action of"),
         ({"metrics": ["latnet"]}, r"no metric 'latnet'; did you mean 'latent'.*\(all 15: channelwise"),

@@ -2,6 +2,7 @@
 
 import math
 import time
+from fractions import Fraction
 
 import numpy as np
 import oracles
@@ -138,16 +139,120 @@ def test_half_turns_and_mirrors_need_no_square():
     assert obeys_the_law(spatial("D2"), torch.rand(2, 3, 4))
 
 
-@pytest.mark.parametrize("name", ["C4*flip", "flip*C4", "shift4*C4", "shift3*C2", "D4*flip"])
+@pytest.mark.parametrize("name", ["C4*flip", "flip*C4", "shift4*C4", "shift3*C2", "D4*flip", "C8*flip", "rgb*rgb"])
 def test_products_whose_moves_do_not_commute_are_no_action(name):
     with pytest.raises(ValueError, match=rf"spatial is no action of {name.replace('*', '[*]')}: .* and then .* is not"):
         spatial(name)
 
 
-@pytest.mark.parametrize("name", ["C3", "C8", "D3", "C8*flip", "C4000"])
-def test_rotations_that_interpolate_are_refused(name):
-    with pytest.raises(ValueError, match="which is no quarter turn and would interpolate"):
-        spatial(name)
+@pytest.mark.parametrize("name", oracles.IN_A_CIRCLE)
+@pytest.mark.parametrize("side", [2, 5, 8])
+def test_rotations_between_quarter_turns_read_between_pixels(name, side):
+    x = np.random.default_rng(0).random((2, 3, side, side))
+    action = spatial(name)
+    assert list(action.group.elements) == oracles.ELEMENTS[name]
+    for element in action.group.elements:
+        moved = action(element, torch.from_numpy(x))
+        np.testing.assert_allclose(moved, oracles.move(name, element, x), atol=1e-12)
+
+
+def test_quarter_turns_of_a_group_that_interpolates_are_exact_in_the_circle():
+    x = torch.rand(3, 9, 9)
+    inside = torch.from_numpy(oracles.circle(9))
+    for element in ("e", "r90", "r180", "r270"):
+        assert torch.equal(spatial("C8")(element, x), torch.where(inside, spatial("C4")(element, x), 0))
+
+
+def test_rotations_that_interpolate_keep_constants_and_need_squares():
+    ones = torch.ones(2, 7, 7)
+    at_layer = spatial("C8").on((7, 7), channels=2)
+    assert at_layer.interpolates
+    assert not spatial("C4").on((7, 7), channels=2).interpolates
+    for g in range(8):
+        moved = at_layer(g, as_positions(ones))[at_layer.compared]
+        np.testing.assert_allclose(moved, 1, atol=1e-6)
+    with pytest.raises(ValueError, match="rotations need square images, got 6×7; centre-crop or pad first"):
+        spatial("C8").on((6, 7), channels=1)
+
+
+@pytest.mark.parametrize(("name", "side", "expected"), [("C8", 5, (0,)), ("D3", 5, (0,)), ("C8", 1, tuple(range(8)))])
+def test_the_kernel_of_rotations_that_interpolate_is_that_in_the_circle(name, side, expected):
+    assert kernel(spatial(name), (side, side)) == expected
+
+
+def test_the_law_error_of_interpolation_is_that_of_loops():
+    name, side = "C8", 6
+    found = law_error(spatial(name).on((side, side), channels=1))
+    probe = torch.rand(side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).numpy()
+    inside = oracles.circle(side)
+    worst = 0.0
+    for i, g in enumerate(oracles.ELEMENTS[name]):
+        for k, h in enumerate(oracles.ELEMENTS[name]):
+            twice = oracles.move(name, g, oracles.move(name, h, probe))
+            once = oracles.move(name, oracles.ELEMENTS[name][(i + k) % 8], probe)
+            worst = max(worst, np.abs(twice - once)[inside].max())
+    assert found == pytest.approx(worst, abs=1e-12)
+    assert found > 0.1
+
+
+def test_shifts_in_two_directions_roll_rows_and_columns():
+    x = torch.arange(48).reshape(4, 12)
+    action = spatial("shift2x4")
+    assert obeys_the_law(action, x)
+    assert torch.equal(action("s1,3", x), x.roll((2, 9), (-2, -1)))
+    with pytest.raises(ValueError, match="shifts by 1/4 of the width need a width divisible by 4, got 6"):
+        action.on((4, 6), channels=1)
+
+
+@pytest.mark.parametrize("name", ["rgb", "C4*rgb", "rgb*sign", "flip*sign", "shift2x2*rgb"])
+def test_colours_and_signs_move_with_images_and_not_with_maps(name):
+    x = torch.rand(2, 3, 4, 4)
+    action = spatial(name)
+    assert obeys_the_law(action, x)
+    group = action.group
+    on_images = action.of_images.on((4, 4), channels=3)
+    for g, element in enumerate(group.elements):
+        assert torch.equal(on_images(g, as_positions(x)), as_positions(action(element, x)))
+    assert on_images.kernel == (0,)
+    on_maps = action.on((4, 4), channels=3)
+    assert on_maps.channels is None
+    plane_order = {"C4*rgb": 4, "flip*sign": 2, "shift2x2*rgb": 4}.get(name, 1)
+    assert len(on_maps.kernel) == group.order // plane_order
+
+
+def test_colours_come_from_where_the_label_says():
+    x = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1)
+    assert spatial("rgb")("gbr", x).flatten().tolist() == [2, 3, 1]
+    assert spatial("sign")("neg", x).flatten().tolist() == [-1, -2, -3]
+    with pytest.raises(ValueError, match="rgb permutes 3 colour channels, got images of 1"):
+        spatial("rgb")("gbr", x[:1])
+
+
+@pytest.mark.parametrize(("sample", "finite"), [("SO(2)?n=8", "C8"), ("O(2)?n=3", "D3"), ("SO(2)?n=4", "C4")])
+def test_a_sample_without_jitter_moves_as_the_finite_group(sample, finite):
+    x = torch.rand(2, 6, 6, dtype=torch.float64)
+    for of_sample, of_finite in zip(
+        groups.parse(f"{sample}&jitter=0").elements, groups.parse(finite).elements, strict=True
+    ):
+        assert torch.equal(spatial(f"{sample}&jitter=0")(of_sample, x), spatial(finite)(of_finite, x))
+
+
+def test_translations_slide_between_pixels_over_edges_that_meet():
+    x = np.random.default_rng(0).random((4, 6))
+    action = spatial("T(2)?n=3")
+    for element in action.group.elements[1:]:
+        down, right = (float(part) for part in element[1:].split(","))
+        rows, columns = np.meshgrid(np.arange(4) - 4 * down, np.arange(6) - 6 * right, indexing="ij")
+        wanted = oracles.ndimage.map_coordinates(x, [rows, columns], order=1, mode="grid-wrap")
+        np.testing.assert_allclose(action(element, torch.from_numpy(x)), wanted, atol=1e-5)
+    assert action.on((4, 6), channels=1).compared is None
+
+
+def test_a_sample_has_no_products():
+    sample = groups.parse("SO(2)?n=4")
+    assert math.isnan(law_error(spatial(sample).on((5, 5), channels=1)))
+    with pytest.raises(ValueError, match=r"is a sample of a continuous group, .* this needs a finite group such as C8"):
+        regular(sample)
 
 
 def test_many_shifts_are_checked_on_a_narrow_probe():
@@ -161,18 +266,49 @@ def test_a_group_without_moves_has_no_spatial_action():
         spatial(s3()[0])
 
 
+def test_moves_that_are_none_and_an_identity_that_moves_are_refused():
+    table = ((0, 1), (1, 0))
+    with pytest.raises(ValueError, match=r"a group's move starts with one of rotate, mirror, .* got 'shear'"):
+        spatial(Group("Z2", ("e", "s"), table, ((), (("shear", Fraction(1)),))))
+    with pytest.raises(ValueError, match="spatial is no action of Z2: e is the identity, but its moves move"):
+        spatial(Group("Z2", ("e", "s"), table, ((("mirror", Fraction(1)),), ())))
+
+
 def test_the_action_of_a_homomorphism_in_the_wrong_order_is_refused():
     group, _ = s3()
     backwards = Action("backwards", group, lambda g, z: z[list(S3[g])])
     forwards = Action("forwards", group, lambda g, z: z[[S3[g].index(k) for k in range(3)]])
     assert check_action(forwards, torch.arange(3.0)) == 0
-    with pytest.raises(ValueError, match=r"backwards is no action of S3: .* and then .* is not"):
+    with pytest.raises(
+        ValueError,
+        match=r"backwards is no action of S3: .* and then .* is not .*; it is .*, so the moves are no homomorphism",
+    ):
         check_action(backwards, torch.arange(3.0))
+
+
+def test_elements_that_are_not_closed_are_refused():
+    """Turns by 0, 90 and 180 degrees, as if three of them made a full turn."""
+    action = Action("three turns", groups.parse("C3"), lambda g, z: torch.rot90(z, g, (-2, -1)))
+    with pytest.raises(
+        ValueError,
+        match=r"three turns is no action of C3: .* it is what no element does, so the elements are not closed",
+    ):
+        check_action(action, torch.rand(3, 3))
+
+
+def test_an_element_that_is_not_linear_is_refused():
+    inverted = Action("inverted", groups.parse("C2"), lambda g, z: 1 - z if g else z)
+    with pytest.raises(
+        ValueError, match="inverted: r180 is not linear: what it does to a sum of images is not the sum"
+    ):
+        check_action(inverted, torch.rand(3, 3))
 
 
 def test_an_identity_that_moves_is_refused():
     action = Action("drifts", groups.parse("C1"), lambda g, z: z + 1)
-    with pytest.raises(ValueError, match="drifts is no action of C1: e is not the identity"):
+    with pytest.raises(
+        ValueError, match=r"drifts is no action of C1: e is not the identity .* the first element must leave"
+    ):
         check_action(action, torch.zeros(2))
 
 
@@ -180,7 +316,8 @@ def test_check_action_tells_how_far_an_inexact_action_is_off():
     action = Action("rough", groups.parse("C2"), lambda g, z: -z * 1.01 if g else z)
     assert check_action(action, torch.ones(3), atol=0.1) == pytest.approx(1.01**2 - 1, abs=1e-6)
     with pytest.raises(
-        ValueError, match=r"rough is no action of C2: r180 and then r180 is not e \(off by 0.0201, allowed 0.01\)"
+        ValueError,
+        match=r"rough is no action of C2: r180 and then r180 is not e \(off by 0.0201, allowed 0.01\); it is what no",
     ):
         check_action(action, torch.ones(3), atol=0.01)
 

@@ -16,7 +16,7 @@ FACTORS = st.one_of(
     st.integers(1, 9).map("C{}".format),
     st.integers(1, 6).map("D{}".format),
     st.integers(1, 6).map("shift{}".format),
-    st.just("flip"),
+    st.sampled_from(["flip", "rgb", "sign", "shift2x3"]),
 )
 NAMES = st.lists(FACTORS, min_size=1, max_size=3).map("*".join)
 
@@ -62,6 +62,7 @@ def axioms_broken(group):
 
 def order_of(name):
     sizes = {"C": 1, "D": 2, "shift": 1}
+    name = name.replace("rgb", "D3").replace("sign", "C2").replace("shift2x3", "C6")
     parts = [part.rstrip("0123456789") for part in name.split("*")]
     numbers = [int(part[len(word) :] or 2) for part, word in zip(name.split("*"), parts, strict=True)]
     return math.prod(sizes.get(word, 1) * number for word, number in zip(parts, numbers, strict=True))
@@ -107,6 +108,12 @@ def test_dihedral_tables_multiply_as_matrices_do(n):
         ("C2*flip", "e m r180 r180·m"),
         ("shift2*flip", "e m s1 s1·m"),
         ("C2*C2", "(e,e) (e,r180) (r180,e) (r180,r180)"),
+        ("shift2x3", "e s0,1 s0,2 s1,0 s1,1 s1,2"),
+        ("rgb", "e rbg grb gbr brg bgr"),
+        ("sign", "e neg"),
+        ("SO(2)?n=4&jitter=0", "e r90 r180 r270"),
+        ("O2?n=2&jitter=0", "e r180 m mr180"),
+        ("T(2)?n=2&jitter=0", "e t0,0.5 t0.5,0 t0.5,0.5"),
     ],
 )
 def test_elements_come_in_order_with_these_labels(name, labels):
@@ -230,10 +237,52 @@ def test_elements_are_found_by_label_or_index_and_others_are_refused():
         c4.index(-1)
 
 
-@pytest.mark.parametrize("name", ["Z4", "c4", "C", "C4*", "", "flip2", "D-4", "C4x"])
+@pytest.mark.parametrize("name", ["Z4", "c4", "C", "C4*", "", "flip2", "D-4", "C4x", "C4x4", "SO(3)", "shift4x"])
 def test_unknown_names_are_refused_with_what_may_be_said(name):
     with pytest.raises(ValueError, match=r"no group .*a number n may follow C \(rotations\)"):
         parse(name)
+
+
+def test_a_sample_has_one_rotation_in_each_part_of_the_circle():
+    for seed in range(5):
+        angles = np.array(parse(f"SO(2)?n=12&seed={seed}").angles)
+        assert angles[0] == 0
+        off = (angles - 30 * np.arange(12) + 180) % 360 - 180
+        assert (np.abs(off) <= 15).all()
+        assert np.abs(off).max() > 5
+    assert parse("SO(2)?n=12&seed=1") == parse("SO2?n=12&seed=1") != parse("SO(2)?n=12&seed=2")
+    assert parse("SO(2)?seed=0").name == "SO(2)?n=16"
+
+
+def test_the_parts_are_drawn_from_evenly():
+    off = []
+    for seed in range(400):
+        angles = np.array(parse(f"O(2)?n=4&seed={seed}").angles).reshape(2, 4)
+        off.append(((angles - 90 * np.arange(4) + 45) % 360 - 45)[[0, 1, 1], [2, 0, 3]])
+    # the mean of 1,200 numbers between −45 and 45 has a standard error of 0.75
+    assert abs(np.mean(off)) < 3
+    assert np.std(off) == pytest.approx(90 / math.sqrt(12), abs=1.5)
+
+
+def test_products_of_samples_must_commute():
+    assert parse("SO(2)?n=4*rgb").order == 24
+    with pytest.raises(
+        ValueError, match=r"SO\(2\)\?n=16\*flip is no direct product: r.* and then m is not m and then r"
+    ):
+        parse("SO(2)*flip")
+
+
+@pytest.mark.parametrize("name", ["SO(2)?k=3", "SO(2)?n=x", "O2?n=-1", "T2?n"])
+def test_options_of_a_sample_that_are_none_are_refused(name):
+    with pytest.raises(ValueError, match=r"its options are n \(how many parts\), seed and jitter"):
+        parse(name)
+
+
+def test_a_sample_of_nothing_or_of_too_many_is_refused():
+    with pytest.raises(ValueError, match="needs n ≥ 1, got 0"):
+        parse("SO(2)?n=0")
+    with pytest.raises(ValueError, match="has 8,100 elements; a group may have 4,096"):
+        parse("T(2)?n=90")
 
 
 def test_near_names_are_listed():
