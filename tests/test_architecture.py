@@ -24,6 +24,7 @@ UPSTREAM = {
     "plots": {"results", "paper", "store", "probe"},
     "explorer": {"results", "paper", "plots"},
     "tracker": {"theory", "probe", "results"},
+    "available": {"theory", "probe", "lab"},
     "report": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots"},
     "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots", "explorer", "report"},
     "__main__": {"cli"},

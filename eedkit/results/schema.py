@@ -31,6 +31,9 @@ LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width", 
 COORD_DIMS = {"angle": ("element",), "label": ("sample",), "chain": ("sample",), "flaw": ("sample",)}
 """The dimension of each other coordinate that is none of `model`."""
 
+NO_LAYER = "the model has no such layer"
+"""Why a model joined to others is NaN at a layer that only they have."""
+
 PARTLY = "undefined for "
 """How the reasons start that are of single samples."""
 

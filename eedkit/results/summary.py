@@ -15,8 +15,6 @@ from eedkit.errors import unknown
 from eedkit.results import schema
 from eedkit.results.intervals import ChainBootstrap
 
-NO_LAYER = "the model has no such layer"
-"""Why a model joined to others is NaN at a layer that only they have."""
 SMALL = 2**26
 """Bytes of results that are read at once."""
 SMALL_PAIR_COSINE = 0.05
@@ -295,7 +293,7 @@ def _column(name: str, values: Sequence, joined: xr.Dataset) -> np.ndarray:
 
 def _fill(ds: xr.Dataset) -> dict[str, object]:
     blank = {name: 0 if c.dtype.kind in "iu" else np.nan for name, c in ds.variables.items() if c.dtype.kind in "iuf"}
-    reasons = {name: NO_LAYER for name in ds.coords if str(name).endswith("_nan_reason")}
+    reasons = {name: schema.NO_LAYER for name in ds.coords if str(name).endswith("_nan_reason")}
     return {**blank, "layer_type": "", "layout": "", **reasons}
 
 
@@ -345,7 +343,7 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict, accuracy: float, accura
     reasons = one[f"{metric}_nan_reason"].values.tolist() if has_layers else [attrs.get("nan_reason", "")]
     layers = zip(one.layer.values.tolist(), one.depth.values.tolist(), strict=True) if has_layers else [("output", 1.0)]
     for k, (layer, depth) in enumerate(layers):
-        if reasons[k] == NO_LAYER:
+        if reasons[k] == schema.NO_LAYER:
             continue
         undefined = np.isnan(values[k])
         pair_cosine, no_pair_cosine = _pair_cosine(one, metric, k, n - int(undefined.sum()))
