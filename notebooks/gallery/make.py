@@ -16,7 +16,7 @@ from eedkit.results.intervals import mean_interval
 HERE = Path(__file__).parent
 SEEDS = 20
 DATA = "digits/test"
-SHOWN = {"channelwise": "maps: do they turn with the image?", "latent": "features: do they stay the same?"}
+SHOWN = {"channelwise": "Do the maps turn?", "latent": "Do the features stay?"}
 
 
 def mean(rows: pd.DataFrame) -> str:
@@ -31,15 +31,16 @@ with tempfile.TemporaryDirectory() as folder:
     results = study.run().load()
 table = ek.summarise(results, full=True, resamples=0)
 table["shown"] = table.metric.map(SHOWN)
+table["block"] = table.layer.str.removeprefix("blocks.").replace("latent", "head")
 
 figure = ek.plots.lines(
     table.dropna(subset="relative"),
-    x="depth",
+    x="block",
     y="relative",
     panel="shown",
     title="Does training with turned images make layers that turn?",
-    xlabel="depth in the network",
-    ylabel="deviation relative to other images",
+    xlabel="block of the network",
+    ylabel="relative EED",
 )
 ek.plots.save(figure, HERE / "maps_and_features", formats=["png"])
 
@@ -48,16 +49,12 @@ images = ek.lab.images.load(DATA, **ek.lab.models.load(augmented).wants)
 figure = ek.plots.worst(results, images, model=augmented, title="On which digits does learned invariance fail?")
 ek.plots.save(figure, HERE / "worst", formats=["png"])
 
-ends = table[table.layer == "latent"]
-features = ends[ends.metric == "latent"].set_index("recipe")
-maps = table[(table.metric == "channelwise") & (table.layer == "blocks.4")].set_index("recipe")
-last_but_one = table[(table.metric == "channelwise") & (table.layer == "blocks.3")].set_index("recipe")
+of_features = table[(table.metric == "latent") & (table.layer == "latent")].set_index("recipe")
+of_maps = table[(table.metric == "channelwise") & (table.layer == "blocks.4")].set_index("recipe")
 sentence = (
-    f"Training with turned digits takes the features' relative deviation from {mean(features.loc['plain'])} to "
-    f"{mean(features.loc['augmented'])}; that of the maps of the last block goes from {mean(maps.loc['plain'])} to "
-    f"{mean(maps.loc['augmented'])}, of the block before from {mean(last_but_one.loc['plain'])} to "
-    f"{mean(last_but_one.loc['augmented'])}. Means over {SEEDS} seeds with 95 % intervals, {results.sizes['sample']} images, "
-    f"quarter turns; 0 is equivariant, 1 no more alike than another image."
+    f"Training with turned digits takes the relative deviation of the features from {mean(of_features.loc['plain'])} to "
+    f"{mean(of_features.loc['augmented'])}, that of the last block's maps from {mean(of_maps.loc['plain'])} to "
+    f"{mean(of_maps.loc['augmented'])}: means over {SEEDS} seeds with 95 % intervals, {results.sizes['sample']} images."
 )
 commit = subprocess.run(
     ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=True
