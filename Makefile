@@ -7,7 +7,7 @@ PROFILE ?= quick
 FASHION = --only 01_augmentation_or_equivariant_layers --only 02_invariance_without_learning
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint lab data
+.PHONY: help report test lint lab data gallery
 
 help:  ## this text
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -36,3 +36,6 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 
 data: $(INSTALLED)  ## make the bundled images again
 	$(BIN)/python data/build.py
+
+gallery: $(INSTALLED)  ## make the pictures of README.md again
+	$(BIN)/python notebooks/gallery/make.py

@@ -1,3 +1,4 @@
+from eedkit import available as available
 from eedkit import lab as lab
 from eedkit import paper as paper
 from eedkit import plots as plots

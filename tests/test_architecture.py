@@ -1,15 +1,11 @@
-"""The one-way imports of the house, a light `import eedkit`, and what measuring may not need."""
+"""The one-way imports of the house, and a light `import eedkit`."""
 
 import ast
-import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
-
-from eedkit.errors import EXTRA_OF
 
 PACKAGE = Path(__file__).parents[1] / "eedkit"
 
@@ -24,6 +20,7 @@ UPSTREAM = {
     "plots": {"results", "paper", "store", "probe"},
     "explorer": {"results", "paper", "plots"},
     "tracker": {"theory", "probe", "results"},
+    "available": {"theory", "probe", "lab"},
     "report": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots"},
     "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots", "explorer", "report"},
     "__main__": {"cli"},
@@ -156,70 +153,3 @@ def test_import_eedkit_is_light(tmp_path):
     ]
     done = python(f"import eedkit, sys; print([m for m in {heavy} if m in sys.modules])", tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
-
-
-BLOCKED = sorted(EXTRA_OF) + ["cryptography", "jupyterlab", "numba", "skimage", "sklearn"]
-"""What the core of the package does not depend on."""
-
-MEASURE_WITHOUT = f"""
-import sys
-from importlib.machinery import PathFinder
-
-class Missing(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.split(".")[0] in {BLOCKED}:
-            return None
-        return PathFinder.find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Missing
-try:
-    import zarr
-except ModuleNotFoundError:
-    import torch, eedkit as ek
-    from eedkit.probe import accumulate
-    accumulate.WORTH_COMPILING = 0  # so that the compiled loop is asked for
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(50, 3))
-    ds = ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
-    found = ds[["channelwise", "latent", "softmax"]].sel(layer=["0", "latent"])
-    print(*(round(float(found[name].mean()), 6) for name in found), [m for m in {BLOCKED} if m in sys.modules])
-    assert len(ek.summarise(ds))
-    assert len(ek.Tracker(net, torch.rand(4, 1, 5, 5), group="C4").step(0))
-    for use in ("plots.depth_profile", "explore", "Study", "lab.models", "report.notebooks"):
-        part, _, name = use.partition(".")
-        try:
-            getattr(getattr(ek, part), name) if name else getattr(ek, part)
-        except ModuleNotFoundError as error:
-            print(use, error)
-    try:
-        ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", metrics=["channelwise_matched"], progress=False)
-    except ModuleNotFoundError as error:
-        print("matched", error)
-"""
-
-
-def test_the_core_measures_and_names_missing_extras(tmp_path):
-    done = python(MEASURE_WITHOUT, tmp_path)
-    assert done.returncode == 0, done.stderr
-    values, *missing = done.stdout.splitlines()
-    channelwise, latent, softmax, seen = values.split(maxsplit=3)
-    assert -1 <= float(channelwise) < 0
-    assert -1 <= float(latent) < 0
-    assert float(softmax) > 0
-    assert seen.strip() == "[]"
-    extras = {line.split()[0]: line.split("pip install ")[1] for line in missing}
-    assert extras == {
-        "plots.depth_profile": "'eedkit[plots]'",
-        "explore": "'eedkit[plots]'",
-        "Study": "'eedkit[study]'",
-        "lab.models": "'eedkit[lab]'",
-        "report.notebooks": "'eedkit[notebooks]'",
-        "matched": "'eedkit[plots]'",
-    }
-
-
-def test_the_core_depends_on_six_libraries():
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    core = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
-    assert core == {"lazy_loader", "numpy", "pandas", "torch", "tqdm", "xarray"}

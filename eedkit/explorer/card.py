@@ -142,7 +142,7 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None) -
     one = schema.one_model(results, model).compute()
     if "latent" not in schema.metrics_of(one):
         raise ValueError(unknown("metric", "latent", schema.metrics_of(one)) + "; a card needs it")
-    table = summarise(one)
+    table = summarise(one, full=True)
     latent = table[table.metric == "latent"].set_index("layer")
     deviations = (one.latent.sel(layer="latent").isel(model=0) - one.latent.attrs["best"]).astype("float64")
     facts = {

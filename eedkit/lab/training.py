@@ -7,14 +7,17 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from eedkit.machine import processor_name
+
+if TYPE_CHECKING:
+    import lightning
 
 THREADS = 1
 """Sums are split among threads, so another number of them gives other bits."""
@@ -30,6 +33,7 @@ def fit(
     rate: float,
     seed: int,
     progress: bool = False,
+    callbacks: "Sequence[lightning.Callback]" = (),
 ) -> list[dict[str, float]]:
     """Train an objective's parameters with AdamW under a one-cycle schedule.
 
@@ -51,6 +55,8 @@ def fit(
         Of the order of the images.
     progress : bool
         Show the epochs on stderr.
+    callbacks : sequence of lightning.Callback
+        Called as the training goes on, such as `Tracker.callback()`.
 
     Returns
     -------
@@ -115,6 +121,7 @@ def fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=progress,
+            callbacks=list(callbacks),
         )
         trainer.fit(Training(), loader)
     objective.cpu()

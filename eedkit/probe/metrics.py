@@ -150,7 +150,7 @@ METRICS = {
             "channelwise_centred",
             "maps",
             distances.channelwise_negative_correlation,
-            "channelwise negative correlation, channels that vary",
+            "channelwise negative cosine, centred channels",
             "eq. 5 on centred maps (ours)",
         ),
         Metric(

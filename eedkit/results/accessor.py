@@ -1,11 +1,14 @@
-"""`ds.eed`: the functions on results as methods of their Dataset. Holds nothing, adds nothing."""
+"""`ds.eed`: the functions on results as methods of their Dataset, which says what it holds. Holds nothing itself."""
 
+import html
 from os import PathLike
 
 import pandas as pd
 import xarray as xr
 
+from eedkit.errors import LONGEST, cut, printable
 from eedkit.results import schema
+from eedkit.results.contents import describe
 
 
 @xr.register_datatree_accessor("eed")
@@ -24,10 +27,26 @@ class TreeEED:
 
 @xr.register_dataset_accessor("eed")
 class EED:
-    """The functions of `eedkit.results` for one Dataset; each method's documentation is the function's."""
+    """The functions of `eedkit.results` for one Dataset; each method's documentation is the function's.
+
+    Shown by itself, `ds.eed` says what was measured on what and what has no value; in Jupyter the Dataset stands below.
+    """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
+
+    def __repr__(self) -> str:
+        return "\n".join(self._described())
+
+    def _repr_html_(self) -> str:
+        lines = [html.escape(printable(line)) for line in self._described()]
+        return f"<p><strong>{lines[0]}</strong><br>{'<br>'.join(lines[1:])}</p>{self._ds._repr_html_()}"
+
+    def _described(self) -> list[str]:
+        try:
+            return describe(self._ds)
+        except schema.SchemaError as error:
+            return [cut(f"no results to describe: {error}", LONGEST)]
 
     @property
     def metrics(self) -> list[str]:

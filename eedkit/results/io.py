@@ -20,11 +20,14 @@ def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) ->
 
     Raises
     ------
+    ModuleNotFoundError
+        The extra `study`, which brings zarr, is not installed.
     SchemaError
         The Dataset is not of the schema.
     FileExistsError
         There is something at `path` already and `overwrite` is not given, or it is no store of eedkit, or a study's.
     """
+    _need_zarr()
     ds = schema.validate(ds)
     path = Path(path)
     if path.exists():
@@ -68,6 +71,7 @@ def is_zarr(address: str) -> bool:
 
 def open_zarr(address: str) -> xr.Dataset:
     """The Dataset that `to_zarr` saved, its values read when they are used; SchemaError for anything else."""
+    _need_zarr()
     try:
         ds = xr.open_zarr(address, chunks=None, consolidated=False)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: an array, say
@@ -75,3 +79,9 @@ def open_zarr(address: str) -> xr.Dataset:
     if ds.attrs.get("eedkit") == "study":
         raise SchemaError(f"{address} is a study that an earlier eedkit wrote; run it again into another folder")
     return schema.validate(schema.text_as_objects(ds))
+
+
+def _need_zarr() -> None:
+    """Name the extra where zarr is missing; xarray would name the library alone."""
+    with naming_extras():
+        import zarr  # noqa: F401

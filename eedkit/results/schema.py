@@ -34,6 +34,9 @@ OF_INTERPOLATION = ("law_error",)
 COORD_DIMS = {"angle": ("element",), "label": ("sample",), "chain": ("sample",), "flaw": ("sample",)}
 """The dimension of each other coordinate that is none of `model`."""
 
+NO_LAYER = "the model has no such layer"
+"""Why a model joined to others is NaN at a layer that only they have."""
+
 PARTLY = "undefined for "
 """How the reasons start that are of single samples."""
 

@@ -15,8 +15,6 @@ from eedkit.errors import unknown
 from eedkit.results import schema
 from eedkit.results.intervals import ChainBootstrap
 
-NO_LAYER = "the model has no such layer"
-"""Why a model joined to others is NaN at a layer that only they have."""
 SMALL = 2**26
 """Bytes of results that are read at once."""
 SMALL_PAIR_COSINE = 0.05
@@ -31,10 +29,12 @@ class _Estimate:
     them.
 
     `rounding` is the null gap that rounding alone may leave, `reason` says why samples have no value, `missing` why there is no
-    M or scale; `of_group` are columns that only some groups have.
+    M or scale; `of_group` are columns that only some groups have. The accuracy is the model's, the same for all its estimates.
     """
 
     keys: dict
+    accuracy: float
+    accuracy_reason: str
     values: np.ndarray
     null: np.ndarray | None
     best: float
@@ -78,7 +78,12 @@ class _Estimate:
 
 
 def summarise(
-    ds: xr.Dataset | xr.DataTree, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0
+    ds: xr.Dataset | xr.DataTree,
+    *,
+    full: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 999,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
@@ -88,21 +93,25 @@ def summarise(
 
     Columns
     -------
-    accuracy : part of the unmoved images whose label is predicted. Labels must count the model's own classes: a label beyond
-        them, or a data set that declares another number of classes, gives NaN; other classes of the same number, or of a data
-        set that declares none, cannot be told from the model's own
-    accuracy_reason : why accuracy is NaN
     estimate, low, high : E and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
-    relative, relative_low, relative_high : (E − m*) / (E_null − m*), m* the best value: 0 is perfectly equivariant, 1 says that a
-        moved copy is no more alike than another image; its interval resamples E and E_null together *[ours]*
-    pair_cosine, normalised : M and E / M, for the metrics that M normalises
-    best, scale : m*, and the size of a large difference
+    best : m*, the value of a perfectly equivariant model
+    relative, relative_low, relative_high : (E − m*) / (E_null − m*): 0 is perfectly equivariant, 1 says that a moved copy is no
+        more alike than another image; its interval resamples E and E_null together *[ours]*
     floor : what interpolation alone leaves, the value of the images pooled to the layer's grid; of groups that interpolate
     element_error : standard error of the estimate that comes from sampling elements of a continuous group, from the differences
         of neighbours (which errs on the large side)
     n : samples that have a value
-    reason : why something in the row other than accuracy is NaN, and which samples have no value and why
+    reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why
+
+    Further columns with `full=True`
+    --------------------------------
+    scale : the size of a large difference
+    pair_cosine, normalised : M and E / M, for the metrics that M normalises
+    accuracy : part of the unmoved images whose label is predicted. Labels must count the model's own classes: a label beyond
+        them, or a data set that declares another number of classes, gives NaN; other classes of the same number, or of a data
+        set that declares none, cannot be told from the model's own
+    accuracy_reason : why accuracy is NaN
 
     Raises
     ------
@@ -118,7 +127,7 @@ def summarise(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if isinstance(ds, xr.DataTree):
-        options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+        options = {"full": full, "confidence": confidence, "resamples": resamples, "seed": seed}
         tables = []
         for leaf in ds.leaves:
             path, _, group = leaf.path.strip("/").rpartition("/")
@@ -131,7 +140,9 @@ def summarise(
     rows = []
     for estimates in _by_model(ds):
         means = _resampled([one.resampled for one in estimates], bootstrap)
-        rows += [_row(one, of_one, bootstrap) for one, of_one in zip(estimates, means, strict=True)]
+        for one, of_one in zip(estimates, means, strict=True):
+            row = _row(one, of_one, bootstrap)
+            rows.append(_with_further_columns(row, one) if full else row)
     return pd.DataFrame(rows)
 
 
@@ -286,7 +297,7 @@ def _column(name: str, values: Sequence, joined: xr.Dataset) -> np.ndarray:
 
 def _fill(ds: xr.Dataset) -> dict[str, object]:
     blank = {name: 0 if c.dtype.kind in "iu" else np.nan for name, c in ds.variables.items() if c.dtype.kind in "iuf"}
-    reasons = {name: NO_LAYER for name in ds.coords if str(name).endswith("_nan_reason")}
+    reasons = {name: schema.NO_LAYER for name in ds.coords if str(name).endswith("_nan_reason")}
     return {**blank, "layer_type": "", "layout": "", **reasons}
 
 
@@ -307,14 +318,13 @@ def _by_model(ds: xr.Dataset) -> Iterator[list[_Estimate]]:
         one = ds.sel(model=model).compute()
         accuracy, reason = _accuracy(one)
         keys = {"model": model, **{name: one[name].item() for name in about}}
-        keys |= {"accuracy": accuracy, "accuracy_reason": reason}
         estimates = []
         for metric in schema.metrics_of(ds):
-            estimates += _of_metric(one, metric, keys)
+            estimates += _of_metric(one, metric, keys, accuracy, reason)
         yield estimates
 
 
-def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
+def _of_metric(one: xr.Dataset, metric: str, keys: dict, accuracy: float, accuracy_reason: str) -> Iterator[_Estimate]:
     """The estimates of one metric of one model: one per layer, or one for the output."""
     attrs = one[metric].attrs
     has_layers = "layer" in one[metric].dims
@@ -337,12 +347,14 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict) -> Iterator[_Estimate]:
     reasons = one[f"{metric}_nan_reason"].values.tolist() if has_layers else [attrs.get("nan_reason", "")]
     layers = zip(one.layer.values.tolist(), one.depth.values.tolist(), strict=True) if has_layers else [("output", 1.0)]
     for k, (layer, depth) in enumerate(layers):
-        if reasons[k] == NO_LAYER:
+        if reasons[k] == schema.NO_LAYER:
             continue
         undefined = np.isnan(values[k])
         pair_cosine, no_pair_cosine = _pair_cosine(one, metric, k, n - int(undefined.sum()))
         yield _Estimate(
             keys={**keys, "metric": metric, "layer": layer, "depth": depth},
+            accuracy=accuracy,
+            accuracy_reason=accuracy_reason,
             values=values[k],
             null=nulls[k],
             best=attrs["best"],
@@ -445,14 +457,13 @@ def _accuracy(one: xr.Dataset) -> tuple[float, str]:
 
 def _row(one: _Estimate, means: Sequence[np.ndarray], bootstrap: ChainBootstrap) -> dict:
     """A row of `summarise`."""
-    columns = ("estimate", "low", "high", "null", "relative", "relative_low", "relative_high")
-    row = {**one.keys, **dict.fromkeys(columns, np.nan)}
-    row |= {"pair_cosine": one.pair_cosine, "normalised": np.nan, "best": one.best, "scale": one.scale}
+    row = {**one.keys, **dict.fromkeys(("estimate", "low", "high", "null"), np.nan), "best": one.best}
+    row |= dict.fromkeys(("relative", "relative_low", "relative_high"), np.nan)
     row |= one.of_group
     row |= {"n": one.n, "reason": one.reason}
     if not one.n:
         return row
-    reasons = [one.reason, one.no_relative, one.missing]
+    reasons = [one.reason, one.no_relative]
     row["estimate"] = np.nanmean(one.values)
     row["low"], row["high"] = bootstrap.interval(means[0])
     if len(bootstrap.starts) < 2:
@@ -462,6 +473,16 @@ def _row(one: _Estimate, means: Sequence[np.ndarray], bootstrap: ChainBootstrap)
     if not one.no_relative:
         row["relative"] = one.relative(row["estimate"], row["null"])
         row["relative_low"], row["relative_high"] = bootstrap.interval(one.relative(*means))
+    return row | {"reason": "; ".join(filter(None, reasons))}
+
+
+def _with_further_columns(row: dict, one: _Estimate) -> dict:
+    """A row of `summarise(full=True)`."""
+    row = row | {"scale": one.scale, "pair_cosine": one.pair_cosine, "normalised": np.nan}
+    row |= {"accuracy": one.accuracy, "accuracy_reason": one.accuracy_reason}
+    if not one.n:
+        return row
+    reasons = [row["reason"], one.missing]
     if one.pair_cosine > SMALL_PAIR_COSINE:
         row["normalised"] = row["estimate"] / one.pair_cosine
     elif not np.isnan(one.pair_cosine):

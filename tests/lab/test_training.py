@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 
+import lightning
 import pytest
 import torch
 from torch import nn
@@ -126,3 +127,14 @@ def test_nothing_is_said_and_no_files_are_written(tmp_path, monkeypatch, capfd, 
     assert capfd.readouterr() == ("", "")
     assert [str(warning.message) for warning in recwarn] == []
     assert not any(tmp_path.iterdir())
+
+
+def test_callbacks_are_called_at_every_epoch():
+    ends = []
+
+    class Counting(lightning.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            ends.append(trainer.current_epoch)
+
+    fit(Watched(), *numbered(10), **OPTIONS | {"epochs": 3}, callbacks=[Counting()])
+    assert ends == [0, 1, 2]

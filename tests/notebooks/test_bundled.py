@@ -1,5 +1,7 @@
 """The bundled notebooks at `tiny`, run as `make report` runs them, and the numbers that must come out even there."""
 
+import html
+import json
 import re
 from pathlib import Path
 
@@ -164,6 +166,13 @@ def test_the_real_network_mirrors_its_maps_and_random_weights_look_more_invarian
     assert ends.relative["trained", *maps] < 0.2 < 0.8 < ends.relative["random 0", *maps]
     assert ends.relative["trained", *features] < 0.1 < ends.relative["random 0", *features]
     assert ends.estimate["random 0", *features] < ends.estimate["trained", *features]
+
+
+def test_the_card_of_ones_own_model_is_saved_with_its_twin(out):
+    page = (out / "cards" / "your_own_model.html").read_text()
+    facts = json.loads((out / "cards" / "your_own_model.json").read_text())
+    assert facts["model"] in html.unescape(page)
+    assert (facts["images"], facts["group"]) == (60, "C4")
 
 
 @pytest.mark.parametrize("name", ["fashion", "gpu", "paper"])

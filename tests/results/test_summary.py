@@ -56,7 +56,7 @@ def spread():
 
 
 def row(ds, layer="latent", **options):
-    table = ek.summarise(ds, **options)
+    table = ek.summarise(ds, full=True, **options)
     return table[table.layer == layer].iloc[0]
 
 
@@ -69,6 +69,22 @@ def test_estimate_null_relative_and_normalised_are_the_formulas(spread):
     assert found.relative == pytest.approx((estimate + 1) / (of_shuffled + 1), abs=1e-6)
     assert found.normalised == pytest.approx(estimate / 0.5, abs=1e-6)
     assert (found.n, found.reason) == (200, "")
+
+
+def test_the_short_table_is_the_full_one_without_five_columns(spread):
+    ds = ek.concat([result(*spread, pair=0.01)], recipe=["plain"])
+    short = ek.summarise(ds)
+    full = ek.summarise(ds, full=True)
+    further = ["scale", "pair_cosine", "normalised", "accuracy", "accuracy_reason"]
+    assert list(full.columns) == [*short.columns, *further]
+    assert list(short.columns) == [
+        "model", "recipe", "metric", "layer", "depth", "estimate", "low", "high", "null", "best",
+        "relative", "relative_low", "relative_high", "n", "reason",
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(full[short.columns].drop(columns="reason"), short.drop(columns="reason"))
+    # a reason explains what is shown, and M is not
+    assert set(short.reason) == {""}
+    assert full.reason.str.startswith("M = 0.01").all()
 
 
 def test_without_chains_every_sample_is_one(spread):
@@ -576,9 +592,9 @@ def test_an_unreadable_image_costs_itself_in_every_row(torn):
 
 
 def test_without_the_unreadable_image_no_reason_is_left(torn):
-    whole = ek.summarise(torn).query("n > 0")
+    whole = ek.summarise(torn, full=True).query("n > 0")
     for kept in (torn.drop_sel(sample=7), torn.dropna("sample", subset=["latent"])):
-        found = ek.summarise(kept).query("n > 0")
+        found = ek.summarise(kept, full=True).query("n > 0")
         assert set(found.reason) == {""}
         numbers = ["estimate", "null", "relative", "pair_cosine", "normalised", "accuracy"]
         np.testing.assert_allclose(found[numbers], whole[numbers])
@@ -592,10 +608,10 @@ def test_the_unreadable_image_alone_says_why_it_has_no_value(torn):
 def test_a_mask_over_samples_leaves_the_estimates_of_the_rest(torn):
     part = torn.isel(sample=np.flatnonzero(torn.label == 1))
     for masked in (torn.where(torn.label == 1), torn.where(torn.label == 1, drop=True)):
-        found, wanted = (ek.summarise(ds, resamples=0) for ds in (masked, part))
+        found, wanted = (ek.summarise(ds, full=True, resamples=0) for ds in (masked, part))
         numbers = ["estimate", "null", "relative", "normalised", "accuracy", "n"]
         np.testing.assert_allclose(found[numbers].astype(float), wanted[numbers].astype(float))
-    found = ek.summarise(torn.where(torn.label == 1)).query("metric == 'latent'").reason.iloc[0]
+    found = ek.summarise(torn.where(torn.label == 1), full=True).query("metric == 'latent'").reason.iloc[0]
     assert found.startswith("201 of 300 samples have no value (number 7: OSError: torn file; 0, 2, 3 and 197 more: not")
     assert found.endswith("M was taken over 300 samples, not these 99")
 
@@ -611,7 +627,8 @@ def test_metrics_selected_alone_are_summarised(torn):
         wanted = whole[whole.metric == metric]
         np.testing.assert_allclose(alone[["estimate", "low", "n"]], wanted[["estimate", "low", "n"]])
         assert alone.reason.str.contains("measured without a null, or it was left out").all()
-    assert "without latent_euclidean_norm there is no scale" in ek.summarise(torn[["latent_euclidean"]]).reason[0]
+    without_scale = ek.summarise(torn[["latent_euclidean"]], full=True)
+    assert "without latent_euclidean_norm there is no scale" in without_scale.reason[0]
     assert ek.concat([torn[["softmax"]].sel(model=[name]) for name in "ab"]).softmax.equals(torn.softmax)
 
 
@@ -621,7 +638,7 @@ def test_measured_results_hold_what_accuracy_needs(torn):
     assert torn.element.attrs["identity"] == "e"
     of_a = torn.prediction.sel(model="a", element="e")
     right = (of_a == torn.label)[torn.sample != 7].mean().item()
-    assert ek.summarise(torn, resamples=0).accuracy[0] == pytest.approx(right)
+    assert ek.summarise(torn, full=True, resamples=0).accuracy[0] == pytest.approx(right)
 
 
 @pytest.fixture(scope="module")
