@@ -152,8 +152,11 @@ def report(
     facts = pages.provenance(Path(profile).stem)
     kernels = min(KERNELS, os.cpu_count() or 1, len(runs))
     terminal = Terminal() if progress else None
-    # Written first and after every run: whoever stops a report half-way finds an index that says what was not run.
-    index = pages.write_index(runs, out, facts)
+    opening = next(filter(pages.opens_index, _notebooks(folder()).values()), None)
+    # Written first and after every run: whoever stops a report half-way finds pages that say what was not run.
+    for run in runs:
+        pages.write_page(run, runs, out, facts)
+    index = pages.write_index(runs, out, facts, opening=opening)
 
     def starts(i: int) -> Terminal | None:
         number = f"[{i + 1}/{len(runs)}]"
@@ -165,8 +168,8 @@ def report(
     with _environment(terminal, kernels):
         for i, run in _executed(runs, kernels, starts):
             runs[i] = run
-            pages.write_page(run, out, facts, code=code)
-            pages.write_index(runs, out, facts)
+            pages.write_page(run, runs, out, facts, code=code)
+            pages.write_index(runs, out, facts, opening=opening)
             if terminal:
                 took = pages.duration(run.seconds)
                 ended = f"FAILED after {took} in {run.failure}" if run.failure else f"done in {took}"
@@ -199,7 +202,7 @@ def _plan(
     for stem, path in chosen.items():
         if "out" not in declared[stem]:
             raise ReportError(
-                f'{stem}: its parameters cell must hold `out: str = "reports"`, the folder of its figures'
+                f'{stem}: its parameters cell must hold `out: str = "../reports"`, the folder of its figures'
             )
         own = {name: value for name, value in given.items() if name in declared[stem]}
         plan.append((path, declared[stem] | settings.get(stem, {}) | check(path, own) | {"out": str(out)}))
