@@ -24,6 +24,7 @@ from papermill.exceptions import strip_color
 
 from eedkit.errors import short, unknown
 from eedkit.machine import deaf_to_interrupts
+from eedkit.progress import TEXT_ON_STDERR
 from eedkit.report import pages
 from eedkit.report.pages import Failure, Run
 from eedkit.report.parameters import ReportError, check, parameters, read_yaml
@@ -364,6 +365,8 @@ def _environment(terminal: Terminal | None, kernels: int) -> Iterator[None]:
     """
     live = terminal is not None and terminal.live
     values = {"TQDM_MININTERVAL": "0.5" if live else "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # papermill hands on what kernels write to stderr, and no widgets
+    values |= TEXT_ON_STDERR
     # Threads that spin at every barrier make small networks ten times slower as soon as another program wants a core.
     values["OMP_WAIT_POLICY"] = "PASSIVE"
     if kernels > 1:
