@@ -159,7 +159,8 @@ def _exported(notebook: NotebookNode, *, code: bool) -> Markup:
         exclude_output_prompt=True,
         exclude_anchor_links=True,
     )
-    return Markup(exporter.from_notebook_node(notebook)[0])
+    content = exporter.from_notebook_node(notebook)[0]
+    return Markup(content.replace("<pre>", '<pre tabindex="0">'))  # so that the keyboard scrolls it
 
 
 def _taken_title(notebook: NotebookNode) -> str:
@@ -197,6 +198,8 @@ def _shown(output: NotebookNode) -> NotebookNode | None:
     table = output.data.get("text/html", "")
     if "<table" in table and "<td" not in table:
         return None
+    if table:
+        output.data["text/html"] = f'<div class="scroll" tabindex="0">{table}</div>'
     if "text/latex" in output.data:
         output.data.setdefault("text/markdown", output.data.pop("text/latex"))
     return output
