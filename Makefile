@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.eedkit-installed
 PROFILE ?= quick
+SOURCES = $(shell find eedkit -name '*.py')
 FASHION = --only 01_augmentation_or_equivariant_layers --only 02_invariance_without_learning
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint lab data gallery
+.PHONY: help report docs test lint lab data gallery
 
 help:  ## this text
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -20,9 +21,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-report: $(INSTALLED)  ## run the bundled study on real images, leave an illustrated report in reports/
-	$(BIN)/python -m eedkit report --profile $(PROFILE) --out reports
+# What the index links to is made before it.
+report: $(INSTALLED) docs  ## run the bundled study on real images, leave an illustrated report in reports/
 	$(if $(filter quick,$(PROFILE)),$(BIN)/python -m eedkit report --profile fashion $(FASHION) --out reports/fashion)
+	$(BIN)/python -m eedkit report --profile $(PROFILE) --out reports
+
+docs: reports/api/index.html  ## build the API reference in reports/api/
+
+reports/api/index.html: $(INSTALLED) $(SOURCES)
+	$(BIN)/python -m pdoc --docformat numpy --no-show-source --output-directory $(@D) eedkit
 
 test: $(INSTALLED) lint  ## check style and run every test
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
@@ -31,7 +38,7 @@ lint: $(INSTALLED)  ## check style alone
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab; they find what `make report` left
 	$(BIN)/python -m jupyterlab notebooks
 
 data: $(INSTALLED)  ## make the bundled images again

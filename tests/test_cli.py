@@ -22,7 +22,7 @@ def home(tmp_path, monkeypatch) -> Path:
     (home / "profiles").mkdir(parents=True)
     (home / "profiles" / "quick.yaml").write_text("")
     tagged = new_code_cell(
-        'out: str = "reports"\nbad: bool = False\nsizes: list[int] = [1]', metadata={"tags": ["parameters"]}
+        'out: str = "../reports"\nbad: bool = False\nsizes: list[int] = [1]', metadata={"tags": ["parameters"]}
     )
     cells = [new_markdown_cell("# Check"), tagged, new_code_cell("assert not bad, 'asked to fail'\nprint(sizes)")]
     nbformat.write(new_notebook(cells=cells), home / "00_check.ipynb")

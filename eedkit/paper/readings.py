@@ -565,6 +565,33 @@ def overview(page: pd.DataFrame) -> Reading:
     )
 
 
+def headlines(page: pd.DataFrame) -> Reading:
+    """Each conclusion in one line: the claim, which leads to the page that shows all of it, and its verdict.
+
+    Parameters
+    ----------
+    page : pandas.DataFrame
+        One row per conclusion, with the claim in words (`paper`) and the stem of its notebook (`notebook`).
+
+    Returns
+    -------
+    Reading
+        A list, one line per conclusion.
+
+    Examples
+    --------
+    >>> page = pd.DataFrame({"conclusion": ["1"], "paper": ["Layers do it"], "notebook": ["01_layers"], "verdict": ["supported"]})
+    >>> page = page.assign(effect=0.5, low=0.4, high=0.6, margin=0.1, n=10, critical_margin=0.4, fragile=False)
+    >>> headlines(page)
+    '1. [Layers do it](01_layers.html): **supported** (0.50, bounds 0.40 to 0.60, margin 0.10, n = 10, critical margin 0.40)'
+    """
+    _needs(page, "conclusion", "paper", "notebook", *NUMBERS)
+    lines = []
+    for _, row in page.iterrows():
+        lines.append(f"{row.conclusion}. [{row.paper}]({row.notebook}.html): {_judged(row)}")
+    return Reading("\n".join(lines))
+
+
 def agreement(page: pd.DataFrame, others: pd.DataFrame) -> Reading:
     """Which conclusions get the same verdict when the question is asked in another way.
 

@@ -21,7 +21,6 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from tqdm import tqdm
 
 import eedkit
 from eedkit.errors import printable, unknown
@@ -34,6 +33,7 @@ from eedkit.probe.layers import Found, Layer, Scripted, find_layers, first_noisy
 from eedkit.probe.layouts import Layout
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import Batch, Sample, Stream
+from eedkit.progress import bar
 from eedkit.theory import actions, deviation
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
@@ -264,11 +264,11 @@ def measure_block(
         one_pass = Pass(stream, found, options, shape, batch_size=batch_size, device=device)
         if halves is not None:
             one_pass.match(model, *halves, forward)
-        bar = tqdm(total=stream.length, desc=printable(name), unit="image", disable=not progress, leave=False)
-        with bar, tap(model, one_pass.tapped, found.output, one_pass.on_layer):
+        shown = bar(stream.length, printable(name), "image", show=progress, leave=False)
+        with shown, tap(model, one_pass.tapped, found.output, one_pass.on_layer):
             for batch in stream.batches(batch_size):
                 one_pass.run(batch, forward)
-                bar.update(len(batch.samples))
+                shown.update(len(batch.samples))
         _refuse_changed(versions, _weight_versions(model), name)
         repeatable = one_pass.repeats or _warn_of_noise(model, example, name)
     measured = one_pass.result()

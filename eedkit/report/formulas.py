@@ -43,19 +43,21 @@ def mathml(tex: str, *, block: bool = False) -> str:
     known = re.sub(r"\\(math(?:bb|bf|cal|frak|sf|tt|rm))\s+(\w)", r"\\\1{\2}", known)
     try:
         math = convert(known.strip(), display="block" if block else "inline")
-    except (
-        Exception
-    ):  # latex2mathml raises a dozen unrelated types, IndexError among them; the formula is shown as it was written
+    except Exception:
+        # latex2mathml raises a dozen unrelated types, IndexError among them; the formula is shown as it was written
         math = ""
     if not math or _NOT_CONVERTED.search(math):
         fence = "$$" if block else "$"
         return f'<code class="formula">{html.escape(fence + tex + fence, quote=False)}</code>'
     for wrong, right in _BETTER.items():
         math = math.replace(wrong, right)
-    return f'<span class="formula">{math}</span>' if block else math
+    return f'<span class="formula" tabindex="0">{math}</span>' if block else math
 
 
 class _Renderer(IPythonRenderer):
+    def table(self, text: str) -> str:
+        return f'<div class="scroll" tabindex="0"><table>\n{text}</table></div>\n'
+
     def inline_math(self, body: str) -> str:
         return mathml(body)
 

@@ -24,6 +24,7 @@ from papermill.exceptions import strip_color
 
 from eedkit.errors import short, unknown
 from eedkit.machine import deaf_to_interrupts
+from eedkit.progress import TEXT_ON_STDERR
 from eedkit.report import pages
 from eedkit.report.pages import Failure, Run
 from eedkit.report.parameters import ReportError, check, parameters, read_yaml
@@ -152,8 +153,11 @@ def report(
     facts = pages.provenance(Path(profile).stem)
     kernels = min(KERNELS, os.cpu_count() or 1, len(runs))
     terminal = Terminal() if progress else None
-    # Written first and after every run: whoever stops a report half-way finds an index that says what was not run.
-    index = pages.write_index(runs, out, facts)
+    opening = next(filter(pages.opens_index, _notebooks(folder()).values()), None)
+    # Written first and after every run: whoever stops a report half-way finds pages that say what was not run.
+    for run in runs:
+        pages.write_page(run, runs, out, facts)
+    index = pages.write_index(runs, out, facts, opening=opening)
 
     def starts(i: int) -> Terminal | None:
         number = f"[{i + 1}/{len(runs)}]"
@@ -165,8 +169,8 @@ def report(
     with _environment(terminal, kernels):
         for i, run in _executed(runs, kernels, starts):
             runs[i] = run
-            pages.write_page(run, out, facts, code=code)
-            pages.write_index(runs, out, facts)
+            pages.write_page(run, runs, out, facts, code=code)
+            pages.write_index(runs, out, facts, opening=opening)
             if terminal:
                 took = pages.duration(run.seconds)
                 ended = f"FAILED after {took} in {run.failure}" if run.failure else f"done in {took}"
@@ -199,7 +203,7 @@ def _plan(
     for stem, path in chosen.items():
         if "out" not in declared[stem]:
             raise ReportError(
-                f'{stem}: its parameters cell must hold `out: str = "reports"`, the folder of its figures'
+                f'{stem}: its parameters cell must hold `out: str = "../reports"`, the folder of its figures'
             )
         own = {name: value for name, value in given.items() if name in declared[stem]}
         plan.append((path, declared[stem] | settings.get(stem, {}) | check(path, own) | {"out": str(out)}))
@@ -361,6 +365,8 @@ def _environment(terminal: Terminal | None, kernels: int) -> Iterator[None]:
     """
     live = terminal is not None and terminal.live
     values = {"TQDM_MININTERVAL": "0.5" if live else "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # papermill hands on what kernels write to stderr, and no widgets
+    values |= TEXT_ON_STDERR
     # Threads that spin at every barrier make small networks ten times slower as soon as another program wants a core.
     values["OMP_WAIT_POLICY"] = "PASSIVE"
     if kernels > 1:

@@ -1,6 +1,6 @@
-"""The HTML report: one page for each executed notebook, and an index of cards.
+"""The HTML report: one page for each notebook, and an index of cards.
 
-Knows notebooks, templates and MathML; must not know papermill, models or results. A second to import nbconvert, tenths of one per page.
+Knows notebooks and templates; must not know papermill, models or results.
 """
 
 import html
@@ -8,25 +8,27 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 import nbformat
-from nbconvert import HTMLExporter
+from markupsafe import Markup
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 import eedkit
 from eedkit.machine import processor_name
+from eedkit.report import body
 from eedkit.report.formulas import markdown
 
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.M)
+_SECTION = re.compile(r"<h2>(.*?)</h2>", re.S)
+_TITLE = re.compile(r"<title>(.*?)</title>", re.S)
 _QUOTE = re.compile(r"^ {0,3}>.*(?:\n {0,3}>.*)*", re.M)
 
 
@@ -67,55 +69,80 @@ class Run:
         return "failed" if self.failure else "not run" if self.seconds is None else "done"
 
 
-def write_page(run: Run, out: Path, facts: dict[str, str], *, code: bool = False) -> Path:
-    """Write the page of a notebook that ran.
+def write_page(run: Run, runs: Sequence[Run], out: Path, facts: Mapping[str, str], *, code: bool = False) -> Path:
+    """Write a notebook's page, also where it was not run (yet), so that no link to it is dead.
 
     Parameters
     ----------
-    run : the run; its executed notebook is read
-    out : the report's folder
-    facts : provenance, see `provenance()`
-    code : show the cells' code
+    run : Run
+        The executed notebook is read where there is one.
+    runs : sequence of Run
+        All of the report, in the order in which pages lead to each other.
+    out : Path
+        The report's folder.
+    facts : mapping of str to str
+        See `provenance()`.
+    code : bool
+        Show the cells' code.
 
     Returns
     -------
-    path of `<stem>.html`
+    Path
+        Of `<stem>.html`.
     """
-    # A kernel that never started leaves no executed notebook; the page then says so and shows nothing.
-    executed = nbformat.read(run.executed, as_version=4) if run.executed.exists() else nbformat.v4.new_notebook()
-    page = out / f"{run.stem}.html"
-    text = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            **_about(run, out),
-            body=_body(executed, run, code=code),
-            figures=_figures(run, out),
-            parameters={name: repr(value) for name, value in run.parameters.items() if name != "out"},
-            facts=facts,
-        )
+    source = nbformat.read(run.source, as_version=4)
+    place = [other.stem for other in runs].index(run.stem)
+    executed = _executed(run)
+    content, sections = _with_anchors(body.html(executed, out, run.parameters, since=run.started, code=code))
+    text = _template("page.html.j2").render(
+        **_about(run, out),
+        body=content,
+        sections=sections,
+        before=_title(runs[place - 1]) if place else None,
+        after=_title(runs[place + 1]) if place + 1 < len(runs) else None,
+        stores=_stores(source, run, out),
+        parameters={name: repr(value) for name, value in run.parameters.items() if name != "out"},
+        facts=facts,
     )
+    page = out / f"{run.stem}.html"
     page.write_text(text, encoding="utf-8")
     return page
 
 
-def write_index(runs: list[Run], out: Path, facts: dict[str, str]) -> Path:
-    """Write the index: a card for each notebook, those that were not run included.
+def write_index(runs: Sequence[Run], out: Path, facts: Mapping[str, str], *, opening: Path | None = None) -> Path:
+    """Write the index: what the notebook `opening` says first, then a card for each notebook, those that were not run included.
 
     Parameters
     ----------
-    runs : in the order of the cards
-    out : the report's folder
-    facts : provenance, see `provenance()`
+    runs : sequence of Run
+        In the order of the cards.
+    out : Path
+        The report's folder.
+    facts : mapping of str to str
+        See `provenance()`.
+    opening : Path, optional
+        The notebook whose cells tagged `index` open the page. Where it is none of the runs, or did not end, the page says so.
 
     Returns
     -------
-    path of `index.html`
+    Path
+        Of `index.html`.
     """
     index = out / "index.html"
-    text = _environment().get_template("index.html.j2").render(cards=[_about(run, out) for run in runs], facts=facts)
+    text = _template("index.html.j2").render(
+        cards=[_about(run, out) for run in runs],
+        opening=_opening(opening, runs, out) if opening else None,
+        also=_further_pages(out),
+        facts=facts,
+    )
     index.write_text(text, encoding="utf-8")
     return index
+
+
+def opens_index(notebook: Path) -> bool:
+    """Whether a notebook has cells tagged `index`."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return any(body.INDEX in cell.metadata.get("tags", ()) for cell in cells)
 
 
 def provenance(profile: str) -> dict[str, str]:
@@ -153,92 +180,101 @@ def duration(seconds: float | None) -> str:
     return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
 
 
-class _Exporter(HTMLExporter):
-    """nbconvert's `basic` body with our markdown, and without what needs scripts."""
-
-    @property
-    def default_config(self):
-        config = super().default_config
-        config.NbConvertBase.display_data_priority = [
-            *("text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain")
-        ]
-        return config
-
-    @jinja2.pass_context
-    def markdown2html(self, context, source):
-        return markdown(source, context.get("cell", {}).get("attachments"))
-
-
 def _about(run: Run, out: Path) -> dict[str, Any]:
     """What a card and a page's head say of a notebook: taken from its source, so that it needs no run."""
     notebook = nbformat.read(run.source, as_version=4)
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    heading = next((found[1] for found in map(_HEADING.search, texts) if found), run.stem)
-    quoted = _QUOTE.search(texts[0]) if texts else None
-    question = re.sub(r"^ {0,3}> ?", "", quoted[0], flags=re.M) if quoted else ""
-    title = markdown(heading).strip().removeprefix("<p>").removesuffix("</p>")
     key = notebook.metadata.get("eedkit", {}).get("key_figure")
-    return {
-        "stem": run.stem,
-        "title": jinja2.utils.markupsafe.Markup(title),
-        "plain_title": html.unescape(re.sub(r"<[^>]+>", "", title)),
-        "question": jinja2.utils.markupsafe.Markup(markdown(question)) if question else "",
-        "figure": next((path for name, path in _figures(run, out) if name.rpartition(".")[0] == key), None),
+    return _title(run) | {
+        "question": _question(notebook),
         "key": key,
+        "figure": _key_figure(notebook, run, out, key),
         "time": duration(run.seconds),
         "status": run.status,
         "failure": run.failure,
     }
 
 
-def _figures(run: Run, out: Path) -> list[tuple[str, str]]:
-    """Name and address of the figures written since this run began: what lay there before is not this run's."""
+def _title(run: Run) -> dict[str, Any]:
+    """How other pages name a notebook's page."""
+    notebook = nbformat.read(run.source, as_version=4)
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = body.HEADING.search(prose)
+    title = markdown(heading[1] if heading else run.stem).strip().removeprefix("<p>").removesuffix("</p>")
+    return {
+        "stem": run.stem,
+        "title": Markup(title),
+        "plain_title": html.unescape(re.sub(r"<[^>]+>", "", title)),
+    }
+
+
+def _question(notebook: NotebookNode) -> Markup:
+    """The quotation in the notebook's first text."""
+    first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
+    quoted = _QUOTE.search(first)
+    if not quoted:
+        return Markup("")
+    return Markup(markdown(re.sub(r"^ {0,3}> ?", "", quoted[0], flags=re.M)))
+
+
+def _key_figure(notebook: NotebookNode, run: Run, out: Path, key: str | None) -> dict[str, str] | None:
+    """Address and alternative text of the figure that a notebook calls its key figure, where this run wrote it."""
     if run.seconds is None:
-        return []
-    files = sorted(f for f in (out / "figures").glob("*") if f.suffix in {".png", ".svg"})
-    return [(f.name, quote(f"figures/{f.name}")) for f in files if f.stat().st_mtime >= run.started]
-
-
-def _body(notebook: NotebookNode, run: Run, *, code: bool) -> str:
-    """The page's text and outputs: without its title, and up to the cell that failed."""
-    cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", ())]
-    if run.failure:
-        cells = cells[: run.failure.index + 1]
-    titled = False
-    heading = run.stem
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            found = _HEADING.search(cell.source)
-            if found and not titled:
-                titled, cell.source = True, cell.source[: found.start()] + cell.source[found.end() :]
-            heading = (_HEADING.findall(cell.source) or [found[1] if found else heading])[-1]
-        elif cell.cell_type == "code":
-            cell.outputs = [kept for output in cell.outputs if (kept := _shown(output, heading)) is not None]
-    notebook.cells = cells
-    # a notebook whose code is the point says so itself
-    code = code or notebook.metadata.get("eedkit", {}).get("code", False)
-    exporter = _Exporter(
-        template_name="basic",
-        exclude_input=not code,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        exclude_anchor_links=True,
-    )
-    return jinja2.utils.markupsafe.Markup(exporter.from_notebook_node(notebook)[0])
-
-
-def _shown(output: NotebookNode, heading: str) -> NotebookNode | None:
-    """An output as the page shows it; None for progress bars, errors (the page has a box for them) and widgets."""
-    if output.output_type == "stream":
-        return output if output.name == "stdout" else None
-    if output.output_type == "error" or "application/vnd.jupyter.widget-view+json" in output.data:
         return None
-    if "text/latex" in output.data:
-        output.data.setdefault("text/markdown", output.data.pop("text/latex"))
-    for kind in ("image/png", "image/jpeg"):
-        if kind in output.data:
-            output.metadata.setdefault(kind, NotebookNode()).setdefault("alt", f"Figure: {heading}")
-    return output
+    for file in body.figures(body.code_of(notebook), run.parameters, out, since=run.started):
+        if file.stem == key:
+            alt = body.alt_text(file) or f"Key figure of: {_title(run)['plain_title']}"
+            return {"address": body.address(file, out), "alt": alt}
+    return None
+
+
+def _executed(run: Run) -> NotebookNode:
+    """The executed notebook up to the cell that failed; an empty one where no kernel started."""
+    if run.seconds is None or not run.executed.exists():
+        return nbformat.v4.new_notebook()
+    notebook = nbformat.read(run.executed, as_version=4)
+    cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", ())]
+    notebook.cells = cells[: run.failure.index + 1] if run.failure else cells
+    return notebook
+
+
+def _opening(source: Path, runs: Sequence[Run], out: Path) -> dict[str, Any]:
+    """What opens the index, or why nothing does."""
+    run = next((run for run in runs if run.source == source), None)
+    if run is None:
+        unasked = Run(source, out / source.name, {})
+        return _title(unasked) | {"body": "", "why": "is not part of this report"}
+    why = {"failed": f"failed in {run.failure}", "not run": "was not run", "done": ""}[run.status]
+    return _title(run) | {"body": "" if why else body.opening(_executed(run)), "why": why}
+
+
+def _with_anchors(content: str) -> tuple[Markup, list[tuple[str, Markup]]]:
+    """The page's text with an anchor at every section, and anchor and heading of each."""
+    sections = []
+
+    def anchored(heading: re.Match) -> str:
+        sections.append((f"section-{len(sections) + 1}", Markup(heading[1])))
+        return f'<h2 id="{sections[-1][0]}">{heading[1]}</h2>'
+
+    return Markup(_SECTION.sub(anchored, content)), sections
+
+
+def _stores(notebook: NotebookNode, run: Run, out: Path) -> list[str]:
+    """The stores that a notebook's code names and that there are."""
+    names = body.names_below_out(body.code_of(notebook), run.parameters)
+    return [name for name in names if (out / name).is_dir()]
+
+
+def _further_pages(out: Path) -> list[tuple[str, str]]:
+    """Title and address of other pages below the report's folder: another report, or the API reference."""
+    further = []
+    for page in sorted(out.glob("*/index.html")):
+        title = _TITLE.search(page.read_text(encoding="utf-8"))
+        further.append((html.unescape(title[1]) if title else page.parent.name, body.address(page, out)))
+    return further
+
+
+def _template(name: str) -> jinja2.Template:
+    return _environment().get_template(name)
 
 
 @cache

@@ -17,10 +17,10 @@ from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.lab import specs
 from eedkit.probe.measure import Options, default_batch_size, measure_block
+from eedkit.progress import bar
 from eedkit.results.schema import metrics_of
 from eedkit.store.cells import State
 from eedkit.study import workers
-from eedkit.study.progress import bar
 
 if TYPE_CHECKING:
     from eedkit.study.study import Study

@@ -26,12 +26,12 @@ from eedkit.probe import measure as probe
 from eedkit.probe.measure import Options
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import chain_length
+from eedkit.progress import bar
 from eedkit.results import schema
 from eedkit.store.cells import DEATHS, DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, State, Store
 from eedkit.store.join import join
 from eedkit.study import plan, workers
 from eedkit.study.checks import Once, imported, named, typed
-from eedkit.study.progress import bar
 from eedkit.study.workers import Work
 from eedkit.theory import deviation
 from eedkit.theory.actions import Action

@@ -131,7 +131,7 @@ def test_pages_show_every_figure(out, stem):
     assert Path(notebook.metadata["eedkit"]["key_figure"]).name in saved
     for name in saved:
         assert (out / "figures" / f"{name}.svg").stat().st_size > 1000
-        assert f"{name}.png" in page
+        assert f'src="figures/{name}.svg"' in page
 
 
 def test_the_page_of_verdicts_has_five_rows_which_two_seeds_cannot_decide(out):
@@ -146,6 +146,27 @@ def test_the_page_of_verdicts_has_five_rows_which_two_seeds_cannot_decide(out):
         assert (out / link).exists()
 
 
+def test_the_index_opens_with_the_five_verdicts(out):
+    opening = re.search(r'<section class="opening">.*?</section>', (out / "index.html").read_text(), re.S)[0]
+    lines = re.findall(r"<li>.*?</li>", opening, re.S)
+    assert len(lines) == 5
+    for line, stem in zip(lines, ("01_", "04_", "02_", "03_", "05_"), strict=True):
+        assert "<strong>not testable here</strong>" in line
+        link = re.search(r'href="([^"]+)"', line)[1]
+        assert link.startswith(stem)
+        assert (out / link).exists()
+
+
+@pytest.mark.parametrize(
+    ("stem", "store"),
+    [("01_augmentation_or_equivariant_layers", "tiny.study"), ("07_a_real_network", "tiny_photographs.study")],
+)
+def test_pages_name_their_store(out, stem, store):
+    footer = (out / f"{stem}.html").read_text().partition("<footer>")[2]
+    assert f"<code>{store}</code>" in footer
+    assert (out / store).is_dir()
+
+
 def test_the_first_notebook_slices_by_layer_element_and_class(out):
     notebook = nbformat.read(out / "00_start_here.ipynb", 4)
     texts = "".join(
@@ -156,7 +177,7 @@ def test_the_first_notebook_slices_by_layer_element_and_class(out):
     assert "digits-" in texts
     index = (out / "index.html").read_text()
     assert index.count("done") >= len(STEMS)
-    assert "00_start_here_depth.png" in index
+    assert "00_start_here_depth.svg" in index
 
 
 def test_the_real_network_mirrors_its_maps_and_random_weights_look_more_invariant(out):

@@ -381,6 +381,28 @@ def test_the_overview_counts_verdicts_and_names_fragile_ones():
     assert readings.overview(page.assign(fragile=False)).endswith("from it: none.")
 
 
+def test_headlines_have_a_line_a_link_and_a_verdict_for_each_conclusion():
+    page = pd.DataFrame(
+        {
+            "conclusion": ["1", "2"],
+            "paper": ["Layers do it", "Weights do it"],
+            "notebook": ["01_layers", "02_weights"],
+            "verdict": [CONTRADICTED, NOT_TESTABLE],
+            "effect": [0.3, 0.2],
+            "low": [0.05, 0.1],
+            "high": [0.6, 0.3],
+            "margin": [0.06, 0.1],
+            "n": [10, 2],
+            "critical_margin": [0.05, np.nan],
+            "fragile": [True, False],
+        }
+    )
+    first, second = readings.headlines(page).splitlines()
+    assert first.startswith("1. [Layers do it](01_layers.html): **contradicted** (0.30, bounds 0.050 to 0.60,")
+    assert first.endswith(", fragile)")
+    assert second == "2. [Weights do it](02_weights.html): **not testable here** (n = 2, fewer than 5)"
+
+
 def test_agreement_tells_the_same_verdict_from_another():
     page = pd.DataFrame({"conclusion": ["1", "2"], "verdict": [SUPPORTED, SUPPORTED]})
     others = pd.DataFrame(

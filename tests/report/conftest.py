@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 DEFAULTS = (
-    'out: str = "reports"\nseeds: int = 2\nmargin: float = 0.1\nname: str | None = None\ngroups: list[str] = ["C4"]'
+    'out: str = "../reports"\nseeds: int = 2\nmargin: float = 0.1\nname: str | None = None\ngroups: list[str] = ["C4"]'
 )
 
 STORY = r"""# Is $\hat f$ the orbit mean?

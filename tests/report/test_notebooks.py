@@ -28,7 +28,7 @@ def never(monkeypatch):
 
 
 def test_parameters_are_the_literals_of_the_tagged_cell(home):
-    wanted = {"out": "reports", "seeds": 2, "margin": 0.1, "name": None, "groups": ["C4"]}
+    wanted = {"out": "../reports", "seeds": 2, "margin": 0.1, "name": None, "groups": ["C4"]}
     assert parameters(home / "00_story.ipynb") == wanted
 
 
@@ -128,7 +128,7 @@ def test_profile_reads_and_checks(home, tmp_path):
 def test_what_stands_under_all_goes_to_every_notebook_that_has_it_before_its_own(book, tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
     book(tmp_path / "00_story.ipynb", "# A", defaults="seeds: int = 1\nmargin: float = 0.1")
-    book(tmp_path / "01_other.ipynb", "# B", defaults='out: str = "reports"\nseeds: int = 1')
+    book(tmp_path / "01_other.ipynb", "# B", defaults='out: str = "../reports"\nseeds: int = 1')
     (tmp_path / "own.yaml").write_text("all: {seeds: 7, margin: 0.5}\n00_story: {seeds: 8}\n")
     assert profile(tmp_path / "own.yaml") == {"00_story": {"seeds": 8, "margin": 0.5}, "01_other": {"seeds": 7}}
 

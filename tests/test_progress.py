@@ -4,10 +4,12 @@ import io
 import re
 import sys
 
+import nbclient
+import nbformat
 import pytest
 
 import eedkit as ek
-from eedkit.study.progress import bar
+from eedkit.progress import TEXT_ON_STDERR, bar
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +63,29 @@ def test_nothing_to_do_says_nothing(monkeypatch, terminal):
     through(0)
     through(3, show=False)
     assert stream.getvalue() == ""
+
+
+IN_JUPYTER = """from eedkit.progress import bar
+with bar(3, "study", "block") as shown:
+    shown.update(3)"""
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_jupyter_gets_a_widget_unless_stderr_is_read(monkeypatch, as_text):
+    for name, value in TEXT_ON_STDERR.items():
+        monkeypatch.setenv(name, value if as_text else "")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(IN_JUPYTER)])
+    outputs = nbclient.NotebookClient(notebook, kernel_name="python3").execute().cells[0].outputs
+    written = "".join(output.text for output in outputs if output.output_type == "stream")
+    widgets = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    assert ("study: 100%" in written) is as_text
+    assert bool(widgets) is not as_text
+    assert bool(written) is as_text
+
+
+def test_what_does_not_stay_is_no_line_in_a_log(capsys):
+    through(3, leave=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_reports_its_blocks_and_nothing_else(tmp_path, capsys):
