@@ -16,6 +16,8 @@ def opaque(image: "Image.Image", background: str = "white") -> "Image.Image":
     background : str
         The colour that shows where the image is transparent, by a name that Pillow knows.
 
+    Examples
+    --------
     >>> from PIL import Image
     >>> opaque(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
     (255, 255, 255)

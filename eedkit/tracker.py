@@ -35,6 +35,8 @@ class Tracker:
     **options
         Further options of `measure`. Without `device=` the model stays on its own.
 
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(25, 3))
     >>> tracker = Tracker(net, torch.rand(8, 1, 5, 5), group="C4", metrics=["latent"])
     >>> for step in range(2):

@@ -133,6 +133,8 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None) -
     ValueError
         There is no such model, or there are several, or no latent metric.
 
+    Examples
+    --------
     >>> import torch, eedkit as ek
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> made = card(ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", progress=False))

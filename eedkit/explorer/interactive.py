@@ -71,6 +71,8 @@ def figures(results: xr.Dataset, choice: Choice, images: Any = None, *, n: int =
     n : int
         How many of these.
 
+    Examples
+    --------
     >>> import torch, eedkit as ek
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> ds = ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
@@ -137,6 +139,8 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
     ModuleNotFoundError
         ipywidgets is not installed.
 
+    Examples
+    --------
     >>> import torch, eedkit as ek
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> widget = explore(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))

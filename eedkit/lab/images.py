@@ -83,6 +83,8 @@ def load(
     ImportError
         The package that ships these images is not installed.
 
+    Examples
+    --------
     >>> digits = load("digits/test", size=17, n=20)
     >>> len(digits), digits[0]["image"].shape, digits[0]["id"]
     (20, torch.Size([1, 17, 17]), 'digits-...')
@@ -129,6 +131,8 @@ def tensors(dataset: "Dataset") -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     ValueError
         The images differ in shape.
 
+    Examples
+    --------
     >>> images, labels, ids = tensors(load("digits/test", n=20))
     >>> images.shape, labels.bincount().tolist(), len(ids)
     (torch.Size([20, 1, 8, 8]), [2, 2, 2, 2, 2, 2, 2, 2, 2, 2], 20)

@@ -92,6 +92,8 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     ImportError
         The package that has the architecture or the weights is not installed.
 
+    Examples
+    --------
     >>> loaded = load("recipe:random?seed=1")
     >>> loaded.size, loaded.channels, loaded.head, loaded.model.training
     (17, 1, 'head', False)
@@ -115,6 +117,8 @@ def pool(
     ValueError
         A recipe or a field is unknown (near names are listed), or a value is not what it should be.
 
+    Examples
+    --------
     >>> pool(["random", "plain"], seeds=1, epochs=4)
     ['recipe:random?seed=0&group=C4', 'recipe:plain?seed=0&group=C4&epochs=4']
     """

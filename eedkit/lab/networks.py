@@ -46,6 +46,8 @@ class GroupConv(nn.Module):
     group : any group with exact moves of square filters: C1, C2, C4, D1, D2, D4, flip
     stride : with `size // 2` padding, exact on odd heights only: an even grid has no centre to turn about
 
+    Examples
+    --------
     >>> GroupConv(1, 2, group="C4", lifts=True)(torch.zeros(3, 1, 17, 17)).shape
     torch.Size([3, 8, 17, 17])
     """
@@ -107,6 +109,8 @@ class GroupCNN(nn.Module):
     classes, channels : of the head and of the images
     widths : channels per block of the plain member
 
+    Examples
+    --------
     >>> GroupCNN("C4", classes=10)(torch.zeros(2, 1, 17, 17)).shape
     torch.Size([2, 10])
     """

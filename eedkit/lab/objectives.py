@@ -34,6 +34,8 @@ def augmented(images: Tensor, action: Action, share: float = 1.0) -> Tensor:
     Tensor
         Images (b, C, H, W).
 
+    Examples
+    --------
     >>> from eedkit.theory import actions
     >>> augmented(torch.ones(2, 1, 3, 3), actions.spatial("C4")).shape
     torch.Size([2, 1, 3, 3])
@@ -71,6 +73,8 @@ def view(
     jitter : largest relative change of contrast, and largest absolute change of brightness
     noise : standard deviation
 
+    Examples
+    --------
     >>> view(torch.rand(2, 1, 9, 9)).shape
     torch.Size([2, 1, 9, 9])
     """
@@ -192,6 +196,8 @@ def probe(features: Tensor, labels: Tensor, head: nn.Linear, *, decay: float = 1
     head : whose weights are replaced
     decay : weight of half the squared weights beside the mean cross-entropy
 
+    Examples
+    --------
     >>> head, x = nn.Linear(1, 2), torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     >>> probe(x, torch.tensor([0, 0, 1, 1]), head)
     >>> head(x).argmax(-1)

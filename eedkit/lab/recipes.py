@@ -170,6 +170,8 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
     -------
     GroupCNN
 
+    Examples
+    --------
     >>> net = train(Recipe(epochs=0), seed=1)
     >>> net.training
     False
@@ -218,6 +220,8 @@ def train_all(
     (Recipe, int)
         Each when nothing more will be done about it.
 
+    Examples
+    --------
     >>> list(train_all([]))
     []
     """

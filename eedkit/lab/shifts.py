@@ -53,6 +53,8 @@ def shifted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     ValueError
         There is no such kind or severity, or the image is not such a tensor.
 
+    Examples
+    --------
     >>> image = torch.full((1, 17, 17), 0.5)
     >>> mild, strong = (shifted(image, "noise", severity, seed=0) for severity in (1, 5))
     >>> bool((strong - image).abs().mean() > (mild - image).abs().mean())

@@ -50,6 +50,8 @@ def parse(spec: str, options: Mapping[str, Callable[[str], Any]]) -> tuple[str, 
     ValueError
         An option is unknown (near names are given), given twice, empty, or not what its converter expects.
 
+    Examples
+    --------
     >>> parse("augmented?seed=3&widths=4,8", {"seed": int, "widths": integers})
     ('augmented', {'seed': 3, 'widths': (4, 8)})
     """
@@ -85,6 +87,8 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
     shift, severity : "" and 0 where images are as they are
     domain : for people: the source without what all share, or "noise" where static has left no image
 
+    Examples
+    --------
     >>> labelled(pd.DataFrame({"data": ["digits/test?n=9&shift=blur&severity=3", "letters/test"]})).values[:, 1:].tolist()
     [['digits/test', 'blur', 3, 'digits'], ['letters/test', '', 0, 'letters']]
     """

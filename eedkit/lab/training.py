@@ -63,6 +63,8 @@ def fit(
     list of dict
         One row per epoch: epoch, loss, and accuracy where the objective has one.
 
+    Examples
+    --------
     >>> from eedkit.lab.networks import GroupCNN
     >>> from eedkit.lab.objectives import Supervised
     >>> from eedkit.theory import actions
@@ -137,6 +139,8 @@ def machine() -> dict[str, str | int]:
         Number of threads, the processor's name with the instructions that torch uses of it (or the GPU's name), and torch's
         version.
 
+    Examples
+    --------
     >>> machine()["threads"]
     1
     """

@@ -258,6 +258,8 @@ def rank_correlations(
     pandas.DataFrame
         The columns of this module, and `networks` and `performance`: the kind, or "all", and the column of accuracies.
 
+    Examples
+    --------
     >>> table = pd.DataFrame({"model": list("abcdef"), "recipe": "plain", "kind": "plain", "metric": "latent", "layer": "latent"})
     >>> table = table.assign(estimate=[-0.4, -0.5, -0.6, -0.7, -0.8, -0.9], accuracy=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     >>> rank_correlations(table, margin=0.3, least=0.1, values=["estimate"]).verdict.tolist()

@@ -29,6 +29,8 @@ def prediction_consistency(ds: xr.Dataset) -> pd.Series:
     ValueError
         There are no predictions, or no unmoved images.
 
+    Examples
+    --------
     >>> import torch, eedkit as ek
     >>> blind = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 3))
     >>> prediction_consistency(ek.measure(blind, torch.rand(4, 1, 5, 5), group="C4", progress=False)).item()
@@ -79,6 +81,8 @@ def determination(
     ValueError
         A column is missing.
 
+    Examples
+    --------
     >>> table = pd.DataFrame({"x": range(9), "y": [2.0 * x for x in range(9)]})
     >>> determination(table, ["x"], "y").r2.item()
     1.0

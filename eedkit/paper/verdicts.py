@@ -403,6 +403,8 @@ def seed_values(table: pd.DataFrame, value: str, **keys: object) -> pd.Series:
     ValueError
         The table lacks a column or one of the keys, or has a seed more than once.
 
+    Examples
+    --------
     >>> table = pd.DataFrame({"recipe": "plain", "seed": [0, 1], "metric": "m", "estimate": [0.5, 0.7]})
     >>> seed_values(table, "estimate", recipe="plain", metric="m").to_dict()
     {0: 0.5, 1: 0.7}
@@ -436,6 +438,8 @@ def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
     least : float
         Accuracy under which a network counts as not trained, unless its recipe is "random".
 
+    Examples
+    --------
     >>> table = pd.DataFrame({"model": ["a", "b"], "recipe": ["random", "plain"], "accuracy": [0.1, 0.9]})
     >>> len(trained(table, least=0.5))
     2

@@ -261,6 +261,8 @@ def find_layers(
     ValueError
         A layer, head, layout or output is unknown or does not run (near names are given).
 
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 5))
     >>> found = find_layers(net, torch.rand(2, 1, 3, 3))
     >>> [(layer.name, str(layer.layout)) for layer in found.layers], found.head

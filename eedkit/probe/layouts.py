@@ -39,6 +39,8 @@ class Layout:
     by_columns : bool
         Whether tokens run down the columns and not along the rows.
 
+    Examples
+    --------
     >>> maps = Layout((0, 8, 5, 6), batch=0, space=(2, 3), grid=(5, 6))
     >>> str(maps), tuple(maps.read(torch.zeros(2, 8, 5, 6)).shape)
     ('b c h w', (2, 30, 8))
@@ -110,6 +112,8 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
     ValueError
         The text names another number of axes, no batch, or other sizes than the shape has.
 
+    Examples
+    --------
     >>> str(parse_layout("b 1+2x3 c", (4, 7, 8)))
     'b 1+2x3 c'
     """

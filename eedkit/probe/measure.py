@@ -169,6 +169,8 @@ def measure(
     TypeError
         The model or the images are none, or a matched metric is asked for on images that cannot be read by number.
 
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(50, 3))
     >>> ds = measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
     >>> dict(ds.latent.sizes)
@@ -222,6 +224,8 @@ def measure_block(
         and `live_or_dead` (layer), how many channels were zero and how many there were; `reason` and `undefined` (metric,
         layer), why a layer has no value, or for how many samples; the attribute `flaws`, why single samples have none.
 
+    Examples
+    --------
     >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(25, 3)), torch.rand(300, 1, 5, 5)
     >>> values, states = measure_block(net, images, Options("C4", metrics=["latent"]), places=range(256, 300))
     >>> values.sizes["sample"], states.pair_n.values.tolist()
@@ -312,6 +316,8 @@ def layers(
     ValueError
         As `measure`.
 
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(50, 3))
     >>> layers(net, torch.rand(1, 5, 5))[["layer", "layout", "head"]]
         layer   layout head

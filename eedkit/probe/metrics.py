@@ -47,6 +47,8 @@ class Metric:
     matched : bool
         Whether channels are permuted after the action, for each element as fits best on other samples (`matching`).
 
+    Examples
+    --------
     >>> METRICS["latent"].distance.best
     -1.0
     """

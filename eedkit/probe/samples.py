@@ -250,6 +250,8 @@ def open_halves(images: Any, *, seed: int) -> tuple[Iterator[Sample], int]:
     ValueError
         There are fewer than 4.
 
+    Examples
+    --------
     >>> samples, half = open_halves(torch.rand(9, 1, 5, 5), seed=0)
     >>> half, [sample.row for sample in samples]
     (4, [0, 1, 2, 3, 4, 5, 6, 7])
@@ -288,6 +290,8 @@ def find(images: Any, ids: Sequence) -> list[Tensor]:
     TypeError
         The images cannot be read by number.
 
+    Examples
+    --------
     >>> find(torch.arange(2.0).reshape(2, 1, 1, 1), [1])[0].item()
     1.0
     """
@@ -494,6 +498,8 @@ def as_float(image: Any) -> Tensor:
     ValueError
         The numbers are integers of another type, or an array's channels could be its first axis or its last.
 
+    Examples
+    --------
     >>> as_float(np.full((3, 8, 8), 255, np.uint8)).max()
     tensor(1.)
     """

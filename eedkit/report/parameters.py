@@ -39,6 +39,8 @@ def parameters(path: str | Path) -> dict[str, Any]:
     ReportError
         There is no such cell, or more than one, or it holds anything else.
 
+    Examples
+    --------
     >>> import nbformat, tempfile
     >>> cell = nbformat.v4.new_code_cell("seeds: int = 5", metadata={"tags": ["parameters"]})
     >>> with tempfile.NamedTemporaryFile("w", suffix=".ipynb") as file:
@@ -57,6 +59,8 @@ def read_yaml(text: str) -> Any:
     yaml.YAMLError
         The text is not YAML, or holds an alias.
 
+    Examples
+    --------
     >>> read_yaml("[C4, D4]")
     ['C4', 'D4']
     """

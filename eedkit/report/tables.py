@@ -83,6 +83,8 @@ def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str]
     right : columns of texts that stand at the right, as numbers do
     reason : column whose longer texts become numbered notes below the table; left out where it is empty
 
+    Examples
+    --------
     >>> frame = pd.DataFrame({"data": ["digits"] * 2, "model": ["a", "b"], "n": [5, 5000], "reason": ["", "so " * 20]})
     >>> print(table(frame, once=["data"]))
     data: digits

@@ -118,6 +118,8 @@ def summarise(
     ValueError
         The Dataset is not of eedkit's schema (`SchemaError`), or the confidence is not between 0 and 1.
 
+    Examples
+    --------
     >>> import eedkit as ek, torch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", progress=False)
@@ -159,6 +161,8 @@ def compare(
     ValueError
         There is no model called `baseline`; near names are listed.
 
+    Examples
+    --------
     >>> import eedkit as ek, torch
     >>> nets = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3)) for _ in "ab"]
     >>> images = torch.rand(8, 1, 5, 5)

@@ -35,6 +35,8 @@ def within(seconds: float | None, give_up: Callable[[str], Any]) -> Iterator[Non
     give_up : callable
         Gets the reason before the process is ended.
 
+    Examples
+    --------
     >>> with within(0.01, give_up=print):
     ...     while True:
     ...         pass

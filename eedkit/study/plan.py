@@ -74,6 +74,8 @@ def count(data: str) -> int:
     ValueError
         The images are not here and the spec does not say how many they are.
 
+    Examples
+    --------
     >>> count("digits/test?n=20"), count("hub:owner/name/validation?n=50000")
     (20, 50000)
     """

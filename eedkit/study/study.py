@@ -69,6 +69,8 @@ class Study:
     ValueError
         Something is unknown, misspelt, given twice or of another type; nothing is loaded or computed.
 
+    Examples
+    --------
     >>> study = Study(models=["recipe:random?seed=0"], data=["digits/test?n=20"], groups=["C4"], store="runs/a")
     >>> list(study.models), study.groups
     (['recipe:random?seed=0'], ('C4',))
