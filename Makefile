@@ -24,12 +24,13 @@ report: $(INSTALLED)  ## run the bundled study on real images, leave an illustra
 	$(BIN)/python -m eedkit report --profile $(PROFILE) --out reports
 	$(if $(filter quick,$(PROFILE)),$(BIN)/python -m eedkit report --profile fashion $(FASHION) --out reports/fashion)
 
-test: $(INSTALLED) lint  ## check style and run every test
+test: $(INSTALLED) lint  ## check style and types, run every test
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)  ## check style alone
+lint: $(INSTALLED)  ## check style and types alone
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab notebooks

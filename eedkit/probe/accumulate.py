@@ -108,14 +108,14 @@ class MapSums:
         self.action = action
         self.fused = fused
         self.order = action.group.order
-        self.target: Tensor | None = None
-        self.sums: Tensor | None = None
+        self.target = torch.empty(0)
+        self.sums = torch.empty(0)
 
     def take(self, g: int, z: Tensor, partner: Tensor) -> Tensor:
         """Take f(gx) of the slice, (b, P, C), element by element from the identity on; gives Σz, (b, C)."""
         if g == 0:
             target = f_hat(z[None], self.action.kernel)  # (2)
-            if self.target is None or self.target.shape != target.shape:
+            if self.target.shape != target.shape:
                 self.target = torch.empty(target.shape, dtype=target.dtype, device=target.device)
                 self.sums = target.new_empty(self.order, 4, len(z), z.shape[2], dtype=torch.float64)
             # a copy, since what the layer gave may be overwritten in place later in the forward pass
@@ -123,6 +123,7 @@ class MapSums:
         target = self.target
         if self.action.channels is not None:
             target = target.index_select(-1, self.action.channels[g])
+        assert self.action.positions is not None  # sums are taken under permutations of positions only
         paired_sums(z, target, self.action.positions[g], partner, self.sums[g], fused=self.fused)
         return self.sums[g, 0]
 
@@ -169,14 +170,21 @@ class SummedMaps:
     """
 
     def __init__(
-        self, metrics: list[Metric], actions: list[LayerAction], size: int, *, null: bool, fused: bool
+        self,
+        metrics: list[Metric],
+        actions: list[LayerAction],
+        size: int,
+        *,
+        null: bool,
+        fused: bool,
+        device: torch.device,
     ) -> None:
         self.metrics = metrics
         self.sums = [MapSums(action, fused=fused) for action in actions]
         self.size = size
         self.null = null
         self.values: dict[str, Tensor] = {}
-        self.dead = torch.zeros(2, size, device=actions[0].positions.device)
+        self.dead = torch.zeros(2, size, device=device)
 
     def add(self, metric: Metric) -> None:
         """One more metric under the same action."""
@@ -229,11 +237,11 @@ class KeptOrbit:
         self.order = order
         self.size = size
         self.null = null
-        self.orbit: Tensor | None = None
+        self.orbit = torch.empty(0, 0, 0)
 
     def take(self, place: Place, features: Tensor) -> None:
         """Take f(gx) of some images of the batch."""
-        if self.orbit is None or self.orbit.shape[2:] != features.shape[1:]:
+        if self.orbit.shape[2:] != features.shape[1:]:
             self.orbit = features.new_empty(self.order, self.size, *features.shape[1:])
         self.orbit[place.g, place.rows] = features
 
@@ -254,7 +262,7 @@ class KeptOrbit:
                     f"{metric.name}: the distance {metric.distance.name} must give one value for each pair of features "
                     f"{tuple(orbit.shape[2:])}, so {tuple(orbit.shape[:2])}, got {tuple(value.shape)}"
                 )
-            null = deviation(others, action, metric.distance, kernel) if self.null else None
+            null = None if others is None else deviation(others, action, metric.distance, kernel)
             values[metric.name] = value, null
         return values
 
@@ -330,8 +338,8 @@ class LayerPass:
             under = self._faithful_actions(metric)
             if under:
                 key = metric.action if not metric.matched else metric.name
-                shared = self._summed.setdefault((key,), SummedMaps([], under, size, null=null, fused=fused))
-                shared.add(metric)
+                summed = SummedMaps([], under, size, null=null, fused=fused, device=device)
+                self._summed.setdefault((key,), summed).add(metric)
                 continue
             moves = None
             if metric.where == "maps":
@@ -356,7 +364,7 @@ class LayerPass:
         if metric.features is not None:
             return ""
         try:
-            at_layer = self._at_layer(metric, self.layer.layout.channels)
+            at_layer = self._at_layer(metric, self.layer.channels)
         except ValueError as error:
             return str(error)
         self.kernel_order = self.kernel_order or len(at_layer.kernel)
@@ -370,7 +378,7 @@ class LayerPass:
         """The action under which sums serve a metric, of matched channels one for each half; none where they do not."""
         if metric.where != "maps" or metric.features is not None or not metric.distance.of_sums:
             return []
-        channels = self.layer.layout.channels
+        channels = self.layer.channels
         if metric.matched:
             fit = self._fits[metric.name]
             of_layer = metric.action(self._action)

@@ -120,7 +120,7 @@ class Action:
     def __call__(self, g: int | str, z: Tensor) -> Tensor:
         """φ(g, z), of the shape of z; ValueError when the action changes the shape or is not defined on it."""
         g = self.group.index(g)
-        moved = z if self.move is None else self._moved(g, z)
+        moved = self._moved(g, z)
         if self.channel_moves is None:
             return moved
         if z.dim() < 3:
@@ -128,7 +128,7 @@ class Action:
         channels = LayerAction(self.name, self.group, (1, 1), channels=self.channel_moves(z.shape[-3]).to(z.device))
         return channels(g, moved.movedim(-3, -1)).movedim(-1, -3)
 
-    def on(self, grid: tuple[int, int], channels: int) -> LayerAction:
+    def on(self, grid: Sequence[int], channels: int) -> LayerAction:
         """The action at a layer whose positions lie on `grid`, found by moving the image of their indices.
 
         Raises
@@ -136,7 +136,8 @@ class Action:
         ValueError
             The action is not defined at this size, changes the shape, or is not linear; the element is named.
         """
-        grid = (int(grid[0]), int(grid[1]))
+        height, width = grid
+        grid = (int(height), int(width))
         if self.move is not None and grid not in self._resolved:
             self._resolved[grid] = self._permutations(grid)
         positions = self._resolved.get(grid)
@@ -145,7 +146,7 @@ class Action:
         return LayerAction(self.name, self.group, grid, positions, moves, operator)
 
     def _moved(self, g: int, z: Tensor) -> Tensor:
-        moved = self.move(g, z)
+        moved = z if self.move is None else self.move(g, z)
         if moved.shape != z.shape:
             raise ValueError(
                 f"{self.name}: {self.group.elements[g]} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; "
@@ -203,7 +204,8 @@ def spatial(group: Group | str) -> Action:
         raise ValueError(f"{group.name} has no moves on the plane; give an Action of your own instead of a Group")
     shift_parts = [1]
     turns = False
-    for element, moves in zip(group.elements, group.moves, strict=True):
+    moves_of = group.moves
+    for element, moves in zip(group.elements, moves_of, strict=True):
         for step, by in moves:
             if step == "rotate" and by % 90:
                 raise ValueError(
@@ -214,7 +216,7 @@ def spatial(group: Group | str) -> Action:
                 turns = True
             if step == "shift":
                 shift_parts.append(by.denominator)
-    action = Action("spatial", group, lambda g, z: _apply_moves(group.moves[g], z))
+    action = Action("spatial", group, lambda g, z: _apply_moves(moves_of[g], z))
     # a height that every shift of the group divides, so that the probe is defined; square where something turns
     height = 3 * math.lcm(*shift_parts)
     width = height if turns else 3
@@ -376,11 +378,12 @@ def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) 
             if image[group.product(g, h)] != onto.group.product(image[g], image[h]):
                 g, h = group.elements[g], group.elements[h]
                 raise ValueError(f"not a homomorphism onto {onto.group.name}: π({g} {h}) differs from π({g}) π({h})")
-    move, channel_moves = None, None
-    if onto.move is not None:
-        move = lambda g, z: onto.move(image[g], z)  # noqa: E731
-    if onto.channel_moves is not None:
-        channel_moves = lambda channels: onto.channel_moves(channels)[image]  # noqa: E731
+    move = None
+    channel_moves = None
+    if (move_onto := onto.move) is not None:
+        move = lambda g, z: move_onto(image[g], z)  # noqa: E731
+    if (channels_onto := onto.channel_moves) is not None:
+        channel_moves = lambda channels: channels_onto(channels)[image]  # noqa: E731
     return Action(f"{onto.name} through {onto.group.name}", group, move, channel_moves)
 
 

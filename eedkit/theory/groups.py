@@ -170,8 +170,9 @@ def dihedral(n: int) -> Group:
     flipped = tuple(range(n, 2 * n)) * 2
     of_rotations = [(*turned[i : i + n], *flipped[n - i : 2 * n - i]) for i in range(n)]
     of_mirrors = [(*flipped[i : i + n], *turned[n - i : 2 * n - i]) for i in range(n)]
-    mirrored = tuple((*move, ("mirror", Fraction(1))) for move in rotations.moves)
-    return Group(f"D{n}", (*rotations.elements, *names), (*of_rotations, *of_mirrors), (*rotations.moves, *mirrored))
+    moves = rotations.moves or ()
+    mirrored = tuple((*move, ("mirror", Fraction(1))) for move in moves)
+    return Group(f"D{n}", (*rotations.elements, *names), (*of_rotations, *of_mirrors), (*moves, *mirrored))
 
 
 def mirror() -> Group:
@@ -214,8 +215,9 @@ def product(*factors: Group) -> Group:
         if len(set(labels)) < len(labels):
             labels = [f"({left.elements[i]},{right.elements[j]})" for i, j in pairs]
         table = [[left.table[i][k] * right.order + right.table[j][m] for k, m in pairs] for i, j in pairs]
-        both = left.moves is not None and right.moves is not None
-        moves = tuple((*right.moves[j], *left.moves[i]) for i, j in pairs) if both else None
+        moves = None
+        if left.moves is not None and right.moves is not None:
+            moves = tuple((*right.moves[j], *left.moves[i]) for i, j in pairs)
         left = Group(f"{left.name}*{right.name}", tuple(labels), tuple(map(tuple, table)), moves)
     return left
 
