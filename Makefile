@@ -31,12 +31,13 @@ docs: reports/api/index.html  ## build the API reference in reports/api/
 reports/api/index.html: $(INSTALLED) $(SOURCES)
 	$(BIN)/python -m pdoc --docformat numpy --no-show-source --output-directory $(@D) eedkit
 
-test: $(INSTALLED) lint  ## check style and run every test
+test: $(INSTALLED) lint  ## check style and types, run every test
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
-lint: $(INSTALLED)  ## check style alone
+lint: $(INSTALLED)  ## check style and types alone
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab; they find what `make report` left
 	$(BIN)/python -m jupyterlab notebooks

@@ -99,10 +99,11 @@ class Tracker:
         """Relative values (raw ones where there are none) of the latent vector and the output, by name, for a logger."""
         ends = table[table.layer.isin(["latent", "output"])]
         named = {}
-        for row in ends.itertuples():
-            is_relative = pd.notna(row.relative)
-            name = f"eed/{row.metric}" + ("_relative" if is_relative else "")
-            named[name] = row.relative if is_relative else row.estimate
+        for metric, relative, estimate in zip(ends.metric, ends.relative, ends.estimate, strict=True):
+            if pd.notna(relative):
+                named[f"eed/{metric}_relative"] = relative
+            else:
+                named[f"eed/{metric}"] = estimate
         return {name: float(value) for name, value in named.items() if pd.notna(value)}
 
     def callback(self, *, every: int = 1) -> "lightning.Callback":

@@ -108,14 +108,14 @@ class MapSums:
         self.action = action
         self.fused = fused
         self.order = action.group.order
-        self.target: Tensor | None = None
-        self.sums: Tensor | None = None
+        self.target = torch.empty(0)
+        self.sums = torch.empty(0)
 
     def take(self, g: int, z: Tensor, partner: Tensor) -> Tensor:
         """Take f(gx) of the slice, (b, P, C), element by element from the identity on; gives Σz over what is compared, (b, C)."""
         if g == 0:
             target = f_hat(z[None], self.action.kernel)  # (2)
-            if self.target is None or self.target.shape != target.shape:
+            if self.target.shape != target.shape:
                 self.target = torch.empty(target.shape, dtype=target.dtype, device=target.device)
                 self.sums = target.new_empty(self.order, 6, len(z), z.shape[2], dtype=torch.float64)
             # a copy, since what the layer gave may be overwritten in place later in the forward pass
@@ -131,6 +131,7 @@ class MapSums:
         target = self.target
         if self.action.channels is not None:
             target = target.index_select(-1, self.action.channels[g])
+        assert self.action.positions is not None  # what is no operator permutes
         paired_sums(z, target, self.action.positions[g], partner, self.sums[g, :4], fused=self.fused)
         if self.action.channels is not None:
             of_x = of_x.index_select(-1, self.action.channels[g])
@@ -252,11 +253,11 @@ class KeptOrbit:
         self.order = order
         self.size = size
         self.null = null
-        self.orbit: Tensor | None = None
+        self.orbit = torch.empty(0, 0, 0)
 
     def take(self, place: Place, features: Tensor) -> None:
         """Take f(gx) of some images of the batch."""
-        if self.orbit is None or self.orbit.shape[2:] != features.shape[1:]:
+        if self.orbit.shape[2:] != features.shape[1:]:
             self.orbit = features.new_empty(self.order, self.size, *features.shape[1:])
         self.orbit[place.g, place.rows] = features
 
@@ -281,7 +282,7 @@ class KeptOrbit:
                     f"{tuple(orbit.shape[2:])}, so {tuple(orbit.shape[:2])}, got {tuple(value.shape)}"
                 )
             null = None
-            if self.null:
+            if others is not None:
                 null = deviation(others, action, metric.distance, kernel, compared=compared)
             values[metric.name] = value, null
         return values
@@ -384,7 +385,7 @@ class LayerPass:
         if metric.features is not None:
             return ""
         try:
-            at_layer = self._at_layer(metric, self.layer.layout.channels)
+            at_layer = self._at_layer(metric, self.layer.channels)
         except ValueError as error:
             return str(error)
         self.kernel_order = self.kernel_order or len(at_layer.kernel)
@@ -398,7 +399,7 @@ class LayerPass:
         """The action under which sums serve a metric, of matched channels one for each half; none where they do not."""
         if metric.where != "maps" or metric.features is not None or not metric.distance.of_sums:
             return []
-        channels = self.layer.layout.channels
+        channels = self.layer.channels
         if metric.matched:
             fit = self._fits[metric.name]
             of_layer = metric.action(self._action)

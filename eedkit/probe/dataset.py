@@ -229,7 +229,7 @@ def _layer_coords(measured: Measured) -> dict[str, Any]:
     return coords
 
 
-def _text(labels: Sequence[str]) -> np.ndarray:
+def _text(labels: Sequence[object]) -> np.ndarray:
     """Strings as objects: fixed-width strings cannot take a longer label later, and Zarr has no stable form for them."""
     text = np.empty(len(labels), dtype=object)
     text[:] = list(labels)

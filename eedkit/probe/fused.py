@@ -68,5 +68,6 @@ def sums_of_images(
     """Write Σz, Σz², Σ z·gt and Σ z′·gt to `sums` (4, b, C), for z and t (b, P, C), with torch's number of threads."""
     # numba's simplest threading layer does not bear two callers
     with _one_at_a_time:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore  # numba makes its settings as it is imported
+        numba.set_num_threads(min(torch.get_num_threads(), most))
         _compiled(z, target, positions, partner, sums)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ FEATURES = ("pooler_output", "image_embeds", "x_norm_clstoken", "embeddings", "f
 """Names under which models give features and not class scores."""
 KINDS = ("scores", "probabilities", "features")
 
-Key = tuple[str, int, str]
+Key = tuple[str, int, Literal["in", "out"]]
 """A module's path, the number of its call in a forward pass, and "in" or "out"."""
 WHOLE: Key = ("", 1, "out")
 """The model's output."""
@@ -85,8 +85,15 @@ class Layer:
             return 0, 0
         return (1, 1) if self.role == "class token" else self.layout.grid
 
+    @property
+    def channels(self) -> int:
+        """Channels at each position; 0 where that is not known."""
+        return 0 if self.layout is None else self.layout.channels
+
     def read(self, z: Tensor) -> Tensor:
         """(b, P, C) of what the module gave."""
+        if self.layout is None:
+            raise ValueError(f"{self.name} has no layout: {self.reason}")
         return self.layout.read_class_token(z) if self.role == "class token" else self.layout.read(z)
 
 
@@ -678,8 +685,10 @@ class _Reader:
         since tokens that stand for no places may be as many by chance.
         """
         axes = [axis for axis in range(len(shape)) if axis != batch]
-        is_known = following is not None and following[0] == following[1] and len(following[0]) == 1
-        if is_known:
+        is_known = False
+        if following is not None:
+            is_known = following[0] == following[1] and len(following[0]) == 1
+        if following is not None and is_known:
             axes = following[0]
         found = set()
         for (path, _, _), layouts in self.cornered.layouts.items():
@@ -760,7 +769,7 @@ def _less(size: int) -> int:
     return size // 4 if size >= 64 else max(1, size // 2)
 
 
-def _is_map(following: tuple[list[int], list[int]] | None) -> bool:
+def _is_map(following: tuple[list[int], list[int]] | None) -> TypeGuard[tuple[list[int], list[int]]]:
     """Whether one axis follows the image's rows, and another its columns."""
     if following is None:
         return False

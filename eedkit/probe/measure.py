@@ -45,15 +45,20 @@ HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, **HALF}
 REPEATED = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far, of its largest value, an output may be off when the same images come in another batch."""
+STANDARD = ("channelwise", "latent", "softmax")
+"""The paper's metrics: eq. 5, eq. 6 and eq. 4 on class probabilities."""
 ABSENT = "it does not run in every forward pass"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure: the arguments of `measure` but for the model and the images, checked when the value is made."""
+    """How to measure: the arguments of `measure` but for the model and the images, checked when the value is made.
 
-    group: str | Group | Action
-    metrics: Sequence[str | Metric] = ("channelwise", "latent", "softmax")
+    Names of a group and of metrics may be given as well; they become values.
+    """
+
+    group: Action
+    metrics: Sequence[Metric] = field(default_factory=lambda: family.resolve(STANDARD))
     layers: str | Sequence[str] = "blocks"
     head: str | None = None
     layouts: Mapping[str, str] = field(default_factory=dict)
@@ -98,7 +103,7 @@ def measure(
     images: Any,
     *,
     group: str | Group | Action,
-    metrics: Sequence[str | Metric] = ("channelwise", "latent", "softmax"),
+    metrics: Sequence[str | Metric] = STANDARD,
     layers: str | Sequence[str] = "blocks",
     head: str | None = None,
     layouts: Mapping[str, str] | None = None,
@@ -177,8 +182,8 @@ def measure(
     {'model': 1, 'layer': 4, 'element': 4, 'sample': 4}
     """
     options = Options(
-        group=group,
-        metrics=metrics,
+        group=actions.on_images(group),
+        metrics=family.resolve(metrics),
         layers=layers,
         head=head,
         layouts=layouts or {},
@@ -328,7 +333,9 @@ def layers(
     4  output      b c
     """
     model = unwrapped(model)
-    options = Options("C1", layers=layers, head=head, layouts=layouts or {}, output=output, device=device)
+    options = Options(
+        actions.spatial("C1"), layers=layers, head=head, layouts=layouts or {}, output=output, device=device
+    )
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 3:
         images = images[None]
     stream = samples.open_stream(images)
@@ -429,7 +436,7 @@ class Pass:
         self.classes = 0
         self.fingerprint = samples.Fingerprint()
         self.repeats = True
-        self.place: Place | None = None
+        self.place: Place  # of the images that are in the model, set before every forward pass
 
     def match(self, model: nn.Module, read: Iterator[Sample], half: int, forward: Forward) -> None:
         """Fit the permutations of matched metrics, in a pass of their own."""
@@ -763,11 +770,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; the images come second")
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
+            inside = model.module
         else:
+            inside = getattr(model, "_orig_mod", None)
+        if not isinstance(inside, nn.Module):
             return Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
+        model = inside
 
 
 @contextmanager
@@ -786,7 +794,8 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module, training in modes.items():
             module.training = training
         if len(homes) == 1 and homes != {device}:
-            model.to(*homes)
+            (home,) = homes
+            model.to(home)
 
 
 @contextmanager

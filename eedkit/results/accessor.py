@@ -2,6 +2,7 @@
 
 import html
 from os import PathLike
+from typing import Any
 
 import pandas as pd
 import xarray as xr
@@ -18,7 +19,7 @@ class TreeEED:
     def __init__(self, tree: xr.DataTree) -> None:
         self._tree = tree
 
-    def summarise(self, **options: object) -> pd.DataFrame:
+    def summarise(self, **options: Any) -> pd.DataFrame:
         """`summary.summarise`."""
         from eedkit.results.summary import summarise
 
@@ -57,19 +58,19 @@ class EED:
         """`schema.validate`."""
         return schema.validate(self._ds)
 
-    def summarise(self, **options: object) -> pd.DataFrame:
+    def summarise(self, **options: Any) -> pd.DataFrame:
         """`summary.summarise`."""
         from eedkit.results.summary import summarise
 
         return summarise(self._ds, **options)
 
-    def compare(self, baseline: str, **options: object) -> pd.DataFrame:
+    def compare(self, baseline: str, **options: Any) -> pd.DataFrame:
         """`summary.compare`."""
         from eedkit.results.summary import compare
 
         return compare(self._ds, baseline, **options)
 
-    def to_zarr(self, path: str | PathLike, **options: object) -> None:
+    def to_zarr(self, path: str | PathLike, **options: Any) -> None:
         """`io.to_zarr`."""
         from eedkit.results.io import to_zarr
 

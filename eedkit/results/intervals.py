@@ -94,10 +94,11 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     """
     from scipy.special import stdtrit
 
-    values = np.asarray(values, dtype=float)
-    mean, n = float(values.mean()), len(values)
+    array = np.asarray(values, dtype=float)
+    mean = float(array.mean())
+    n = len(array)
     if n < 2:
         return mean, float("-inf"), float("inf")
     # the quantile of scipy.stats.t, without the cost of its checks
-    half = float(values.std(ddof=1) / np.sqrt(n) * stdtrit(n - 1, (1 + confidence) / 2))
+    half = float(array.std(ddof=1) / np.sqrt(n) * stdtrit(n - 1, (1 + confidence) / 2))
     return mean, mean - half, mean + half

@@ -53,7 +53,8 @@ def metrics_of(ds: xr.Dataset) -> list[str]:
     >>> metrics_of(xr.Dataset({"latent": ((), 0.0, {"best": -1.0}), "confidence": ((), 1.0)}))
     ['latent']
     """
-    return [name for name, variable in ds.data_vars.items() if "best" in variable.attrs and not name.endswith("_null")]
+    names = [str(name) for name, variable in ds.data_vars.items() if "best" in variable.attrs]
+    return [name for name in names if not name.endswith("_null")]
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:

@@ -3,13 +3,14 @@
 Knows xarray, pandas and scipy, never torch. Costs `resamples` means over the samples, in batches of bounded memory.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from eedkit.errors import unknown
 from eedkit.results import schema
@@ -55,7 +56,7 @@ class _Estimate:
         """The arrays whose means have intervals: the values, and the null where there is a relative value."""
         if not self.n:
             return []
-        return [self.values] if self.no_relative else [self.values, self.null]
+        return [self.values] if self.null is None or self.no_relative else [self.values, self.null]
 
     @property
     def no_relative(self) -> str:
@@ -71,10 +72,10 @@ class _Estimate:
             return f"the null gap {gap:.2g} lies within rounding ({self.rounding:.2g}): the model tells no image from another here"
         return ""
 
-    def relative(self, value: np.ndarray, null: np.ndarray) -> np.ndarray:
+    def relative(self, value: ArrayLike, null: ArrayLike) -> np.ndarray:
         """(E − m*) / (E_null − m*); NaN for a resample whose null shows no difference."""
-        gap = np.asarray(null - self.best)
-        return np.divide(value - self.best, gap, out=np.full(gap.shape, np.nan), where=gap > 0)[()]
+        gap = np.asarray(null) - self.best
+        return np.divide(np.asarray(value) - self.best, gap, out=np.full(gap.shape, np.nan), where=gap > 0)[()]
 
 
 def summarise(
@@ -207,11 +208,11 @@ class _Pair:
         if not both.any():
             return []
         arrays = [self.one.values, self.base.values]
-        if not self.no_relative:
+        if self.one.null is not None and self.base.null is not None and not self.no_relative:
             arrays += [self.one.null, self.base.null]
         return [np.where(both, values, np.nan) for values in arrays]
 
-    def relative_difference(self, value: np.ndarray, of_base: np.ndarray, *nulls: np.ndarray) -> np.ndarray:
+    def relative_difference(self, value: ArrayLike, of_base: ArrayLike, *nulls: ArrayLike) -> np.ndarray:
         """The difference of the relative values."""
         return self.one.relative(value, nulls[0]) - self.base.relative(of_base, nulls[1])
 
@@ -271,7 +272,7 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
                     "measure both with the same group, seed, precision and null on the same images"
                 )
         if set(ds.data_vars) != set(first.data_vars):
-            odd = sorted(set(ds.data_vars) ^ set(first.data_vars))
+            odd = sorted(map(str, set(ds.data_vars) ^ set(first.data_vars)))
             raise ValueError(f"every model needs the same metrics, but these are not in all: {', '.join(odd)}")
     names = np.concatenate([ds.model.values for ds in datasets]).tolist()
     if len(set(names)) < len(names):
@@ -299,7 +300,7 @@ def _column(name: str, values: Sequence, joined: xr.Dataset) -> np.ndarray:
     return column.astype(object) if column.dtype.kind == "U" else column
 
 
-def _fill(ds: xr.Dataset) -> dict[str, object]:
+def _fill(ds: xr.Dataset) -> dict[Hashable, object]:
     blank = {name: 0 if c.dtype.kind in "iu" else np.nan for name, c in ds.variables.items() if c.dtype.kind in "iuf"}
     reasons = {name: schema.NO_LAYER for name in ds.coords if str(name).endswith("_nan_reason")}
     return {**blank, "layer_type": "", "layout": "", **reasons}

@@ -136,7 +136,7 @@ class Action:
     move: Callable[[int, Tensor], Tensor] | None = None
     channel_moves: Callable[[int], Tensor] | None = None
     colour_moves: Callable[[int], Tensor] | None = None
-    inside: Callable[[tuple[int, int]], Tensor] | None = None
+    inside: Callable[[Sequence[int]], Tensor] | None = None
     _resolved: dict[tuple[int, int], Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, g: int | str, z: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class Action:
             return self
         return replace(self, channel_moves=self.colour_moves, colour_moves=None)
 
-    def on(self, grid: tuple[int, int], channels: int) -> LayerAction:
+    def on(self, grid: Sequence[int], channels: int) -> LayerAction:
         """The action at a layer whose positions lie on `grid`, found by moving the image of their indices.
 
         Raises
@@ -166,22 +166,23 @@ class Action:
         ValueError
             The action is not defined at this size, changes the shape, or is not linear; the element is named.
         """
-        grid = (int(grid[0]), int(grid[1]))
-        if self.move is not None and grid not in self._resolved:
-            self._resolved[grid] = self._permutations(grid)
-        positions = self._resolved.get(grid)
+        height, width = grid
+        sides = (int(height), int(width))
+        if self.move is not None and sides not in self._resolved:
+            self._resolved[sides] = self._permutations(sides)
+        positions = self._resolved.get(sides)
         return LayerAction(
             self.name,
             self.group,
-            grid,
+            sides,
             positions,
             channels=None if self.channel_moves is None else self.channel_moves(channels),
             operator=self.move if positions is None else None,
-            compared=None if self.inside is None else self.inside(grid).nonzero()[:, 0],
+            compared=None if self.inside is None else self.inside(sides).nonzero()[:, 0],
         )
 
     def _moved(self, g: int, z: Tensor) -> Tensor:
-        moved = self.move(g, z)
+        moved = z if self.move is None else self.move(g, z)
         if moved.shape != z.shape:
             raise ValueError(
                 f"{self.name}: {self.group.elements[g]} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; "
@@ -281,6 +282,7 @@ def in_circle(grid: Sequence[int]) -> Tensor:
 def _check_moves(group: Group) -> None:
     """ValueError unless the moves of two elements, one after the other, are those of their product."""
     effects = group.effects
+    moves = group.moves or ()
     if effects[0] != Effect():
         raise ValueError(
             f"spatial is no action of {group.name}: {group.elements[0]} is the identity, but its moves move"
@@ -291,7 +293,7 @@ def _check_moves(group: Group) -> None:
     for g in groups.generators(group.table):
         for h in range(group.order):
             product = group.product(g, h)
-            together = groups.effect((*group.moves[h], *group.moves[g]))
+            together = groups.effect((*moves[h], *moves[g]))
             if replace(together, slides=False) != replace(effects[product], slides=False):
                 first, second, wanted = (group.elements[k] for k in (h, g, product))
                 raise ValueError(
@@ -421,7 +423,7 @@ def regular(action: Action | Group | str) -> Action:
     group = plane.group
     come_from = torch.empty(group.order, group.order, dtype=torch.long)
     for g, inverse in enumerate(group.inverses):
-        come_from[g] = torch.tensor(group.table[inverse])
+        come_from[g] = torch.tensor(group.products[inverse])
 
     def fields(channels: int) -> Tensor:
         if not channels or channels % group.order:
@@ -529,14 +531,19 @@ def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) 
             if image[group.product(g, h)] != onto.group.product(image[g], image[h]):
                 g, h = group.elements[g], group.elements[h]
                 raise ValueError(f"not a homomorphism onto {onto.group.name}: π({g} {h}) differs from π({g}) π({h})")
-    moves = {}
-    if onto.move is not None:
-        moves["move"] = lambda g, z: onto.move(image[g], z)
-    if onto.channel_moves is not None:
-        moves["channel_moves"] = lambda channels: onto.channel_moves(channels)[image]
-    if onto.colour_moves is not None:
-        moves["colour_moves"] = lambda channels: onto.colour_moves(channels)[image]
-    return Action(f"{onto.name} through {onto.group.name}", group, **moves, inside=onto.inside)
+
+    def of_images_of_elements(channel_moves: Callable[[int], Tensor] | None) -> Callable[[int], Tensor] | None:
+        return None if channel_moves is None else lambda channels: channel_moves(channels)[image]
+
+    move = onto.move
+    return Action(
+        f"{onto.name} through {onto.group.name}",
+        group,
+        move=None if move is None else lambda g, z: move(image[g], z),
+        channel_moves=of_images_of_elements(onto.channel_moves),
+        colour_moves=of_images_of_elements(onto.colour_moves),
+        inside=onto.inside,
+    )
 
 
 def kernel(action: Action, grid: tuple[int, int], channels: int = 1) -> tuple[int, ...]:
@@ -661,10 +668,12 @@ def law_error(action: LayerAction) -> float:
 def _law_error_of_operator(action: LayerAction) -> float:
     compared = slice(None) if action.compared is None else action.compared.cpu()
     probe = _noise(action.grid)
-    moved = torch.stack([action.operator(g, probe) for g in range(action.group.order)])
+    operator = action.operator
+    assert operator is not None  # what is no permutation has one
+    moved = torch.stack([operator(g, probe) for g in range(action.group.order)])
     worst = _largest((moved[0] - probe).flatten()[compared])
-    for g, products in enumerate(action.group.table):
-        difference = action.operator(g, moved) - moved[list(products)]
+    for g, products in enumerate(action.group.products):
+        difference = operator(g, moved) - moved[list(products)]
         worst = max(worst, _largest(difference.flatten(1)[:, compared]))
     return worst
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eedkit.theory.distances import Distance
+from eedkit.theory.distances import ChannelSums, Distance
 
 SHORTEST_CHAIN = 4
 """Images in a chain of the null where the group is smaller."""
@@ -48,14 +48,14 @@ def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
     return orbit[list(kernel)].mean(0)
 
 
-def integrand(distance: Distance, *pair: object) -> Tensor:
+def integrand(distance: Distance, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
     """m(f(gx), g f̂(x)), what (4) averages (Kvinge et al. 2022, eq. 4).
 
     Parameters
     ----------
     distance : Distance
         m.
-    pair : Tensor (…, *z), Tensor (…, *z); or ChannelSums
+    a, b : Tensor (…, *z), Tensor (…, *z); or ChannelSums
         f(gx) and g f̂(x), or the sums over positions of their channels.
 
     Returns
@@ -66,12 +66,12 @@ def integrand(distance: Distance, *pair: object) -> Tensor:
     >>> integrand(distances.euclidean, torch.tensor([3.0]), torch.tensor([1.0]))
     tensor(2., dtype=torch.float64)
     """
-    return distance(*pair)
+    return distance(a, b)
 
 
 def deviation(
     orbit: Tensor,
-    action: Callable[[int, Tensor], Tensor],
+    action: Callable[[int, Tensor], Tensor] | None,
     distance: Distance,
     kernel: Sequence[int],
     *,
@@ -85,8 +85,8 @@ def deviation(
     ----------
     orbit : Tensor (g, b, *z)
         f(gx).
-    action : callable
-        φ_Z, how G acts on the target: (index of g, Tensor (b, *z)) -> Tensor (b, *z).
+    action : callable, or None
+        φ_Z, how G acts on the target: (index of g, Tensor (b, *z)) -> Tensor (b, *z). None: nothing moves.
     distance : Distance
         m.
     kernel : sequence of int
@@ -104,7 +104,7 @@ def deviation(
             [1.]], dtype=torch.float64)
     """
     target = f_hat(orbit, kernel)  # (2)
-    if len(kernel) == len(orbit):
+    if action is None or len(kernel) == len(orbit):
         moved = target[None]
     else:
         moved = torch.stack([action(g, target) for g in range(len(orbit))])
@@ -214,6 +214,6 @@ class PairCosine:
 
     def result(self) -> float:
         """M; NaN for fewer than two vectors."""
-        if self.n < 2:
+        if self.total is None or self.n < 2:
             return float("nan")
         return float((self.total.square().sum() - self.n) / (self.n * self.n - self.n))

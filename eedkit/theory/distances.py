@@ -128,7 +128,11 @@ class Distance:
         """m(a, b): (…, *z), (…, *z) -> (…); or m of the sums of a pair of maps."""
         if not self.of_sums:
             return self.between(a, b)
-        return self.between(a if isinstance(a, ChannelSums) else ChannelSums.of(a, b))
+        if isinstance(a, ChannelSums):
+            return self.between(a)
+        if b is None:
+            raise TypeError(f"{self.name} compares two tensors, or the sums of a pair of maps; got one tensor")
+        return self.between(ChannelSums.of(a, b))
 
 
 def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:

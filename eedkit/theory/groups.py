@@ -11,10 +11,11 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import permutations
 from operator import itemgetter
+from typing import Any
 
 from eedkit.errors import unknown
 
-Move = tuple[str, Fraction | tuple[int, ...]]
+Move = tuple[str, Any]
 """One step of what an element does to an image.
 
 ("rotate", degrees counter-clockwise); ("mirror", 1) left-right; ("shift", part of the height) rolls downwards and
@@ -88,14 +89,16 @@ class Group:
 
     def product(self, g: int, h: int) -> int:
         """The index of gh (h first, then g); ValueError for a sample of a continuous group."""
-        return self._table_of_finite()[g][h]
+        return self.products[g][h]
 
     @cached_property
     def inverses(self) -> tuple[int, ...]:
         """The index of g⁻¹ for every g; ValueError for a sample of a continuous group."""
-        return tuple(row.index(0) for row in self._table_of_finite())
+        return tuple(row.index(0) for row in self.products)
 
-    def _table_of_finite(self) -> tuple[tuple[int, ...], ...]:
+    @property
+    def products(self) -> tuple[tuple[int, ...], ...]:
+        """The table; ValueError for a sample of a continuous group."""
         if self.table is None:
             raise ValueError(
                 f"{self.name} is a sample of a continuous group, whose products are not among its elements; this needs a "
@@ -174,7 +177,7 @@ def effect(moves: Iterable[Move]) -> Effect:
     return together
 
 
-def _then(before: Effect, step: str, by: Fraction | tuple[int, ...]) -> Effect:
+def _then(before: Effect, step: str, by: Any) -> Effect:
     """The effect of a step after others."""
     if step == "rotate":
         # moving a rotation past a mirror turns it round
@@ -216,7 +219,7 @@ def _check_elements(group: Group) -> None:
 
 
 def _check_axioms(group: Group) -> None:
-    table, labels, n = group.table, group.elements, len(group.elements)
+    table, labels, n = group.products, group.elements, len(group.elements)
     if len(table) != n or any(len(row) != n for row in table):
         raise ValueError(f"{group.name} has {n} elements, so its table must be {n}×{n}")
     if any(min(row) < 0 or max(row) >= n for row in table):
@@ -255,7 +258,7 @@ def _check_associativity(group: Group) -> None:
 
     The b for which it holds are closed under products, and each generator at least doubles what is generated.
     """
-    table, labels = group.table, group.elements
+    table, labels = group.products, group.elements
     for b in generators(table):
         after_b = itemgetter(*table[b])
         for a, row in enumerate(table):
@@ -300,8 +303,9 @@ def dihedral(n: int) -> Group:
     flipped = tuple(range(n, 2 * n)) * 2
     of_rotations = [(*turned[i : i + n], *flipped[n - i : 2 * n - i]) for i in range(n)]
     of_mirrors = [(*flipped[i : i + n], *turned[n - i : 2 * n - i]) for i in range(n)]
-    mirrored = tuple((*move, ("mirror", Fraction(1))) for move in rotations.moves)
-    return Group(f"D{n}", (*rotations.elements, *names), (*of_rotations, *of_mirrors), (*rotations.moves, *mirrored))
+    moves = rotations.moves or ()
+    mirrored = tuple((*move, ("mirror", Fraction(1))) for move in moves)
+    return Group(f"D{n}", (*rotations.elements, *names), (*of_rotations, *of_mirrors), (*moves, *mirrored))
 
 
 def mirror() -> Group:
@@ -372,9 +376,8 @@ def rotations(n: int = 16, seed: int = 0, jitter: int = 1) -> Group:
     """
     turns = [360 * part for part in _strata(_checked(n, "SO(2)?n="), random.Random(seed), jitter)]
     moves = [(("rotate", turn),) if turn else () for turn in turns]
-    return Group(
-        _sample_name("SO(2)", n, seed, jitter), [_rotation_label(turn, 4) for turn in turns], None, tuple(moves)
-    )
+    labels = tuple(_rotation_label(turn, 4) for turn in turns)
+    return Group(_sample_name("SO(2)", n, seed, jitter), labels, None, tuple(moves))
 
 
 def rotations_and_mirrors(n: int = 16, seed: int = 0, jitter: int = 1) -> Group:
@@ -389,7 +392,7 @@ def rotations_and_mirrors(n: int = 16, seed: int = 0, jitter: int = 1) -> Group:
     labels = [f"m{_rotation_label(turn, 4)}" if turn else "m" for turn in turns]
     mirrored = [(("rotate", turn), ("mirror", Fraction(1))) for turn in turns]
     name = _sample_name("O(2)", n, seed, jitter)
-    return Group(name, (*of_rotations.elements, *labels), None, (*of_rotations.moves, *mirrored))
+    return Group(name, (*of_rotations.elements, *labels), None, (*(of_rotations.moves or ()), *mirrored))
 
 
 def translations(n: int = 4, seed: int = 0, jitter: int = 1) -> Group:
