@@ -7,7 +7,6 @@ interpolates takes each position from its four neighbours, whose weights are com
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -246,12 +245,20 @@ def spatial(group: Group | str) -> Action:
     if all(replace(one, colours=(), is_negated=False) == stays for one in effects):
         return Action("spatial", group, colour_moves=_colour_moves(group))
     turns_between = any(one.angle % 90 for one in effects)
-    neighbours = lru_cache(maxsize=None)(_neighbours)  # as long as the action lives
+    # by element, grid, device and type; as long as the action lives, and in a form that can be sent to other processes
+    known_neighbours: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def neighbours(g: int, z: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = z.dtype if z.is_floating_point() else torch.get_default_dtype()
+        height, width = z.shape[-2:]
+        key = g, height, width, z.device, dtype
+        if key not in known_neighbours:
+            known_neighbours[key] = _neighbours(effects[g], (height, width), z.device, dtype)
+        return known_neighbours[key]
 
     def move(g: int, z: Tensor) -> Tensor:
         if effects[g].interpolates:
-            dtype = z.dtype if z.is_floating_point() else torch.get_default_dtype()
-            moved = _mixed(z, *neighbours(effects[g], tuple(z.shape[-2:]), z.device, dtype))
+            moved = _mixed(z, *neighbours(g, z))
         else:
             moved = _moved_exactly(effects[g], z)
         if turns_between:

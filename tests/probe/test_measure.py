@@ -441,7 +441,9 @@ def test_custom_metrics_that_make_no_sense_are_refused():
 
 def test_a_custom_metric_summarises_by_its_own_scale():
     custom = distances.Distance("mine", l1, 0.0, math.inf, scale="norm", order=1)
-    table = ek.summarise(measure(Tiny().double(), pictures(), metrics=[Metric("mine", "vectors", custom)]), resamples=0)
+    table = ek.summarise(
+        measure(Tiny().double(), pictures(), metrics=[Metric("mine", "vectors", custom)]), full=True, resamples=0
+    )
     at_latent = table[table.layer == "latent"].iloc[0]
     orbit = orbit_of("C4", "latent")
     assert at_latent.estimate == pytest.approx(np.abs(orbit - orbit.mean(0)).sum(-1).mean(), rel=1e-5)
@@ -728,7 +730,8 @@ def test_a_sample_that_is_not_finite_costs_itself(bad, precision, batch_size):
     )
 
 
-def test_progress_shows_control_characters_of_a_name(capsys):
+def test_progress_shows_control_characters_of_a_name(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     ek.measure(Tiny(), torch.rand(8, 2, 6, 6), group="C4", name="\x1b]0;owned\x07", progress=True)
     shown = capsys.readouterr().err
     assert r"\x1b]0;owned\x07:" in shown

@@ -4,6 +4,7 @@ import math
 import time
 from fractions import Fraction
 
+import cloudpickle
 import numpy as np
 import oracles
 import pytest
@@ -641,3 +642,12 @@ def test_channels_alone_may_move():
     assert torch.equal(at_layer("e", z), z)
     assert at_layer.kernel == (0,)
     assert law_error(at_layer) == 0
+
+
+@pytest.mark.parametrize("group", ["C4", "C8", "shift4", "C4*sign", "SO(2)?n=3"])
+def test_actions_can_be_sent_to_other_processes(group):
+    action = spatial(group)
+    images = torch.rand(1, 8, 8)
+    moved = action(1, images)
+    sent = cloudpickle.loads(cloudpickle.dumps(action))
+    assert torch.equal(sent(1, images), moved)
