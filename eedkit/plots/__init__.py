@@ -13,7 +13,8 @@ _load, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "figures": ["calibration", "class_heatmap", "depth_profile", "histogram", "orbit_rose"],
         "panels": ["cloud", "dose_response", "effects", "lines", "pictures"],
-        "style": ["FORMATS", "save"],
+        "alt": ["alt_text"],
+        "style": ["FORMATS", "save", "width"],
         "worst": ["worst"],
     },
 )

@@ -4,12 +4,14 @@ Knows Datasets and tables of `summarise`, never models. Every figure is a matplo
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
@@ -25,7 +27,7 @@ BINS = 20
 
 
 def depth_profile(
-    results: xr.Dataset | pd.DataFrame,
+    results: xr.Dataset | xr.DataTree | pd.DataFrame,
     *,
     metric: str = "channelwise",
     relative: bool = False,
@@ -34,12 +36,12 @@ def depth_profile(
 ) -> Figure:
     """EED of one metric by depth: one line per model, or per recipe with a 95 % band over its seeds.
 
-    Without seeds the band is the bootstrap interval over chains of samples. Class tokens, which lie beside the maps, are left
-    out.
+    Without seeds the band is the bootstrap interval over chains of samples. Data sets and groups have a panel each. Class
+    tokens, which lie beside the maps, are left out. Where the group interpolates, dots show what interpolation alone leaves.
 
     Parameters
     ----------
-    results : Dataset, or a table of `summarise`
+    results : Dataset, a tree of them, or a table of `summarise`
     relative : draw (E − m*) / (E_null − m*) instead of E: 0 is perfectly equivariant, at 1 a moved copy is no more alike than
         another image
     by : coordinate of `model` to group by; None takes `recipe` when there is one
@@ -50,20 +52,57 @@ def depth_profile(
     if rows.empty:
         known = table[table[value].notna()].metric.unique()
         raise ValueError(unknown(f"metric with {value} values", metric, known) + _why(table, metric))
-    absent = [style.literal(name) for name in dict.fromkeys(table[by]) if name not in set(rows[by])]
-    with style.figure(title or f"Where in the network is it equivariant? {_title(results, metric)}") as (fig, ax):
-        for name, look in style.styles(rows[by]).items():
-            points = sorted(_point(group, value) for _, group in rows[rows[by] == name].groupby("layer"))
-            x, mid, low, high = (np.array(column) for column in zip(*points, strict=True))
-            ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
-            ax.plot(x, mid, linewidth=1.8, markersize=7, **look, label=style.literal(name))
-        ax.set(xlabel="depth in the network (0 input, 1 output)", ylabel=_label(results, metric, relative))
-        ax.set_xlim(0, 1)
-        scale = "0: perfectly equivariant, 1: no more alike than another image; " if relative else ""
-        missing = f"; no {value} value: {', '.join(absent)}" if absent else ""
-        style.note(ax, scale + _replicates(rows, by, "relative_low" if relative else "low") + missing)
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    best = 0.0 if relative else rows.best.min()
+    highest = np.inf if relative else _attribute(results, metric, "upper", np.inf)
+    looks = style.looks(rows[by])
+    parts = _parts(rows)
+    with style.panels(
+        len(parts), title or f"Where in the network is it equivariant? {_title(results, metric)}"
+    ) as drawing:
+        fig, axes = drawing
+        for ax, (name, part) in zip(axes, parts.items(), strict=True):
+            for kind, look in looks.items():
+                of_layers = part[part[by] == kind].groupby("layer")
+                points = sorted(_point(of_layer, value) for _, of_layer in of_layers)
+                if not points:
+                    continue
+                x, mid, low, high = np.array(points).T
+                low, high = np.clip([low, high], best, highest)
+                ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+                ax.plot(x, mid, **look, label=style.literal(kind))
+            if not relative:
+                ax.axhline(best, color="0.5", linewidth=0.8, zorder=0.5)
+            if "floor" in part and part.floor.notna().any():
+                _draw_floor(ax, part, relative)
+            ax.set_title(name)
+            ax.set_xlim(0, 1)
+            ax.set_xlabel("depth (0 input, 1 output)")
+        if relative:
+            style.relative_scale(axes[0])
+        for ax in axes:
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel(_label(results, metric, relative))
+        note = "0: perfectly equivariant, 1: no more alike than another image"
+        if not relative:
+            note = f"grey line: perfectly equivariant ({best:g})"
+        note += "; " + _replicates(rows, by, "relative_low" if relative else "low")
+        if "floor" in rows and rows.floor.notna().any():
+            note += "; dots: what interpolation alone leaves"
+        absent = [style.literal(kind) for kind in dict.fromkeys(table[by]) if kind not in looks]
+        if absent:
+            note += f"; no {value} value: {', '.join(absent)}"
+        style.finish(fig, style.entries(looks), note)
     return fig
+
+
+def _draw_floor(ax: Axes, part: pd.DataFrame, relative: bool) -> None:
+    """What interpolation alone leaves at each layer, in the units of the figure."""
+    floors = part.floor
+    if relative:
+        floors = (part.floor - part.best) / (part.null - part.best)
+    of_layers = part.assign(shown=floors).dropna(subset="shown").groupby("layer")[["depth", "shown"]].mean()
+    of_layers = of_layers.sort_values("depth")
+    ax.plot(of_layers.depth, of_layers.shown, color="0.3", linestyle=":", linewidth=1.2)
 
 
 def orbit_rose(
@@ -90,9 +129,12 @@ def orbit_rose(
         mirrored = np.zeros(len(elements), dtype=bool)
     pointwise = pointwise_values(results, metric, layer)
     values = pointwise.mean("sample") - results[metric].attrs["best"]
+    best, upper = results[metric].attrs["best"], results[metric].attrs["upper"]
     absent = []
-    with style.figure(title or f"Under which element? {_title(results, metric)}", polar=True) as (fig, ax):
-        for name, look in style.styles(names).items():
+    question = f"Under which element? {_title(results, metric)}"
+    with style.panels(1, title or question, polar=True) as (fig, (ax,)):
+        entries = []
+        for name, look in style.looks(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
             ours = ours[:, ~np.isnan(ours).any(0)]
             if not ours.size:
@@ -102,24 +144,24 @@ def orbit_rose(
                 if not part.any():
                     continue
                 mid, low, high = np.array([_spread(row) for row in ours[part]]).T
+                low, high = np.clip([low, high], 0, np.inf if upper is None else upper - best)
                 turn = np.deg2rad(angles[part])
                 closed = np.append(np.arange(len(turn)), 0)
-                ax.plot(turn[closed], mid[closed], linestyle=line, linewidth=1.6, color=look["color"])
-                ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", markersize=6, capsize=2, **look)
-            ax.plot([], [], **look, label=style.literal(name))
+                label = style.literal(name) if line == "-" else None
+                ax.plot(turn[closed], mid[closed], linestyle=line, color=look["color"], label=label)
+                ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", **look)
+            entries += style.entries({name: look})
         if mirrored.any():
-            ax.plot([], [], "--", color="0.3", label="dashed: mirrored")
+            entries += style.entries({"dashed: mirrored": {"color": "0.3"}}, linestyle="--")
         labels = dict(zip(angles[~mirrored], elements[~mirrored], strict=True))
         ax.set_xticks(np.deg2rad(sorted(labels)), [style.literal(labels[a]) for a in sorted(labels)])
         ax.set_rlabel_position(float(np.diff([*sorted(labels), 360])[0]) / 2)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
-        style.note(
-            ax,
-            f"radius: {_label(results, metric, False)} above its best value, mean over {pointwise.sizes['sample']} images"
-            + (f"; no value: {', '.join(absent)}" if absent else ""),
-        )
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.12, 0.5))
+        note = f"radius: {_label(results, metric, False)} above its best value, mean over {pointwise.sizes['sample']} images"
+        if absent:
+            note += f"; no value: {', '.join(absent)}"
+        style.finish(fig, entries, note)
     return fig
 
 
@@ -154,19 +196,19 @@ def histogram(
     both = [of_images.values] if nulls is None else [of_images.values, nulls.values]
     finite = np.concatenate([values[np.isfinite(values)] for values in both])
     edges = np.histogram_bin_edges(finite, bins=BINS)
-    with style.figure(title or f"How is it spread over the images? {_title(results, metric)}") as (fig, ax):
-        for name, look in style.styles(names).items():
+    looks = style.looks(names)
+    with style.panels(1, title or f"How is it spread over the images? {_title(results, metric)}") as (fig, (ax,)):
+        for name, look in looks.items():
             ours = np.flatnonzero(names == name)
-            ax.stairs(
-                _shares(of_images, ours, edges), edges, color=look["color"], linewidth=1.8, label=style.literal(name)
-            )
+            shares = _shares(of_images, ours, edges)
+            ax.stairs(shares, edges, color=look["color"], linewidth=1.8, label=style.literal(name))
             if nulls is not None:
                 ax.stairs(_shares(nulls, ours, edges), edges, color=look["color"], linewidth=1, linestyle="--")
         ax.set(xlabel=f"{_label(results, metric, False)} above its best value", ylabel="share of the images")
         ax.set_xlim(left=min(0.0, edges[0]))
         dashed = "" if nulls is None else "dashed: the null, in which each element acts on another image; "
-        style.note(ax, f"{dashed}{of_images.sizes['sample']} images, means over the elements")
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        note = f"{dashed}{of_images.sizes['sample']} images, means over the elements"
+        style.finish(fig, style.entries(looks, marker=""), note)
     return fig
 
 
@@ -206,36 +248,53 @@ def class_heatmap(
     ]
     low = np.nanmin([panel.min() for panel in panels])
     high = np.nanmax([panel.max() for panel in panels])
-    across = min(len(kinds), 4)
-    down = -(-len(kinds) // across)
-    with sns.axes_style("white"):
-        fig = style.blank((1.6 + 2.3 * across, 1.2 + 0.3 * len(labels) * down))
-        axes = np.atleast_1d(fig.subplots(down, across, sharey=True, squeeze=False)).ravel()
-        for ax in axes[len(kinds) :]:
-            ax.set_visible(False)
-        for ax, kind, panel in zip(axes, kinds, panels, strict=False):
-            cells = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
-            texts = np.array([_cell_text(value) for value in panel.values.ravel()]).reshape(panel.shape)
-            longest = max(map(len, texts.ravel()))
-            cramped = len(labels) > 12 or panel.sizes["element"] * longest > 36
-            numbers = {"annot": None if cramped else texts, "fmt": "", "annot_kws": {"size": 7}}
-            sns.heatmap(panel.values, ax=ax, xticklabels=elements, yticklabels=labels, **cells, **numbers)
-            ax.set_title(style.literal(kind), fontsize=10)
-            ax.set(xlabel="element", ylabel="class" if ax is axes[0] else "")
-            ax.tick_params(axis="y", rotation=0)
-        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
-        fig.colorbar(
-            scale,
-            ax=axes[: len(kinds)].tolist(),
-            label=f"{_label(results, metric, False)} above its best value",
-            shrink=0.8,
+    numbered = _numbered(panels, len(kinds))
+    with style.theme(grid=False):
+        across = min(len(kinds), style.across(4))
+        down = -(-len(kinds) // across)
+        fig = style.blank(
+            0.8 + (0.6 + 0.22 * len(labels)) * down, title or f"On which classes? {_title(results, metric)}"
         )
-        fig.suptitle(title or f"On which classes? {_title(results, metric)}", fontsize=12)
+        grid = fig.subplots(down, across, sharey=True, squeeze=False)
+        axes = grid.ravel()[: len(kinds)].tolist()
+        for ax in grid.ravel()[len(kinds) :]:
+            ax.set_visible(False)
+        for ax, kind, panel in zip(axes, kinds, panels, strict=True):
+            texts = np.vectorize(_cell_text)(panel.values)
+            sns.heatmap(
+                panel.values,
+                ax=ax,
+                xticklabels=elements,
+                yticklabels=labels,
+                cmap="viridis",
+                vmin=low,
+                vmax=high,
+                cbar=False,
+                linewidths=0.5,
+                annot=texts if numbered else None,
+                fmt="",
+                annot_kws={"size": 7},
+            )
+            ax.set_title(style.literal(kind))
+            ax.set_xlabel("element")
+            ax.tick_params(axis="y", rotation=0)
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel("class")
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
+        fig.colorbar(scale, ax=axes, label=f"{_label(results, metric, False)}\nabove its best value", shrink=0.8)
+        style.finish(fig, [])
     return fig
 
 
+def _numbered(panels: Sequence[xr.DataArray], n: int) -> bool:
+    """Whether the cells of so many panels have room for their numbers."""
+    longest = max(len(_cell_text(value)) for panel in panels for value in panel.values.ravel())
+    room = 64 * style.inches() / style.inches(2) / min(n, style.across(4))
+    return panels[0].sizes["label"] <= 12 and panels[0].sizes["element"] * (longest + 1) <= room
+
+
 def calibration(
-    results: xr.Dataset | pd.DataFrame,
+    results: xr.Dataset | xr.DataTree | pd.DataFrame,
     *,
     metric: str = "latent",
     layer: str | None = None,
@@ -257,30 +316,44 @@ def calibration(
         known = table[table.null.notna()][["metric", "layer"]].drop_duplicates().itertuples(index=False)
         there = ", ".join(f"{m} at {at}" for m, at in known) or "none"
         raise ValueError(f"no {metric} with a null at {layer}; there is {there}{_why(table, metric)}")
-    best = rows.best.iloc[0]
-    gaps, values = (rows.null - best).clip(lower=FLOOR), (rows.estimate - best).clip(lower=FLOOR)
-    with style.figure(title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, ax):
-        ax.set(xscale="log", yscale="log")
-        left = gaps.min() / 2
-        right = gaps.max() * 2
-        bottom, top = min(values.min(), 0.001) / 2, max(values.max(), right) * 2
-        for level in (1.0, 0.1, 0.01, 0.001):
-            ax.plot([left, right], [level * left, level * right], color="0.75", linewidth=0.8, zorder=0)
-            if bottom < level * right < top:
-                ax.annotate(f"{level:g}", (right, level * right), color="0.45", fontsize=8, va="center")
-        for name, look in style.styles(rows[by]).items():
-            ours = rows[by] == name
-            ax.plot(gaps[ours], values[ours], linestyle="", markersize=7, alpha=0.85, **look, label=style.literal(name))
-        ax.set_xlim(left, right)
-        ax.set_ylim(bottom, top)
-        ax.set(
-            xlabel="null gap, how far apart other images are: null − best value",
-            ylabel=f"{_label(results, metric, False)} − best value",
-        )
+    gaps = (rows.null - rows.best).clip(lower=FLOOR)
+    values = (rows.estimate - rows.best).clip(lower=FLOOR)
+    rows = rows.assign(gap=gaps, value=values)
+    left = gaps.min() / 2
+    right = gaps.max() * 2
+    bottom = min(values.min(), 0.001) / 2
+    top = max(values.max(), right) * 2
+    looks = style.looks(rows[by])
+    parts = _parts(rows)
+    with style.panels(len(parts), title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, axes):
+        for ax, (name, part) in zip(axes, parts.items(), strict=True):
+            style.log_scale(ax, "x")
+            style.log_scale(ax, "y")
+            ax.set_title(name)
+            ax.set_xlabel("null − best value: how far apart other images are")
+            for level in (1.0, 0.1, 0.01, 0.001):
+                ax.plot([left, right], [level * left, level * right], color="0.75", linewidth=0.8, zorder=0)
+                if bottom < level * right < top:
+                    ax.annotate(f"{level:g}", (right, level * right), ha="right", va="bottom", color="0.45", fontsize=7)
+            for kind, look in looks.items():
+                ours = part[part[by] == kind]
+                ax.plot(ours.gap, ours.value, linestyle="", alpha=0.85, **look, label=style.literal(kind))
+            ax.set_xlim(left, right)
+            ax.set_ylim(bottom, top)
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel(f"{_label(results, metric, False)} − best value")
         exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
-        style.note(ax, f"grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}")
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.06, 0.5))
+        note = f"grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}"
+        style.finish(fig, style.entries(looks, linestyle=""), note)
     return fig
+
+
+def _parts(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of every data set and group there is, by what tells them apart: what differs is never pooled."""
+    columns = [name for name in ("data", "group") if name in rows and rows[name].nunique() > 1]
+    if not columns:
+        return {"": rows}
+    return {style.literal(" · ".join(map(str, names))): part for names, part in rows.groupby(columns, sort=False)}
 
 
 def _is_mirrored(element: str) -> bool:
@@ -298,7 +371,7 @@ def _why(table: pd.DataFrame, metric: str) -> str:
     return f"; {reasons.iloc[0]}" if len(reasons) else ""
 
 
-def _table(results: xr.Dataset | pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, str]:
+def _table(results: xr.Dataset | xr.DataTree | pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, str]:
     table = results if isinstance(results, pd.DataFrame) else summarise(results)
     by = by or ("recipe" if "recipe" in table else "model")
     if by not in table:
@@ -376,16 +449,23 @@ def _replicates(rows: pd.DataFrame, by: str, low: str) -> str:
     return f"bands: 95 % bootstrap over {n} images"
 
 
-def _title(results: xr.Dataset | pd.DataFrame, metric: str) -> str:
-    return f"({style.literal(_attribute(results, metric, 'long_name') or metric)})"
+def _title(results: xr.Dataset | xr.DataTree | pd.DataFrame, metric: str) -> str:
+    return f"({style.literal(_attribute(results, metric, 'long_name', metric))})"
 
 
-def _label(results: xr.Dataset | pd.DataFrame, metric: str, relative: bool) -> str:
+def _label(results: xr.Dataset | xr.DataTree | pd.DataFrame, metric: str, relative: bool) -> str:
+    """What an axis shows, in words."""
+    words = metric.replace("_", " ")
     if relative:
-        return f"relative {style.literal(metric)} EED"
-    unit = _attribute(results, metric, "units")
-    return style.literal(f"{metric} EED" + (f" ({unit})" if unit and unit != "1" else ""))
+        return style.literal(f"relative EED ({words})")
+    unit = _attribute(results, metric, "units", "")
+    return style.literal(f"EED ({words})" + (f", {unit}" if unit and unit != "1" else ""))
 
 
-def _attribute(results: xr.Dataset | pd.DataFrame, metric: str, name: str) -> str:
-    return results[metric].attrs.get(name, "") if isinstance(results, xr.Dataset) else ""
+def _attribute(results: xr.Dataset | xr.DataTree | pd.DataFrame, metric: str, name: str, absent: object) -> Any:
+    """An attribute of a metric; of a table, which keeps none, what stands for it."""
+    if isinstance(results, xr.DataTree):
+        results = next(iter(results.leaves)).to_dataset()
+    if isinstance(results, pd.DataFrame) or results[metric].attrs.get(name) in (None, ""):
+        return absent
+    return results[metric].attrs[name]

@@ -4,10 +4,11 @@ Knows columns of tables, never what was measured. Costs a second or two per figu
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -16,10 +17,8 @@ from eedkit.paper import verdicts
 from eedkit.plots import style
 from eedkit.results.intervals import mean_interval
 
-ACROSS = 3
-"""Panels beside each other; four make a square."""
 SHOWN_MARGINS = 5.0
-"""How far from its margin an effect is drawn; past it an arrow says that it goes on."""
+"""How far from its margin an effect is drawn; past it an arrow and a number say where it is."""
 FEW = 8
 """Places on an axis that get a tick each."""
 _VERDICT = {
@@ -44,60 +43,121 @@ def lines(
     line_label: str = "",
     log: bool = False,
     shared: bool = True,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Figure:
     """Mean of `y` at every `x`, one line per `by`, with 95 % intervals over the rows (seeds); a panel per value of `panel`.
 
+    Numbers and ordered categories (`pandas.Categorical`) on the x axis are joined by lines; other texts have no order, and
+    their points stand side by side. A `y` that is called `relative` shows 0 and 1.
+
     Parameters
     ----------
-    table : one row per replicate; where `x` holds text, its values are spread evenly in the order in which they appear
+    table : one row per replicate; texts of `x` are spread evenly in the order in which they appear
     line, line_label : a horizontal line, and what it says
-    log : a logarithmic `y`
+    log : a logarithmic `y`; means and intervals are those of the logarithms, so that they stay above 0
     shared : whether all panels have one scale
+    bounds : the range that `y` can have, in which intervals stay
 
     Raises
     ------
     ValueError
-        There is no such column, or no row with a value.
+        There is no such column, or no row with a value, or one that has no logarithm.
     """
     rows = _rows(table, (x, y, by, *([panel] if panel else [])), y)
+    if log and (rows[y] <= 0).any():
+        raise ValueError(f"a logarithmic axis needs values above 0, got {rows[y].min():g} in {y}")
+    if y == "relative":
+        bounds = (max(0.0, bounds[0]), bounds[1])
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
-    places = list(dict.fromkeys(rows[x])) if not pd.api.types.is_numeric_dtype(rows[x]) else None
-    looks = style.styles(rows[by])
-    across = 2 if len(kinds) == 4 else ACROSS
-    with style.grid(len(kinds), title, across=across, shared=shared) as (fig, axes):
+    looks = style.looks(rows[by])
+    places = _Places(rows[x])
+    with style.panels(len(kinds), title, at_most=2 if len(kinds) == 4 else 3, shared=shared) as (fig, axes):
         for ax, kind in zip(axes, kinds, strict=True):
-            some = rows if kind is None else rows[rows[panel] == kind]
+            part = rows if kind is None else rows[rows[panel] == kind]
             for k, (name, look) in enumerate(looks.items()):
-                ours = some[some[by] == name]
+                ours = part[part[by] == name]
                 if ours.empty:
                     continue
-                points = [(at, *mean_interval(group)) for at, group in ours.groupby(x, sort=places is None)[y]]
-                at, mid, low, high = (np.array(column) for column in zip(*points, strict=True))
-                at = np.array([places.index(one) for one in at]) + 0.06 * (k - len(looks) / 2) if places else at
-                spread = np.where(np.isfinite([low, high]), [mid - low, high - mid], 0.0)
-                ax.errorbar(at, mid, spread, linewidth=1.6, markersize=5, capsize=2, **look)
+                of_places = ours.groupby(places.of(ours[x]))[y]
+                points = [(at, *_interval(values, log, bounds)) for at, values in of_places]
+                at, mid, low, high = np.array(points).T
+                if places.names and not places.ordered:
+                    at = at + 0.6 * ((k + 0.5) / len(looks) - 0.5)
+                joined = "-" if places.ordered else ""
+                ax.errorbar(at, mid, [mid - low, high - mid], linestyle=joined, **look, label=style.literal(name))
             if line is not None:
                 ax.axhline(line, color="0.4", linewidth=1, linestyle="--")
-            if places:
-                ax.set_xticks(range(len(places)), [style.literal(place) for place in places])
-            elif rows[x].nunique() <= FEW:
-                ax.set_xticks(sorted(rows[x].unique()))
-            elif pd.api.types.is_integer_dtype(rows[x]):
-                ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            places.mark(ax)
             if log:
-                ax.set_yscale("log")
-            ax.set_title("" if kind is None else style.literal(kind))
+                style.log_scale(ax, "y")
+            if kind is not None:
+                ax.set_title(style.literal(kind))
             ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
-        for ax in axes[::across]:
-            ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
-        entries = [axes[0].plot([], [], **look, label=style.literal(name))[0] for name, look in looks.items()]
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
+            if y == "relative":
+                style.relative_scale(ax)
+        entries = style.entries(looks, linestyle="-" if places.ordered else "")
         if line is not None and line_label:
-            entries.append(axes[0].plot([], [], color="0.4", linewidth=1, linestyle="--", label=line_label)[0])
-        fig.legend(handles=entries, loc="outside right center", frameon=False)
-        n = rows.groupby([by, x, *([panel] if panel else [])]).size().max()
-        if n > 1:
-            style.note(axes[0], f"bars: 95 % over {n} networks")
+            entries += style.entries({line_label: {"color": "0.4"}}, linestyle="--", linewidth=1)
+        counts = rows.groupby([by, x, *([panel] if panel else [])], observed=True).size()
+        style.finish(fig, entries, _bars(counts, log))
     return fig
+
+
+class _Places:
+    """Where the values of a column stand on an axis: numbers at themselves, texts side by side."""
+
+    def __init__(self, column: pd.Series) -> None:
+        self.column = column
+        self.names: list = []
+        self.ordered = True
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            there = set(column)
+            self.names = [name for name in column.cat.categories if name in there]
+            self.ordered = bool(column.cat.ordered)
+        elif not pd.api.types.is_numeric_dtype(column):
+            self.names = list(dict.fromkeys(column))
+            self.ordered = False
+
+    def of(self, values: pd.Series) -> np.ndarray:
+        """The places of some of the values."""
+        if self.names:
+            return np.array([self.names.index(value) for value in values], dtype=float)
+        return values.to_numpy(dtype=float)
+
+    def mark(self, ax: Axes) -> None:
+        """Ticks at texts and at few numbers."""
+        if self.names:
+            ax.set_xticks(range(len(self.names)), [style.literal(name) for name in self.names])
+            characters_of_all = max(len(str(name)) for name in self.names) * len(self.names)
+            if characters_of_all > 80 * ax.get_position().width:
+                ax.tick_params(axis="x", rotation=30)
+            if not self.ordered:
+                ax.grid(visible=False, axis="x")
+        elif self.column.nunique() <= FEW:
+            ax.set_xticks(sorted(self.column.unique()))
+        elif pd.api.types.is_integer_dtype(self.column):
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _interval(values: pd.Series, log: bool, bounds: tuple[float, float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval within the bounds, of the logarithms where asked for; no interval for a single value."""
+    mid, low, high = mean_interval(np.log(values) if log else values)
+    if not np.isfinite([low, high]).all():
+        low = high = mid
+    if log:
+        mid, low, high = np.exp([mid, low, high])
+    low, high = np.clip([low, high], *bounds)
+    return mid, min(low, mid), max(high, mid)
+
+
+def _bars(counts: pd.Series, log: bool) -> str:
+    """What the bars are, and over how many networks."""
+    if counts.max() == 1:
+        return ""
+    networks = f"{counts.max()} networks" if counts.nunique() == 1 else f"{counts.min()} to {counts.max()} networks"
+    return f"bars: 95 % over {networks}" + (", geometric means" if log else "")
 
 
 def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
@@ -116,29 +176,24 @@ def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
         A column is missing, or no row has a value.
     """
     rows = _rows(rows, ("share", "what", "effect", "low", "high", "n"), "effect")
-    with style.figure(title) as (fig, ax):
-        for name, look in style.styles(rows.what).items():
+    looks = style.looks(rows.what)
+    shares = sorted(rows.share.unique())
+    with style.panels(1, title) as (fig, (ax,)):
+        for name, look in looks.items():
             ours = rows[rows.what == name].sort_values("share")
-            spread = np.where(np.isfinite(ours[["low", "high"]]), ours[["low", "high"]], ours[["effect"]]).T
-            bars = [ours.effect - spread[0], spread[1] - ours.effect]
+            low = ours.low.where(np.isfinite(ours.low), ours.effect)
+            high = ours.high.where(np.isfinite(ours.high), ours.effect).clip(upper=1)  # more than all cannot be gone
             ax.errorbar(
-                ours.share, ours.effect, bars, linewidth=1.6, markersize=6, capsize=2, **look, label=style.literal(name)
+                ours.share, ours.effect, [ours.effect - low, high - ours.effect], **look, label=style.literal(name)
             )
-        shares = sorted(rows.share.unique())
-        ax.set(
-            xscale="log",
-            xlabel="share of turned training images",
-            ylabel="share of the relative deviation that is gone",
-        )
+        ax.set_xscale("log")
+        ax.set_xlabel("share of turned training images")
+        ax.set_ylabel("share of the relative deviation that is gone")
         ax.set_xticks(shares, [f"{share:g}" for share in shares])
         ax.minorticks_off()
-        for height in (0, 1):
-            ax.axhline(height, color="0.6", linewidth=0.8, zorder=0)
-        style.note(
-            ax,
-            f"0: as without turned images, 1: nothing is left of the deviation; bars: 95 % over {rows.n.max()} seeds",
-        )
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        style.relative_scale(ax)
+        note = f"0: as without turned images, 1: nothing is left of the deviation; bars: 95 % over {rows.n.max()} seeds"
+        style.finish(fig, style.entries(looks, linestyle="-"), note)
     return fig
 
 
@@ -154,15 +209,15 @@ def cloud(
 ) -> Figure:
     """One point per row of a table: `y` against `x`, coloured by `by`; a network may have several, told by `model`."""
     rows = _rows(table, (x, y, by), y).dropna(subset=[x])
-    with style.figure(title) as (fig, ax):
-        for name, look in style.styles(rows[by]).items():
+    looks = style.looks(rows[by])
+    with style.panels(1, title) as (fig, (ax,)):
+        for name, look in looks.items():
             ours = rows[rows[by] == name]
-            ax.plot(ours[x], ours[y], linestyle="", markersize=7, alpha=0.85, **look, label=style.literal(name))
+            ax.plot(ours[x], ours[y], linestyle="", alpha=0.85, **look, label=style.literal(name))
         ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
         ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
         networks = rows.model.nunique() if "model" in rows else len(rows)
-        style.note(ax, f"{networks} networks")
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        style.finish(fig, style.entries(looks, linestyle=""), f"{networks} networks")
     return fig
 
 
@@ -179,35 +234,52 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
     labels : that value -> title of its panel
     """
     rows = rows[rows.decided_by == ""]
-    kinds = list(dict.fromkeys(rows.conclusion))
-    parts = [rows[rows.conclusion == kind] for kind in kinds]
-    with style.stack([len(part) for part in parts], title) as (fig, axes):
-        for ax, kind, part in zip(axes, kinds, parts, strict=True):
+    parts = dict(list(rows.groupby("conclusion", sort=False)))
+    names = {kind: [style.wrapped(style.literal(test), 34) for test in part.test] for kind, part in parts.items()}
+    heights = [sum(0.1 + 0.16 * len(name.splitlines()) for name in of_part) for of_part in names.values()]
+    with style.theme(grid=False):
+        fig = style.blank(0.6 + sum(heights) + 0.4 * len(parts), title)
+        grid = fig.subplots(len(parts), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})
+        axes = grid.ravel().tolist()
+        for ax, (kind, part) in zip(axes, parts.items(), strict=True):
             ax.axvline(0, color="0.6", linewidth=0.8, zorder=1)
             for place, row in enumerate(part.itertuples()):
-                colour, marker = _VERDICT[row.verdict]
-                claim = verdicts.Claim(row.claim, row.margin)
-                low, high = np.clip(claim.slack(row.low, row.high), -SHOWN_MARGINS, SHOWN_MARGINS)
-                effect = np.clip(claim.slack(row.effect, row.effect)[0], -SHOWN_MARGINS, SHOWN_MARGINS)
-                ax.plot([low, high], [place, place], color=colour, linewidth=1.6)
-                ax.plot(effect, place, marker=marker, color=colour, markersize=6)
-                for end, arrow in ((low, "<"), (high, ">")):
-                    if abs(end) == SHOWN_MARGINS:
-                        ax.plot(end, place, marker=arrow, color=colour, markersize=4)
-            ax.set_yticks(range(len(part)), [style.literal(test) for test in part.test])
+                _draw_effect(ax, place, row)
+            ax.set_yticks(range(len(part)), names[kind])
             ax.set_ylim(len(part) - 0.4, -0.6)
-            ax.set_xlim(-1.05 * SHOWN_MARGINS, 1.05 * SHOWN_MARGINS)
-            ax.set_title(
-                (labels or {}).get(kind, style.literal(kind) if len(kinds) > 1 else ""), loc="left", fontsize=10
-            )
-        axes[-1].set_xlabel("distance from the margin, in margins (right of 0: as claimed)")
-        entries = [
-            axes[0].plot([], [], color=colour, marker=marker, label=verdict)[0]
-            for verdict, (colour, marker) in _VERDICT.items()
-            if verdict in set(rows.verdict)
-        ]
-        fig.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
+            ax.set_xlim(-1.2 * SHOWN_MARGINS, 1.2 * SHOWN_MARGINS)
+            panel_title = style.literal(kind) if len(parts) > 1 else ""
+            ax.set_xticks([-4, -2, 0, 2, 4])
+            ax.set_title(style.wrapped((labels or {}).get(kind, panel_title), int(8 * style.inches())), loc="left")
+        axes[-1].set_xlabel("distance from the margin, in margins")
+        verdicts_there = [verdict for verdict in _VERDICT if verdict in set(rows.verdict)]
+        looks = {verdict: dict(zip(("color", "marker"), _VERDICT[verdict], strict=True)) for verdict in verdicts_there}
+        note = f"right of 0: as claimed; arrows and numbers: beyond {SHOWN_MARGINS:g} margins"
+        style.finish(fig, style.entries(looks, linestyle="-"), note)
     return fig
+
+
+def _draw_effect(ax: Axes, place: int, row: Any) -> None:
+    """One comparison's effect and bounds on its own line; past the figure's ends an arrow, and the number beside it."""
+    colour, marker = _VERDICT[row.verdict]
+    claim = verdicts.Claim(row.claim, row.margin)
+    low, high = np.clip(claim.slack(row.low, row.high), -SHOWN_MARGINS, SHOWN_MARGINS)
+    effect = claim.slack(row.effect, row.effect)[0]
+    shown_effect = np.clip(effect, -SHOWN_MARGINS, SHOWN_MARGINS)
+    ax.plot([low, high], [place, place], color=colour)
+    ax.plot(shown_effect, place, marker=marker, color=colour, linestyle="", label=style.literal(f"{row.test} ({row.verdict})"))
+    for end, arrow in ((low, "<"), (high, ">")):
+        if abs(end) == SHOWN_MARGINS:
+            ax.plot(end, place, marker=arrow, color=colour)
+    if effect != shown_effect:
+        ax.annotate(
+            f"{effect:.0f}",
+            (1.08 * shown_effect, place),
+            ha="left" if effect > 0 else "right",
+            va="center",
+            color=colour,
+            fontsize=7,
+        )
 
 
 def pictures(images: Mapping[str, Sequence], *, columns: Sequence, title: str = "") -> Figure:
@@ -218,18 +290,18 @@ def pictures(images: Mapping[str, Sequence], *, columns: Sequence, title: str = 
     images : name -> arrays or tensors (C, H, W) in [0, 1]
     columns : what stands above each
     """
-    with sns.axes_style("white"):
-        fig = style.blank((0.9 * len(columns) + 1.4, 0.9 * len(images) + 0.6))
+    with style.theme(grid=False):
+        size = min(0.9, style.inches() / (len(columns) + 1.5))
+        fig = style.blank(size * len(images) + 0.3, title)
         axes = fig.subplots(len(images), len(columns), squeeze=False)
-        for row, (name, some) in zip(axes, images.items(), strict=True):
-            for ax, image in zip(row, some, strict=True):
+        for row, (name, shown) in zip(axes, images.items(), strict=True):
+            for ax, image in zip(row, shown, strict=True):
                 array = np.moveaxis(np.asarray(image), 0, -1)
                 ax.imshow(array, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 ax.set(xticks=[], yticks=[])
-            row[0].set_ylabel(style.literal(name), rotation=0, ha="right", va="center", fontsize=9)
+            row[0].set_ylabel(style.literal(name), rotation=0, ha="right", va="center")
         for ax, text in zip(axes[0], columns, strict=True):
-            ax.set_title(style.literal(text), fontsize=9)
-        fig.suptitle(title, fontsize=12)
+            ax.set_title(style.literal(text))
     return fig
 
 

@@ -1,91 +1,262 @@
-"""How every figure looks and is saved: size, colours, markers, the line below it, formats.
+"""How every figure looks and is saved: width, fonts, colours, markers, the line below it, formats.
 
 Knows matplotlib and seaborn, never results.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from eedkit.errors import printable, unknown
+from eedkit.plots.alt import alt_text
 
-_COLOURS = sns.color_palette("colorblind").as_hex()
+WIDTHS = {1: 3.5, 2: 7.2}
+"""Inches of one and of two columns of a paper."""
+SIZES = {1: 8.0, 2: 9.0}
+"""Points of the text in them."""
+COLOURS = sns.color_palette("colorblind").as_hex()
+"""Any two can be told apart, also by readers with deuteranopia (ΔE ≥ 10)."""
+MARKERS = "osD^vP*<>XphdH"
 KNOWN = {
-    name: _COLOURS[k]
-    for name, k in {
-        **{"plain": 0, "augmented": 1, "equivariant": 2, "random": 7},
-        **{"from_same": 9, "from_letters": 4, "from_patches": 3},
-        **{"simclr": 9, "simclr_augmented": 3, "barlow_twins": 6, "barlow_twins_augmented": 4, "turns": 5},
-    }.items()
+    "plain": (COLOURS[0], "o"),
+    "augmented": (COLOURS[1], "s"),
+    "equivariant": (COLOURS[2], "D"),
+    "random": (COLOURS[7], "^"),
+    "from_same": (COLOURS[9], "v"),
+    "from_letters": (COLOURS[4], "P"),
+    "from_patches": (COLOURS[3], "*"),
+    "simclr": (COLOURS[9], "<"),
+    "simclr_augmented": (COLOURS[3], ">"),
+    "barlow_twins": (COLOURS[6], "X"),
+    "barlow_twins_augmented": (COLOURS[4], "p"),
+    "turns": (COLOURS[5], "h"),
 }
-"""Colours of the bundled recipes, the same in every figure; others take the rest of seaborn's colour-blind palette."""
-MARKERS = "osD^vPX*<>"
-FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Colour and marker of the bundled recipes, the same in every figure; other names take what these leave."""
+FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
 """What `save` can write, with what is left out of each so that a figure is the same bytes every time."""
+DESCRIPTIONS = {"png": "Description", "svg": "Description", "pdf": "Subject"}
+"""Where each keeps the words that say what is seen."""
+_columns: ContextVar[int] = ContextVar("columns", default=2)
 
 
 @contextmanager
-def figure(title: str, *, polar: bool = False) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of one axes, readable at one column's width."""
-    with sns.axes_style("whitegrid"), mpl.rc_context({"axes.edgecolor": "0.4", "axes.titlesize": 12}):
-        fig = blank((6.4, 4.2))
-        ax = fig.add_subplot(projection="polar" if polar else None)
-        fig.suptitle(title, fontsize=12)
-        yield fig, ax
+def width(*, columns: int) -> Iterator[None]:
+    """Figures that are made within it are as wide as one or two columns of a paper.
+
+    Parameters
+    ----------
+    columns : 1 or 2
+        Figures are 3.5 or 7.2 inches wide; outside this context they are 7.2.
+
+    Raises
+    ------
+    ValueError
+        Another number of columns.
+
+    Examples
+    --------
+    >>> import pandas as pd, eedkit as ek
+    >>> table = pd.DataFrame({"recipe": ["plain"], "accuracy": [0.9], "relative": [0.5]})
+    >>> with ek.plots.width(columns=1):
+    ...     figure = ek.plots.cloud(table, x="accuracy", y="relative")
+    >>> figure.get_figwidth()
+    3.5
+    """
+    if columns not in WIDTHS:
+        raise ValueError(f"a figure is 1 or 2 columns wide, got {columns!r}")
+    token = _columns.set(columns)
+    try:
+        yield
+    finally:
+        _columns.reset(token)
 
 
 @contextmanager
-def grid(n: int, title: str, *, across: int, shared: bool) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of n axes, on one scale or each on its own, at most so many beside each other; a single one is as large as `figure` makes it."""
-    columns, rows = min(n, across), -(-n // across)
-    size = (6.4, 4.2) if n == 1 else (2.3 * columns + 1.8, 2.0 * rows + 0.8)
-    with sns.axes_style("whitegrid"), mpl.rc_context({"axes.edgecolor": "0.4", "axes.titlesize": 10}):
-        fig = blank(size)
-        axes = fig.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False).ravel().tolist()
+def theme(*, grid: bool = True) -> Iterator[None]:
+    """Fonts, lines and colours of everything that is drawn within it."""
+    size = SIZES[_columns.get()]
+    sizes = {
+        "font.size": size,
+        "figure.titlesize": size + 2,
+        "axes.titlesize": size + 1,
+        "axes.labelsize": size,
+        "xtick.labelsize": size - 0.5,
+        "ytick.labelsize": size - 0.5,
+        "legend.fontsize": size,
+        "lines.linewidth": 1.6,
+        "lines.markersize": size / 2 + 1,
+        "errorbar.capsize": 2,
+        "axes.edgecolor": "0.4",
+        "axes.grid": grid,
+    }
+    with sns.axes_style("whitegrid"), mpl.rc_context(sizes):
+        yield
+
+
+@contextmanager
+def panels(
+    n: int, title: str, *, at_most: int = 3, shared: bool = True, polar: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of n axes, on one scale or each on its own, so many at most beside each other."""
+    columns = min(n, across(at_most))
+    rows = -(-n // columns)
+    height = 2.0 * rows + 0.6
+    if n == 1:
+        height = 0.55 * inches()
+    projection = {"projection": "polar"} if polar else {}
+    with theme():
+        fig = blank(height, title)
+        grid = fig.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False, subplot_kw=projection)
+        axes = grid.ravel().tolist()
         for ax in axes[n:]:
             ax.set_visible(False)
         for ax in axes[:n]:
             ax.tick_params(labelbottom=True)
-        fig.suptitle(title, fontsize=12)
         yield fig, axes[:n]
 
 
-@contextmanager
-def stack(rows: Sequence[int], title: str) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of axes one below the other, as high as they have rows."""
-    with sns.axes_style("whitegrid", {"axes.grid": False}), mpl.rc_context({"axes.edgecolor": "0.4"}):
-        fig = blank((8.0, 1.0 + sum(0.26 * n + 0.55 for n in rows)))
-        ratios = [0.26 * n + 0.2 for n in rows]
-        axes = fig.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": ratios}).ravel().tolist()
-        fig.suptitle(title, fontsize=12)
-        yield fig, axes
+def inches(columns: int | None = None) -> float:
+    """How wide a figure is, here or in so many columns of a paper."""
+    return WIDTHS[columns or _columns.get()]
 
 
-def blank(size: tuple[float, float]) -> Figure:
-    """A figure that Jupyter shows where it is the value of a cell, and not a second time because pyplot holds it."""
-    fig = plt.figure(figsize=size, layout="constrained")
+def across(at_most: int, *, narrow: int = 2) -> int:
+    """How many panels stand beside each other at most, and how many in one column of a paper."""
+    return at_most if _columns.get() == 2 else min(at_most, narrow)
+
+
+def blank(height: float, title: str) -> Figure:
+    """An empty figure, so many inches high, below its title.
+
+    Jupyter shows it where it is the value of a cell, and not a second time because pyplot holds it.
+    """
+    size = SIZES[_columns.get()]
+    lines = _wrapped(title, inches(), size + 2)
+    fig = plt.figure(figsize=(inches(), height + _inches(len(lines), size + 2)), layout="constrained")
     plt.close(fig)
+    fig.suptitle("\n".join(lines))
     return fig
 
 
-def styles(names: Sequence) -> dict:
-    """Colour and marker for every different name, the bundled recipes' always the same."""
+def finish(fig: Figure, entries: Sequence[Artist], note: str = "") -> None:
+    """The legend beside the axes, in one column of a paper below them, and a small line at the bottom.
+
+    Parameters
+    ----------
+    fig : Figure
+        Of `panels` or `blank`.
+    entries : sequence of Artist
+        What the legend names, each by its label.
+    note : str
+        The small line.
+    """
+    is_narrow = _columns.get() == 1
+    size = SIZES[_columns.get()] - 1
+    lines = _wrapped(note, inches(), size)
+    note_height = _inches(len(lines), size)
+    legend_height = legend_width = 0.0
+    legend = None
+    if entries:
+        longest = max(len(str(entry.get_label())) for entry in entries)
+        legend = fig.legend(
+            handles=list(entries),
+            loc="lower center" if is_narrow else "center right",
+            ncols=2 if is_narrow and longest < 20 else 1,
+            frameon=False,
+        )
+        extent = legend.get_window_extent()
+        if is_narrow:
+            legend_height = extent.height / fig.dpi
+        else:
+            legend_width = extent.width / fig.dpi
+    below = note_height + legend_height
+    fig.set_figheight(fig.get_figheight() + below)
+    note_share = note_height / fig.get_figheight()
+    if legend is not None:
+        legend.set_bbox_to_anchor((0, note_share, 1, 1 - note_share))
+    if lines:
+        fig.text(0.5, 0.25 * note_share / len(lines), "\n".join(lines), ha="center", va="bottom", size=size, color="0.35")
+    below_share = below / fig.get_figheight()
+    # the layout keeps axes and titles out of the room of both
+    fig.get_layout_engine().set(rect=(0, below_share, 1 - legend_width / inches(), 1 - below_share))
+
+
+def entries(looks: dict, **options: object) -> list[Line2D]:
+    """A legend's entry for each name, with its colour and marker."""
+    return [Line2D([], [], label=literal(name), **(look | options)) for name, look in looks.items()]
+
+
+def wrapped(text: str, characters: int) -> str:
+    """A text in lines of so many characters at most."""
+    return "\n".join(textwrap.wrap(text, characters))
+
+
+def _wrapped(text: str, inches: float, points: float) -> list[str]:
+    """The lines of a text at a font size, half of which a character takes on average."""
+    lines = []
+    for line in text.splitlines():
+        lines += textwrap.wrap(line, int(inches * 72 / (0.52 * points))) or [""]
+    return lines
+
+
+def _inches(lines: int, points: float) -> float:
+    """How high so many lines of text are."""
+    return lines * 1.35 * points / 72
+
+
+def looks(names: Sequence) -> dict:
+    """Colour and marker for every different name: numbers on an ordered scale, the bundled recipes always the same."""
     kinds = list(dict.fromkeys(names))
+    if len(kinds) > 1 and pd.api.types.is_numeric_dtype(pd.Series(kinds)):
+        shades = sns.color_palette("viridis", len(kinds) + 1).as_hex()  # the last is too bright on white
+        ordered = sorted(kinds)
+        return {kind: {"color": shades[ordered.index(kind)], "marker": MARKERS[ordered.index(kind)]} for kind in kinds}
     # never those of the four kinds that most figures show, nor of any other that is here
-    taken = [KNOWN.get(kind) for kind in ("plain", "augmented", "equivariant", "random", *kinds)]
-    spare = [colour for colour in _COLOURS if colour not in taken]
-    rest = iter(sns.color_palette("husl", len(kinds)).as_hex() if len(kinds) > len(spare) else spare)
-    return {
-        kind: {"color": KNOWN.get(kind) or next(rest), "marker": MARKERS[i % len(MARKERS)]}
-        for i, kind in enumerate(kinds)
-    }
+    taken = [KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random", *kinds) if kind in KNOWN]
+    spare_colours = [colour for colour in COLOURS if colour not in [known for known, _ in taken]]
+    spare_markers = [marker for marker in MARKERS if marker not in [known for _, known in taken]]
+    others = [kind for kind in kinds if kind not in KNOWN]
+    if len(others) > len(spare_colours):
+        spare_colours = sns.color_palette("husl", len(others)).as_hex()
+    looks = {}
+    for kind in kinds:
+        colour, marker = KNOWN.get(kind, ("", ""))
+        if kind in others:
+            place = others.index(kind)
+            colour, marker = spare_colours[place], spare_markers[place % len(spare_markers)]
+        looks[kind] = {"color": colour, "marker": marker}
+    return looks
+
+
+def log_scale(ax: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def relative_scale(ax: Axes) -> None:
+    """0 and 1 of a relative value are in sight, and marked."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -0.03), max(high, 1.03))
+    for height in (0, 1):
+        ax.axhline(height, color="0.5", linewidth=0.8, zorder=0.5)
 
 
 def literal(name: object) -> str:
@@ -101,13 +272,10 @@ def literal(name: object) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def note(ax: Axes, text: str) -> None:
-    """A small line below the figure."""
-    ax.figure.text(0.5, -0.02, text, ha="center", va="top", fontsize=8, color="0.35")
-
-
 def save(fig: Figure, path: str | PathLike, formats: Sequence[str] = ("png", "svg")) -> Path:
     """Write a figure in some of the formats "png", "svg", "pdf", the same bytes every time; gives the first one's path.
+
+    Fonts are embedded, and each file says in words what is seen (`alt_text`).
 
     Parameters
     ----------
@@ -119,7 +287,9 @@ def save(fig: Figure, path: str | PathLike, formats: Sequence[str] = ("png", "sv
             raise ValueError(unknown("format", name, FORMATS))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path"}):
+    said = alt_text(fig)
+    with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path", "pdf.fonttype": 42}):
         for name in formats:
-            fig.savefig(f"{path}.{name}", dpi=160, bbox_inches="tight", metadata=FORMATS[name])
+            metadata = {FORMATS[name]: None, DESCRIPTIONS[name]: said}
+            fig.savefig(f"{path}.{name}", dpi=200, metadata=metadata)
     return path.with_name(f"{path.name}.{formats[0]}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -93,11 +92,11 @@ def worst(
     upright_images = samples.find(images, [case.sample for case in cases])
     moved_images = samples.moved(upright_images, [case.element for case in cases], action or one.attrs["group"])
     identity = one.element.attrs.get("identity", "e")
-    across = min(ACROSS, len(cases))
+    across = min(style.across(ACROSS, narrow=3), len(cases))
     rows = -(-len(cases) // across)
     name = style.literal(one.model.item())
-    with sns.axes_style("white"):
-        fig = style.blank((1.35 * across + 0.5, 3.5 * rows + 0.5))
+    with style.theme(grid=False):
+        fig = style.blank(3.0 * rows, title or f"Which images does {name} treat most differently when they move?")
         axes = fig.subplots(2 * rows, across, squeeze=False)
         for ax in axes.ravel():
             ax.set_axis_off()
@@ -106,15 +105,12 @@ def worst(
             upright, moved = axes[2 * row : 2 * row + 2, k % across]
             _show(upright, upright_images[k])
             _show(moved, moved_images[k])
-            upright.set_title(_predicted(one, case.sample, identity, class_names), fontsize=8)
+            upright.set_title(_predicted(one, case.sample, identity, class_names), fontsize=7.5)
             predicted = _predicted(one, case.sample, case.element, class_names)
-            moved.set_title(f"{style.literal(case.element)}: {case.largest:.2g}\n{predicted}", fontsize=8)
+            moved.set_title(f"{style.literal(case.element)}: {case.largest:.2g}\n{predicted}", fontsize=7.5)
         metric_name = style.literal(one[metric].attrs["long_name"])
-        fig.suptitle(title or f"Which images does {name} treat most differently when they move?", fontsize=12)
-        style.note(
-            axes[-1, 0],
-            f"below each image the moved copy that deviates most, with its {metric_name} above the best value",
-        )
+        note = f"below each image the moved copy that deviates most, with its {metric_name} above the best value"
+        style.finish(fig, [], note)
     return fig
 
 
