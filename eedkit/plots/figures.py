@@ -260,7 +260,7 @@ def class_heatmap(
         for ax in grid.ravel()[len(kinds) :]:
             ax.set_visible(False)
         for ax, kind, panel in zip(axes, kinds, panels, strict=True):
-            texts = np.vectorize(_cell_text)(panel.values)
+            texts = np.array([_cell_text(value) for value in panel.values.ravel()]).reshape(panel.shape)
             sns.heatmap(
                 panel.values,
                 ax=ax,

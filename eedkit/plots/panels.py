@@ -48,26 +48,29 @@ def lines(
     """Mean of `y` at every `x`, one line per `by`, with 95 % intervals over the rows (seeds); a panel per value of `panel`.
 
     Numbers and ordered categories (`pandas.Categorical`) on the x axis are joined by lines; other texts have no order, and
-    their points stand side by side. A `y` that is called `relative` shows 0 and 1.
+    their points stand side by side. A `y` that is called `relative` shows 0 and 1, an `estimate` the best value.
 
     Parameters
     ----------
     table : one row per replicate; texts of `x` are spread evenly in the order in which they appear
     line, line_label : a horizontal line, and what it says
-    log : a logarithmic `y`; means and intervals are those of the logarithms, so that they stay above 0
+    log : a logarithmic `y`; means and intervals are those of the logarithms, so that they stay above 0, and what has none
+        is counted below the figure
     shared : whether all panels have one scale
     bounds : the range that `y` can have, in which intervals stay
 
     Raises
     ------
     ValueError
-        There is no such column, or no row with a value, or one that has no logarithm.
+        There is no such column, or no row with a value.
     """
     rows = _rows(table, (x, y, by, *([panel] if panel else [])), y)
-    if log and (rows[y] <= 0).any():
-        raise ValueError(f"a logarithmic axis needs values above 0, got {rows[y].min():g} in {y}")
-    if y == "relative":
-        bounds = (max(0.0, bounds[0]), bounds[1])
+    not_shown = 0
+    if log:
+        not_shown = int((rows[y] <= 0).sum())
+        rows = _rows(rows.where(rows[y] > 0), (), y)
+    best = _best(rows, y)
+    bounds = (max(bounds[0], best), bounds[1])
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
     looks = style.looks(rows[by])
     places = _Places(rows[x])
@@ -95,13 +98,15 @@ def lines(
             ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
-            if y == "relative":
-                style.relative_scale(ax)
+            _mark_scale(ax, y, best)
         entries = style.entries(looks, linestyle="-" if places.ordered else "")
         if line is not None and line_label:
             entries += style.entries({line_label: {"color": "0.4"}}, linestyle="--", linewidth=1)
         counts = rows.groupby([by, x, *([panel] if panel else [])], observed=True).size()
-        style.finish(fig, entries, _bars(counts, log))
+        note = _bars(counts, log)
+        if not_shown:
+            note += f"; not shown: {not_shown} values that are not above 0"
+        style.finish(fig, entries, note)
     return fig
 
 
@@ -152,6 +157,23 @@ def _interval(values: pd.Series, log: bool, bounds: tuple[float, float]) -> tupl
     return mid, min(low, mid), max(high, mid)
 
 
+def _best(rows: pd.DataFrame, y: str) -> float:
+    """The least value that a column can have, where the table tells it."""
+    if y == "relative":
+        return 0.0
+    if y == "estimate" and "best" in rows and rows.best.nunique() == 1:
+        return float(rows.best.iloc[0])
+    return -np.inf
+
+
+def _mark_scale(ax: Axes, y: str, best: float) -> None:
+    """0 and 1 of relative values, the best of others."""
+    if y == "relative":
+        style.relative_scale(ax)
+    elif np.isfinite(best):
+        ax.axhline(best, color="0.5", linewidth=0.8, zorder=0.5)
+
+
 def _bars(counts: pd.Series, log: bool) -> str:
     """What the bars are, and over how many networks."""
     if counts.max() == 1:
@@ -188,7 +210,7 @@ def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
             )
         ax.set_xscale("log")
         ax.set_xlabel("share of turned training images")
-        ax.set_ylabel("share of the relative deviation that is gone")
+        ax.set_ylabel("share of deviation gone")
         ax.set_xticks(shares, [f"{share:g}" for share in shares])
         ax.minorticks_off()
         style.relative_scale(ax)
@@ -216,6 +238,7 @@ def cloud(
             ax.plot(ours[x], ours[y], linestyle="", alpha=0.85, **look, label=style.literal(name))
         ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
         ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
+        _mark_scale(ax, y, _best(rows, y))
         networks = rows.model.nunique() if "model" in rows else len(rows)
         style.finish(fig, style.entries(looks, linestyle=""), f"{networks} networks")
     return fig
@@ -250,11 +273,11 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
             ax.set_xlim(-1.2 * SHOWN_MARGINS, 1.2 * SHOWN_MARGINS)
             panel_title = style.literal(kind) if len(parts) > 1 else ""
             ax.set_xticks([-4, -2, 0, 2, 4])
-            ax.set_title(style.wrapped((labels or {}).get(kind, panel_title), int(8 * style.inches())), loc="left")
-        axes[-1].set_xlabel("distance from the margin, in margins")
+            ax.set_title(style.wrapped((labels or {}).get(kind, panel_title), int(5.5 * style.inches())), loc="left")
+        axes[-1].set_xlabel("distance, in margins")
         verdicts_there = [verdict for verdict in _VERDICT if verdict in set(rows.verdict)]
         looks = {verdict: dict(zip(("color", "marker"), _VERDICT[verdict], strict=True)) for verdict in verdicts_there}
-        note = f"right of 0: as claimed; arrows and numbers: beyond {SHOWN_MARGINS:g} margins"
+        note = f"distance of the effect from its margin, right of 0: as claimed; arrows and numbers: beyond {SHOWN_MARGINS:g} margins"
         style.finish(fig, style.entries(looks, linestyle="-"), note)
     return fig
 
@@ -267,7 +290,14 @@ def _draw_effect(ax: Axes, place: int, row: Any) -> None:
     effect = claim.slack(row.effect, row.effect)[0]
     shown_effect = np.clip(effect, -SHOWN_MARGINS, SHOWN_MARGINS)
     ax.plot([low, high], [place, place], color=colour)
-    ax.plot(shown_effect, place, marker=marker, color=colour, linestyle="", label=style.literal(f"{row.test} ({row.verdict})"))
+    ax.plot(
+        shown_effect,
+        place,
+        marker=marker,
+        color=colour,
+        linestyle="",
+        label=style.literal(f"{row.test} ({row.verdict})"),
+    )
     for end, arrow in ((low, "<"), (high, ">")):
         if abs(end) == SHOWN_MARGINS:
             ax.plot(end, place, marker=arrow, color=colour)
@@ -291,7 +321,7 @@ def pictures(images: Mapping[str, Sequence], *, columns: Sequence, title: str = 
     columns : what stands above each
     """
     with style.theme(grid=False):
-        size = min(0.9, style.inches() / (len(columns) + 1.5))
+        size = min(1.2, style.inches() / (len(columns) + 1.5))
         fig = style.blank(size * len(images) + 0.3, title)
         axes = fig.subplots(len(images), len(columns), squeeze=False)
         for row, (name, shown) in zip(axes, images.items(), strict=True):

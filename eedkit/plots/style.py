@@ -189,7 +189,9 @@ def finish(fig: Figure, entries: Sequence[Artist], note: str = "") -> None:
     if legend is not None:
         legend.set_bbox_to_anchor((0, note_share, 1, 1 - note_share))
     if lines:
-        fig.text(0.5, 0.25 * note_share / len(lines), "\n".join(lines), ha="center", va="bottom", size=size, color="0.35")
+        fig.text(
+            0.5, 0.25 * note_share / len(lines), "\n".join(lines), ha="center", va="bottom", size=size, color="0.35"
+        )
     below_share = below / fig.get_figheight()
     # the layout keeps axes and titles out of the room of both
     fig.get_layout_engine().set(rect=(0, below_share, 1 - legend_width / inches(), 1 - below_share))
@@ -206,10 +208,10 @@ def wrapped(text: str, characters: int) -> str:
 
 
 def _wrapped(text: str, inches: float, points: float) -> list[str]:
-    """The lines of a text at a font size, half of which a character takes on average."""
+    """The lines of a text at a font size, somewhat more than half of which a character takes."""
     lines = []
     for line in text.splitlines():
-        lines += textwrap.wrap(line, int(inches * 72 / (0.52 * points))) or [""]
+        lines += textwrap.wrap(line, int(inches * 72 / (0.58 * points))) or [""]
     return lines
 
 

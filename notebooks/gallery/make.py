@@ -32,6 +32,8 @@ with tempfile.TemporaryDirectory() as folder:
 table = ek.summarise(results, full=True, resamples=0)
 table["shown"] = table.metric.map(SHOWN)
 table["block"] = table.layer.str.removeprefix("blocks.").replace("latent", "head")
+blocks = [block for block in dict.fromkeys(table.block) if block != "head"]
+table["block"] = pd.Categorical(table.block, categories=[*blocks, "head"], ordered=True)
 
 figure = ek.plots.lines(
     table.dropna(subset="relative"),

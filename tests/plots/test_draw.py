@@ -49,8 +49,7 @@ def legends(monkeypatch):
     seen, save = {}, style.save
 
     def look(fig, path, formats):
-        legend = fig.axes[0].get_legend()
-        texts = [text.get_text() for text in legend.get_texts()] if legend else []
+        texts = [text.get_text() for legend in fig.legends for text in legend.get_texts()]
         seen[path.name] = texts
         return save(fig, path, formats)
 

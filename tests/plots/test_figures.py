@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import eedkit as ek
@@ -49,10 +50,20 @@ def drawn(figure, colour):
     return max(((line.get_xdata(), line.get_ydata()) for line in lines), key=lambda xy: len(xy[0]))
 
 
+def note(figure):
+    """The small line at the bottom."""
+    return " ".join(figure.texts[-1].get_text().split())
+
+
+def legend(figure):
+    """The names in the legend."""
+    return [text.get_text() for text in figure.legends[0].texts]
+
+
 @pytest.mark.parametrize(("models", "says"), [(3, "2 seeds, or over images for a single network"), (4, "2 seeds;")])
 def test_a_single_networks_band_is_told_from_those_of_seeds(results, models, says):
     figure = plots.depth_profile(results.isel(model=range(models)), metric="latent")
-    assert any(f"bands: 95 % over {says}" in text.get_text() for text in figure.texts)
+    assert f"bands: 95 % over {says}" in note(figure)
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -62,10 +73,10 @@ def test_depth_profile_draws_the_means_over_seeds(results, relative):
     rows = table[(table.metric == "latent") & (table.recipe == "plain")]
     expected = rows.groupby("depth")["relative" if relative else "estimate"].mean()
     assert len(expected) == rows.layer.nunique() == 4
-    x, y = drawn(figure, style.KNOWN["plain"])
+    x, y = drawn(figure, style.KNOWN["plain"][0])
     assert x == pytest.approx(expected.index.to_numpy())
     assert y == pytest.approx(expected.to_numpy())
-    assert "2 seeds; 24 images" in figure.texts[-1].get_text()
+    assert "2 seeds; 24 images" in note(figure)
 
 
 def test_depth_profile_of_single_models_has_the_bootstrap_band(results):
@@ -75,14 +86,14 @@ def test_depth_profile_of_single_models_has_the_bootstrap_band(results):
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     at_latent = band[np.isclose(band[:, 0], row.depth), 1]
     assert [at_latent.min(), at_latent.max()] == pytest.approx([row.low, row.high])
-    assert "bootstrap over 24 images" in figure.texts[-1].get_text()
+    assert "bootstrap over 24 images" in note(figure)
 
 
 def test_a_single_chain_has_no_band_and_says_so(results):
     one = results.isel(model=[0], sample=results.chain == 1).drop_vars(["recipe", "seed"])
     for relative in (False, True):
         figure = plots.depth_profile(one, metric="latent", relative=relative)
-        assert figure.texts[-1].get_text().endswith("no intervals; 8 images")
+        assert note(figure).endswith("no intervals; 8 images")
         assert not any(len(c.get_paths()) for c in figure.axes[0].collections)
 
 
@@ -90,7 +101,7 @@ def test_depth_profile_leaves_out_class_tokens(results):
     table = ek.summarise(results)
     token = table[(table.metric == "latent") & (table.layer == "latent")].assign(layer="latent[class]", estimate=9.0)
     figure = plots.depth_profile(pd.concat([table, token]), metric="latent")
-    assert max(line.get_ydata().max() for line in figure.axes[0].lines) < 1
+    assert max(max(line.get_ydata()) for line in figure.axes[0].lines) < 1
 
 
 def test_models_blind_to_images_have_no_relative_value(results):
@@ -99,7 +110,7 @@ def test_models_blind_to_images_have_no_relative_value(results):
     assert flat.relative.isna().all()
     assert flat.reason.str.contains("within rounding").all()
     figure = plots.depth_profile(table, metric="latent", relative=True)
-    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["plain"]
+    assert legend(figure) == ["plain"]
 
 
 def test_calibration_puts_every_model_on_its_relative_value(results):
@@ -111,7 +122,7 @@ def test_calibration_puts_every_model_on_its_relative_value(results):
 
 def test_rose_draws_rotations_solid_and_mirrored_dashed_closing_the_orbit(results):
     figure = plots.orbit_rose(results)
-    angle, radius = drawn(figure, style.KNOWN["plain"])
+    angle, radius = drawn(figure, style.KNOWN["plain"][0])
     values = results.latent.sel(layer="latent").mean("sample") + 1
     expected = values.where(results.recipe == "plain", drop=True).mean("model")
     assert np.rad2deg(angle) == pytest.approx([0, 90, 180, 270, 0])
@@ -121,7 +132,7 @@ def test_rose_draws_rotations_solid_and_mirrored_dashed_closing_the_orbit(result
 
 
 def test_rose_spreads_the_elements_of_a_group_without_rotations_evenly(results):
-    angle, _ = drawn(plots.orbit_rose(results.sel(element=["e", "m"])), style.KNOWN["plain"])
+    angle, _ = drawn(plots.orbit_rose(results.sel(element=["e", "m"])), style.KNOWN["plain"][0])
     assert np.rad2deg(angle) == pytest.approx([0, 180, 0])
 
 
@@ -202,7 +213,7 @@ def test_layers_of_equal_depth_stay_two_points(results):
     table = ek.summarise(results)
     table.loc[table.layer != "output", "depth"] = 0.5
     figure = plots.depth_profile(table, metric="latent")
-    _, y = drawn(figure, style.KNOWN["plain"])
+    _, y = drawn(figure, style.KNOWN["plain"][0])
     rows = table[(table.metric == "latent") & (table.recipe == "plain")]
     assert sorted(y) == pytest.approx(sorted(rows.groupby("layer").estimate.mean()))
 
@@ -210,8 +221,8 @@ def test_layers_of_equal_depth_stay_two_points(results):
 def test_models_without_a_relative_value_are_named_below_the_figure(results):
     table = ek.summarise(results)
     table.loc[table.recipe == "dim", "relative"] = np.nan
-    note = plots.depth_profile(table, metric="latent", relative=True).texts[-1].get_text()
-    assert note.endswith("no relative value: dim")
+    figure = plots.depth_profile(table, metric="latent", relative=True)
+    assert note(figure).endswith("no relative value: dim")
 
 
 def test_an_undefined_layer_is_refused_with_its_reason(results):
@@ -231,11 +242,13 @@ def test_rose_of_a_product_group_keeps_mirrored_and_turned_apart(results):
 
 def test_names_of_ones_own_get_colours_of_no_recipe_that_is_shown():
     names = ["mine", "plain", "simclr", "other"]
-    looks = style.styles(names)
+    looks = style.looks(names)
     assert len({look["color"] for look in looks.values()}) == len(names)
-    assert looks["mine"]["color"] not in [style.KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random")]
+    assert looks["mine"]["color"] not in [
+        style.KNOWN[kind][0] for kind in ("plain", "augmented", "equivariant", "random")
+    ]
     # the same as ever where no further recipe is shown
-    assert style.styles(["mine"])["mine"]["color"] == style._COLOURS[3]
+    assert style.looks(["mine"])["mine"]["color"] == style.COLOURS[3]
 
 
 def shown(names):
@@ -260,7 +273,7 @@ def test_a_model_without_value_is_named_as_it_is(results, drawn_texts):
     table = ek.summarise(results.assign_coords(recipe=("model", ["a", "a", r"$\frac$", r"$\frac$"])))
     table.loc[table.recipe == r"$\frac$", "relative"] = np.nan
     texts = drawn_texts(plots.depth_profile(table, metric="latent", relative=True))
-    assert any(text.endswith(r"no relative value: $\frac$") for text in texts)
+    assert any(text.endswith(r"$\frac$") for text in texts)
 
 
 def test_elements_and_classes_are_shown_as_they_are(results, odd_names, drawn_texts):
@@ -274,9 +287,9 @@ def test_metrics_and_units_are_shown_as_they_are(results, drawn_texts):
     results = results.copy()
     results["latent"] = results.latent.assign_attrs(long_name=r"$\frac$", units=r"$\sqrt$")
     texts = drawn_texts(plots.depth_profile(results, metric="latent"))
-    assert {r"Where in the network is it equivariant? ($\frac$)", r"latent EED ($\sqrt$)"} <= texts
+    assert {r"Where in the network is it equivariant? ($\frac$)", r"EED (latent), $\sqrt$"} <= texts
     table = ek.summarise(results).replace({"metric": {"latent": r"$\frac$"}})
-    assert r"relative $\frac$ EED" in drawn_texts(plots.depth_profile(table, metric=r"$\frac$", relative=True))
+    assert r"relative EED ($\frac$)" in drawn_texts(plots.depth_profile(table, metric=r"$\frac$", relative=True))
 
 
 @pytest.fixture
@@ -298,11 +311,11 @@ def test_figures_leave_out_what_has_no_value(torn, figure, metric):
 @pytest.mark.filterwarnings("error")
 def test_rose_is_of_the_models_and_images_that_have_values(torn):
     figure = plots.orbit_rose(torn.drop_vars(["recipe", "seed"]))
-    assert [text.get_text() for text in figure.axes[0].get_legend().texts][:3] == ["plain/0", "plain/1", "dim/0"]
-    assert figure.texts[-1].get_text().endswith("mean over 23 images; no value: dim/1")
+    assert legend(figure)[:3] == ["plain/0", "plain/1", "dim/0"]
+    assert note(figure).endswith("mean over 23 images; no value: dim/1")
     of_recipe, alone = plots.orbit_rose(torn), plots.orbit_rose(torn.sel(model=["dim/0"]))
-    dim = style.styles(["plain", "dim"])["dim"]["color"]
-    np.testing.assert_allclose(drawn(of_recipe, dim)[1], drawn(alone, style.styles(["dim"])["dim"]["color"])[1])
+    dim = style.looks(["plain", "dim"])["dim"]["color"]
+    np.testing.assert_allclose(drawn(of_recipe, dim)[1], drawn(alone, style.looks(["dim"])["dim"]["color"])[1])
 
 
 def test_heatmap_keeps_its_scale_beside_a_model_without_values(torn):
@@ -351,3 +364,52 @@ def test_a_histogram_shows_the_shares_of_images(results):
     assert own.values.sum() == pytest.approx(1)
     assert null.values.sum() == pytest.approx(1)
     assert not np.array_equal(own.values, null.values)
+
+
+def test_relative_profiles_show_0_and_1_and_raw_ones_the_best_value(results):
+    low, high = plots.depth_profile(results, metric="latent", relative=True).axes[0].get_ylim()
+    assert low < 0
+    assert high > 1
+    (ax,) = plots.depth_profile(results, metric="latent").axes
+    assert any(set(line.get_ydata()) == {-1.0} for line in ax.lines)
+    assert ax.get_ylim()[0] <= -1
+
+
+def test_bands_end_at_the_best_value(results):
+    table = ek.summarise(results)
+    chosen = (table.metric == "latent") & (table.recipe == "plain")
+    table.loc[chosen, "estimate"] = np.where(table[chosen].model == "plain/0", -0.99, -0.4)
+    band = plots.depth_profile(table, metric="latent").axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == -1
+
+
+def test_groups_and_data_sets_have_a_panel_each(results):
+    quarter = results.sel(element=["e", "r90", "r180", "r270"]).assign_attrs(group="C4")
+    tree = xr.DataTree.from_dict({"a/D4": results, "a/C4": quarter})
+    table = ek.summarise(tree)
+    for draw in (plots.depth_profile, plots.calibration):
+        of_tree, of_table = draw(tree, metric="latent"), draw(table, metric="latent")
+        assert [ax.get_title() for ax in of_tree.axes] == [ax.get_title() for ax in of_table.axes] == ["D4", "C4"]
+    alone = plots.depth_profile(quarter, metric="latent")
+    _, of_panel = drawn(plots.depth_profile(table[table.group == "C4"], metric="latent"), style.KNOWN["plain"][0])
+    _, expected = drawn(alone, style.KNOWN["plain"][0])
+    np.testing.assert_allclose(of_panel, expected)
+    second = [line for line in of_tree.axes[1].lines if line.get_label() == "plain"]
+    assert len(second) == 1
+
+
+def test_what_interpolation_leaves_is_dotted(results):
+    images = torch.randn(12, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    ds = ek.measure(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(324, 3)),
+        images,
+        group="C8",
+        progress=False,
+    )
+    rows = ek.summarise(ds).query("metric == 'channelwise'").dropna(subset="floor")
+    for relative in (False, True):
+        (ax,) = plots.depth_profile(ds, relative=relative).axes
+        (dots,) = (line for line in ax.lines if line.get_linestyle() == ":")
+        expected = (rows.floor - rows.best) / (rows.null - rows.best) if relative else rows.floor
+        np.testing.assert_allclose(dots.get_ydata(), expected)
+        assert "dots: what interpolation alone leaves" in note(ax.figure)

@@ -35,7 +35,7 @@ def test_lines_join_means_over_seeds_with_their_intervals_panel_by_panel(table):
     assert [ax.get_title() for ax in figure.axes] == ["blur", "noise"]
     for ax, kind in zip(figure.axes, ("blur", "noise"), strict=True):
         ours = table[(table["shift"] == kind) & (table.recipe == "plain")]
-        x, y = points(ax, style.KNOWN["plain"])
+        x, y = points(ax, style.KNOWN["plain"][0])
         assert x.tolist() == [1, 3]
         assert y == pytest.approx(ours.groupby("severity").gain.mean().to_numpy())
         bars = next(c for c in ax.collections if tuple(c.get_colors()[0][:3]) == _rgb("plain"))
@@ -48,18 +48,67 @@ def test_lines_join_means_over_seeds_with_their_intervals_panel_by_panel(table):
 def _rgb(name):
     import matplotlib as mpl
 
-    return mpl.colors.to_rgb(style.KNOWN[name])
+    return mpl.colors.to_rgb(style.KNOWN[name][0])
 
 
-def test_text_on_the_axis_keeps_the_tables_order(table):
-    table["domain"] = np.where(table.severity == 1, "near", "far")
-    figure = plots.lines(table[table.recipe == "plain"], x="domain", y="gain", log=True)
-    (ax,) = figure.axes
+@pytest.mark.parametrize("ordered", [True, False])
+def test_only_what_has_an_order_is_joined(table, ordered):
+    names = np.where(table.severity == 1, "near", "far")
+    table["domain"] = pd.Categorical(names, categories=["near", "far"], ordered=True) if ordered else names
+    (ax,) = plots.lines(table[table.recipe == "plain"], x="domain", y="gain").axes
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["near", "far"]
-    x, y = points(ax, style.KNOWN["plain"])
-    assert y[0] < y[1]
-    assert np.round(x).tolist() == [0, 1]
+    means = ax.containers[0][0]
+    assert means.get_linestyle() == ("-" if ordered else "None")
+    assert np.round(means.get_xdata()).tolist() == [0, 1]
+    expected = table[table.recipe == "plain"].groupby("severity").gain.mean()
+    np.testing.assert_allclose(means.get_ydata(), expected)
+
+
+def test_intervals_of_logarithms_stay_above_0():
+    losses = [0.001, 0.01, 0.4]
+    table = pd.DataFrame({"recipe": "plain", "epoch": 1, "loss": losses})
+    (ax,) = plots.lines(table, x="epoch", y="loss", log=True).axes
+    (segment,) = ax.containers[0][2][0].get_segments()
+    logarithms = np.log(losses)
+    half = 4.302653 * logarithms.std(ddof=1) / np.sqrt(3)  # t at 2 degrees of freedom
+    np.testing.assert_allclose(np.log(segment[:, 1]), [logarithms.mean() - half, logarithms.mean() + half], rtol=1e-5)
     assert ax.get_yscale() == "log"
+    figure = plots.lines(table.assign(loss=[0, 1, 2]), x="epoch", y="loss", log=True)
+    assert (
+        figure.texts[-1]
+        .get_text()
+        .endswith("over 2 networks, geometric means; not shown: 1 values that are not above 0")
+    )
+    with pytest.raises(ValueError, match="no row has a value of loss"):
+        plots.lines(table.assign(loss=0), x="epoch", y="loss", log=True)
+
+
+def test_intervals_stay_within_the_bounds():
+    table = pd.DataFrame({"recipe": "plain", "epoch": 1, "accuracy": [0.5, 1.0, 1.0]})
+    (ax,) = plots.lines(table, x="epoch", y="accuracy", bounds=(0, 1)).axes
+    (segment,) = ax.containers[0][2][0].get_segments()
+    assert segment[1, 1] == 1
+    assert 0 < segment[0, 1] < 0.5
+
+
+def test_a_relative_axis_shows_0_and_1(table):
+    (ax,) = plots.lines(table.assign(relative=0.5), x="severity", y="relative").axes
+    low, high = ax.get_ylim()
+    assert low < 0
+    assert high > 1
+
+
+def test_a_raw_axis_shows_the_best_value(table):
+    with_best = table.assign(estimate=table.gain, best=-1.0)
+    for draw in (plots.lines, plots.cloud):
+        (ax,) = draw(with_best, x="severity", y="estimate").axes
+        assert ax.get_ylim()[0] <= -1
+
+
+def test_unequal_numbers_of_networks_are_both_said(table):
+    fewer = table[(table.recipe == "plain") | (table.seed < 3)]
+    figure = plots.lines(fewer[fewer["shift"] == "blur"], x="severity", y="gain")
+    assert figure.texts[-1].get_text() == "bars: 95 % over 3 to 5 networks"
 
 
 def test_a_single_replicate_is_drawn_without_a_bar_and_says_nothing_of_intervals(table):
@@ -108,9 +157,10 @@ def test_effects_stand_right_of_0_where_they_are_as_claimed():
     assert [t.get_text() for t in figure.legends[0].texts] == ["supported", "contradicted", "inconclusive"]
 
 
-def test_effects_far_from_their_margin_end_in_an_arrow():
+def test_effects_far_from_their_margin_end_in_an_arrow_and_say_where():
     rows = effect_rows(conclusion="1", test=["far", "near"], effect=[400.0, 2.0], low=[3.0, 1.5], high=[np.inf, 2.5])
     (axes,) = plots.effects(rows).axes
+    assert [text.get_text() for text in axes.texts] == ["399"]
     arrows = [
         (line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_marker() in "<>"
     ]
