@@ -67,7 +67,8 @@ def depth_profile(
                 if not points:
                     continue
                 x, mid, low, high = np.array(points).T
-                low, high = np.clip([low, high], best, highest)
+                low = np.minimum(np.clip(low, best, highest), mid)
+                high = np.clip(high, best, highest)
                 ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
                 ax.plot(x, mid, **look, label=style.literal(kind))
             if not relative:

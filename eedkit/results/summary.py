@@ -4,7 +4,7 @@ Knows xarray, pandas and scipy, never torch. Costs `resamples` means over the sa
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -29,7 +29,8 @@ class _Estimate:
     """One metric of one model at one layer: per-sample means over the elements, NaN where there is none, and what calibrates
     them.
 
-    `rounding` is the null gap that rounding alone may leave, `reason` says why samples have no value, `missing` why there is no
+    `zero` is the value that counts as no deviation: the best one, or the floor of interpolation. `rounding` is the null gap that
+    rounding alone may leave, `reason` says why samples have no value, `missing` why there is no
     M or scale; `of_group` are columns that only some groups have. The accuracy is the model's, the same for all its estimates.
     """
 
@@ -39,6 +40,7 @@ class _Estimate:
     values: np.ndarray
     null: np.ndarray | None
     best: float
+    zero: float
     scale: float
     rounding: float
     pair_cosine: float
@@ -67,21 +69,22 @@ class _Estimate:
             return "the distance has no best value"
         if np.isnan(self.null).all():
             return "no sample has a null"
-        gap = np.nanmean(self.null) - self.best
+        gap = np.nanmean(self.null) - self.zero
         if not gap > self.rounding:
             return f"the null gap {gap:.2g} lies within rounding ({self.rounding:.2g}): the model tells no image from another here"
         return ""
 
     def relative(self, value: ArrayLike, null: ArrayLike) -> np.ndarray:
-        """(E − m*) / (E_null − m*); NaN for a resample whose null shows no difference."""
-        gap = np.asarray(null) - self.best
-        return np.divide(np.asarray(value) - self.best, gap, out=np.full(gap.shape, np.nan), where=gap > 0)[()]
+        """(E − m*) / (E_null − m*), or with the floor for m*; NaN for a resample whose null shows no difference."""
+        gap = np.asarray(null) - self.zero
+        return np.divide(np.asarray(value) - self.zero, gap, out=np.full(gap.shape, np.nan), where=gap > 0)[()]
 
 
 def summarise(
     ds: xr.Dataset | xr.DataTree,
     *,
     full: bool = False,
+    above_floor: bool = False,
     confidence: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
@@ -92,6 +95,9 @@ def summarise(
     over the samples that have a value. Intervals are percentile bootstrap intervals (`resamples=0`: none) whose unit is the
     chain of images that share their shuffled orbits.
 
+    With `above_floor=True` what interpolation alone leaves is taken out: where there is a floor, relative values are
+    (E − floor) / (E_null − floor), below 0 for what is more equivariant than the images pooled to the layer's grid.
+
     Columns
     -------
     estimate, low, high : E and its interval
@@ -99,7 +105,8 @@ def summarise(
     best : m*, the value of a perfectly equivariant model
     relative, relative_low, relative_high : (E − m*) / (E_null − m*): 0 is perfectly equivariant, 1 says that a moved copy is no
         more alike than another image; its interval resamples E and E_null together *[ours]*
-    floor : what interpolation alone leaves, the value of the images pooled to the layer's grid; of groups that interpolate
+    floor : what interpolation alone leaves, the value of the images pooled to the layer's grid; of groups that interpolate,
+        unless it is taken out
     element_error : standard error of the estimate that comes from sampling elements of a continuous group, from the differences
         of neighbours (which errs on the large side)
     n : samples that have a value
@@ -130,7 +137,13 @@ def summarise(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if isinstance(ds, xr.DataTree):
-        options = {"full": full, "confidence": confidence, "resamples": resamples, "seed": seed}
+        options = {
+            "full": full,
+            "above_floor": above_floor,
+            "confidence": confidence,
+            "resamples": resamples,
+            "seed": seed,
+        }
         tables = []
         for leaf in ds.leaves:
             path, _, group = leaf.path.strip("/").rpartition("/")
@@ -141,7 +154,7 @@ def summarise(
     ds = schema.validate(ds)
     bootstrap = _bootstrap(ds, confidence, resamples, seed)
     rows = []
-    for estimates in _by_model(ds):
+    for estimates in _by_model(ds, above_floor=above_floor):
         means = _resampled([one.resampled for one in estimates], bootstrap)
         for one, of_one in zip(estimates, means, strict=True):
             row = _row(one, of_one, bootstrap)
@@ -312,7 +325,7 @@ def _bootstrap(ds: xr.Dataset, confidence: float, resamples: int, seed: int) -> 
     return ChainBootstrap(chains, confidence=confidence, resamples=resamples, seed=seed)
 
 
-def _by_model(ds: xr.Dataset) -> Iterator[list[_Estimate]]:
+def _by_model(ds: xr.Dataset, *, above_floor: bool = False) -> Iterator[list[_Estimate]]:
     """The estimates of each model."""
     about = [
         name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights", "classes")
@@ -326,6 +339,8 @@ def _by_model(ds: xr.Dataset) -> Iterator[list[_Estimate]]:
         estimates = []
         for metric in schema.metrics_of(ds):
             estimates += _of_metric(one, metric, keys, accuracy, reason)
+        if above_floor:
+            estimates = [_above_floor(estimate) for estimate in estimates]
         yield estimates
 
 
@@ -363,6 +378,7 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict, accuracy: float, accura
             values=values[k],
             null=nulls[k],
             best=attrs["best"],
+            zero=attrs["best"],
             scale=float(scales[k]),
             rounding=attrs["rounding"] * (float(scales[k]) if np.isfinite(scales[k]) else 1.0),
             pair_cosine=pair_cosine,
@@ -370,6 +386,13 @@ def _of_metric(one: xr.Dataset, metric: str, keys: dict, accuracy: float, accura
             reason=_why_undefined(one, undefined, reasons[k]),
             of_group=_of_group(one, metric, k),
         )
+
+
+def _above_floor(estimate: _Estimate) -> _Estimate:
+    """With what interpolation alone leaves for no deviation, and no longer beside it."""
+    others = {name: value for name, value in estimate.of_group.items() if name != "floor"}
+    floor = estimate.of_group.get("floor", np.nan)
+    return replace(estimate, of_group=others, zero=estimate.best if np.isnan(floor) else floor)
 
 
 def _of_group(one: xr.Dataset, metric: str, k: int) -> dict[str, float]:

@@ -675,3 +675,22 @@ def test_a_masked_or_reduced_selection_keeps_working(labelled_results):
 def test_a_tree_has_its_summary_as_a_method(labelled_results):
     tree = xr.DataTree.from_dict({"digits/C4": labelled_results})
     pd.testing.assert_frame_equal(tree.eed.summarise(resamples=9), ek.summarise(tree, resamples=9))
+
+
+def test_what_interpolation_leaves_can_be_taken_out():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(36, 3))
+    images = torch.rand(12, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    ds = ek.measure(net, images, group="C8", metrics=["channelwise", "latent"], progress=False)
+    with_floor, without = ek.summarise(ds), ek.summarise(ds, above_floor=True)
+    assert "floor" not in without
+    has_floor = with_floor.floor.notna()
+    assert has_floor.sum() == 2
+    rows = with_floor[has_floor]
+    expected = (rows.estimate - rows.floor) / (rows.null - rows.floor)
+    np.testing.assert_allclose(without.relative[has_floor], expected)
+    assert (
+        without.relative[1] < rows.relative[1]
+    )  # the pooled map; at the image's own resolution nothing is left to take out
+    np.testing.assert_array_equal(without.relative[~has_floor], with_floor.relative[~has_floor])
+    np.testing.assert_array_equal(without.estimate, with_floor.estimate)
