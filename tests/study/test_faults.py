@@ -34,7 +34,7 @@ def assert_same(found, wanted):
     xr.testing.assert_identical(found.load().drop_attrs(deep=False), wanted.drop_attrs(deep=False))
 
 
-KILLS = 5
+KILLS = 3
 
 
 @pytest.mark.slow
