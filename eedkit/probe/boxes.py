@@ -86,9 +86,11 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
 
 def _between_sets(least: float | None, a: Tensor, b: Tensor) -> Tensor:
     a, b = torch.broadcast_tensors(a, b)
+    sets_of_a = a.reshape(-1, *a.shape[-2:]).double().cpu()
+    sets_of_b = b.reshape(-1, *b.shape[-2:]).double().cpu()
     values = []
-    for rows_of_a, rows_of_b in zip(a.flatten(0, -3).cpu(), b.flatten(0, -3).cpu(), strict=True):
-        values.append(_between_two_sets(rows_of_a.double(), rows_of_b.double(), least))
+    for rows_of_a, rows_of_b in zip(sets_of_a, sets_of_b, strict=True):
+        values.append(_between_two_sets(rows_of_a, rows_of_b, least))
     return torch.tensor(values, dtype=torch.float64, device=a.device).reshape(a.shape[:-2])
 
 
@@ -122,7 +124,7 @@ box_ospa = Distance(
     equation="1 − max over matchings of Σ IoU / max(|a|, |b|)",
     of_sets=True,
 )
-"""How far sets of boxes (…, N, C) are apart: OSPA of order 1 with 1 − IoU (Schuhmacher, Vo & Vo 2008, eq. 3)."""
+"""How far sets of boxes (…, N, C) are apart: OSPA of order 1 with 1 − IoU (Schuhmacher, Vo & Vo 2008)."""
 
 box_disagreement_50 = Distance(
     "box_disagreement_50",

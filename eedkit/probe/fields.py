@@ -29,7 +29,7 @@ def field_type_of(output: Any) -> Any:
 
 
 def on_field(action: Action, field_type: Any) -> Action:
-    """G acting on a steerable field: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ the field's representation (Weiler & Cesa 2019, eq. 1).
+    """G acting on a steerable field: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ the field's representation (Weiler & Cesa 2019).
 
     An element of G is that element of the field's own group which moves an image as it does, so that no order or direction
     of elements is assumed.

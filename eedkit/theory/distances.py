@@ -186,7 +186,7 @@ def _over_positions(p: Tensor, q: Tensor) -> Tensor:
 def _jaccard(a: Tensor, b: Tensor) -> Tensor:
     common = torch.minimum(a, b).sum(-2, dtype=torch.float64)
     together = torch.maximum(a, b).sum(-2, dtype=torch.float64)
-    is_there = together > 0
+    is_there = together != 0  # also where it is NaN
     overlap = common / torch.where(is_there, together, 1.0)
     return 1 - overlap.sum(-1) / is_there.sum(-1)
 
