@@ -289,7 +289,7 @@ def box_sets(a, b, least=None):
 
 def other_elements(orbit, group, act, m, of_kernel):
     """The null of the element: every element that is not in the kernel against all that do not do the same."""
-    order, n = orbit.shape[:2]
+    n = orbit.shape[1]
     values = eed(orbit, group, act, m, of_kernel)
     probe = np.arange(math.prod(orbit.shape[2:]), dtype=float).reshape(orbit.shape[2:])
     for g, element in enumerate(ELEMENTS[group]):

@@ -511,11 +511,12 @@ class Pass:
 
     def on_output(self, output: Any) -> None:
         """What the model gave for the images that were in it."""
+        height, width = self.image_shape[1:]
         with torch.autocast(self.device.type, enabled=False):
             if self.output.layout:
                 selected = self._take_scores(self.found.output.select(output))
                 self.passes[self.output].take(self.place, selected)
-            self.passes[self.output].take_raw(self.place, output, tuple(self.image_shape[1:]))
+            self.passes[self.output].take_raw(self.place, output, (height, width))
 
     def _take_scores(self, given: Tensor) -> Tensor:
         """Predictions and confidences; gives class scores where probabilities came."""

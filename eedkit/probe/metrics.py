@@ -17,7 +17,6 @@ from eedkit.theory import actions, distances
 from eedkit.theory.actions import Action
 from eedkit.theory.distances import Distance
 
-
 WHERE = ("maps", "vectors", "output", "dense", "raw")
 """What a metric may compare."""
 

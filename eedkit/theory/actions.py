@@ -492,7 +492,9 @@ def boxes(action: Action | Group | str) -> Action:
     plane = on_images(action)
     matrices = _matrices_of_points(plane.group)
     if any(effect.angle % 90 for effect in plane.group.effects):
-        raise ValueError(f"{plane.group.name} turns boxes by less than quarter turns, after which their sides are not along the axes")
+        raise ValueError(
+            f"{plane.group.name} turns boxes by less than quarter turns, after which their sides are not along the axes"
+        )
 
     def rows(channels: int) -> Tensor:
         if channels < 4:

@@ -271,9 +271,7 @@ cross_entropy = Distance(
 )
 """H(p, q) in nats. Its best value is H(p), which depends on p, so it has no relative value."""
 
-mean_kl = Distance(
-    "mean_kl", _over_positions, 0.0, math.inf, unit="nat", equation="(1/P) Σ_p Σ a_p log(a_p / b_p)"
-)
+mean_kl = Distance("mean_kl", _over_positions, 0.0, math.inf, unit="nat", equation="(1/P) Σ_p Σ a_p log(a_p / b_p)")
 """The mean over positions of KL(a ‖ b) of maps (…, P, k) whose positions are distributions, in nats *[ours]*."""
 
 jaccard = Distance(

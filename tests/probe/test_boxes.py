@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from eedkit.probe import boxes
 
-BOX = st.tuples(
-    *[st.integers(-6, 6)] * 2, *[st.integers(1, 6)] * 2, st.integers(0, 1)
-)
+BOX = st.tuples(*[st.integers(-6, 6)] * 2, *[st.integers(1, 6)] * 2, st.integers(0, 1))
 SETS = st.lists(BOX, max_size=4)
 DISTANCES = [(boxes.box_ospa, None), (boxes.box_disagreement_50, 0.5), (boxes.box_disagreement_75, 0.75)]
 

@@ -430,7 +430,7 @@ def test_a_custom_metric_of_the_output(scale):
 
 def test_custom_metrics_that_make_no_sense_are_refused():
     cosine = distances.negative_cosine
-    with pytest.raises(ValueError, match="mine: where must be one of maps, vectors, .*, got 'layers'"):
+    with pytest.raises(ValueError, match=r"mine: where must be one of maps, vectors, .*, got 'layers'"):
         Metric("mine", "layers", cosine)
     with pytest.raises(ValueError, match="mine: only vectors have a mean cosine M"):
         Metric("mine", "output", cosine, normalised=True)
