@@ -486,7 +486,9 @@ class LayerPass:
     def _keep(self, kept: KeptOrbit, place: Place, features: Callable[..., Tensor] | None, *given: Any) -> None:
         """Keep f(gx); where it is not defined, metrics of it have no value, for that reason."""
         try:
-            kept.take(place, given[0] if features is None else features(*given))
+            value = given[0] if features is None else features(*given)
+            # what is made of a raw output may be on the processor
+            kept.take(place, value.to(self._device))
         except ValueError as error:
             self._give_up(kept.metrics, str(error))
 

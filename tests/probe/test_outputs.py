@@ -377,3 +377,13 @@ def test_an_unreadable_image_leaves_the_null_of_the_element_to_others():
         ds = measure(Segmenter(), [metric], Files())
     lost = ds.segmentation_iou_null.isnull().any("element")
     assert lost.values.nonzero()[0].tolist() == [2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_outputs_are_the_same_on_a_gpu():
+    for model, metrics in ((Segmenter(), DENSE), (KeypointHead(), [POINTS]), (Detector(), BOXES)):
+        here = measure(model, metrics, device="cpu")
+        there = measure(model, metrics, device="cuda")
+        for name in here.data_vars:
+            np.testing.assert_allclose(there[name], here[name], atol=1e-5, err_msg=str(name))
