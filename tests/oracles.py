@@ -240,6 +240,68 @@ def cross_entropy(p, q):
     return -math.fsum(x * math.log(y) for x, y in zip(p.tolist(), q.tolist(), strict=True) if x > 0)
 
 
+def mean_kl(p, q):
+    """The mean over the places of maps (C, H, W) whose places are distributions."""
+    places = list(itertools.product(range(p.shape[1]), range(p.shape[2])))
+    return math.fsum(kl(p[:, i, j], q[:, i, j]) for i, j in places) / len(places)
+
+
+def jaccard(a, b):
+    """1 − IoU of masks (C, H, W), mean over the channels that either has."""
+    overlaps = []
+    for of_a, of_b in zip(a, b, strict=True):
+        pairs = list(zip(of_a.ravel().tolist(), of_b.ravel().tolist(), strict=True))
+        together = math.fsum(max(pair) for pair in pairs)
+        if together:
+            overlaps.append(math.fsum(min(pair) for pair in pairs) / together)
+    return 1 - math.fsum(overlaps) / len(overlaps)
+
+
+def mean_euclidean(a, b):
+    """The mean length of the differences of fields (C, H, W)."""
+    places = list(itertools.product(range(a.shape[1]), range(a.shape[2])))
+    return math.fsum(euclidean(a[:, i, j], b[:, i, j]) for i, j in places) / len(places)
+
+
+def box_overlap(a, b):
+    """Intersection over union of boxes (x, y, width, height, label) with whole sides, by counting cells of a fine grid."""
+    if a[4] != b[4]:
+        return 0.0
+    cells = []
+    for x, y, width, height, _ in (a, b):
+        columns = range(round(4 * (x - width / 2)), round(4 * (x + width / 2)))
+        rows = range(round(4 * (y - height / 2)), round(4 * (y + height / 2)))
+        cells.append(set(itertools.product(columns, rows)))
+    return len(cells[0] & cells[1]) / len(cells[0] | cells[1])
+
+
+def box_sets(a, b, least=None):
+    """1 − the best sum of overlaps over all matchings; with `least` 1 − F1 of boxes that overlap so much."""
+    if not a and not b:
+        return 0.0
+    fewer, more = sorted((a, b), key=len)
+    best = 0.0
+    for chosen in itertools.permutations(more, len(fewer)):
+        overlaps = [box_overlap(one, other) for one, other in zip(fewer, chosen, strict=True)]
+        best = max(best, math.fsum(overlaps) if least is None else sum(overlap >= least for overlap in overlaps))
+    return 1 - best / len(more) if least is None else 1 - 2 * best / (len(a) + len(b))
+
+
+def other_elements(orbit, group, act, m, of_kernel):
+    """The null of the element: every element that is not in the kernel against all that do not do the same."""
+    n = orbit.shape[1]
+    values = eed(orbit, group, act, m, of_kernel)
+    probe = np.arange(math.prod(orbit.shape[2:]), dtype=float).reshape(orbit.shape[2:])
+    for g, element in enumerate(ELEMENTS[group]):
+        others = [h for h in ELEMENTS[group] if not np.array_equal(act(group, h, probe), act(group, element, probe))]
+        if g in of_kernel:
+            continue
+        for i in range(n):
+            target = f_hat(orbit[:, i], of_kernel)
+            values[g, i] = math.fsum(m(orbit[g, i], act(group, other, target)) for other in others) / len(others)
+    return values
+
+
 def entropy(p):
     return -math.fsum(x * math.log(x) for x in p.tolist() if x > 0)
 

@@ -65,7 +65,7 @@ def test_every_notebook_is_named():
 
 
 def test_metrics_in_the_readme_are_those_of_the_library():
-    named = set(re.findall(r"`((?:channelwise|latent|softmax)(?:_\w+)?)`", README))
+    named = set(re.findall(r"`((?:channelwise|latent|softmax|dense|segmentation|boxes)(?:_\w+)?)`", README))
     assert named == set(ek.METRICS)
 
 

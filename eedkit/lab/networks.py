@@ -18,6 +18,7 @@ from eedkit.theory.groups import Group
 
 WIDTHS = (16, 32, 48, 64, 64)
 STRIDES = (1, 2, 1, 2, 1)
+SEGMENTER_WIDTHS = (12, 24, 24, 24)
 
 
 def on_filters(group: Group | str, size: int = 3) -> Action:
@@ -137,3 +138,46 @@ class GroupCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, channels, H, W) -> class scores (b, classes)."""
         return self.head(self.features(x))
+
+
+class GroupSegmenter(nn.Module):
+    """Blocks of group convolutions without strides, the mean over elements, and a linear head at every pixel.
+
+    Over C1 it is a plain network; over C4 or D4 its masks move with the image, exactly. `fields` shrink as in `GroupCNN`.
+
+    Parameters
+    ----------
+    group : Group or str
+        Whose convolutions.
+    classes, channels : int
+        Of the head and of the images.
+    widths : tuple of int
+        Channels per block of the plain member.
+
+    Examples
+    --------
+    >>> GroupSegmenter("C4", classes=3)(torch.zeros(2, 1, 9, 9)).shape
+    torch.Size([2, 3, 9, 9])
+    """
+
+    def __init__(
+        self,
+        group: Group | str = "C1",
+        *,
+        classes: int,
+        channels: int = 1,
+        widths: tuple[int, ...] = SEGMENTER_WIDTHS,
+    ) -> None:
+        super().__init__()
+        group = groups.parse(group)
+        self.order = group.order
+        fields = [max(1, round(width / math.sqrt(group.order))) for width in widths]
+        blocks = []
+        for before, after in pairwise([channels, *fields]):
+            blocks.append(Block(before, after, group=group, stride=1, lifts=not blocks))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Conv2d(fields[-1], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (b, channels, H, W) -> class scores of every pixel (b, classes, H, W)."""
+        return self.head(self.blocks(x).unflatten(1, (-1, self.order)).mean(2))

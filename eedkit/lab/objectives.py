@@ -96,9 +96,12 @@ def view(
 
 
 class Supervised(nn.Module):
-    """Cross-entropy of the labels, on images of which a share is moved by random elements of the group."""
+    """Cross-entropy of the labels, on images of which a share is moved by random elements of the group.
 
-    def __init__(self, network: GroupCNN, action: Action, share: float = 1.0) -> None:
+    Labels (b,) are those of images, (b, H, W) those of pixels; these do not move, so that the group must be C1.
+    """
+
+    def __init__(self, network: nn.Module, action: Action, share: float = 1.0) -> None:
         super().__init__()
         self.network = network
         self.action = action
@@ -106,8 +109,12 @@ class Supervised(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels -> loss, and which samples were right."""
+        if y.dim() > 1 and self.action.group.order > 1:
+            raise ValueError(
+                f"labels of pixels do not move with images, so these must not be moved by {self.action.group}; pass C1"
+            )
         scores = self.network(augmented(x, self.action, self.share))
-        return F.cross_entropy(scores, y), scores.argmax(-1) == y
+        return F.cross_entropy(scores, y), scores.argmax(1) == y
 
 
 class Agreement(nn.Module):

@@ -6,17 +6,26 @@ measures compare come from one reading of the activations. All else is kept as a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eedkit.probe.fields import on_field
 from eedkit.probe.layers import Layer
 from eedkit.probe.matching import Fit
 from eedkit.probe.metrics import Metric
 from eedkit.theory import actions
 from eedkit.theory.actions import Action, LayerAction
-from eedkit.theory.deviation import PairCosine, deviation, f_hat, integrand, shuffled
+from eedkit.theory.deviation import (
+    PairCosine,
+    deviation,
+    deviation_from_other_elements,
+    f_hat,
+    integrand,
+    shuffled,
+)
 from eedkit.theory.distances import ChannelSums
 
 WORTH_COMPILING = 1e8
@@ -256,9 +265,16 @@ class KeptOrbit:
         self.orbit = torch.empty(0, 0, 0)
 
     def take(self, place: Place, features: Tensor) -> None:
-        """Take f(gx) of some images of the batch."""
-        if self.orbit.shape[2:] != features.shape[1:]:
+        """Take f(gx) of some images of the batch; ValueError where they do not have the shape of those before."""
+        is_first = place.g == place.rows.start == 0
+        if is_first and self.orbit.shape[2:] != features.shape[1:]:
             self.orbit = features.new_empty(self.order, self.size, *features.shape[1:])
+        shape = (place.rows.stop - place.rows.start, *self.orbit.shape[2:])
+        if features.shape != shape:
+            raise ValueError(
+                f"its features have shape {tuple(features.shape)}, expected {shape}: one row for each image, and one shape for "
+                "all of them"
+            )
         self.orbit[place.g, place.rows] = features
 
     def finish(self, n: int, partners: Tensor, map_partners: Tensor) -> dict[str, Values]:
@@ -271,6 +287,10 @@ class KeptOrbit:
             action = self.action(orbit.shape[-1])
             kernel = action.kernel
             compared = action.compared
+        for metric in self.metrics:
+            if metric.distance.of_sets and len(kernel) > 1:
+                still = ", ".join(action.group.elements[k] for k in kernel) if action else "all elements"
+                raise ValueError(f"sets have no mean, which f̂ would be over {still}, since these move nothing")
         # what f̂ mixes must be different images, those of a whole chain; else any other image serves
         others = shuffled(orbit, map_partners if len(kernel) == 1 else partners) if self.null else None
         values: dict[str, Values] = {}
@@ -282,7 +302,9 @@ class KeptOrbit:
                     f"{tuple(orbit.shape[2:])}, so {tuple(orbit.shape[:2])}, got {tuple(value.shape)}"
                 )
             null = None
-            if others is not None:
+            if others is not None and action is not None and metric.null == "elements":
+                null = deviation_from_other_elements(orbit, action, metric.distance, compared=compared)
+            elif others is not None:
                 null = deviation(others, action, metric.distance, kernel, compared=compared)
             values[metric.name] = value, null
         return values
@@ -312,6 +334,8 @@ class LayerPass:
         With its layout, or with the reason why nothing is measured there.
     metrics : sequence of Metric
         Those of maps and vectors, or those of the output.
+    no_scores : str
+        Why the output is no class scores; empty where it is.
     action : Action
         On images.
     size : int
@@ -338,8 +362,10 @@ class LayerPass:
         exact: bool,
         fits: dict[str, Fit],
         device: torch.device,
+        no_scores: str = "",
     ) -> None:
         self.layer = layer
+        self.no_scores = no_scores
         self.metrics = metrics
         self.ran = False
         self.kernel_order = 0
@@ -353,27 +379,43 @@ class LayerPass:
         self._summed: dict[tuple, SummedMaps] = {}
         self._kept: dict[tuple, KeptOrbit] = {}
         for metric in metrics:
-            self.reasons[metric.name] = layer.reason or self._why_not(metric)
+            self.reasons[metric.name] = self._why_not(metric)
             if self.reasons[metric.name]:
                 continue
             under = self._faithful_actions(metric)
             if under:
-                key = metric.action if not metric.matched else metric.name
+                key = (metric.name,) if metric.matched else (metric.action, metric.field)
                 summed = SummedMaps([], under, size, null=null, fused=fused, device=device)
-                self._summed.setdefault((key,), summed).add(metric)
+                self._summed.setdefault(key, summed).add(metric)
                 continue
             moves = None
-            if metric.where == "maps":
-                moves = lambda channels, metric=metric: self._at_layer(metric, channels)  # noqa: E731
-            key = metric.where, metric.features, metric.action if metric.where == "maps" else None
+            if metric.has_positions or metric.action is not None:
+                moves = partial(self._at_layer, metric)
+            key = metric.where, metric.features, metric.action, metric.field
             kept = self._kept.setdefault(key, KeptOrbit([], moves, action.group.order, size, null=null))
             kept.metrics.append(metric)
 
+    @cached_property
+    def _on_field(self) -> Action:
+        if self.layer.field_type is None:
+            raise ValueError("its output names no representation, as a GeometricTensor of e2cnn or escnn does")
+        return on_field(self._action, self.layer.field_type)
+
     def _at_layer(self, metric: Metric, channels: int) -> LayerAction:
-        return metric.action(self._action).on(self.layer.grid, channels).to(self._device)
+        action = self._on_field if metric.field else metric.action_on(self._action)
+        at_layer = action.on(self.layer.grid, channels) if metric.has_positions else action.of_channels(channels)
+        return at_layer.to(self._device)
 
     def _why_not(self, metric: Metric) -> str:
         """Why a metric has no value here; empty when it has one."""
+        if metric.where == "raw":
+            return ""
+        if metric.where == "output" and self.no_scores:
+            return self.no_scores
+        if self.layer.reason:
+            return self.layer.reason
+        if metric.where == "dense" and self.layer.grid == (1, 1):
+            return "the model's output is no map, but has one position"
         if metric.where != "maps":
             return ""
         if self.layer.role == "class token":
@@ -399,10 +441,12 @@ class LayerPass:
         """The action under which sums serve a metric, of matched channels one for each half; none where they do not."""
         if metric.where != "maps" or metric.features is not None or not metric.distance.of_sums:
             return []
+        if metric.null == "elements":
+            return []
         channels = self.layer.channels
         if metric.matched:
             fit = self._fits[metric.name]
-            of_layer = metric.action(self._action)
+            of_layer = metric.action_on(self._action)
             # each half of the samples is compared under what was fitted on the other
             permuted = [actions.permuted(of_layer, fitted.cpu()) for fitted in (fit.second, fit.first)]
             return [action.on(self.layer.grid, channels).to(self._device) for action in permuted]
@@ -431,20 +475,36 @@ class LayerPass:
         total = None
         for summed in self._summed.values():
             total = summed.take(place, z)
-        for (where, features, _), kept in self._kept.items():
-            if features is not None:
-                value = features(z[:, 0] if where == "output" else z)
-            elif where == "maps":
-                value = z
-            elif total is not None:
-                value = total / z.shape[1]
-            else:
-                value = z.mean(1, dtype=torch.float64)
-            kept.take(place, value)
+        for (where, features, *_), kept in self._kept.items():
+            if where == "raw":
+                continue
+            value = z[:, 0] if where == "output" else z
+            if where == "vectors" and features is None:
+                value = z.mean(1, dtype=torch.float64) if total is None else total / z.shape[1]
+            self._keep(kept, place, features, value)
+
+    def _keep(self, kept: KeptOrbit, place: Place, features: Callable[..., Tensor] | None, *given: Any) -> None:
+        """Keep f(gx); where it is not defined, metrics of it have no value, for that reason."""
+        try:
+            value = given[0] if features is None else features(*given)
+            # what is made of a raw output may be on the processor
+            kept.take(place, value.to(self._device))
+        except ValueError as error:
+            self._give_up(kept.metrics, str(error))
+
+    def _give_up(self, metrics: Sequence[Metric], reason: str) -> None:
+        for metric in metrics:
+            self.reasons[metric.name] = self.reasons[metric.name] or reason
+
+    def take_raw(self, place: Place, output: Any, size: tuple[int, int]) -> None:
+        """What the model gave for one element and one slice of the batch, whatever it is, of images of some size."""
+        for (where, features, *_), kept in self._kept.items():
+            if where == "raw":
+                self._keep(kept, place, features, output, size)
 
     def drop(self, reason: str) -> None:
-        """Give the layer up, for every metric that has no other reason."""
-        self.reasons = {name: known or reason for name, known in self.reasons.items()}
+        """Give the layer up, for every metric that reads it by its layout and has no other reason."""
+        self._give_up([metric for metric in self.metrics if metric.where != "raw"], reason)
 
     def finish(self, n: int, partners: Tensor, map_partners: Tensor, is_image: Tensor) -> dict[str, Values]:
         """The deviations of a batch of n images and their nulls, by metric.
@@ -460,10 +520,12 @@ class LayerPass:
         if all(self.reasons.values()):
             return values
         for collected in (*self._summed.values(), *self._kept.values()):
+            if all(self.reasons[metric.name] for metric in collected.metrics):
+                continue
             try:
                 values |= collected.finish(n, partners, map_partners)
             except ValueError as error:
-                self.reasons |= {metric.name: str(error) for metric in collected.metrics}
+                self._give_up(collected.metrics, str(error))
         maps = [*self._summed.values(), *(kept for key, kept in self._kept.items() if key[:2] == ("maps", None))]
         if maps:
             self.dead += maps[0].dead_channels(n)[:, is_image].sum(1).double().cpu()

@@ -15,6 +15,9 @@ from eedkit.probe.metrics import Metric
 from eedkit.results import schema
 from eedkit.theory.groups import Group
 
+NULLS = {"images": "of the shuffled orbit", "elements": "against f̂(x) moved by other elements"}
+"""What a metric's null is, by `Metric.null`."""
+
 
 @dataclass
 class Measured:
@@ -79,11 +82,11 @@ def dataset(
         attrs = {"classes": label_classes} if label_classes else {}
         coords["label"] = ("sample", _text(labels) if is_text else labels, attrs)
     for metric in metrics:
-        dims = schema.DIMS if metric.where != "output" else ("model", "element", "sample")
+        dims = schema.DIMS if metric.has_layers else ("model", "element", "sample")
         attrs = _attributes(metric, measured.reasons[metric.name], precision)
         variables[metric.name] = (dims, measured.arrays[metric.name][None], attrs)
         if f"{metric.name}_null" in measured.arrays:
-            null_attrs = {**attrs, "long_name": f"{attrs['long_name']} of the shuffled orbit"}
+            null_attrs = {**attrs, "long_name": f"{attrs['long_name']}, {NULLS[metric.null]}"}
             variables[f"{metric.name}_null"] = (dims, measured.arrays[f"{metric.name}_null"][None], null_attrs)
         if f"{metric.name}_floor" in measured.arrays:
             floor_attrs = {
@@ -92,7 +95,7 @@ def dataset(
                 "description": "what interpolation alone leaves: pooling is as equivariant as a grid allows",
             }
             variables[f"{metric.name}_floor"] = (dims, measured.arrays[f"{metric.name}_floor"][None], floor_attrs)
-        if metric.where != "output":
+        if metric.has_layers:
             reasons = _reasons(measured.arrays[metric.name], measured.reasons[metric.name])
             coords[f"{metric.name}_nan_reason"] = (("model", "layer"), _text(reasons)[None])
         if metric.normalised:
@@ -103,7 +106,7 @@ def dataset(
         if f"{metric.name}_norm" in measured.arrays:
             attrs = {"long_name": "length of the features f(x)", "units": "1"}
             norms = measured.arrays[f"{metric.name}_norm"][None]
-            of_samples = ("model", "sample") if metric.where == "output" else ("model", "layer", "sample")
+            of_samples = ("model", "layer", "sample") if metric.has_layers else ("model", "sample")
             variables[f"{metric.name}_norm"] = (of_samples, norms, attrs)
     for key, long_name in (("prediction", "predicted class"), ("confidence", "probability of the prediction")):
         if key in measured.arrays:
@@ -161,7 +164,7 @@ def _attributes(metric: Metric, reasons: list[str], precision: str) -> dict[str,
         "equation": f"m(f(gx), g f̂(x)), m = {distance.equation or distance.name}",
         "source": f"Kvinge et al. 2022, {metric.source}" if metric.source.startswith("eq.") else metric.source,
     }
-    if metric.where == "output" and reasons[0]:
+    if reasons[0] and not metric.has_layers:
         attrs["nan_reason"] = reasons[0]
     return attrs
 

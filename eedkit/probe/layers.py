@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eedkit.errors import unknown
+from eedkit.probe.fields import field_type_of
 from eedkit.probe.layouts import Layout, is_proportional, layouts_by_corners, parse_layout, shape_text, without_batch
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -59,6 +60,8 @@ class Layer:
         How to read it.
     reason : str
         Why there is no layout.
+    field_type : FieldType, or None
+        How e2cnn or escnn say that its channels move, where the module gives a GeometricTensor.
     """
 
     path: str
@@ -69,6 +72,7 @@ class Layer:
     side: Literal["in", "out"] = "out"
     layout: Layout | None = None
     reason: str = ""
+    field_type: Any = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -300,8 +304,9 @@ def find_layers(
 class _Trace:
     """One forward pass: the shape of everything that went in and out, in order, and small outputs whole.
 
-    `images` says how many there were, `called` which modules ran, `takes_images` which inputs are the images as they are, and
-    `layouts` which layouts fit the changes at the corners of the image.
+    `images` says how many there were, `called` which modules ran, `takes_images` which inputs are the images as they are,
+    `field_types` how steerable features say that they move, and `layouts` which layouts fit the changes at the corners of the
+    image.
     """
 
     images: int
@@ -310,6 +315,7 @@ class _Trace:
     leaves_done: dict[Key, int] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
     takes_images: set[Key] = field(default_factory=set)
+    field_types: dict[Key, Any] = field(default_factory=dict)
     layouts: dict[Key, list[Layout]] = field(default_factory=dict)
     leaves: int = 0
     raw: Any = None
@@ -352,6 +358,7 @@ def _trace(
             return
         trace.shapes[key] = tuple(z.shape)
         trace.leaves_done[key] = trace.leaves
+        trace.field_types[key] = field_type_of(given)
         if z.data_ptr() == images.data_ptr() and z.shape == images.shape:
             trace.takes_images.add(key)
         if shapes_of_two is not None and key in shapes_of_two:
@@ -383,9 +390,11 @@ def _chosen(model: nn.Module, trace: _Trace, layers: str | Sequence[str]) -> tup
     """The layers that were asked for, and the blocks among the model's modules that do not run."""
     modules = _tappable(model)
     calls = [key for key in trace.shapes if key[2] == "out" and key[0]]
-    ran = [
-        Layer(path, call, type(modules[path]).__name__, trace.depth((path, call, side))) for path, call, side in calls
-    ]
+    ran = []
+    for key in calls:
+        path, call, _ = key
+        kind = type(modules[path]).__name__
+        ran.append(Layer(path, call, kind, trace.depth(key), field_type=trace.field_types[key]))
     by_name = {layer.name: layer for layer in ran}
     silent_blocks = []
     if layers == "all":

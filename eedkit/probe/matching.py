@@ -108,7 +108,7 @@ class ChannelCosines:
         key = metric.name, layer.name
         try:
             maps = _of_norm_one(layer.read(given))
-            at_layer = metric.action(self.action).on(layer.grid, layer.channels).to(maps.device)
+            at_layer = metric.action_on(self.action).on(layer.grid, layer.channels).to(maps.device)
         except ValueError:
             return
         if len(maps) != self.size:

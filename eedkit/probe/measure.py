@@ -419,7 +419,8 @@ class Pass:
         self.batch_size = batch_size
         self.device = device
         self.inner = [layer for layer in found.layers if layer.role != "output"]
-        self.tapped = [layer for layer in found.layers if layer.layout]
+        self.output = next(layer for layer in found.layers if layer.role == "output")
+        self.tapped = [layer for layer in self.inner if layer.layout]
         self.length = stream.length
         self.size = max(batch_size, stream.chain_length) + 2 * stream.chain_length
         self.first_half = 0
@@ -468,7 +469,7 @@ class Pass:
         channels = self.image_shape[0]
         of_images = self.options.action.of_images
         # channels of pooled images move as those of images, whatever the metric's action on maps is
-        metrics = [replace(metric, action=Metric.action) for metric in self._metrics_with_floor()]
+        metrics = [replace(metric, action=None, field=False) for metric in self._metrics_with_floor()]
         floors = {}
         for layer in self.inner:
             if layer.role == "module" and layer.layout and layer.grid not in floors:
@@ -485,10 +486,8 @@ class Pass:
             floor.take(self.place, adaptive_avg_pool2d(images, grid))
 
     def _layer_pass(self, layer: Layer, *, fused: bool) -> LayerPass:
-        is_output = layer.role == "output"
-        if is_output and self.found.output.reason:
-            layer = replace(layer, reason=self.found.output.reason)
-        metrics = [metric for metric in self.options.metrics if (metric.where == "output") == is_output]
+        has_layers = layer.role != "output"
+        metrics = [metric for metric in self.options.metrics if metric.has_layers == has_layers]
         return self._collect(layer, metrics, self.options.action, fused=fused)
 
     def _collect(self, layer: Layer, metrics: Sequence[Metric], action: Action, *, fused: bool) -> LayerPass:
@@ -502,17 +501,24 @@ class Pass:
             exact=self.options.precision != "float64",
             fits={metric: fit for (metric, at), fit in self.fits.items() if at == layer.name},
             device=self.device,
+            no_scores=self.found.output.reason,
         )
 
     def on_layer(self, layer: Layer, given: Tensor) -> None:
         """Runs inside the hook."""
         with torch.autocast(self.device.type, enabled=False):
-            of_layer = self.passes[layer]
-            if layer.role == "output":
-                given = self._take_output(given)
-            of_layer.take(self.place, given)
+            self.passes[layer].take(self.place, given)
 
-    def _take_output(self, given: Tensor) -> Tensor:
+    def on_output(self, output: Any) -> None:
+        """What the model gave for the images that were in it."""
+        height, width = self.image_shape[1:]
+        with torch.autocast(self.device.type, enabled=False):
+            if self.output.layout:
+                selected = self._take_scores(self.found.output.select(output))
+                self.passes[self.output].take(self.place, selected)
+            self.passes[self.output].take_raw(self.place, output, (height, width))
+
+    def _take_scores(self, given: Tensor) -> Tensor:
         """Predictions and confidences; gives class scores where probabilities came."""
         rows, g = self.place.rows, self.place.g
         if len(given) == rows.stop - rows.start:
@@ -542,6 +548,7 @@ class Pass:
             for g in range(self.order):
                 self.place = Place(g, rows, map_partners[:, rows] - rows.start, in_first_half[rows])
                 output = forward(g, images[rows])
+                self.on_output(output)
                 self._give_up_absent()
                 if self.floors:
                     self._take_floors(forward.moved(g, images[rows]))
@@ -599,10 +606,11 @@ class Pass:
 
     def _blank(self, found: dict[str, dict[int, Tensor]], lost: Tensor, partners: Tensor, map_partners: Tensor) -> None:
         """No values for images that could not be read, nor nulls against them, even where the model ignores its input."""
-        of_maps = {f"{metric.name}_null" for metric in self.options.metrics if metric.where == "maps"}
+        of_maps = {f"{metric.name}_null" for metric in self.options.metrics if metric.has_positions}
+        of_elements = {f"{metric.name}_null" for metric in self.options.metrics if metric.null == "elements"}
         for name, by_position in found.items():
             missing = lost
-            if name.endswith("_null"):
+            if name.endswith("_null") and name not in of_elements:
                 missing = lost[map_partners] | lost if name in of_maps else lost[partners].any(0)
             blank = -1 if name == "prediction" else math.nan
             for position, value in by_position.items():
@@ -629,17 +637,14 @@ class Pass:
         n = len(self.ids)
         arrays = self.table.cut(n)
         metrics = self.options.metrics
-        at_output = next(iter(reversed(self.passes.values())))
         reasons: dict[str, list[str]] = {}
         for metric in metrics:
-            if metric.where == "output":
-                reasons[metric.name] = [at_output.reasons[metric.name]]
-            else:
-                reasons[metric.name] = [self.passes[layer].reasons[metric.name] for layer in self.inner]
+            layers = self.inner if metric.has_layers else [self.output]
+            reasons[metric.name] = [self.passes[layer].reasons[metric.name] for layer in layers]
             for position, reason in enumerate(reasons[metric.name]):
                 for name in (metric.name, f"{metric.name}_null", f"{metric.name}_norm", f"{metric.name}_floor"):
                     if reason and name in arrays:
-                        arrays[name][position if metric.where != "output" else ...] = math.nan
+                        arrays[name][position if metric.has_layers else ...] = math.nan
         self._complete(arrays, n)
         pair_cosines = {}
         for metric in metrics:
@@ -682,11 +687,11 @@ class Pass:
     def _complete(self, arrays: dict[str, np.ndarray], n: int) -> None:
         """NaN for metrics that no layer has."""
         for metric in self.options.metrics:
-            shape = (self.order, n) if metric.where == "output" else (len(self.inner), self.order, n)
+            shape = (len(self.inner), self.order, n) if metric.has_layers else (self.order, n)
             for name in (metric.name, f"{metric.name}_null") if self.options.null else (metric.name,):
                 arrays.setdefault(name, np.full(shape, np.nan, np.float32))
             if metric.distance.scale == "norm":
-                of_samples = (n,) if metric.where == "output" else (len(self.inner), n)
+                of_samples = (len(self.inner), n) if metric.has_layers else (n,)
                 arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
         for metric in self._metrics_with_floor() if self._interpolates else []:
             arrays.setdefault(f"{metric.name}_floor", np.full((len(self.inner), self.order, n), np.nan, np.float32))

@@ -9,15 +9,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from eedkit.errors import unknown
+from eedkit.probe import boxes
 from eedkit.theory import actions, distances
 from eedkit.theory.actions import Action
 from eedkit.theory.distances import Distance
 
-
-def _same(action: Action) -> Action:
-    return action
+WHERE = ("maps", "vectors", "output", "dense", "raw")
+"""What a metric may compare."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Metric:
     ----------
     name : str
         Of the variable in the Dataset.
-    where : "maps", "vectors" or "output"
+    where : "maps", "vectors", "output", "dense" or "raw"
         "maps" (tapped layers) compares positions × channels, "vectors" (tapped layers and `latent`) one vector for each
-        image, on which nothing moves, "output" the class scores.
+        image, "output" the class scores, "dense" an output that is a map, as of segmentation, "raw" what `features` makes of
+        any other output: points, boxes.
     distance : Distance
         m; what it says of its scale and rounding holds for the metric.
     title : str
@@ -39,13 +41,20 @@ class Metric:
         Equation of the paper, or "ours".
     features : callable, or None
         A layer's output as (b, P, C), for "output" the scores (b, k) -> f(x) (b, …). None: as it is; for vectors the mean over
-        positions.
-    action : callable
-        The action on images -> the action on maps.
+        positions. "raw" needs one: (whatever the model gave, (height, width) of the images) -> (b, N, C) or (b, C), of one
+        shape for all images; it raises ValueError with the reason where that is not defined.
+    action : callable, or None
+        The action on images -> the action on f(x). None: maps and dense outputs move as images do, all else stays. Of what is no
+        map, channels move and not positions.
     normalised : bool
         Whether E / M is reported, M being the mean cosine of different images' pooled features.
     matched : bool
         Whether channels are permuted after the action, for each element as fits best on other samples (`matching`).
+    field : bool
+        Whether channels move by the representation that each layer's output names, as a `GeometricTensor` of e2cnn or escnn.
+    null : "images" or "elements"
+        Whether the null compares with another image, or, where unrelated images may rightly have the same output, with f̂(x)
+        moved by an element that moves it otherwise.
 
     Examples
     --------
@@ -54,26 +63,53 @@ class Metric:
     """
 
     name: str
-    where: Literal["maps", "vectors", "output"]
+    where: Literal["maps", "vectors", "output", "dense", "raw"]
     distance: Distance
     title: str = ""
     source: str = "ours"
-    features: Callable[[Tensor], Tensor] | None = None
-    action: Callable[[Action], Action] = _same
+    features: Callable[..., Tensor] | None = None
+    action: Callable[[Action], Action] | None = None
     normalised: bool = False
     matched: bool = False
+    field: bool = False
+    null: Literal["images", "elements"] = "images"
 
     def __post_init__(self) -> None:
-        if self.where not in ("maps", "vectors", "output"):
-            raise ValueError(f"{self.name}: where must be 'maps', 'vectors' or 'output', got {self.where!r}")
+        if self.where not in WHERE:
+            raise ValueError(f"{self.name}: where must be one of {', '.join(WHERE)}, got {self.where!r}")
+        if self.null not in ("images", "elements"):
+            raise ValueError(f"{self.name}: null must be 'images' or 'elements', got {self.null!r}")
+        if self.null == "elements" and self.action is None and not self.has_positions:
+            raise ValueError(f"{self.name}: no element moves anything, so none moves it otherwise; give an action")
+        if self.where == "raw" and self.features is None:
+            raise ValueError(f"{self.name}: a raw output needs features, which make (b, N, C) or (b, C) of it")
+        if self.field and self.where != "maps":
+            raise ValueError(f"{self.name}: only maps of layers name the representation of their field")
         if self.normalised and self.where != "vectors":
             raise ValueError(
                 f"{self.name}: only vectors have a mean cosine M to be divided by, so where must be 'vectors'"
             )
-        if self.matched and (self.where != "maps" or not self.distance.of_sums or self.features is not None):
+        is_summed = self.where == "maps" and self.distance.of_sums and self.features is None and not self.field
+        if self.matched and not (is_summed and self.null == "images"):
             raise ValueError(
-                f"{self.name}: only channels of maps as they are can be matched, by a distance of their sums"
+                f"{self.name}: only channels of maps as they are can be matched, by a distance of their sums, against images"
             )
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether f(x) is a map, whose positions the group moves."""
+        return self.where in ("maps", "dense")
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether there is a value for each layer, and not one for the output."""
+        return self.where in ("maps", "vectors")
+
+    def action_on(self, action: Action) -> Action:
+        """How G acts on f(x), given how it acts on images."""
+        if self.action is not None:
+            return self.action(action)
+        return action if self.has_positions else actions.trivial(action.group)
 
     @property
     def description(self) -> str:
@@ -85,7 +121,7 @@ class Metric:
             `features` or `action` is no named function, so that it cannot be told from another one.
         """
         functions = [_name_of(function, self.name) for function in (self.features, self.action)]
-        return f"{self.name}: {self.where}, {', '.join(functions)}, {self.distance.name}"
+        return f"{self.name}: {self.where}, {', '.join(functions)}, {self.distance.name}, null of {self.null}"
 
 
 def _name_of(function: Callable | None, metric: str) -> str:
@@ -114,6 +150,26 @@ def unit(z: Tensor) -> Tensor:
 def probabilities(scores: Tensor) -> Tensor:
     """Softmax (b, k) in float64 of class scores; never exactly 0, so that an underflow does not become an infinite KL."""
     return scores.double().softmax(-1).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def class_probabilities(z: Tensor) -> Tensor:
+    """Softmax (b, P, k) at every position of a map of class scores; ValueError for one channel, which has no other class."""
+    return probabilities(_with_classes(z))
+
+
+def masks(z: Tensor) -> Tensor:
+    """The likeliest class at every position of a map of class scores, as one mask for each class: (b, P, k) of 0 and 1."""
+    z = _with_classes(z)
+    return one_hot(z.argmax(-1), z.shape[-1]).to(z.dtype).masked_fill(~z.isfinite().all(-1, keepdim=True), torch.nan)
+
+
+def _with_classes(z: Tensor) -> Tensor:
+    if z.shape[-1] < 2:
+        raise ValueError(
+            "its output has one channel, where class scores need two or more; for a map of one logit, pass a Metric with "
+            "features of your own, such as z -> z.sigmoid()"
+        )
+    return z
 
 
 METRICS = {
@@ -147,6 +203,14 @@ METRICS = {
             "channelwise negative cosine, regular fields",
             "eq. 5 with the regular representation (ours)",
             action=actions.regular,
+        ),
+        Metric(
+            "channelwise_field",
+            "maps",
+            distances.channelwise_negative_cosine,
+            "channelwise negative cosine, steerable fields",
+            "eq. 5 with the field's representation (ours)",
+            field=True,
         ),
         Metric(
             "channelwise_centred",
@@ -208,6 +272,45 @@ METRICS = {
         Metric("softmax_tv", "output", distances.total_variation, "softmax total variation", features=probabilities),
         Metric(
             "softmax_hellinger", "output", distances.hellinger, "softmax Hellinger distance", features=probabilities
+        ),
+        Metric(
+            "dense",
+            "dense",
+            distances.channelwise_negative_cosine,
+            "channelwise negative cosine of the output",
+            "eq. 5 on the output (ours)",
+        ),
+        Metric(
+            "segmentation",
+            "dense",
+            distances.mean_kl,
+            "mean KL divergence of pixels' classes",
+            features=class_probabilities,
+        ),
+        Metric("segmentation_iou", "dense", distances.jaccard, "1 − IoU of the masks of classes", features=masks),
+        Metric(
+            "boxes",
+            "raw",
+            boxes.box_ospa,
+            "1 − IoU of matched boxes",
+            features=boxes.detections,
+            action=actions.boxes,
+        ),
+        Metric(
+            "boxes_50",
+            "raw",
+            boxes.box_disagreement_50,
+            "boxes without a match of IoU ≥ 0.5",
+            features=boxes.detections,
+            action=actions.boxes,
+        ),
+        Metric(
+            "boxes_75",
+            "raw",
+            boxes.box_disagreement_75,
+            "boxes without a match of IoU ≥ 0.75",
+            features=boxes.detections,
+            action=actions.boxes,
         ),
     )
 }

@@ -180,6 +180,14 @@ class Action:
             compared=None if self.inside is None else self.inside(sides).nonzero()[:, 0],
         )
 
+    def of_channels(self, channels: int) -> LayerAction:
+        """The action on vectors (…, C), or on points (…, P, C) that lie on no grid: their channels alone move.
+
+        >>> regular("C2").of_channels(2)("r180", torch.tensor([1, 2]))
+        tensor([2, 1])
+        """
+        return replace(self, move=None, inside=None).on((1, 1), channels)
+
     def _moved(self, g: int, z: Tensor) -> Tensor:
         moved = z if self.move is None else self.move(g, z)
         if moved.shape != z.shape:
@@ -439,6 +447,80 @@ def regular(action: Action | Group | str) -> Action:
         return (field_starts[None, :, None] + come_from[:, None, :]).flatten(1)
 
     return Action("regular", group, plane.move, fields, inside=plane.inside)
+
+
+def coordinates(action: Action | Group | str) -> Action:
+    """G acting on channels that are pairs (x, y) in pixels, x to the right and y down: (…, 2F, H, W).
+
+    A field of offsets moves on the plane, and every pair turns with it: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ(g) the 2×2 matrix of
+    the rotation and the mirror. Points are positions about the middle of the image; they lie on no grid, and only ρ acts.
+
+    Raises
+    ------
+    ValueError
+        The group has no moves or shifts images, which no matrix does to points; on use, when the number of channels is odd.
+
+    >>> coordinates("C4").of_channels(2)("r90", torch.tensor([1.0, 0.0]))
+    tensor([ 0., -1.])
+    """
+    plane = on_images(action)
+    matrices = _matrices_of_points(plane.group)
+
+    def pairs(channels: int) -> Tensor:
+        if not channels or channels % 2:
+            raise ValueError(f"coordinates are pairs (x, y), so the channels must be even in number, got {channels}")
+        return torch.stack([torch.block_diag(*[matrix] * (channels // 2)) for matrix in matrices])
+
+    return Action("coordinates", plane.group, plane.move, pairs, inside=plane.inside)
+
+
+def boxes(action: Action | Group | str) -> Action:
+    """G acting on boxes with sides along the axes: rows (x, y, width, height, …), (x, y) the middle as in `coordinates`.
+
+    What follows in a row, a label or a score, stays. The action is linear: middles turn, a quarter turn exchanges width and
+    height.
+
+    Raises
+    ------
+    ValueError
+        The group has no moves, shifts images, or has rotations by other than quarter turns, after which a box is none; on use,
+        when rows have fewer than four numbers.
+
+    >>> boxes("C4").of_channels(5)("r90", torch.tensor([[1.0, 0.0, 4.0, 2.0, 7.0]]))
+    tensor([[ 0., -1.,  2.,  4.,  7.]])
+    """
+    plane = on_images(action)
+    matrices = _matrices_of_points(plane.group)
+    if any(effect.angle % 90 for effect in plane.group.effects):
+        raise ValueError(
+            f"{plane.group.name} turns boxes by less than quarter turns, after which their sides are not along the axes"
+        )
+
+    def rows(channels: int) -> Tensor:
+        if channels < 4:
+            raise ValueError(f"a box is a row of x, y, width, height and more, got {channels} numbers")
+        rest = torch.eye(channels - 4, dtype=torch.float64)
+        return torch.stack([torch.block_diag(matrix, matrix.abs(), rest) for matrix in matrices])
+
+    return Action("boxes", plane.group, plane.move, rows, inside=plane.inside)
+
+
+def _matrices_of_points(group: Group) -> Tensor:
+    """(g, 2, 2), what each element does to a point (x to the right, y down) about the middle of the image."""
+    matrices = torch.empty(group.order, 2, 2, dtype=torch.float64)
+    for g, effect in enumerate(group.effects):
+        if effect.down or effect.right:
+            raise ValueError(f"{group.name} shifts images, and no matrix shifts points; take another group")
+        turn = math.radians(effect.angle)
+        cosine = math.cos(turn)
+        sine = math.sin(turn)
+        if effect.angle % 90 == 0:
+            cosine = round(cosine)
+            sine = round(sine)
+        matrices[g] = torch.tensor([[cosine, sine], [-sine, cosine]])
+        if effect.is_mirrored:
+            matrices[g, 0] *= -1
+    return matrices
 
 
 def permuted(action: Action, permutations: Tensor) -> Action:

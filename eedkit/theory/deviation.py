@@ -5,10 +5,12 @@ Knows torch and nothing of layers, labels or files. Costs one orbit of what it i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from eedkit.theory.actions import LayerAction
 from eedkit.theory.distances import ChannelSums, Distance
 
 SHORTEST_CHAIN = 4
@@ -112,6 +114,66 @@ def deviation(
         orbit = orbit.index_select(-2, compared)
         moved = moved.index_select(-2, compared)
     return integrand(distance, orbit, moved)  # (4)
+
+
+def deviation_from_other_elements(
+    orbit: Tensor,
+    action: LayerAction,
+    distance: Distance,
+    *,
+    compared: Tensor | None = None,
+) -> Tensor:
+    """The null of the element: the mean of m(f(gx), g′ f̂(x)) over every g′ that moves otherwise than g *[ours]*.
+
+    For outputs that unrelated images may rightly share, so that no other image can serve. Relative values are 1 where f(gx) is
+    no more like g f̂(x) than like f̂(x) moved otherwise. An element of the kernel moves nothing; its value is that of (4), so
+    that estimate and null have these in common.
+
+    Parameters
+    ----------
+    orbit : Tensor (g, b, *z)
+        f(gx).
+    action : LayerAction
+        φ_Z.
+    distance : Distance
+        m.
+    compared : Tensor (P′,), or None
+        As of `deviation`.
+
+    Returns
+    -------
+    Tensor (g, b)
+        NaN where every element is in the kernel: nothing moves otherwise.
+
+    >>> from eedkit.theory import actions, distances
+    >>> turn = actions.coordinates("C4").of_channels(2)
+    >>> orbit = torch.stack([turn(g, torch.tensor([[3.0, 4.0]])) for g in range(4)])
+    >>> deviation_from_other_elements(orbit, turn, distances.euclidean).mean(1).round(decimals=2)
+    tensor([0.0000, 8.0500, 8.0500, 8.0500], dtype=torch.float64)
+    """
+    kernel = action.kernel
+    group = action.group
+    by_moves = []
+    for other in range(group.order):
+        move = partial(_moved_by, action, other)
+        by_moves.append(deviation(orbit, move, distance, kernel, compared=compared))
+    values = torch.stack(by_moves)
+    null = torch.full_like(values[0], torch.nan)
+    if len(kernel) == group.order:
+        return null
+    for g in range(group.order):
+        if g in kernel:
+            null[g] = values[g, g]
+        elif group.is_sample:  # no two of its elements are one
+            null[g] = values[[other for other in range(group.order) if other != g], g].mean(0)
+        else:
+            alike = [group.product(g, k) for k in kernel]
+            null[g] = values[[other for other in range(group.order) if other not in alike], g].mean(0)
+    return null
+
+
+def _moved_by(action: LayerAction, other: int, _g: int, z: Tensor) -> Tensor:
+    return action(other, z)
 
 
 def chains(n: int, length: int) -> list[range]:

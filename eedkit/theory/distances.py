@@ -109,6 +109,8 @@ class Distance:
         For docstrings and attributes.
     of_sums : bool
         Whether m is a function of `ChannelSums`, for maps (…, P, C).
+    of_sets : bool
+        Whether a point is a set of rows (…, N, C) in any order, so that there is no mean f̂ of several.
 
     >>> euclidean(torch.tensor([3.0, 4.0]), torch.zeros(2))
     tensor(5., dtype=torch.float64)
@@ -123,6 +125,7 @@ class Distance:
     order: int = 2
     equation: str = ""
     of_sums: bool = False
+    of_sets: bool = False
 
     def __call__(self, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
         """m(a, b): (…, *z), (…, *z) -> (…); or m of the sums of a pair of maps."""
@@ -174,6 +177,22 @@ def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
 
 def _hellinger(p: Tensor, q: Tensor) -> Tensor:
     return torch.linalg.vector_norm(p.sqrt() - q.sqrt(), dim=-1) / math.sqrt(2)
+
+
+def _over_positions(p: Tensor, q: Tensor) -> Tensor:
+    return _kl(p, q).mean(-1)
+
+
+def _jaccard(a: Tensor, b: Tensor) -> Tensor:
+    common = torch.minimum(a, b).sum(-2, dtype=torch.float64)
+    together = torch.maximum(a, b).sum(-2, dtype=torch.float64)
+    is_there = together != 0  # also where it is NaN
+    overlap = common / torch.where(is_there, together, 1.0)
+    return 1 - overlap.sum(-1) / is_there.sum(-1)
+
+
+def _mean_euclidean(a: Tensor, b: Tensor) -> Tensor:
+    return _euclidean(a, b).mean(-1)
 
 
 negative_cosine = Distance("negative_cosine", _negative_cosine, -1.0, 1.0, equation="−⟨a, b⟩ / (‖a‖ ‖b‖)")
@@ -252,6 +271,19 @@ cross_entropy = Distance(
 )
 """H(p, q) in nats. Its best value is H(p), which depends on p, so it has no relative value."""
 
+mean_kl = Distance("mean_kl", _over_positions, 0.0, math.inf, unit="nat", equation="(1/P) Σ_p Σ a_p log(a_p / b_p)")
+"""The mean over positions of KL(a ‖ b) of maps (…, P, k) whose positions are distributions, in nats *[ours]*."""
+
+jaccard = Distance(
+    "jaccard", _jaccard, 0.0, 1.0, order=1, equation="1 − mean over channels of Σ_p min(a, b) / Σ_p max(a, b)"
+)
+"""1 − IoU of masks (…, P, k), the mean over the channels that either has (Jaccard 1912; weighted: Ružička 1958)."""
+
+mean_euclidean = Distance(
+    "mean_euclidean", _mean_euclidean, 0.0, math.inf, scale="norm", order=1, equation="(1/P) Σ_p ‖a_p − b_p‖₂"
+)
+"""The mean distance of points, or of the vectors of a field, (…, P, C)."""
+
 DISTANCES = {
     distance.name: distance
     for distance in (
@@ -267,6 +299,9 @@ DISTANCES = {
         total_variation,
         hellinger,
         cross_entropy,
+        mean_kl,
+        jaccard,
+        mean_euclidean,
     )
 }
 """Every distance by name."""

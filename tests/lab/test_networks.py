@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eedkit.lab.networks import FieldNorm, GroupCNN, GroupConv
+from eedkit.lab.networks import FieldNorm, GroupCNN, GroupConv, GroupSegmenter
 from eedkit.theory import actions
 
 GROUPS = ["C2", "C4", "D1", "D4", "flip", "C2*flip"]
@@ -102,3 +102,16 @@ def test_twins_have_about_as_many_weights():
 def test_a_group_that_cannot_move_filters_is_refused():
     with pytest.raises(ValueError, match="shifts by 1/4 of the height"):
         GroupCNN("shift4", classes=3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize("group", GROUPS)
+def test_masks_of_a_segmenter_move_with_the_image(group, side):
+    torch.manual_seed(0)
+    net = GroupSegmenter(group, classes=5, channels=2).double().eval()
+    x = torch.rand(2, 2, side, side, dtype=torch.float64)
+    action = actions.spatial(group)
+    assert net(x).std() > 1e-3
+    for g in range(action.group.order):
+        assert worst(net(action(g, x)), action(g, net(x))) < 1e-10

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from eedkit.lab import objectives
 from eedkit.lab.networks import GroupCNN
-from eedkit.lab.objectives import OBJECTIVES, Agreement, Turns, augmented, probe, view
+from eedkit.lab.objectives import OBJECTIVES, Agreement, Supervised, Turns, augmented, probe, view
 from eedkit.theory import actions
 
 PLAIN = {"scale": (1.0, 1.0), "jitter": 0.0, "noise": 0.0}
@@ -294,3 +294,19 @@ class TestProbe:
         head = probed(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), 3)
         assert head.weight.isfinite().all()
         assert head(torch.tensor([[1.0, 2.0]]).double()).argmax() == 1
+
+
+class TestSupervised:
+    def test_labels_of_pixels_are_scored_pixel_by_pixel(self):
+        scores = torch.randn(4, 3, 5, 5)
+        labels = torch.randint(3, (4, 5, 5))
+        objective = Supervised(nn.Identity(), actions.spatial("C1"))
+        loss, right = objective(scores, labels)
+        by_hand = -scores.log_softmax(1).gather(1, labels[:, None]).mean()
+        torch.testing.assert_close(loss, by_hand)
+        assert torch.equal(right, scores.argmax(1) == labels)
+
+    def test_labels_of_pixels_are_not_left_behind_by_moved_images(self):
+        objective = Supervised(nn.Identity(), actions.spatial("C4"))
+        with pytest.raises(ValueError, match="these must not be moved by C4; pass C1"):
+            objective(torch.randn(4, 3, 5, 5), torch.zeros(4, 5, 5, dtype=torch.long))

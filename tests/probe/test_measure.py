@@ -95,6 +95,7 @@ FAMILY = {
 
 
 OUTPUT = [name for name in FAMILY if name.startswith("softmax")]
+OF_OTHER_OUTPUTS = [name for name, metric in METRICS.items() if metric.where in ("dense", "raw")]
 
 
 @functools.cache
@@ -133,6 +134,7 @@ def way(request, monkeypatch):
 
 def test_every_metric_has_an_oracle():
     elsewhere = {"channelwise_regular", "channelwise_matched"}  # below, and in test_matching.py
+    elsewhere |= {"channelwise_field", *OF_OTHER_OUTPUTS}  # in test_fields.py and test_outputs.py
     assert set(FAMILY) | elsewhere == set(METRICS)
 
 
@@ -196,7 +198,7 @@ def test_the_pass_runs_the_functions_with_the_equations(monkeypatch, place, name
         measure(Tiny().to(getattr(torch, precision)), pictures().to(getattr(torch, precision)), precision=precision)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [*FAMILY, "channelwise_regular", "channelwise_matched"])
 @pytest.mark.parametrize("name", ["f_hat", "integrand"])
 def test_no_metric_goes_past_the_equations(monkeypatch, metric, name):
     def broken(*_, **__):
@@ -428,7 +430,7 @@ def test_a_custom_metric_of_the_output(scale):
 
 def test_custom_metrics_that_make_no_sense_are_refused():
     cosine = distances.negative_cosine
-    with pytest.raises(ValueError, match="mine: where must be 'maps', 'vectors' or 'output', got 'layers'"):
+    with pytest.raises(ValueError, match=r"mine: where must be one of maps, vectors, .*, got 'layers'"):
         Metric("mine", "layers", cosine)
     with pytest.raises(ValueError, match="mine: only vectors have a mean cosine M"):
         Metric("mine", "output", cosine, normalised=True)
@@ -974,7 +976,7 @@ def test_layouts_say_how_a_layer_is_read():
         ({"group": "SO(2)?k=3"}, r"has 'k=3'; its options are n \(how many parts\), seed and jitter"),
         ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
         ({"group": "C4*flip"}, "is no action of"),
-        ({"metrics": ["latnet"]}, r"no metric 'latnet'; did you mean 'latent'.*\(all 15: channelwise"),
+        ({"metrics": ["latnet"]}, r"no metric 'latnet'; did you mean 'latent'.*\(all 22: channelwise"),
         ({"metrics": []}, r"metrics must be one or more with different names, got \[\]"),
         ({"metrics": ["latent", "latent"]}, "different names"),
         ({"precision": "float23"}, "no precision 'float23'; did you mean 'float32'"),

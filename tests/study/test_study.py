@@ -184,7 +184,7 @@ WRONG = {
         ([3], "metrics must be names, Metric values, .* got 3 in it"),
         (["no_such:mine"], "metrics: there is no no_such:mine"),
         (["eedkit:no_such"], "metrics: there is no eedkit:no_such"),
-        (["eedkit:METRICS"], "metrics must be names, Metric values, .* got {'channelwise'"),
+        (["eedkit:METRICS"], "metrics must be names, Metric values, .* got {'boxes'"),
         (
             [metric_of(lambda z: z.sum(1))],
             "metric mine: a study tells functions apart by their names, and <function <lambda>",

@@ -16,7 +16,9 @@ from torch import Tensor
 from eedkit.theory import groups
 from eedkit.theory.actions import (
     Action,
+    boxes,
     check_action,
+    coordinates,
     kernel,
     law_error,
     linear,
@@ -651,3 +653,77 @@ def test_actions_can_be_sent_to_other_processes(group):
     moved = action(1, images)
     sent = cloudpickle.loads(cloudpickle.dumps(action))
     assert torch.equal(sent(1, images), moved)
+
+
+POINT_GROUPS = ["C4", "D4", "flip", "C2*flip"]
+
+
+def moved_point(element, row, column, side):
+    """Where numpy finds a single bright pixel again, as (x, y) about the middle."""
+    image = np.zeros((side, side))
+    image[row, column] = 1
+    found_row, found_column = np.argwhere(element(torch.from_numpy(image)).numpy() == 1)[0]
+    return [found_column - (side - 1) / 2, found_row - (side - 1) / 2]
+
+
+@pytest.mark.parametrize("group", POINT_GROUPS)
+def test_points_go_where_pixels_go(group):
+    side, on_images = 7, spatial(group)
+    on_points = coordinates(group).of_channels(2)
+    for row, column in ((1, 5), (6, 2)):
+        point = torch.tensor([column - 3.0, row - 3.0])
+        for g in range(on_images.group.order):
+            found = moved_point(lambda image, g=g: on_images(g, image), row, column, side)
+            assert on_points(g, point).tolist() == pytest.approx(found)
+
+
+@pytest.mark.parametrize("group", ["C8", "D3"])
+def test_points_of_interpolating_groups_keep_their_length_and_the_law(group):
+    on_points = coordinates(group).of_channels(4)
+    points = torch.rand(5, 4, dtype=torch.float64)
+    members = on_points.group
+    for g in range(members.order):
+        torch.testing.assert_close(on_points(g, points).norm(dim=-1), points.norm(dim=-1))
+        for h in range(members.order):
+            torch.testing.assert_close(on_points(g, on_points(h, points)), on_points(members.product(g, h), points))
+
+
+@pytest.mark.parametrize("group", POINT_GROUPS)
+def test_fields_of_offsets_turn_and_move(group):
+    """The offset from every pixel to one mark points at the moved mark afterwards."""
+    action = coordinates(group)
+    places = torch.stack(torch.meshgrid(torch.arange(-3.0, 4), torch.arange(-3.0, 4), indexing="xy"))
+    mark = torch.tensor([2.0, -1.0])
+    for g in range(action.group.order):
+        moved_mark = action.of_channels(2)(g, mark)
+        assert torch.equal(action(g, mark[:, None, None] - places), moved_mark[:, None, None] - places)
+    assert check_action(action, places) == 0
+
+
+@pytest.mark.parametrize("group", POINT_GROUPS)
+def test_boxes_go_where_filled_boxes_go(group):
+    """A box of ones on an image is moved, and its sides are read off again."""
+    on_images, on_boxes = spatial(group), boxes(group).of_channels(5)
+    image = torch.zeros(8, 8)
+    image[1:3, 2:7] = 1
+    box = torch.tensor([0.5, -2.0, 5.0, 2.0, 9.0])
+    for g in range(on_images.group.order):
+        rows, columns = on_images(g, image).nonzero().T
+        low = torch.stack([columns.min(), rows.min()]).float()
+        high = torch.stack([columns.max(), rows.max()]).float() + 1
+        assert on_boxes(g, box).tolist() == [*((low + high) / 2 - 4).tolist(), *(high - low).tolist(), 9]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: coordinates("shift4"), "shift4 shifts images, and no matrix shifts points"),
+        (lambda: coordinates("T(2)?n=4"), "shifts images"),
+        (lambda: coordinates("C4").of_channels(3), "channels must be even in number, got 3"),
+        (lambda: boxes("C8"), "C8 turns boxes by less than quarter turns"),
+        (lambda: boxes("C4").of_channels(3), "x, y, width, height and more, got 3 numbers"),
+    ],
+)
+def test_points_and_boxes_that_cannot_move_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -215,3 +215,43 @@ def test_m_of_fewer_than_two_vectors_is_undefined():
     assert math.isnan(state.result())
     state.update(torch.ones(1, 3))
     assert math.isnan(state.result())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_null_of_the_element_is_that_of_all_others(group):
+    orbit = orbit_of_maps(group, n=4)
+    want = oracles.other_elements(orbit, group, oracles.move, oracles.channelwise, [0])
+    at_layer = actions.spatial(group).on((5, 5), channels=3)
+    as_positions = torch.from_numpy(orbit).flatten(3).mT
+    found = deviation.deviation_from_other_elements(as_positions, at_layer, distances.channelwise_negative_cosine)
+    np.testing.assert_allclose(found, want, atol=1e-12)
+
+
+def test_elements_that_move_alike_are_no_null_of_each_other():
+    """C4 acts through its quotient C2, so that r90 and r270 do the same."""
+    through = actions.quotient("C4", actions.spatial("C2"), [0, 1, 0, 1]).on((5, 5), channels=3)
+
+    def act(group, element, z):
+        return oracles.move("C4", {"r90": "r180", "r270": "r180"}.get(element, "e"), z)
+
+    orbit = orbit_of_maps("C4", n=3)
+    want = oracles.other_elements(orbit, "C4", act, oracles.channelwise, [0, 2])
+    as_positions = torch.from_numpy(orbit).flatten(3).mT
+    found = deviation.deviation_from_other_elements(as_positions, through, distances.channelwise_negative_cosine)
+    np.testing.assert_allclose(found, want, atol=1e-12)
+
+
+def test_where_nothing_moves_no_element_is_another_one():
+    orbit = torch.rand(4, 3, 2)
+    nothing = actions.trivial("C4").of_channels(2)
+    assert deviation.deviation_from_other_elements(orbit, nothing, distances.euclidean).isnan().all()
+
+
+def test_sampled_elements_are_all_different_ones():
+    circle = actions.spatial("SO(2)?n=3").on((5, 5), channels=1)
+    maps = torch.rand(3, 1, 25, 1, dtype=torch.float64)
+    found = deviation.deviation_from_other_elements(maps, circle, distances.mean_euclidean)
+    target = maps[0]
+    for g, others in ((1, (0, 2)), (2, (0, 1))):
+        lengths = [(maps[g] - circle(other, target)).abs().mean().item() for other in others]
+        assert found[g, 0].item() == pytest.approx(sum(lengths) / 2)

@@ -18,6 +18,8 @@ NUMBERS = st.floats(-100, 100).map(lambda x: round(x, 3))
 VECTORS = arrays(np.float64, 4, elements=NUMBERS)
 MAPS = arrays(np.float64, (3, 2, 2), elements=NUMBERS)
 PROBABILITIES = arrays(np.float64, 4, elements=st.floats(1e-6, 1)).map(lambda w: w / w.sum())
+DISTRIBUTIONS = arrays(np.float64, (3, 2, 2), elements=st.floats(1e-6, 1)).map(lambda w: w / w.sum(0))
+MASKS = arrays(np.int64, (2, 2), elements=st.integers(0, 2)).map(lambda z: np.eye(3)[z].transpose(2, 0, 1))
 SPARSE = arrays(np.float64, 4, elements=st.sampled_from([0.0, 0.5, 1.0, 2.0])).filter(np.any).map(lambda w: w / w.sum())
 
 OF_VECTORS = {"negative_cosine": oracles.latent, "euclidean": oracles.euclidean}
@@ -29,7 +31,8 @@ OF_MAPS = {
         oracles.centred(a), oracles.centred(b), "skip"
     ),
 }
-METRIC = ["euclidean", "total_variation", "hellinger"]
+OF_POSITIONS = {"mean_kl": oracles.mean_kl, "jaccard": oracles.jaccard, "mean_euclidean": oracles.mean_euclidean}
+METRIC = ["euclidean", "total_variation", "hellinger", "mean_euclidean"]
 OF_PROBABILITIES = {
     "kl": oracles.kl,
     "kl_reverse": oracles.kl_reverse,
@@ -40,12 +43,13 @@ OF_PROBABILITIES = {
 }
 SPACES = {**dict.fromkeys(OF_VECTORS, VECTORS), **dict.fromkeys(OF_MAPS, MAPS)}
 SPACES |= dict.fromkeys(OF_PROBABILITIES, PROBABILITIES)
-ORACLES = {**OF_VECTORS, **OF_MAPS, **OF_PROBABILITIES}
+SPACES |= {"mean_kl": DISTRIBUTIONS, "jaccard": MASKS, "mean_euclidean": MAPS}
+ORACLES = {**OF_VECTORS, **OF_MAPS, **OF_PROBABILITIES, **OF_POSITIONS}
 
 
 def between(distance, a, b):
     """m(a, b), of maps (…, C, H, W) as positions × channels."""
-    if distance.of_sums:
+    if distance.of_sums or distance.name in OF_POSITIONS:
         a, b = (z.flatten(-2).mT for z in (a, b))
     return distance(a, b)
 
@@ -184,17 +188,17 @@ def test_a_cosine_is_taken_over_one_whole_channel():
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.parametrize("other", ["zero", "ordinary"])
 def test_nan_stays_nan_even_against_zero(name, other):
-    shape = (3, 2, 2) if name in OF_MAPS else (4,)
+    shape = (3, 2, 2) if name in OF_MAPS | OF_POSITIONS else (4,)
     bad = torch.full(shape, float("nan"))
     good = torch.zeros(shape) if other == "zero" else torch.full(shape, 0.25)
     assert between(DISTANCES[name], bad, good).isnan()
-    if name not in OF_PROBABILITIES or other == "ordinary":  # 0 log 0/q is 0 whatever q, so p = 0 hides q
+    if name not in {*OF_PROBABILITIES, "mean_kl"} or other == "ordinary":  # 0 log 0/q is 0 whatever q, so p = 0 hides q
         assert between(DISTANCES[name], good, bad).isnan()
 
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_leading_dimensions_broadcast(name):
-    shape = (3, 2, 2) if name in OF_MAPS else (4,)
+    shape = (3, 2, 2) if name in OF_MAPS | OF_POSITIONS else (4,)
     rng = np.random.default_rng(0)
     a, b = rng.random((5, 2, *shape)), rng.random((2, *shape))
     if name in OF_PROBABILITIES:
@@ -275,11 +279,11 @@ ORDERED = [name for name in DISTANCES if name != "cross_entropy"]
 @pytest.mark.parametrize("name", ORDERED)
 def test_a_distance_leaves_its_best_value_by_its_order(name):
     rng = np.random.default_rng(1)
-    shape = (3, 4, 4) if name in OF_MAPS else (6,)
+    shape = (3, 4, 4) if name in OF_MAPS | OF_POSITIONS else (6,)
     a, step = rng.random(shape) + 0.5, rng.standard_normal(shape)
-    if name in OF_PROBABILITIES:
-        a = a / a.sum()
-        step -= step.mean()
+    if name in OF_PROBABILITIES or name == "mean_kl":
+        a = a / a.sum(0)
+        step -= step.mean(0)
     near, nearer = (value(name, a, a + size * step) - DISTANCES[name].best for size in (1e-3, 1e-4))
     assert math.log10(near / nearer) == pytest.approx(DISTANCES[name].order, abs=0.05)
 
@@ -293,4 +297,10 @@ def test_scales_say_how_large_a_difference_may_be():
 
 def test_units_are_nats_where_logarithms_are_taken():
     in_nats = {name for name, distance in DISTANCES.items() if distance.unit == "nat"}
-    assert in_nats == {"kl", "kl_reverse", "jensen_shannon", "cross_entropy"}
+    assert in_nats == {"kl", "kl_reverse", "jensen_shannon", "cross_entropy", "mean_kl"}
+
+
+def test_iou_counts_the_classes_that_either_mask_has():
+    a = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
+    b = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
+    assert distances.jaccard(a, b).item() == pytest.approx(1 - (1 / 2 + 2 / 3) / 2)
