@@ -443,7 +443,8 @@ def _balanced(name: str, labels: list[int], per_class: int, seed: int) -> np.nda
     smallest, count = counts.most_common()[-1]
     if count < per_class:
         raise ValueError(
-            f"cannot take per_class={per_class}: class {smallest} of {name} has {count} images; ask for at most {count}"
+            f"cannot take per_class={per_class}: the smallest class of {name}, number {smallest}, has {count}; ask for at most "
+            f"{count}"
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     in_order = np.asarray(labels)[order]

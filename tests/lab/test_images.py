@@ -405,7 +405,9 @@ class TestOwnFiles:
         folder = folder.rename(tmp_path / "pets")
         save(folder / elsewhere, [[1]])
         assert "label" not in by_datasets(folder, tmp_path).features
-        with pytest.warns(UserWarning, match=r"no labels, since they do not lie equally deep \(.*x\.png.*metadata\.csv"):
+        with pytest.warns(
+            UserWarning, match=r"no labels, since they do not lie equally deep \(.*x\.png.*metadata\.csv"
+        ):
             data = load(folder)
         assert set(data["label"]) == {-1}
         assert len(data) == 6
@@ -668,7 +670,9 @@ class TestPerClass:
         assert set(few) != set(other)
 
     def test_what_cannot_be_taken_is_refused(self, skewed):
-        with pytest.raises(ValueError, match=r"per_class=11: class 2 of .*pets has 10 images; ask for at most 10"):
+        with pytest.raises(
+            ValueError, match=r"per_class=11: the smallest class of .*pets, number 2, has 10; ask for at most 10"
+        ):
             load(skewed, per_class=11)
         with pytest.raises(ValueError, match=r"pets/cat has no labels; take n=4 instead"):
             load(skewed / "cat", per_class=4)
