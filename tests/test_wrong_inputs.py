@@ -7,9 +7,9 @@ from PIL import Image
 from torch import nn
 
 import eedkit as ek
+from eedkit.lab.images import load
 from eedkit.theory.actions import Action, linear, spatial
 from eedkit.theory.groups import Group, parse
-from eedkit.lab.images import load
 
 IMAGES = torch.rand(8, 1, 5, 5, generator=torch.Generator().manual_seed(0))
 NOT_ASSOCIATIVE = ((0, 1, 2, 3, 4), (1, 0, 3, 4, 2), (2, 4, 0, 1, 3), (3, 2, 4, 0, 1), (4, 3, 1, 2, 0))
