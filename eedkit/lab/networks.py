@@ -89,7 +89,7 @@ class FieldNorm(nn.BatchNorm3d):
 
 
 class AntialiasedStride(nn.Sequential):
-    """Every second value of z ⋆ b, b being (1, 2, 1)ᵀ(1, 2, 1) / 16: the triangle filter of Zhang 2019, section 3.2.
+    """Every second value of z ⋆ b, b being (1, 2, 1)ᵀ(1, 2, 1) / 16: the filter Triangle-3 of Zhang 2019 (arXiv 1904.11486).
 
     It takes the place of a stride of two, which folds what is finer than its grid into coarser patterns, so that a shift by one
     pixel changes them.
