@@ -6,6 +6,7 @@ Must not know models, groups or metrics. Costs one copy of each of the last four
 import hashlib
 import io
 import os
+import tempfile
 import warnings
 import zlib
 from collections import Counter
@@ -35,7 +36,10 @@ BUNDLED = (
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What image files may hold, whatever they are called: for others Pillow may start another program."""
 
-OPTIONS = dict.fromkeys(("size", "channels", "n", "seed"), int) | {"shift": str, "severity": int}
+OPTIONS = {
+    **dict.fromkeys(("size", "channels", "n", "per_class", "seed"), int),
+    **{"label": str, "shift": str, "severity": int},
+}
 """What may stand in a spec of images, "digits/test?n=100"."""
 
 
@@ -45,7 +49,9 @@ def load(
     size: int | None = None,
     channels: int | None = None,
     n: int | None = None,
+    per_class: int | None = None,
     seed: int | None = None,
+    label: str | None = None,
     shift: str | None = None,
     severity: int | None = None,
     transform: Callable[[Image.Image], torch.Tensor] | None = None,
@@ -57,20 +63,23 @@ def load(
 
     Parameters
     ----------
-    spec : one of `BUNDLED` ("digits/test") or of `packages.IMAGES` ("mnist/test"), a folder of class folders, a parquet file,
+    spec : one of `BUNDLED` ("digits/test") or of `packages.IMAGES` ("mnist/test"), a folder of images, a parquet file,
         or "hub:owner/name/split"; all but transform may stand in it: "digits/test?n=100&shift=blur&severity=3"
     size : resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is
     channels : 1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white
     n : a subset of n images in which each class has its share (to within one image), drawn with `seed`; with the same
         seed a smaller subset is part of a larger one
+    per_class : in place of n, a subset with this many images of each class that has any, drawn in the same way
     seed : seed of that draw and, together with an image's id, of its shift; None: 0
+    label : which column has the labels, where it is not called so; words in it become classes, numbered by alphabet
     shift, severity : a key of `shifts.SHIFTS` and 1 (mild) to 5 (strong): corrupts every image, before any transform
     transform : from the upright image in RGB to the float tensor (C, H, W) that a model wants, in place of size and channels
 
-    The classes of a folder are its folders by name, numbered as torchvision's ImageFolder numbers them; one without images
-    keeps its number. What is hidden is skipped.
+    Folders are read by the rules of `datasets`' imagefolder: by their metadata.csv, .jsonl or .parquet where they have one;
+    otherwise an image's class is the name of its own folder, where all images lie equally deep and there are several such
+    folders, numbered by name. Here a class without images keeps its number. What is hidden is skipped.
 
-    Ids are those of the `id` column; otherwise "class/file" in a folder, else name and row number. Images without any
+    Ids are those of the `id` column; otherwise the path within the folder, else name and row number. Images without any
     label have label -1. For labels without decoding any image: `load(...).select_columns("label")["label"]`.
 
     Raises
@@ -89,23 +98,34 @@ def load(
     >>> len(digits), digits[0]["image"].shape, digits[0]["id"]
     (20, torch.Size([1, 17, 17]), 'digits-...')
     """
-    name, options = check(spec, size=size, channels=channels, n=n, seed=seed, shift=shift, severity=severity)
-    size, channels, n, seed = (options[key] for key in ("size", "channels", "n", "seed"))
+    name, options = check(
+        spec,
+        size=size,
+        channels=channels,
+        n=n,
+        per_class=per_class,
+        seed=seed,
+        label=label,
+        shift=shift,
+        severity=severity,
+    )
+    size, channels, seed = options["size"], options["channels"], options["seed"] or 0
     if transform is not None and (size, channels) != (None, None):
         raise ValueError(f"transform takes the place of size and channels; got it with {size=}, {channels=}")
-    images = _tidy(_open(name), name)
-    if n is not None:
-        if not 1 <= n <= len(images):
-            raise ValueError(f"{name} has {len(images)} images, cannot take n={n} of them")
-        images = images.select(_stratified(images["label"][:], n, seed or 0))
+    images = _tidy(_open(name), name, options["label"])
+    if options["n"] is not None:
+        images = images.select(_stratified(name, images["label"][:], options["n"], seed))
+    if options["per_class"] is not None:
+        images = images.select(_balanced(name, images["label"][:], options["per_class"], seed))
     return images.with_transform(partial(_decode, options=options, transform=transform))
 
 
 def check(spec: str | Path, **options: Any) -> tuple[str, dict[str, Any]]:
     """Name and all options of a spec, with those from beside it; ValueError for any that `load` refuses, opening nothing.
 
-    >>> check("digits/test?n=20", size=17)[1]
-    {'size': 17, 'channels': None, 'n': 20, 'seed': None, 'shift': None, 'severity': None}
+    >>> name, options = check("digits/test?n=20", size=17)
+    >>> name, options["size"], options["n"], options["seed"]
+    ('digits/test', 17, 20, None)
     """
     name, told = specs.parse(str(spec), OPTIONS)
     for key, value in told.items():
@@ -116,6 +136,14 @@ def check(spec: str | Path, **options: Any) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")
     if options["size"] is not None and options["size"] < 1:
         raise ValueError(f"size must be at least 1 pixel, got {options['size']!r}")
+    if options["n"] is not None and options["per_class"] is not None:
+        raise ValueError(
+            f"n and per_class both say how many images to take, got n={options['n']} and per_class={options['per_class']}; "
+            "keep one"
+        )
+    for key in ("n", "per_class"):
+        if options[key] is not None and options[key] < 1:
+            raise ValueError(f"{key} must be at least 1, got {options[key]}; leave it out to take all images")
     if (options["shift"], options["severity"]) != (None, None):
         from eedkit.lab import shifts  # torchvision takes seconds, and most images are not shifted
 
@@ -226,34 +254,92 @@ def _table(path: Path, _changed: int) -> "pyarrow.Table":
 
 
 def _folder(path: Path) -> "Dataset":
-    """Classes have the names and numbers that torchvision's ImageFolder gives them; what is hidden is skipped."""
+    """The images below a folder, by the rules of `datasets`' imagefolder; their ids are their paths."""
     import datasets
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-    known = Image.registered_extensions()
-    classes: list[str] = []
-    files: list[Path] = []
-    for folder, inner_folders, names in os.walk(path, onerror=_raise, followlinks=True):
-        inner_folders[:] = sorted(name for name in inner_folders if not name.startswith("."))
-        place = Path(folder).relative_to(path)
-        if place == Path():
-            classes = inner_folders
-        for name in sorted(names):
-            if Path(name).suffix.lower() in known and not name.startswith("."):
-                files.append(place / name)
-    misplaced = [file for file in files if len(file.parts) != 2]
-    if misplaced or not files:
-        found = misplaced[0] if misplaced else "none"
-        raise ValueError(f"{path} must hold a folder for each class, with all images directly in these; found {found}")
-    columns = {
+    folders, files = _below(path)
+    metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
+    if metadata:
+        return _by_metadata(path, metadata)
+    files = [file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    if not files:
+        raise ValueError(f"{path} holds no images; expected files such as .png or .jpg, in it or in folders inside it")
+    _refuse_splits(path, folders)
+    columns: dict[str, list] = {
         "image": [str(path / file) for file in files],
-        "label": [classes.index(file.parts[0]) for file in files],
         "id": [file.as_posix() for file in files],
     }
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes), "id": datasets.Value("string")}
+    features: dict[str, Any] = {"image": datasets.Image(), "id": datasets.Value("string")}
+    depth = len(files[0].parts)
+    elsewhere = [file for file in files if len(file.parts) != depth]
+    # datasets counts the folders that have images; here a class without any keeps its number
+    classes = sorted({folder.name for folder in folders if len(folder.parts) == depth - 1})
+    if elsewhere:
+        warnings.warn(
+            f"the images of {path} have no labels, since they do not lie equally deep ({files[0]} and {elsewhere[0]}); put each "
+            "into the folder of its class, or give the labels in a metadata.csv",
+            stacklevel=4,
+        )
+    elif len(classes) > 1:
+        columns["label"] = [classes.index(file.parent.name) for file in files]
+        features["label"] = datasets.ClassLabel(names=classes)
     try:
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     except UnicodeEncodeError as error:
         raise ValueError(f"file names must be UTF-8, got {os.fsencode(error.object)}; rename it") from None
+
+
+def _below(path: Path) -> tuple[list[Path], list[Path]]:
+    """All folders and files below a folder, relative to it, in the order of torchvision's ImageFolder.
+
+    Skips what is hidden and folders such as __pycache__, as `datasets` does. The listing of `datasets` also skips, silently,
+    folders that it may not read.
+    """
+    folders: list[Path] = []
+    files: list[Path] = []
+    for folder, inner_folders, names in os.walk(path, onerror=_raise, followlinks=True):
+        inner_folders[:] = sorted(name for name in inner_folders if not name.startswith((".", "__")))
+        place = Path(folder).relative_to(path)
+        folders.extend(place / name for name in inner_folders)
+        files.extend(place / name for name in sorted(names) if not name.startswith("."))
+    return folders, files
+
+
+def _refuse_splits(path: Path, folders: list[Path]) -> None:
+    """ValueError for a folder of splits, which are not to be pooled without a word."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    words = set().union(*SPLIT_KEYWORDS.values())
+    splits = [str(folder) for folder in folders if str(folder).lower() in words]
+    if len(splits) > 1:
+        raise ValueError(f"{path} holds the splits {', '.join(splits)}; name the one that is meant: {path / splits[0]}")
+
+
+def _by_metadata(path: Path, metadata: list[Path]) -> "Dataset":
+    """The rows of a folder's metadata files, as `datasets` reads them; an image's path is its id, where no column has ids."""
+    import datasets
+    from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    tables = []
+    for file in metadata:
+        # one at a time, because datasets puts several into a set, which has no order
+        listed = DataFilesDict(train=DataFilesList([str(path / file)], []))
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                rows = ImageFolder(data_files=listed, cache_dir=scratch).as_streaming_dataset("train").decode(False)
+                tables.append(datasets.Dataset.from_list(list(rows), features=rows.features))
+        except Exception as error:  # broken tables raise nearly anything
+            raise ValueError(
+                f"cannot read {path / file}: {error}; expected a column file_name with paths relative to that file"
+            ) from error
+    images = datasets.concatenate_datasets(tables)
+    if "id" in images.features:
+        return images
+    column = next(name for name, feature in images.features.items() if isinstance(feature, datasets.Image))
+    files = images.cast_column(column, datasets.Image(decode=False))[column]
+    return images.add_column("id", [Path(file["path"]).relative_to(path).as_posix() for file in files])
 
 
 def _raise(error: OSError) -> None:
@@ -280,40 +366,90 @@ def _hub(spec: str) -> "Dataset":
         ) from error
 
 
-def _tidy(images: "Dataset", spec: str) -> "Dataset":
+def _tidy(images: "Dataset", spec: str, label: str | None) -> "Dataset":
     """The same rows with exactly the columns image (not decoded), label and id."""
     import datasets
 
     if not len(images):
-        raise ValueError(f"{spec} holds no images")
+        raise ValueError(f"{spec} holds no images; expected at least one")
     has = ", ".join(images.features)
+    if label is not None and label not in images.features:
+        raise ValueError(f"{unknown('column', label, images.features)} in {spec}")
+    if label not in (None, "label"):
+        kept = [name for name in images.features if name != "label"]
+        images = images.select_columns(kept).rename_column(label, "label")
     for column, kind in {"image": datasets.Image, "label": datasets.ClassLabel}.items():
         fitting = [name for name, feature in images.features.items() if isinstance(feature, kind)]
         if column not in images.features and len(fitting) == 1:
             images = images.rename_column(fitting[0], column)
         elif column not in images.features and (fitting or column == "image"):
-            raise ValueError(f"{spec} needs a column '{column}' or just one of type {kind.__name__}; it has: {has}")
+            advice = "name one: ?label=…" if column == "label" else "rename the one that is meant"
+            raise ValueError(
+                f"{spec} needs a column '{column}' or just one of type {kind.__name__}; it has: {has}; {advice}"
+            )
     if "label" not in images.features:
         images = images.add_column("label", [-1] * len(images))
-    if images.features["label"].dtype == "string":
-        images = images.class_encode_column("label")
+    images = _numbered(images, spec)
     if "id" not in images.features:
         name = spec if spec.startswith("hub:") else Path(spec).stem
         images = images.add_column("id", [f"{name}-{row:04d}" for row in range(len(images))])
     twice = [name for name, count in Counter(images["id"][:]).items() if count > 1]
     if twice:
-        raise ValueError(f"{spec} has {len(twice)} ids that several images share, such as {twice[0]!r}")
+        raise ValueError(
+            f"{spec} has {len(twice)} ids that several images share, such as {twice[0]!r}; give every row its own"
+        )
     return images.select_columns(["image", "label", "id"]).cast_column("image", datasets.Image(decode=False))
 
 
-def _stratified(labels: list[int], n: int, seed: int) -> np.ndarray:
+def _numbered(images: "Dataset", spec: str) -> "Dataset":
+    """The same rows with whole numbers for labels: words are numbered by alphabet, and -1 stands where there is none."""
+    import datasets
+
+    feature = images.features["label"]
+    kind = getattr(feature, "dtype", type(feature).__name__)
+    values = images["label"][:]
+    if "string" in kind:
+        names = sorted(set(values) - {None})
+        number_of = {name: number for number, name in enumerate(names)}
+        values = [number_of.get(name) for name in values]
+        feature = datasets.ClassLabel(names=names)
+    elif "int" not in kind:
+        raise ValueError(
+            f"labels must be whole numbers or words, but the column of {spec} holds {kind}; name another: ?label=…"
+        )
+    elif None not in values:
+        return images
+    values = [-1 if value is None else value for value in values]
+    return images.remove_columns("label").add_column("label", values, feature=feature)
+
+
+def _stratified(name: str, labels: list[int], n: int, seed: int) -> np.ndarray:
     """Rows of n images: every class's rows at even steps of one seeded order, so that any first n are balanced."""
+    if n > len(labels):
+        raise ValueError(f"{name} has {len(labels)} images, cannot take n={n} of them; ask for fewer, or leave n out")
     order = np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels))
     for label in set(labels):
         rows = order[np.asarray(labels)[order] == label]
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.sort(order[np.argsort(place[order], kind="stable")[:n]])
+
+
+def _balanced(name: str, labels: list[int], per_class: int, seed: int) -> np.ndarray:
+    """Rows of as many images of each class, the first of one seeded order."""
+    counts = Counter(label for label in labels if label >= 0)
+    if not counts:
+        raise ValueError(f"per_class counts images of each class, but {name} has no labels; take n={per_class} instead")
+    smallest, count = counts.most_common()[-1]
+    if count < per_class:
+        raise ValueError(
+            f"cannot take per_class={per_class}: the smallest class of {name}, number {smallest}, has {count}; ask for at most "
+            f"{count}"
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    in_order = np.asarray(labels)[order]
+    rows = [order[in_order == label][:per_class] for label in counts]
+    return np.sort(np.concatenate(rows))
 
 
 def _decode(rows: dict, *, options: dict[str, Any], transform: Callable | None) -> dict:

@@ -129,12 +129,17 @@ def pool(
         for seed in range(seeds):
             # what is not trained has no epochs, whatever the others' training is changed to
             own = {k: v for k, v in changes.items() if k != "epochs" or name != "random"}
-            texts = {k: ",".join(map(str, v)) if isinstance(v, tuple | list) else v for k, v in own.items()}
-            found.append(
-                "&".join([f"recipe:{name}?seed={seed}&group={group}", *(f"{k}={v}" for k, v in texts.items())])
-            )
+            texts = [f"{key}={_text(value)}" for key, value in own.items()]
+            found.append("&".join([f"recipe:{name}?seed={seed}&group={group}", *texts]))
             check(found[-1])
     return found
+
+
+def _text(value: object) -> str:
+    """A value as a spec has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def about(spec: str) -> dict[str, str | int]:
@@ -252,7 +257,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
     with seeded(seed):
-        return _of_recipe(recipe, GroupCNN(recipe.group, classes=classes, channels=channels, widths=recipe.widths))
+        return _of_recipe(recipe, recipes.build_network(recipe, classes, channels))
 
 
 def _of_recipe(recipe: Recipe, network: GroupCNN) -> Loaded:
@@ -387,7 +392,8 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-_FIELDS = {f.name: specs.integers if f.type == tuple[int, ...] else f.type for f in fields(Recipe)}
+_CONVERTERS = {tuple[int, ...]: specs.integers, bool: specs.boolean}
+_FIELDS = {f.name: _CONVERTERS.get(f.type, f.type) for f in fields(Recipe)}
 _KINDS = {
     "recipe": ({"seed": int, **_FIELDS}, _recipe),
     "torchvision": ({"weights": str, "seed": int}, _torchvision),

@@ -65,6 +65,8 @@ class Recipe:
         Of the optimiser.
     share : float
         Probability with which `augment` moves an image of a batch, from 0 to 1: the dose.
+    antialiased : bool
+        Whether strides blur before they leave out values (Zhang 2019).
     """
 
     group: str = "C1"
@@ -78,6 +80,7 @@ class Recipe:
     batch_size: int = 64
     rate: float = 5e-3
     share: float = 1.0
+    antialiased: bool = False
 
     def __post_init__(self) -> None:
         for group in (self.group, self.augment):
@@ -181,7 +184,7 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), training.fixed_arithmetic():
         if recipe.epochs == 0:
             torch.manual_seed(seed)
-            return _network(recipe, images).eval()
+            return build_network(recipe, images.classes, images.x.shape[1]).eval()
         network, _ = _read_or_trained(recipe, seed, images, cache_folder(cache), progress=progress)
     return network
 
@@ -347,8 +350,19 @@ def _digest(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _network(recipe: Recipe, images: TrainingImages) -> GroupCNN:
-    return GroupCNN(recipe.group, classes=images.classes, channels=images.x.shape[1], widths=recipe.widths)
+def build_network(recipe: Recipe, classes: int, channels: int) -> GroupCNN:
+    """A recipe's network as torch's random state draws its weights.
+
+    >>> build_network(Recipe(widths=(4, 8)), classes=3, channels=1).head
+    Linear(in_features=8, out_features=3, bias=True)
+    """
+    return GroupCNN(
+        recipe.group,
+        classes=classes,
+        channels=channels,
+        widths=recipe.widths,
+        antialiased=recipe.antialiased,
+    )
 
 
 def _attempt(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, int]:
@@ -373,7 +387,7 @@ def _read_or_trained(
     about = _about(recipe, seed, images)
     path = folder / f"{_digest(about)}.safetensors"
     with _alone(path, wait=wait):
-        cached = _network(recipe, images).eval()
+        cached = build_network(recipe, images.classes, images.x.shape[1]).eval()
         curves = _read(cached, path)
         if curves is not None:
             return cached, curves
@@ -387,7 +401,7 @@ def _read_or_trained(
             curves += [{**row, "stage": recipe.start} for row in first_curves]
         # drawn anew: a file that does not fit has filled a part of the network before it is refused
         torch.manual_seed(seed)
-        network = _network(recipe, images)
+        network = build_network(recipe, images.classes, images.x.shape[1])
         if first is not None:
             network.blocks = first.blocks
         rows = training.fit(

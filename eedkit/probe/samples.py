@@ -173,7 +173,9 @@ def open_stream(
     if n == 0:
         raise ValueError("there is no image to measure on; expected at least one")
     if isinstance(images, Tensor) and images.dim() != 4:
-        raise ValueError(f"images must have shape (n, C, H, W), got {tuple(images.shape)}")
+        raise ValueError(
+            f"images must have shape (n, C, H, W), got {tuple(images.shape)}; a single image (C, H, W) is images[None]"
+        )
     if labels is not None and len(labels) != n:
         raise ValueError(f"expected one label for each of {n} images, got {len(labels)}")
     if null:
@@ -369,7 +371,12 @@ def _unwrapped(images: Any) -> Any:
                 f"{', '.join(map(str, images))}; choose one of its splits, or put the images under one of {', '.join(IMAGE_KEYS)}"
             )
         images = images[keys[0]]
-    if isinstance(images, str) or not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
+    if isinstance(images, str | os.PathLike):
+        raise TypeError(
+            f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got the name {str(images)!r}; open it first, by "
+            "ek.lab.images.load, say"
+        )
+    if not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
         raise TypeError(
             f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}"
         )

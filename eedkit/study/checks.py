@@ -53,7 +53,9 @@ def imported(what: str, given: Any, *kinds: type) -> tuple:
             try:
                 value = getattr(importlib.import_module(module), name)
             except (ImportError, AttributeError) as error:
-                raise ValueError(f"{what}: there is no {module}:{name} ({error})") from None
+                raise ValueError(
+                    f"{what}: there is no {module}:{name} ({error}); Python must find the module, so put its folder on PYTHONPATH"
+                ) from None
         if not isinstance(value, kinds) and (colon or not isinstance(value, str)):
             raise ValueError(f"{what} must be {expected}, got {short(value)} in it")
         found.append(value)

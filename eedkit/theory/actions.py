@@ -190,6 +190,10 @@ class Action:
 
     def _moved(self, g: int, z: Tensor) -> Tensor:
         moved = z if self.move is None else self.move(g, z)
+        if not isinstance(moved, Tensor):
+            raise ValueError(
+                f"{self.name}: {self.group.elements[g]} turned a tensor into {type(moved).__name__}; an action returns the moved tensor"
+            )
         if moved.shape != z.shape:
             raise ValueError(
                 f"{self.name}: {self.group.elements[g]} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; "
@@ -749,7 +753,8 @@ def law_error(action: LayerAction) -> float:
             if not torch.equal(composed[h], action.positions[group.product(g, h)]):
                 first, second, product = (group.elements[k] for k in (h, g, group.product(g, h)))
                 raise ValueError(
-                    f"{action.name} is no action of {group.name}: {first} and then {second} is not {product}"
+                    f"{action.name} is no action of {group.name}: {first} and then {second} is not {product}; "
+                    "ek.actions.check_action says in which way it is wrong"
                 )
     return 0.0
 

@@ -221,11 +221,21 @@ def _check_elements(group: Group) -> None:
 def _check_axioms(group: Group) -> None:
     table, labels, n = group.products, group.elements, len(group.elements)
     if len(table) != n or any(len(row) != n for row in table):
-        raise ValueError(f"{group.name} has {n} elements, so its table must be {n}×{n}")
-    if any(min(row) < 0 or max(row) >= n for row in table):
-        raise ValueError(f"{group.name} is not closed: every entry of its table must be an index from 0 to {n - 1}")
+        raise ValueError(
+            f"{group.name} has {n} elements, so its table must be {n}×{n}, got rows of {[len(row) for row in table]}"
+        )
+    for row in table:
+        outside = [entry for entry in row if not 0 <= entry < n]
+        if outside:
+            raise ValueError(
+                f"{group.name} is not closed: every entry of its table must be an index from 0 to {n - 1}, got {outside[0]}; "
+                "add the element that is missing"
+            )
     if any(table[0][g] != g or table[g][0] != g for g in range(n)):
-        raise ValueError(f"{group.name}: the first element ({labels[0]}) must be the identity")
+        raise ValueError(
+            f"{group.name}: the first element ({labels[0]}) must be the identity, and its row and column of the table 0 to "
+            f"{n - 1} in order; got the row {list(table[0])}"
+        )
     for g in range(n):
         if sorted(table[g]) != list(range(n)):
             raise ValueError(f"{group.name}: {labels[g]} has no inverse, its row of the table repeats an element")
@@ -265,7 +275,9 @@ def _check_associativity(group: Group) -> None:
             if table[row[b]] != after_b(row):
                 c = next(c for c in range(len(table)) if table[row[b]][c] != row[table[b][c]])
                 a, b, c = labels[a], labels[b], labels[c]
-                raise ValueError(f"{group.name} is not associative: ({a} {b}) {c} differs from {a} ({b} {c})")
+                raise ValueError(
+                    f"{group.name} is not associative: ({a} {b}) {c} differs from {a} ({b} {c}); correct these products in its table"
+                )
 
 
 def _check_order(name: str, order: int) -> None:
@@ -565,7 +577,7 @@ def _sample_options(name: str, text: str) -> dict[str, int]:
 
 def _checked(n: int, family: str) -> int:
     if n < 1:
-        raise ValueError(f"{family}n needs n ≥ 1, got {n}")
+        raise ValueError(f"{family}n needs n ≥ 1, got {n}; C1, say, is the group of the identity alone")
     _check_order(f"{family}{n}", n)
     return n
 

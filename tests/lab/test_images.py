@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -58,6 +59,11 @@ def folder(tmp_path):
         save(tmp_path / "pets[1]" / name, np.full((6, 10), 10 * k))
     (tmp_path / "pets[1]" / "cat" / "notes.txt").write_text("not an image")
     return tmp_path / "pets[1]"
+
+
+def by_datasets(folder, tmp_path):
+    """The folder as `datasets` itself reads it."""
+    return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "hf"))
 
 
 def parquet(path, columns, **features):
@@ -348,10 +354,16 @@ class TestOwnFiles:
         monkeypatch.chdir(tmp_path.parent)
         assert data[1]["image"].shape == (1, 6, 10)
 
-    def test_folder_without_class_folders_is_refused(self, folder):
-        for wrong in (folder / "cat", folder.parent):
-            with pytest.raises(ValueError, match="must hold a folder for each class"):
-                load(wrong)
+    def test_a_flat_folder_has_no_labels(self, folder):
+        data = load(folder / "cat")
+        assert data["id"][:] == ["a.png", "b.png", "c.png"]
+        assert data["label"][:] == [-1, -1, -1]
+
+    def test_a_folder_without_images_is_refused(self, folder):
+        (folder / "cow").mkdir()
+        (folder / "cow" / "notes.txt").write_text("not an image")
+        with pytest.raises(ValueError, match=r"cow holds no images; expected files such as \.png"):
+            load(folder / "cow")
 
     def test_classes_are_those_of_torchvision_with_empty_ones(self, folder):
         for empty in ("ant", "cow", "eel"):
@@ -366,20 +378,46 @@ class TestOwnFiles:
         folder = folder.rename(tmp_path / "pets")  # datasets finds nothing in pets[1]
         for hidden in (".old/a.png", ".git/refs/b.png", "cat/.thumbs/c.png", "cat/.d.png", ".e.png"):
             save(folder / hidden, [[1]])
-        theirs = datasets.load_dataset(
-            "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "hf")
-        )
+        theirs = by_datasets(folder, tmp_path)
         data = load(folder)
         assert data.features["label"].names == theirs.features["label"].names == ["cat", "dog"]
         assert data["label"][:] == theirs["label"][:] == [0, 0, 0, 1, 1]
 
-    @pytest.mark.parametrize("misplaced", ["x.png", "cat/young/x.png", "cow/a/b/x.eps"])
-    def test_an_image_in_no_class_folder_itself_is_refused(self, folder, misplaced):
-        save(folder / "x.png", [[1]])
-        (folder / misplaced).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "x.png").rename(folder / misplaced)
-        with pytest.raises(ValueError, match=f"all images directly in these; found {misplaced}"):
-            load(folder)
+    def test_nested_classes_are_those_of_datasets(self, tmp_path):
+        for name in ("wild/cat/a.png", "wild/fox/a.png", "tame/cat/a.png", "tame/dog/b.JPG"):
+            save(tmp_path / "pets" / name, [[1]])
+        theirs = by_datasets(tmp_path / "pets", tmp_path)
+        data = load(tmp_path / "pets")
+        assert data["id"][:] == ["tame/cat/a.png", "tame/dog/b.JPG", "wild/cat/a.png", "wild/fox/a.png"]
+        assert data.features["label"].names == theirs.features["label"].names == ["cat", "dog", "fox"]
+        assert data["label"][:] == [0, 1, 0, 2]
+        assert Counter(theirs["label"]) == Counter(data["label"])
+
+    def test_a_nested_class_without_images_keeps_its_number(self, tmp_path):
+        for name in ("wild/cat/a.png", "tame/dog/b.png"):
+            save(tmp_path / "pets" / name, [[1]])
+        (tmp_path / "pets" / "wild" / "bear").mkdir()
+        assert load(tmp_path / "pets").features["label"].names == ["bear", "cat", "dog"]
+        assert load(tmp_path / "pets")["label"][:] == [2, 1]
+
+    @pytest.mark.parametrize("elsewhere", ["x.png", "cat/young/x.png"])
+    def test_images_of_several_depths_have_no_labels_and_say_so(self, folder, elsewhere, tmp_path):
+        folder = folder.rename(tmp_path / "pets")
+        save(folder / elsewhere, [[1]])
+        assert "label" not in by_datasets(folder, tmp_path).features
+        with pytest.warns(
+            UserWarning, match=r"no labels, since they do not lie equally deep \(.*x\.png.*metadata\.csv"
+        ):
+            data = load(folder)
+        assert set(data["label"]) == {-1}
+        assert len(data) == 6
+
+    def test_a_folder_of_splits_asks_for_one(self, tmp_path):
+        for name in ("train/cat/a.png", "train/dog/a.png", "Val/cat/a.png", "Val/dog/a.png"):
+            save(tmp_path / "pets" / name, [[1]])
+        with pytest.raises(ValueError, match=r"holds the splits Val, train; name the one that is meant: .*pets/Val"):
+            load(tmp_path / "pets")
+        assert load(tmp_path / "pets" / "Val")["label"][:] == [0, 1]
 
     def test_folders_inside_a_class_without_images_are_no_matter(self, folder):
         (folder / "cat" / "about").mkdir()
@@ -507,6 +545,143 @@ class TestOwnFiles:
         assert tensors(load(tmp_path / "s", size=4, channels=1))[0].shape == (2, 1, 4, 4)
 
 
+class TestMetadata:
+    """Folders whose metadata files say what belongs to each image."""
+
+    @pytest.fixture
+    def described(self, tmp_path):
+        """Four images, three of which a table describes."""
+        for k, name in enumerate(["a.png", "in/b.png", "in/c.png", "d.png"]):
+            save(tmp_path / "pets" / name, np.full((2, 2), 10 * k))
+        (tmp_path / "pets" / "metadata.csv").write_text(
+            "file_name,breed,age,weight\nin/c.png,tabby,3,4.5\na.png,boxer,9,\nin/b.png,tabby,1,3.0\n"
+        )
+        return tmp_path / "pets"
+
+    def test_rows_and_columns_are_those_of_datasets(self, described, tmp_path):
+        theirs = by_datasets(described, tmp_path)
+        data = load(described, label="breed")
+        assert data["id"][:] == ["in/c.png", "a.png", "in/b.png"]
+        assert [data.features["label"].names[number] for number in data["label"]] == theirs["breed"][:]
+        assert [round(row["image"].mean().item() * 255) for row in data] == [20, 0, 10]
+        assert load(described, label="age")["label"][:] == theirs["age"][:] == [3, 9, 1]
+
+    @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+    def test_other_tables_are_read_alike(self, described, ending):
+        table = pd.read_csv(described / "metadata.csv")
+        (described / "metadata.csv").unlink()
+        if ending == "jsonl":
+            table.to_json(described / "metadata.jsonl", orient="records", lines=True)
+        else:
+            table.to_parquet(described / "metadata.parquet")
+        data = load(f"{described}?label=breed")
+        assert (data["id"][:], data["label"][:]) == (["in/c.png", "a.png", "in/b.png"], [1, 0, 1])
+
+    def test_without_a_chosen_column_there_are_no_labels(self, described):
+        assert load(described)["label"][:] == [-1, -1, -1]
+
+    def test_a_column_id_has_the_ids(self, described):
+        (described / "metadata.csv").write_text("file_name,id,label\nd.png,x7,1\na.png,x3,0\n")
+        assert load(described)["id"][:] == ["x7", "x3"]
+        assert load(described)["label"][:] == [1, 0]
+
+    def test_several_tables_follow_each_other_by_name(self, described):
+        (described / "metadata.csv").write_text("file_name,label\nd.png,1\n")
+        (described / "in" / "metadata.csv").write_text("file_name,label\nc.png,2\nb.png,0\n")
+        assert load(described)["id"][:] == ["d.png", "in/c.png", "in/b.png"]
+        assert load(described)["label"][:] == [1, 2, 0]
+
+    def test_a_listed_file_that_is_not_there_costs_itself_alone(self, described):
+        (described / "metadata.csv").write_text("file_name,label\nd.png,1\ngone.png,0\n")
+        data = load(described)
+        assert data[0]["image"].shape == (1, 2, 2)
+        with pytest.raises(ValueError, match=r"cannot read the image .*gone\.png"):
+            data[1]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("name,label\nd.png,1\n", "expected a column file_name"),
+            ("file_name,label\n../secret.png,1\n", "must be a relative path"),
+            ("", "expected a column file_name"),
+        ],
+    )
+    def test_tables_that_do_not_name_files_are_refused(self, described, text, message):
+        (described / "metadata.csv").write_text(text)
+        with pytest.raises(ValueError, match=rf"cannot read .*metadata\.csv: .*{message}"):
+            load(described)
+
+
+class TestLabelColumns:
+    @pytest.fixture
+    def two_columns(self, tmp_path):
+        """Images with a fine and a coarse class, as those of CIFAR-100."""
+        fine = datasets.ClassLabel(names=["cat", "dog", "oak"])
+        coarse = datasets.ClassLabel(names=["animal", "plant"])
+        columns = {"i": [png([[k]]) for k in range(3)], "fine": [2, 0, 1], "coarse": [1, 0, 0], "size": [0.5, 0.1, 0.2]}
+        features = {"i": datasets.Image(), "fine": fine, "coarse": coarse, "size": datasets.Value("float32")}
+        return parquet(tmp_path / "x.parquet", columns, **features)
+
+    def test_one_of_several_is_chosen_by_name(self, two_columns):
+        assert load(two_columns, label="fine")["label"][:] == [2, 0, 1]
+        assert load(f"{two_columns}?label=coarse")["label"][:] == [1, 0, 0]
+        assert load(two_columns, label="coarse").features["label"].names == ["animal", "plant"]
+        assert load(two_columns, label="fine")["id"][:] == load(two_columns, label="coarse")["id"][:]
+
+    def test_the_choice_is_part_of_what_a_study_calls_its_images(self, two_columns):
+        assert source(load(two_columns, label="fine")) != source(load(two_columns, label="coarse"))
+
+    def test_a_chosen_column_takes_the_place_of_one_called_label(self, tmp_path):
+        path = parquet(tmp_path / "x.parquet", {"image": [png([[1]])] * 2, "label": [5, 5], "kind": ["b", "a"]})
+        assert load(path)["label"][:] == [5, 5]
+        assert load(path, label="kind")["label"][:] == [1, 0]
+
+    def test_missing_labels_are_minus_1(self, tmp_path):
+        columns = {"image": [png([[1]])] * 3, "word": ["b", None, "a"], "number": [4, None, 2]}
+        path = parquet(tmp_path / "x.parquet", columns)
+        assert load(path, label="word")["label"][:] == [1, -1, 0]
+        assert load(path, label="number")["label"][:] == [4, -1, 2]
+
+    def test_columns_that_are_no_labels_are_refused(self, two_columns):
+        with pytest.raises(ValueError, match=r"no column 'fein'; did you mean 'fine'.* in .*x\.parquet"):
+            load(two_columns, label="fein")
+        with pytest.raises(ValueError, match=r"whole numbers or words, but .* holds float32; name another"):
+            load(two_columns, label="size")
+
+
+class TestPerClass:
+    @pytest.fixture
+    def skewed(self, tmp_path):
+        """90 images of one class, 10 of another, none of a third."""
+        for k in range(100):
+            save(tmp_path / "pets" / ("cat" if k < 90 else "dog") / f"{k:02d}.png", [[k]])
+        (tmp_path / "pets" / "cow").mkdir()
+        return tmp_path / "pets"
+
+    def test_it_takes_as_many_of_each_class_that_has_images(self, skewed):
+        data = load(f"{skewed}?per_class=7")
+        assert Counter(data["label"]) == {0: 7, 2: 7}
+        assert data.features["label"].names == ["cat", "cow", "dog"]
+
+    def test_it_is_seeded_and_smaller_subsets_lie_in_larger_ones(self, skewed):
+        few, more, other = (load(skewed, per_class=n, seed=seed)["id"][:] for n, seed in ((3, 1), (8, 1), (3, 2)))
+        assert few == load(f"{skewed}?per_class=3&seed=1")["id"][:]
+        assert set(few) < set(more)
+        assert set(few) != set(other)
+
+    def test_what_cannot_be_taken_is_refused(self, skewed):
+        with pytest.raises(
+            ValueError, match=r"per_class=11: the smallest class of .*pets, number 2, has 10; ask for at most 10"
+        ):
+            load(skewed, per_class=11)
+        with pytest.raises(ValueError, match=r"pets/cat has no labels; take n=4 instead"):
+            load(skewed / "cat", per_class=4)
+        with pytest.raises(ValueError, match=r"got n=4 and per_class=2; keep one"):
+            check("digits/test?n=4&per_class=2")
+        with pytest.raises(ValueError, match=r"per_class must be at least 1, got 0"):
+            check("digits/test?per_class=0")
+
+
 def transparent(mode):
     """Two pixels, one opaque and one transparent with a dark colour hidden in it, in each way that files have."""
     if mode in ("RGBA", "LA"):
@@ -599,7 +774,7 @@ class TestErrors:
         ("arguments", "message"),
         [
             ({"n": 398}, "has 397 images, cannot take n=398"),
-            ({"n": 0}, "cannot take n=0"),
+            ({"n": 0}, "n must be at least 1, got 0; leave it out"),
             ({"channels": 2}, "channels must be 1, 3 or None, got 2"),
             ({"size": 0}, "size must be at least 1 pixel, got 0"),
         ],

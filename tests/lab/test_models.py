@@ -130,6 +130,15 @@ class TestRecipes:
         assert models.about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
         assert models.about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
 
+    def test_antialiased_is_true_or_false(self):
+        assert models.source("recipe:plain?antialiased=true") == recipes.source(Recipe(antialiased=True))
+        assert models.source("recipe:plain?antialiased=false") == recipes.source(Recipe())
+        assert models.pool("plain", seeds=1, antialiased=True) == ["recipe:plain?seed=0&group=C4&antialiased=true"]
+        blocks = models.load("recipe:random?antialiased=true").model.blocks
+        assert [len(block) for block in blocks] == [3, 4, 3, 4, 3]
+        with pytest.raises(ValueError, match=r"'antialiased' must be true or false, got 'yes'"):
+            models.check("recipe:plain?antialiased=yes")
+
     def test_a_start_that_is_not_there_is_refused_before_any_training(self, own_cache, monkeypatch):
         monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
         for call in (models.load, models.source):

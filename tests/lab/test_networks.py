@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eedkit.lab.networks import FieldNorm, GroupCNN, GroupConv, GroupSegmenter
+from eedkit.lab.networks import AntialiasedStride, FieldNorm, GroupCNN, GroupConv, GroupSegmenter
 from eedkit.theory import actions
 
 GROUPS = ["C2", "C4", "D1", "D4", "flip", "C2*flip"]
@@ -38,6 +38,27 @@ def test_every_block_is_equivariant_under_the_regular_action_and_the_output_inva
             assert z.std() > 1e-3
             assert worst(moved, on_fields(g, z)) < 1e-10
         assert worst(net(on_images(g, x)), net(x)) < 1e-10
+
+
+@pytest.mark.parametrize("side", [17, 9, 5])
+def test_an_antialiased_stride_takes_every_second_of_a_blur(side):
+    z = torch.rand(2, 3, side, side, dtype=torch.float64)
+    weights = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4
+    kernel = torch.outer(weights, weights).expand(3, 1, 3, 3)
+    blurred = F.conv2d(z, kernel, padding=1, groups=3)
+    assert worst(AntialiasedStride()(z), blurred[..., ::2, ::2]) < 1e-12
+
+
+@torch.no_grad()
+def test_an_antialiased_network_keeps_symmetry_grids_and_weights():
+    torch.manual_seed(0)
+    net = GroupCNN("D4", classes=5, antialiased=True).double().eval()
+    x = torch.rand(2, 1, 17, 17, dtype=torch.float64)
+    for g in range(8):
+        assert worst(net(actions.spatial("D4")(g, x)), net(x)) < 1e-10
+    strided = GroupCNN("D4", classes=5)
+    assert net.blocks(x).shape == strided.blocks(x.float()).shape
+    assert net.state_dict().keys() == strided.state_dict().keys()
 
 
 @torch.no_grad()

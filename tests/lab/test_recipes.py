@@ -177,15 +177,16 @@ class TestCache:
             "batch_size": 16,
             "rate": 1e-3,
             "share": 0.5,
+            "antialiased": True,
         }
         assert list(changes) == list(Recipe.__dataclass_fields__)
         networks = [train(replace(base, **{name: value})) for name, value in changes.items()]
         networks += [train(base), train(base, seed=1)]
-        assert len({str(weights(network)) for network in networks}) == 13
+        assert len({str(weights(network)) for network in networks}) == 14
         # and the one that was trained on letters first
-        assert len(fits) == len(list(own_cache.iterdir())) == 14
+        assert len(fits) == len(list(own_cache.iterdir())) == 15
         train(replace(base, start="letters/train?n=71"))
-        assert len(list(own_cache.iterdir())) == 16
+        assert len(list(own_cache.iterdir())) == 17
 
     @pytest.mark.parametrize("changed", ["digits", "letters"])
     def test_other_images_under_the_same_name_are_another_source(self, changed, monkeypatch):

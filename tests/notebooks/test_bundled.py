@@ -189,6 +189,26 @@ def test_the_real_network_mirrors_its_maps_and_random_weights_look_more_invarian
     assert ends.estimate["random 0", *features] < ends.estimate["trained", *features]
 
 
+def test_samples_of_rotations_approach_the_finest_finite_group(out):
+    table = ek.summarise(ek.open(out / "tiny_circle.study"), resamples=0).query("layer == 'latent'")
+    estimates = table.set_index("group").estimate
+    assert estimates["C4"] == pytest.approx(-1, abs=1e-5)  # group convolutions over C4
+    assert estimates["C32"] > -0.99
+    samples = table[table.element_error.notna()].set_index("group")
+    assert len(samples) == 4
+    assert ((samples.estimate - estimates["C32"]).abs() < 4 * samples.element_error).all()
+    assert samples.element_error["SO(2)?n=16"] < samples.element_error["SO(2)?n=4"]
+
+
+def test_anti_aliased_strides_keep_the_answer_when_an_image_moves_by_a_pixel(out):
+    ds = ek.open(out / "tiny_pixels.study").load()
+    kept = (ds.prediction == ds.prediction.sel(element="e")).mean("sample")
+    one_pixel = kept.sel(element=["s0,1", "s0,16", "s1,0", "s16,0"]).mean("element").to_series()
+    antialiased = one_pixel.index.str.contains("antialiased=true")
+    assert antialiased.sum() == (~antialiased).sum() == 2
+    assert one_pixel[antialiased].mean() > one_pixel[~antialiased].mean()
+
+
 def test_the_card_of_ones_own_model_is_saved_with_its_twin(out):
     page = (out / "cards" / "your_own_model.html").read_text()
     facts = json.loads((out / "cards" / "your_own_model.json").read_text())
