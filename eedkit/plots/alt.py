@@ -69,8 +69,8 @@ def _of_series(ax: Axes, handle: object) -> str:
         return f"most, {heights[highest]:.2g}, between {edges[highest]:.3g} and {edges[highest + 1]:.3g}"
     if not isinstance(handle, Line2D):
         return ""
-    x = np.asarray(handle.get_xdata(), dtype=float)
-    y = np.asarray(handle.get_ydata(), dtype=float)
+    x = np.asarray(handle.get_xdata(orig=False), dtype=float)
+    y = np.asarray(handle.get_ydata(orig=False), dtype=float)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if not len(y):
         return ""

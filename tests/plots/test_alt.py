@@ -40,3 +40,8 @@ def test_every_file_says_what_is_seen(tmp_path):
     assert body.alt_text(tmp_path / "loss.svg") == said
     assert Image.open(tmp_path / "loss.png").text["Description"] == said
     assert b"/Subject" in (tmp_path / "loss.pdf").read_bytes()
+
+
+def test_a_cloud_over_names_is_told_name_by_name():
+    named = table().assign(epoch=["a", "b", "c"] * 2)
+    assert "plain: 3 at a, 5 at b, 2 at c." in plots.alt_text(plots.cloud(named, x="epoch", y="loss"))
