@@ -4,6 +4,7 @@ Where the action is faithful, maps are not kept but for f(x) of one slice of a b
 measures compare come from one reading of the activations. All else is kept as an orbit (g, b, *z) until the batch is whole.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -292,9 +293,15 @@ class KeptOrbit:
         orbit = self.orbit[:, :n]
         return count_dead((orbit == 0).all(-2), orbit.isfinite().all(-2))
 
-    def lengths(self, n: int) -> Tensor:
-        """‖f(x)‖ of each image, (n,)."""
-        return torch.linalg.vector_norm(self.orbit[0, :n].double().flatten(1), dim=-1)
+    def sizes(self, n: int, scale: str) -> Tensor:
+        """‖f(x)‖ of each image over what is compared, (n,); with the scale "rms" the root mean square."""
+        of_x = self.orbit[0, :n].double()
+        if self.action is not None:
+            compared = self.action(of_x.shape[-1]).compared
+            of_x = of_x if compared is None else of_x.index_select(-2, compared)
+        of_x = of_x.flatten(1)
+        length = torch.linalg.vector_norm(of_x, dim=-1)
+        return length / math.sqrt(of_x.shape[1]) if scale == "rms" else length
 
 
 def count_dead(is_zero: Tensor, is_finite: Tensor) -> Tensor:
@@ -473,11 +480,12 @@ class LayerPass:
                     self.pair_cosines[metric.name].update(kept.orbit[0, :n][is_image])
         return {name: value for name, value in values.items() if not self.reasons[name]}
 
-    def lengths(self, n: int) -> dict[str, Tensor]:
-        """‖f(x)‖ of each image, for the metrics whose scale it is."""
+    def sizes(self, n: int) -> dict[str, Tensor]:
+        """‖f(x)‖ or its root mean square for each image, by the metrics whose scale it is."""
         found = {}
         for kept in self._kept.values():
             for metric in kept.metrics:
-                if metric.distance.scale == "norm" and not self.reasons[metric.name]:
-                    found[metric.name] = kept.lengths(n)
+                scale = metric.distance.scale
+                if isinstance(scale, str) and not self.reasons[metric.name]:
+                    found[metric.name] = kept.sizes(n, scale)
         return found

@@ -478,7 +478,9 @@ class Pass:
         return floors
 
     def _metrics_with_floor(self) -> list[Metric]:
-        return [one for one in self.options.metrics if one.where == "maps" and one.features is None and not one.matched]
+        metrics = [one for one in self.options.metrics if one.where == "maps" and one.features is None]
+        # a floor in the unit of images says nothing of values in the unit of a layer's features
+        return [one for one in metrics if not one.matched and not isinstance(one.distance.scale, str)]
 
     def _take_floors(self, images: Tensor) -> None:
         for grid, floor in self.floors.items():
@@ -576,8 +578,8 @@ class Pass:
                 found.setdefault(name, {})[position] = value
                 if null is not None:
                     found.setdefault(f"{name}_null", {})[position] = null
-            for name, length in of_layer.lengths(n).items():
-                found.setdefault(f"{name}_norm", {})[position] = length
+            for name, size in of_layer.sizes(n).items():
+                found.setdefault(f"{name}_norm", {})[position] = size
         floors = {grid: floor.finish(n, partners, map_partners, is_image) for grid, floor in self.floors.items()}
         for position, layer in enumerate(self.inner):
             if layer.role == "module":
@@ -685,7 +687,7 @@ class Pass:
             shape = (self.order, n) if metric.where == "output" else (len(self.inner), self.order, n)
             for name in (metric.name, f"{metric.name}_null") if self.options.null else (metric.name,):
                 arrays.setdefault(name, np.full(shape, np.nan, np.float32))
-            if metric.distance.scale == "norm":
+            if isinstance(metric.distance.scale, str):
                 of_samples = (n,) if metric.where == "output" else (len(self.inner), n)
                 arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
         for metric in self._metrics_with_floor() if self._interpolates else []:
