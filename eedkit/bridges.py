@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eedkit.errors import printable, unknown
 from eedkit.probe import samples
+from eedkit.probe.accumulate import images_in_cache
 from eedkit.probe.layers import Found, Layer, tap
 from eedkit.probe.measure import ABSENT, HALF, Forward, Options, Table, traced, unwrapped
 from eedkit.probe.metrics import probabilities
@@ -164,6 +165,7 @@ def _moved(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _moved_and_unmoved(ds: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    ds = schema.validate(ds)
     identity = ds.element.attrs.get("identity", "e")
     if "prediction" not in ds or identity not in ds.element.values:
         raise ValueError("this needs predictions for moved and unmoved images; measure a model with class scores")
@@ -219,7 +221,7 @@ def normalised_variance(
     def take(layer: Layer, g: int, z: Tensor, _rows: list[int]) -> None:
         if layer not in spreads:
             spreads[layer] = _Spread(order)
-        spreads[layer].take(g, z.double())
+        spreads[layer].take(g, z)
 
     seen = _see(model, images, settings, order, take, progress=progress)
     _refuse_few(seen)
@@ -258,50 +260,51 @@ class _Spread:
     def __init__(self, order: int) -> None:
         self.order = order
         self.n = 0
-        self.of_first: list[Tensor] = []
-        self.over_samples: list[_Sums] = []
         self.of_x = torch.empty(0)
-        self.over_elements = _Sums()
-        self.total = torch.zeros(())
+        self.over_elements = torch.empty(0)
+        self.deviations = torch.empty(0)
+        self.of_first: list[Tensor] = []
+        self.over_samples: list[Tensor] = []
 
     def take(self, g: int, z: Tensor) -> None:
         """Take f(gx) of a batch, (b, P, C), element by element."""
         if len(self.of_first) == g:
-            self.of_first.append(z[0].clone())
-            self.over_samples.append(_Sums())
-        self.over_samples[g].add(z - self.of_first[g])
+            self.of_first.append(z[0].double())
+            self.over_samples.append(z.new_zeros(2, *z.shape[1:], dtype=torch.float64))
+        if not self.n:
+            self.deviations = z.new_zeros(z.shape[1:], dtype=torch.float64)
         if g == 0:
             self.n += len(z)
-            self.of_x = z.clone()
-            self.over_elements = _Sums()
-        self.over_elements.add((z - self.of_x)[None])
+            if self.of_x.shape != z.shape:
+                self.of_x = torch.empty_like(z)
+                self.over_elements = z.new_empty(2, *z.shape, dtype=torch.float64)
+            self.of_x.copy_(z)
+            self.over_elements.zero_()
+        images = images_in_cache(z)
+        for start in range(0, len(z), images):
+            some = slice(start, start + images)
+            self._take_some(g, some, z[some].double())
+
+    def _take_some(self, g: int, some: slice, z: Tensor) -> None:
+        difference = z - self.of_first[g]
+        self.over_samples[g][0] += difference.sum(0)
+        self.over_samples[g][1] += difference.square_().sum(0)
+        difference = z - self.of_x[some]
+        self.over_elements[0, some] += difference
+        self.over_elements[1, some] += difference.square_()
         if g == self.order - 1:
-            self.total = self.total + self.over_elements.deviation().sum(0)
+            self.deviations += _deviation(self.over_elements[:, some], self.order).sum(0)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The mean over images of the deviation over elements, and the mean over elements of that over images: (P, C)."""
-        of_elements = [sums.deviation() for sums in self.over_samples]
-        return self.total / self.n, torch.stack(of_elements).mean(0)
+        of_elements = [_deviation(sums, self.n) for sums in self.over_samples]
+        return self.deviations / self.n, torch.stack(of_elements).mean(0)
 
 
-class _Sums:
-    """n, Σd and Σd² along the first dimension."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def add(self, differences: Tensor) -> None:
-        """Add tensors (n, …)."""
-        self.n += len(differences)
-        self.total = self.total + differences.sum(0)
-        self.squares = self.squares + differences.square().sum(0)
-
-    def deviation(self) -> Tensor:
-        """The standard deviation with n − 1."""
-        squares = torch.as_tensor(self.squares - self.total * self.total / self.n)
-        return (squares.clamp_min(0) / (self.n - 1)).sqrt()
+def _deviation(sums: Tensor, n: int) -> Tensor:
+    """The standard deviation with n − 1, from Σd and Σd²."""
+    total, squares = sums
+    return ((squares - total.square() / n).clamp_min(0) / (n - 1)).sqrt()
 
 
 def cka(
@@ -552,14 +555,19 @@ def _forward_derivatives() -> Iterator[None]:
 class _Seen:
     """What a pass has shown: the layers, why some have no value, and the images.
 
-    `ids` are by row those of all images, `n` counts those that could be read.
+    `ids` are by row those of all images, `flaws` say why some could not be read.
     """
 
     def __init__(self, found: Found) -> None:
         self.layers = found.layers
         self.reasons = {layer.name: layer.reason for layer in found.layers if layer.layout is None}
         self.ids: dict[int, Any] = {}
-        self.n = 0
+        self.flaws: list[str] = []
+
+    @property
+    def n(self) -> int:
+        """How many images could be read."""
+        return len(self.ids) - len(self.flaws)
 
 
 def _see(
@@ -618,7 +626,7 @@ def _see(
             for batch in ready.stream.batches(ready.batch_size):
                 readable = [sample for sample in batch.samples if not sample.flaw]
                 seen.ids |= {sample.row: sample.id for sample in batch.samples}
-                seen.n += len(readable)
+                seen.flaws += [sample.flaw for sample in batch.samples if sample.flaw]
                 rows = [sample.row for sample in readable]
                 for k in range(passes if readable else 0):
                     ran.clear()
@@ -627,6 +635,10 @@ def _see(
                         if layer.name not in ran:
                             seen.reasons.setdefault(layer.name, ABSENT)
                 shown.update(len(batch.samples))
+    if seen.flaws:
+        warnings.warn(
+            f"{len(seen.flaws)} of {len(seen.ids)} images could not be read: {'; '.join(seen.flaws[:3])}", stacklevel=3
+        )
     return seen
 
 

@@ -59,10 +59,8 @@ def paired_sums(
 
 
 def _eager_sums(z: Tensor, target: Tensor, positions: Tensor, partner: Tensor, sums: Tensor) -> None:
-    """The same by tensor operations, which a processor does for as many images at once as its cache holds."""
-    images = len(z)
-    if z.device.type == "cpu":
-        images = max(1, IN_CACHE // max(1, z[0].numel()))
+    """The same by tensor operations."""
+    images = images_in_cache(z)
     for start in range(0, len(z), images):
         some = slice(start, start + images)
         values = z[some].double()
@@ -71,6 +69,11 @@ def _eager_sums(z: Tensor, target: Tensor, positions: Tensor, partner: Tensor, s
         sums[1, some] = (values * values).sum(1)
         sums[2, some] = (values * moved).sum(1)
         sums[3, some] = (z[partner[some]] * moved).sum(1)
+
+
+def images_in_cache(z: Tensor) -> int:
+    """For how many images at once tensor operations on maps (b, P, C) are fastest: as many as a processor's cache holds."""
+    return max(1, IN_CACHE // max(1, z[0].numel())) if z.device.type == "cpu" else len(z)
 
 
 @cache
