@@ -269,7 +269,7 @@ class _Spread:
     def take(self, g: int, z: Tensor) -> None:
         """Take f(gx) of a batch, (b, P, C), element by element."""
         if len(self.of_first) == g:
-            self.of_first.append(z[0].double())
+            self.of_first.append(z[0].to(torch.float64, copy=True))
             self.over_samples.append(z.new_zeros(2, *z.shape[1:], dtype=torch.float64))
         if not self.n:
             self.deviations = z.new_zeros(z.shape[1:], dtype=torch.float64)
