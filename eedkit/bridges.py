@@ -24,6 +24,7 @@ from eedkit.probe.measure import ABSENT, HALF, Forward, Options, Table, traced, 
 from eedkit.probe.metrics import probabilities
 from eedkit.progress import bar
 from eedkit.results import schema
+from eedkit.theory import actions
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
 
@@ -212,7 +213,7 @@ def normalised_variance(
     >>> dict(found["0"].sizes), bool((found["1"].normalised < 1e-3).all())
     ({'row': 5, 'column': 5, 'channel': 2}, True)
     """
-    settings = Options(group, **options)
+    settings = Options(actions.on_images(group), **options)
     order = settings.action.group.order
     if order < 2:
         raise ValueError(f"a deviation over elements needs 2 or more, got {order}; choose a larger group")
@@ -239,9 +240,9 @@ def normalised_variance(
         dims = ("row", "column", "channel")
         found[layer.name] = xr.Dataset(
             {
-                "transformation": (dims, over_elements, {"long_name": "standard deviation over elements"}),
-                "sample": (dims, over_samples, {"long_name": "standard deviation over samples"}),
-                "normalised": (dims, over_elements / over_samples, attrs),
+                "transformation": (dims, over_elements.numpy(), {"long_name": "standard deviation over elements"}),
+                "sample": (dims, over_samples.numpy(), {"long_name": "standard deviation over samples"}),
+                "normalised": (dims, (over_elements / over_samples).numpy(), attrs),
             },
             attrs={
                 "source": "Quiroga et al. 2023, arXiv 2310.17404; tmeasures 1.2.11",
@@ -352,7 +353,7 @@ def cka(
     >>> round(similarity.sel(layer="latent", element="e").item(), 9)
     1.0
     """
-    settings = Options(group, **options)
+    settings = Options(actions.on_images(group), **options)
     elements = settings.action.group.elements
     products: dict[Layer, _Products] = {}
 
@@ -495,7 +496,7 @@ def lie_derivative(
         powers = value.double().square().mean((1, 2))
         table.put(f"{moves[k]} {layer.name}", torch.stack([errors, powers]).cpu().numpy(), rows)
 
-    settings = Options("C1", **options)
+    settings = Options(actions.spatial("C1"), **options)
     seen = _see(
         model, images, settings, len(moves), take, call=forward_with_slopes, as_probabilities=True, progress=progress
     )

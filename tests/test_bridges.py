@@ -161,7 +161,7 @@ class TestDecibels:
 
     def test_what_cannot_be_given_in_decibels_is_refused(self):
         ds = self.measured()
-        with pytest.raises(ValueError, match="peak must be above 0, .* got 0"):
+        with pytest.raises(ValueError, match=r"peak must be above 0, .* got 0"):
             bridges.equivariance_psnr(ds, peak=0)
         with pytest.raises(ValueError, match=r"measure with metrics=\['channelwise_rms'\]"):
             bridges.equivariance_psnr(ds.drop_vars("channelwise_rms"))
@@ -381,9 +381,9 @@ class TestLieDerivative:
 
 
 STATISTICS = {
-    "normalised_variance": lambda model, images: bridges.normalised_variance(
-        model, images, group="C4", layers="all", **QUIET
-    )["first"].normalised,
+    "normalised_variance": lambda model, images: (
+        bridges.normalised_variance(model, images, group="C4", layers="all", **QUIET)["first"].normalised
+    ),
     "cka": lambda model, images: bridges.cka(model, images, group="C4", layers="all", **QUIET).sel(layer="first"),
     "lie_derivative": lambda model, images: bridges.lie_derivative(model, images, layers="all", **QUIET).lee.sel(
         layer="first"
