@@ -466,7 +466,9 @@ def lie_derivative(
     Raises
     ------
     ValueError
-        As `measure`; or a move is unknown, or images to rotate are not square.
+        As `measure`; or a move is unknown, images to rotate are not square, or the precision is a half one.
+    NotImplementedError
+        An operation of the model has no forward derivative; torch names it.
 
     Examples
     --------
@@ -480,6 +482,9 @@ def lie_derivative(
     for move in moves:
         if move not in MOVES:
             raise ValueError(unknown("move", move, MOVES))
+    settings = Options(actions.spatial("C1"), **options)
+    if settings.precision in HALF:
+        raise ValueError(f"autocast has no forward derivatives, got precision {settings.precision!r}; take 'float32'")
     table = Table(1)
 
     def forward_with_slopes(forward: Forward, k: int, together: Tensor) -> None:
@@ -496,7 +501,6 @@ def lie_derivative(
         powers = value.double().square().mean((1, 2))
         table.put(f"{moves[k]} {layer.name}", torch.stack([errors, powers]).cpu().numpy(), rows)
 
-    settings = Options(actions.spatial("C1"), **options)
     seen = _see(
         model, images, settings, len(moves), take, call=forward_with_slopes, as_probabilities=True, progress=progress
     )

@@ -380,6 +380,8 @@ class TestLieDerivative:
             self.measured(small(), moves="rotation")
         with pytest.raises(ValueError, match="rotations need square images, got 8×4"):
             self.measured(small(), pictures()[..., :4])
+        with pytest.raises(ValueError, match="autocast has no forward derivatives, got precision 'bfloat16'"):
+            self.measured(Small(), pictures().float(), precision="bfloat16")
 
 
 STATISTICS = {
