@@ -11,7 +11,19 @@ __version__ = "0.1.0"
 
 _load, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["available", "lab", "paper", "plots", "probe", "report", "results", "store", "study", "theory"],
+    submodules=[
+        "available",
+        "bridges",
+        "lab",
+        "paper",
+        "plots",
+        "probe",
+        "report",
+        "results",
+        "store",
+        "study",
+        "theory",
+    ],
     submod_attrs={
         "explorer.card": ["card"],
         "explorer.interactive": ["explore"],

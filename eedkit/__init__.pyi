@@ -1,4 +1,5 @@
 from eedkit import available as available
+from eedkit import bridges as bridges
 from eedkit import lab as lab
 from eedkit import paper as paper
 from eedkit import plots as plots

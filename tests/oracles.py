@@ -215,6 +215,12 @@ def euclidean(a, b):
     return math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)))
 
 
+def rms(a, b):
+    """The root of the mean square difference of two maps (C, H, W)."""
+    pairs = list(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+    return math.sqrt(math.fsum((x - y) ** 2 for x, y in pairs) / len(pairs))
+
+
 def kl(p, q):
     return math.fsum(x * math.log(x / y) for x, y in zip(p.tolist(), q.tolist(), strict=True) if x > 0)
 

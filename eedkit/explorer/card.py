@@ -19,8 +19,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from eedkit import plots
+from eedkit.bridges import prediction_consistency
 from eedkit.errors import printable, unknown
-from eedkit.paper.further import prediction_consistency
 from eedkit.results import schema
 from eedkit.results.summary import summarise
 
@@ -210,8 +210,8 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame) -> Section:
                 "1 a moved copy would be no more alike than another image."
             )
     identity = one.element.attrs.get("identity", "e")
-    if "prediction" in one and identity in one.element.values:
-        kept = prediction_consistency(one).item()
+    if "prediction" in one and identity in one.element.values and one.sizes["element"] > 1:
+        kept = prediction_consistency(one).mean().item()
         if not np.isnan(kept):
             sentences.append(f"The predicted class stays for {kept:.0%} of the moved images.")
     return Section("How invariant is it?", tuple(sentences))

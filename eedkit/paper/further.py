@@ -4,47 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from eedkit.paper.verdicts import needs
-
-
-def prediction_consistency(ds: xr.Dataset) -> pd.Series:
-    """By model, how often the prediction for a moved image is that for the image itself; needs no labels.
-
-    The baseline for any measure that foretells accuracy on moved images (Deng et al. 2022, arXiv 2207.07065).
-
-    Parameters
-    ----------
-    ds : Dataset
-        Of `measure`, with predictions.
-
-    Returns
-    -------
-    Series
-        By model, over every element but the identity and over images that have both predictions.
-
-    Raises
-    ------
-    ValueError
-        There are no predictions, or no unmoved images.
-
-    Examples
-    --------
-    >>> import torch, eedkit as ek
-    >>> blind = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 3))
-    >>> prediction_consistency(ek.measure(blind, torch.rand(4, 1, 5, 5), group="C4", progress=False)).item()
-    1.0
-    """
-    identity = ds.element.attrs.get("identity", "e")
-    if "prediction" not in ds or identity not in ds.element.values:
-        raise ValueError(
-            "consistency needs predictions for moved and unmoved images; measure a model with class scores"
-        )
-    unmoved = ds.prediction.sel(element=identity, drop=True)
-    moved = ds.prediction.sel(element=ds.element != identity)
-    agrees = (moved == unmoved).where((moved >= 0) & (unmoved >= 0))
-    return agrees.mean(["element", "sample"]).to_series()
 
 
 def determination(

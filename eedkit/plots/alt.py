@@ -6,6 +6,7 @@ Knows matplotlib, never results.
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.category import StrCategoryLocator
 from matplotlib.collections import QuadMesh
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -117,7 +118,7 @@ def _place(ax: Axes, x: float) -> str:
 
 def _has_texts(axis: Axis) -> bool:
     """Whether an axis names its places in words and not in numbers."""
-    if not isinstance(axis.get_major_locator(), FixedLocator):
+    if not isinstance(axis.get_major_locator(), FixedLocator | StrCategoryLocator):
         return False
     return any(text.get_text().strip("−-.0123456789 ") for text in axis.get_ticklabels())
 

@@ -4,6 +4,7 @@ Where the action is faithful, maps are not kept but for f(x) of one slice of a b
 measures compare come from one reading of the activations. All else is kept as an orbit (g, b, *z) until the batch is whole.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -67,10 +68,8 @@ def paired_sums(
 
 
 def _eager_sums(z: Tensor, target: Tensor, positions: Tensor, partner: Tensor, sums: Tensor) -> None:
-    """The same by tensor operations, which a processor does for as many images at once as its cache holds."""
-    images = len(z)
-    if z.device.type == "cpu":
-        images = max(1, IN_CACHE // max(1, z[0].numel()))
+    """The same by tensor operations."""
+    images = images_in_cache(z)
     for start in range(0, len(z), images):
         some = slice(start, start + images)
         values = z[some].double()
@@ -79,6 +78,11 @@ def _eager_sums(z: Tensor, target: Tensor, positions: Tensor, partner: Tensor, s
         sums[1, some] = (values * values).sum(1)
         sums[2, some] = (values * moved).sum(1)
         sums[3, some] = (z[partner[some]] * moved).sum(1)
+
+
+def images_in_cache(z: Tensor) -> int:
+    """For how many images at once tensor operations on maps (b, P, C) are fastest: as many as a processor's cache holds."""
+    return max(1, IN_CACHE // max(1, z[0].numel())) if z.device.type == "cpu" else len(z)
 
 
 @cache
@@ -314,9 +318,15 @@ class KeptOrbit:
         orbit = self.orbit[:, :n]
         return count_dead((orbit == 0).all(-2), orbit.isfinite().all(-2))
 
-    def lengths(self, n: int) -> Tensor:
-        """‖f(x)‖ of each image, (n,)."""
-        return torch.linalg.vector_norm(self.orbit[0, :n].double().flatten(1), dim=-1)
+    def sizes(self, n: int, scale: str) -> Tensor:
+        """‖f(x)‖ of each image over what is compared, (n,); with the scale "rms" the root mean square."""
+        of_x = self.orbit[0, :n].double()
+        if self.action is not None:
+            compared = self.action(of_x.shape[-1]).compared
+            of_x = of_x if compared is None else of_x.index_select(-2, compared)
+        of_x = of_x.flatten(1)
+        length = torch.linalg.vector_norm(of_x, dim=-1)
+        return length / math.sqrt(of_x.shape[1]) if scale == "rms" else length
 
 
 def count_dead(is_zero: Tensor, is_finite: Tensor) -> Tensor:
@@ -535,11 +545,12 @@ class LayerPass:
                     self.pair_cosines[metric.name].update(kept.orbit[0, :n][is_image])
         return {name: value for name, value in values.items() if not self.reasons[name]}
 
-    def lengths(self, n: int) -> dict[str, Tensor]:
-        """‖f(x)‖ of each image, for the metrics whose scale it is."""
+    def sizes(self, n: int) -> dict[str, Tensor]:
+        """‖f(x)‖ or its root mean square for each image, by the metrics whose scale it is."""
         found = {}
         for kept in self._kept.values():
             for metric in kept.metrics:
-                if metric.distance.scale == "norm" and not self.reasons[metric.name]:
-                    found[metric.name] = kept.lengths(n)
+                scale = metric.distance.scale
+                if isinstance(scale, str) and not self.reasons[metric.name]:
+                    found[metric.name] = kept.sizes(n, scale)
         return found

@@ -104,7 +104,8 @@ def dataset(
             attrs |= {"samples": len(measured.ids)}
             variables[f"{metric.name}_pair_cosine"] = (("model", "layer"), [pair], attrs)
         if f"{metric.name}_norm" in measured.arrays:
-            attrs = {"long_name": "length of the features f(x)", "units": "1"}
+            size = "root mean square" if metric.distance.scale == "rms" else "length"
+            attrs = {"long_name": f"{size} of the features f(x)", "units": "1"}
             norms = measured.arrays[f"{metric.name}_norm"][None]
             of_samples = ("model", "layer", "sample") if metric.has_layers else ("model", "sample")
             variables[f"{metric.name}_norm"] = (of_samples, norms, attrs)
@@ -158,8 +159,8 @@ def _attributes(metric: Metric, reasons: list[str], precision: str) -> dict[str,
         "units": distance.unit,
         "best": distance.best,
         "upper": distance.upper,
-        # a distance without a scale of its own is judged against the length of the features
-        "scale": f"{metric.name}_norm" if distance.scale == "norm" else distance.scale,
+        # a distance without a scale of its own is judged against the size of the features
+        "scale": f"{metric.name}_norm" if isinstance(distance.scale, str) else distance.scale,
         "rounding": rounding(metric, precision),
         "equation": f"m(f(gx), g f̂(x)), m = {distance.equation or distance.name}",
         "source": f"Kvinge et al. 2022, {metric.source}" if metric.source.startswith("eq.") else metric.source,

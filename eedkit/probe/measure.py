@@ -240,51 +240,35 @@ def measure_block(
     name = name or type(model).__name__
     action = options.action
     device = options.torch_device
-    _check_dtype(model, options.precision)
     stream = samples.open_stream(
         images, labels=labels, seed=options.seed, order=action.group.order, null=options.null, places=places
     )
     halves = None
     if any(metric.matched for metric in options.metrics):
         halves = samples.open_halves(images, seed=options.seed)
-    first_samples = list(islice(stream.samples, 2))
-    stream = stream.with_samples(chain(first_samples, stream.samples))
-    shape = tuple(first_samples[0].image.shape)
     if halves is not None and options.null == samples.WITHIN_CLASS:
         raise ValueError(
             "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
         )
-    law_error = actions.law_error(action.of_images.on(shape[1:], shape[0]))
-    with evaluating(model, device), arithmetic(options.precision, device) as dtype:
-        forward = Forward(model, action, shape, device, dtype)
-        example = forward.moved(0, _two_images(first_samples)).contiguous()
-        found = find_layers(
-            model,
-            example,
-            layers=options.layers,
-            head=options.head,
-            layouts=options.layouts,
-            output=options.output,
-        )
-        _warn_of_silent_blocks(found.silent_blocks)
+    with traced(model, stream, options) as ready:
+        _warn_of_silent_blocks(ready.found.silent_blocks)
         versions = _weight_versions(model)
-        forward.channels_last = found.channels_last
-        batch_size = options.batch_size or default_batch_size(shape, device)
-        one_pass = Pass(stream, found, options, shape, batch_size=batch_size, device=device)
+        shape, batch_size = ready.image_shape, ready.batch_size
+        one_pass = Pass(ready.stream, ready.found, options, shape, batch_size=batch_size, device=device)
         if halves is not None:
-            one_pass.match(model, *halves, forward)
+            one_pass.match(model, *halves, ready.forward)
         shown = bar(stream.length, printable(name), "image", show=progress, leave=False)
-        with shown, tap(model, one_pass.tapped, found.output, one_pass.on_layer):
-            for batch in stream.batches(batch_size):
-                one_pass.run(batch, forward)
+        with shown, tap(model, one_pass.tapped, ready.found.output, one_pass.on_layer):
+            for batch in ready.stream.batches(batch_size):
+                one_pass.run(batch, ready.forward)
                 shown.update(len(batch.samples))
         _refuse_changed(versions, _weight_versions(model), name)
-        repeatable = one_pass.repeats or _warn_of_noise(model, example, name)
+        repeatable = one_pass.repeats or _warn_of_noise(model, ready.example, name)
     measured = one_pass.result()
     if options.null is True and stream.length is None:
         samples.refuse_short(len(measured.ids), action.group.order)
         samples.warn_if_sorted(measured.labels)
-    about = _provenance(options, measured.fingerprint, law_error, repeatable=repeatable)
+    about = _provenance(options, measured.fingerprint, ready.law_error, repeatable=repeatable)
     values = dataset.dataset(
         measured,
         action.group,
@@ -399,6 +383,47 @@ class Forward:
         return moved.unflatten(1, self.action.grid).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Ready:
+    """What a pass needs: the images, the layers that were found on two of them, and how the model is called.
+
+    `law_error` is that of the action on images, `example` the images on which layers were found.
+    """
+
+    stream: Stream
+    found: Found
+    forward: Forward
+    image_shape: tuple[int, ...]
+    batch_size: int
+    law_error: float
+    example: Tensor
+
+
+@contextmanager
+def traced(model: nn.Module, stream: Stream, options: Options) -> Iterator[Ready]:
+    """Within the block the model is ready for a pass: in eval mode, on the device, its layers found."""
+    _check_dtype(model, options.precision)
+    device = options.torch_device
+    first_samples = list(islice(stream.samples, 2))
+    stream = stream.with_samples(chain(first_samples, stream.samples))
+    shape = tuple(first_samples[0].image.shape)
+    law_error = actions.law_error(options.action.of_images.on(shape[1:], shape[0]))
+    with evaluating(model, device), arithmetic(options.precision, device) as dtype:
+        forward = Forward(model, options.action, shape, device, dtype)
+        example = forward.moved(0, _two_images(first_samples)).contiguous()
+        found = find_layers(
+            model,
+            example,
+            layers=options.layers,
+            head=options.head,
+            layouts=options.layouts,
+            output=options.output,
+        )
+        forward.channels_last = found.channels_last
+        batch_size = options.batch_size or default_batch_size(shape, device)
+        yield Ready(stream, found, forward, shape, batch_size, law_error, example)
+
+
 class Pass:
     """One pass over a stream: for every batch `run`, at the end `result`. The hooks call `on_layer`."""
 
@@ -479,7 +504,9 @@ class Pass:
         return floors
 
     def _metrics_with_floor(self) -> list[Metric]:
-        return [one for one in self.options.metrics if one.where == "maps" and one.features is None and not one.matched]
+        metrics = [one for one in self.options.metrics if one.where == "maps" and one.features is None]
+        # a floor in the unit of images says nothing of values in the unit of a layer's features
+        return [one for one in metrics if not one.matched and not isinstance(one.distance.scale, str)]
 
     def _take_floors(self, images: Tensor) -> None:
         for grid, floor in self.floors.items():
@@ -583,8 +610,8 @@ class Pass:
                 found.setdefault(name, {})[position] = value
                 if null is not None:
                     found.setdefault(f"{name}_null", {})[position] = null
-            for name, length in of_layer.lengths(n).items():
-                found.setdefault(f"{name}_norm", {})[position] = length
+            for name, size in of_layer.sizes(n).items():
+                found.setdefault(f"{name}_norm", {})[position] = size
         floors = {grid: floor.finish(n, partners, map_partners, is_image) for grid, floor in self.floors.items()}
         for position, layer in enumerate(self.inner):
             if layer.role == "module":
@@ -690,7 +717,7 @@ class Pass:
             shape = (len(self.inner), self.order, n) if metric.has_layers else (self.order, n)
             for name in (metric.name, f"{metric.name}_null") if self.options.null else (metric.name,):
                 arrays.setdefault(name, np.full(shape, np.nan, np.float32))
-            if metric.distance.scale == "norm":
+            if isinstance(metric.distance.scale, str):
                 of_samples = (len(self.inner), n) if metric.has_layers else (n,)
                 arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
         for metric in self._metrics_with_floor() if self._interpolates else []:

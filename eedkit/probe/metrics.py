@@ -227,6 +227,7 @@ METRICS = {
             "eq. 5 under fitted permutations (ours)",
             matched=True,
         ),
+        Metric("channelwise_rms", "maps", distances.root_mean_square, "root mean square difference of maps", "eq. 4"),
         Metric(
             "latent",
             "vectors",

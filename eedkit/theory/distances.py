@@ -101,8 +101,9 @@ class Distance:
         The largest value there is.
     unit : str
         "1" or "nat".
-    scale : float, or "norm"
-        The size of a large difference, for judging whether a gap is rounding; "norm" where that is the length of the features.
+    scale : float, "norm" or "rms"
+        The size of a large difference, for judging whether a gap is rounding; "norm" where that is the length of the features,
+        "rms" where it is the root of the mean of their squares.
     order : int
         How m leaves its best value for b = a + δ: 2 with δ², 1 with |δ|. So rounding moves it by that power.
     equation : str
@@ -164,6 +165,10 @@ def _correlation_over_channels(sums: ChannelSums) -> Tensor:
 
 def _euclidean(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
+
+
+def _root_mean_square(a: Tensor, b: Tensor) -> Tensor:
+    return (a.double() - b.double()).square().mean((-2, -1)).sqrt()
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
@@ -241,6 +246,11 @@ channelwise_negative_correlation = Distance(
 euclidean = Distance("euclidean", _euclidean, 0.0, math.inf, scale="norm", order=1, equation="‖a − b‖₂")
 """‖a − b‖₂ of vectors (…, d)."""
 
+root_mean_square = Distance(
+    "root_mean_square", _root_mean_square, 0.0, math.inf, scale="rms", order=1, equation="√(mean (a − b)²)"
+)
+"""The root of the mean square difference of two maps (…, P, C), over positions and channels."""
+
 kl = Distance("kl", _kl, 0.0, math.inf, unit="nat", equation="Σ p log(p / q)")
 """KL(p ‖ q) in nats of distributions (…, k); ∞ where q is 0 and p is not."""
 
@@ -293,6 +303,7 @@ DISTANCES = {
         channelwise_negative_cosine_skip,
         channelwise_negative_correlation,
         euclidean,
+        root_mean_square,
         kl,
         kl_reverse,
         jensen_shannon,

@@ -96,8 +96,14 @@ def own_loop(model: nn.Module, images: torch.Tensor, batch_size: int, device: st
         torch.cuda.synchronize()
 
 
-def with_tmeasures(model: nn.Module, images: torch.Tensor, batch_size: int, layers: list[str]) -> None:
-    """tmeasures' transformation variance of the same layers over the same orbit."""
+def with_tmeasures(
+    model: nn.Module,
+    images: torch.Tensor,
+    batch_size: int,
+    layers: list[str],
+    measure: str = "TransformationVarianceInvariance",
+) -> list[torch.Tensor]:
+    """One of tmeasures' measures of the same layers over the same orbit: for each layer its units."""
     import tmeasures as tm
 
     class Layers(tm.pytorch.ActivationsModule):
@@ -129,7 +135,7 @@ def with_tmeasures(model: nn.Module, images: torch.Tensor, batch_size: int, laye
 
     turns = tm.TransformationSet([Quarter(quarter) for quarter in range(4)])
     options = tm.pytorch.PyTorchMeasureOptions(batch_size=batch_size, verbose=False)
-    tm.pytorch.TransformationVarianceInvariance().eval(images, turns, Layers(), options)
+    return getattr(tm.pytorch, measure)().eval(images, turns, Layers(), options).layers
 
 
 def compare(name: str, device: str, precision: str, beside: str | None) -> None:

@@ -1,39 +1,11 @@
-"""Consistency of predictions, and how much of an outcome a predictor explains."""
+"""How much of an outcome a predictor explains."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.stats import linregress
-from torch import nn
 
-import eedkit as ek
 from eedkit.paper import further
-
-
-class Corner(nn.Module):
-    """Two classes: is the upper left pixel above one half?"""
-
-    def forward(self, x):
-        above = x[:, 0, 0, 0] - 0.5
-        return torch.stack([-above, above], dim=1)
-
-
-def test_consistency_counts_moved_images_of_equal_prediction():
-    images = torch.zeros(4, 1, 3, 3)
-    images[0, 0, 0, 0] = 1.0
-    images[1, 0] = 1.0
-    ds = ek.measure(Corner(), images, group="C4", name="corner", progress=False, output="scores")
-    # the first image changes its class under all three turns, the others never do
-    assert further.prediction_consistency(ds).to_dict() == {"corner": 0.75}
-
-
-def test_without_predictions_there_is_no_consistency():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
-    ds = ek.measure(net, torch.rand(4, 1, 3, 3), group="C4", progress=False)
-    for lacking in (ds.drop_vars("prediction"), ds.sel(element=["r90", "r180"])):
-        with pytest.raises(ValueError, match="moved and unmoved"):
-            further.prediction_consistency(lacking)
 
 
 def test_r2_is_that_of_a_straight_line():

@@ -73,6 +73,7 @@ METRICS = {
     "channelwise": oracles.channelwise,
     "channelwise_zero": lambda a, b: oracles.channelwise(a, b, dead="zero"),
     "channelwise_centred": lambda a, b: oracles.channelwise(oracles.centred(a), oracles.centred(b)),
+    "channelwise_rms": oracles.rms,
 }
 
 
@@ -121,6 +122,16 @@ def test_the_floor_is_what_pooled_images_get(precision):
     np.testing.assert_allclose(ds.channelwise_floor.sel(layer="wide"), -1, atol=2e-6)
     assert ds.channelwise_floor.sel(layer="narrow").mean() > -0.999
     assert ds.channelwise_floor.sel(layer="latent").isnull().all()
+
+
+def test_a_difference_has_its_scale_in_the_circle_and_no_floor():
+    images = pictures()
+    ds = measured("C8", images, precision="float64", metrics=["channelwise_rms"])
+    within = oracles.in_circle(oracles.rms)
+    for layer, orbit in orbits("C8", images).items():
+        wanted = [within(z, np.zeros_like(z)) for z in orbit[0]]
+        np.testing.assert_allclose(ds.channelwise_rms_norm.sel(layer=layer), wanted, rtol=1e-6)
+    assert "channelwise_rms_floor" not in ds
 
 
 def test_the_law_error_of_each_grid_is_recorded():
