@@ -1,4 +1,4 @@
-"""Makes `import oracles` work from every test, and small networks quick beside other programs."""
+"""Makes `import oracles` work from every test, and one benchmark from another, and small networks quick beside other programs."""
 
 import os
 import sys
@@ -10,3 +10,4 @@ workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent / "benchmarks"))

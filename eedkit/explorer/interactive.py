@@ -144,7 +144,7 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
     >>> import torch, eedkit as ek
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> widget = explore(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))
-    Figure(640x420)
+    Figure(...)
     """
     with naming_extras():
         import ipywidgets as widgets

@@ -73,7 +73,7 @@ def width(*, columns: int) -> Iterator[None]:
     >>> table = pd.DataFrame({"recipe": ["plain"], "accuracy": [0.9], "relative": [0.5]})
     >>> with ek.plots.width(columns=1):
     ...     figure = ek.plots.cloud(table, x="accuracy", y="relative")
-    >>> figure.get_figwidth()
+    >>> float(figure.get_figwidth())
     3.5
     """
     if columns not in WIDTHS:

@@ -31,8 +31,13 @@ OF_MAPS = {
         oracles.centred(a), oracles.centred(b), "skip"
     ),
 }
-OF_POSITIONS = {"mean_kl": oracles.mean_kl, "jaccard": oracles.jaccard, "mean_euclidean": oracles.mean_euclidean}
-METRIC = ["euclidean", "total_variation", "hellinger", "mean_euclidean"]
+OF_POSITIONS = {
+    "mean_kl": oracles.mean_kl,
+    "jaccard": oracles.jaccard,
+    "mean_euclidean": oracles.mean_euclidean,
+    "root_mean_square": oracles.rms,
+}
+METRIC = ["euclidean", "root_mean_square", "total_variation", "hellinger", "mean_euclidean"]
 OF_PROBABILITIES = {
     "kl": oracles.kl,
     "kl_reverse": oracles.kl_reverse,
@@ -43,7 +48,7 @@ OF_PROBABILITIES = {
 }
 SPACES = {**dict.fromkeys(OF_VECTORS, VECTORS), **dict.fromkeys(OF_MAPS, MAPS)}
 SPACES |= dict.fromkeys(OF_PROBABILITIES, PROBABILITIES)
-SPACES |= {"mean_kl": DISTRIBUTIONS, "jaccard": MASKS, "mean_euclidean": MAPS}
+SPACES |= {"mean_kl": DISTRIBUTIONS, "jaccard": MASKS, "mean_euclidean": MAPS, "root_mean_square": MAPS}
 ORACLES = {**OF_VECTORS, **OF_MAPS, **OF_PROBABILITIES, **OF_POSITIONS}
 
 
