@@ -225,8 +225,8 @@ def looks(names: Sequence) -> dict:
     kinds = list(dict.fromkeys(names))
     if len(kinds) > 1 and pd.api.types.is_numeric_dtype(pd.Series(kinds)):
         shades = sns.color_palette("viridis", len(kinds) + 1).as_hex()  # the last is too bright on white
-        ordered = sorted(kinds)
-        return {kind: {"color": shades[ordered.index(kind)], "marker": MARKERS[ordered.index(kind)]} for kind in kinds}
+        places = {kind: place for place, kind in enumerate(sorted(kinds))}
+        return {kind: _look(shades[places[kind]], MARKERS[places[kind] % len(MARKERS)]) for kind in kinds}
     # never those of the four kinds that most figures show, nor of any other that is here
     taken = [KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random", *kinds) if kind in KNOWN]
     spare_colours = [colour for colour in COLOURS if colour not in [known for known, _ in taken]]
@@ -234,14 +234,19 @@ def looks(names: Sequence) -> dict:
     others = [kind for kind in kinds if kind not in KNOWN]
     if len(others) > len(spare_colours):
         spare_colours = sns.color_palette("husl", len(others)).as_hex()
-    looks = {}
+    found = {}
     for kind in kinds:
-        colour, marker = KNOWN.get(kind, ("", ""))
-        if kind in others:
+        if kind in KNOWN:
+            found[kind] = _look(*KNOWN[kind])
+        else:
             place = others.index(kind)
-            colour, marker = spare_colours[place], spare_markers[place % len(spare_markers)]
-        looks[kind] = {"color": colour, "marker": marker}
-    return looks
+            found[kind] = _look(spare_colours[place], spare_markers[place % len(spare_markers)])
+    return found
+
+
+def _look(colour: str, marker: str) -> dict[str, str]:
+    """As matplotlib takes them."""
+    return {"color": colour, "marker": marker}
 
 
 def log_scale(ax: Axes, which: Literal["x", "y"]) -> None:

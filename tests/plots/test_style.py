@@ -49,6 +49,11 @@ def test_numbers_have_an_ordered_scale():
     assert (np.diff(lightness) > 10).all()
 
 
+def test_more_names_than_colours_and_markers_are_all_drawn():
+    for names in (list(range(30)), [f"m{k}" for k in range(30)]):
+        assert len({look["color"] for look in style.looks(names).values()}) == 30
+
+
 def test_the_bundled_recipes_look_the_same_in_every_figure():
     assert len(set(style.KNOWN.values())) == len(style.KNOWN)
     for names in (["mine", "simclr"], ["simclr", "plain", "turns"]):
