@@ -20,7 +20,19 @@ from eedkit.errors import printable, unknown
 from eedkit.probe import samples
 from eedkit.probe.accumulate import images_in_cache
 from eedkit.probe.layers import Found, Layer, tap
-from eedkit.probe.measure import ABSENT, HALF, Forward, Options, Table, traced, unwrapped
+from eedkit.probe.measure import (
+    ABSENT,
+    HALF,
+    Forward,
+    Options,
+    Table,
+    refuse_changed,
+    traced,
+    unwrapped,
+    warn_of_noise,
+    warn_of_silent_blocks,
+    weight_versions,
+)
 from eedkit.probe.metrics import probabilities
 from eedkit.progress import bar
 from eedkit.results import schema
@@ -30,6 +42,8 @@ from eedkit.theory.groups import Group
 
 MOVES = ("rotate", "slide", "slide across")
 """The one-parameter groups of `lie_derivative`: rotations counter-clockwise, translations downwards and to the right."""
+OPTIONS = ("layers", "head", "layouts", "output", "batch_size", "device", "precision", "seed")
+"""What those that take a pass of their own take from `measure`."""
 MOST_FEATURES = 4096
 """Features of a layer up to which `cka` keeps their matrices."""
 
@@ -125,12 +139,14 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
     Returns
     -------
     DataArray (model, layer)
-        From the mean square over samples and every element but the identity.
+        From the mean square over samples and every element but the identity; NaN, with the attribute `nan_reason`, where some
+        element moves nothing, since the measure then compares with a mean over these.
 
     Raises
     ------
     ValueError
-        `channelwise_rms` was not measured, no image was moved, or the peak is not above 0.
+        `channelwise_rms` was not measured, or is there without `channelwise_rms_norm`; no image was moved; or the peak is not
+        above 0.
 
     Examples
     --------
@@ -144,6 +160,8 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
         raise ValueError(f"peak must be above 0, or None for the root mean square of f(x), got {peak}")
     if "channelwise_rms" not in ds:
         raise ValueError("the decibels come from channelwise_rms; measure with metrics=['channelwise_rms']")
+    if peak is None and "channelwise_rms_norm" not in ds:
+        raise ValueError("keep channelwise_rms_norm beside channelwise_rms, or give the peak")
     moved = _moved(schema.validate(ds))
     noise = np.square(moved.channelwise_rms.astype("float64")).mean(["element", "sample"])
     if peak is None:
@@ -152,8 +170,17 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
         signal = xr.full_like(noise, peak**2).where(noise.notnull())
     with np.errstate(divide="ignore", invalid="ignore"):
         decibels = 10 * np.log10(signal / noise)
-    return decibels.rename("equivariance_psnr").assign_attrs(
-        long_name="equivariance", units="dB", source="Karras et al. 2021, arXiv 2106.12423"
+    is_faithful = ds.kernel_order == 1
+    reason = "" if is_faithful.all() else "where an element moves nothing, f̂(x) is not f(x)"
+    return (
+        decibels.where(is_faithful)
+        .rename("equivariance_psnr")
+        .assign_attrs(
+            long_name="equivariance",
+            units="dB",
+            source="Karras et al. 2021, arXiv 2106.12423",
+            nan_reason=reason,
+        )
     )
 
 
@@ -168,8 +195,10 @@ def _moved(ds: xr.Dataset) -> xr.Dataset:
 def _moved_and_unmoved(ds: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     ds = schema.validate(ds)
     identity = ds.element.attrs.get("identity", "e")
-    if "prediction" not in ds or identity not in ds.element.values:
-        raise ValueError("this needs predictions for moved and unmoved images; measure a model with class scores")
+    if "prediction" not in ds:
+        raise ValueError("this needs predictions; measure a model with class scores, and keep its variable prediction")
+    if identity not in ds.element.values:
+        raise ValueError(f"this needs the predictions for unmoved images; keep the element {identity!r}")
     predictions = ds[["prediction", "confidence"]]
     return _moved(predictions), predictions.sel(element=identity, drop=True)
 
@@ -213,7 +242,7 @@ def normalised_variance(
     >>> dict(found["0"].sizes), bool((found["1"].normalised < 1e-3).all())
     ({'row': 5, 'column': 5, 'channel': 2}, True)
     """
-    settings = Options(actions.on_images(group), **options)
+    settings = _options(actions.on_images(group), options)
     order = settings.action.group.order
     if order < 2:
         raise ValueError(f"a deviation over elements needs 2 or more, got {order}; choose a larger group")
@@ -353,12 +382,14 @@ def cka(
     >>> round(similarity.sel(layer="latent", element="e").item(), 9)
     1.0
     """
-    settings = Options(actions.on_images(group), **options)
+    settings = _options(actions.on_images(group), options)
     elements = settings.action.group.elements
     products: dict[Layer, _Products] = {}
 
     def take(layer: Layer, g: int, z: Tensor, _rows: list[int]) -> None:
         vectors = z.mean(1, dtype=torch.float64) if features is None else features(z).double()
+        if vectors.dim() != 2:
+            raise TypeError(f"features must give a vector for each image, (b, d), got {tuple(vectors.shape)}")
         if vectors.shape[1] > MOST_FEATURES:
             raise ValueError(
                 f"it has {vectors.shape[1]:,} features, whose matrices are kept up to {MOST_FEATURES:,}; pass features= to pool them"
@@ -482,7 +513,7 @@ def lie_derivative(
     for move in moves:
         if move not in MOVES:
             raise ValueError(unknown("move", move, MOVES))
-    settings = Options(actions.spatial("C1"), **options)
+    settings = _options(actions.spatial("C1"), options)
     if settings.precision in HALF:
         raise ValueError(f"autocast has no forward derivatives, got precision {settings.precision!r}; take 'float32'")
     table = Table(1)
@@ -502,7 +533,15 @@ def lie_derivative(
         table.put(f"{moves[k]} {layer.name}", torch.stack([errors, powers]).cpu().numpy(), rows)
 
     seen = _see(
-        model, images, settings, len(moves), take, call=forward_with_slopes, as_probabilities=True, progress=progress
+        model,
+        images,
+        settings,
+        len(moves),
+        take,
+        call=forward_with_slopes,
+        as_probabilities=True,
+        by_image=True,
+        progress=progress,
     )
     values = np.full((2, len(moves), len(seen.layers), len(seen.ids)), np.nan)
     found = table.cut(len(seen.ids))
@@ -511,6 +550,9 @@ def lie_derivative(
             continue
         for k, move in enumerate(moves):
             values[:, k, row] = found[f"{move} {layer.name}"]
+        without = int(np.isnan(values[0, :, row]).any(axis=0).sum()) - len(seen.flaws)
+        if without:
+            seen.reasons[layer.name] = f"no finite derivative for {without} of {len(seen.ids)} images"
     dims = ("move", "layer", "sample")
     ids = [seen.ids[row] for row in range(len(seen.ids))]
     return xr.Dataset(
@@ -575,6 +617,13 @@ class _Seen:
         return len(self.ids) - len(self.flaws)
 
 
+def _options(action: Action, options: dict[str, Any]) -> Options:
+    for name in options:
+        if name not in OPTIONS:
+            raise TypeError(unknown("option", name, OPTIONS))
+    return Options(action, **options)
+
+
 def _see(
     model: nn.Module,
     images: Any,
@@ -584,6 +633,7 @@ def _see(
     *,
     call: Callable[[Forward, int, Tensor], Any] = Forward.__call__,
     as_probabilities: bool = False,
+    by_image: bool = False,
     progress: bool,
 ) -> _Seen:
     """Call each batch's forward passes, by default those on gx, and show every layer's output to `take`.
@@ -597,11 +647,17 @@ def _see(
         (forward pass, number of the pass, images) -> anything.
     as_probabilities : bool
         Whether class scores are shown as probabilities.
+    by_image : bool
+        Whether every image has a value of its own, so that an output that is not finite costs no other.
     """
     model = unwrapped(model)
+    name = printable(type(model).__name__)
     stream = samples.open_stream(images, seed=options.seed)
     with traced(model, stream, options) as ready:
         found = ready.found
+        warn_of_silent_blocks(found.silent_blocks)
+        warn_of_noise(model, ready.example, name)
+        versions = weight_versions(model)
         seen = _Seen(found)
         tapped = [layer for layer in found.layers if layer.layout]
         k = 0
@@ -617,8 +673,9 @@ def _see(
                 z = z.float() if z.dtype in HALF.values() else z
                 if len(z) != len(rows):
                     raise ValueError(f"its output holds {len(z)} images in a forward pass of {len(rows)}")
-                if not z.isfinite().all():
-                    raise ValueError("its output is not finite for every image")
+                finite = int(z.isfinite().flatten(1).all(dim=1).sum())
+                if finite < len(z) and not by_image:
+                    raise ValueError(f"its output is not finite for {len(z) - finite} of {len(z)} images of a batch")
                 if as_probabilities and layer.role == "output" and found.output.kind == "scores":
                     z = probabilities(z)
                 with torch.autocast(z.device.type, enabled=False):
@@ -626,7 +683,7 @@ def _see(
             except ValueError as error:
                 seen.reasons[layer.name] = str(error)
 
-        shown = bar(stream.length, printable(type(model).__name__), "image", show=progress, leave=False)
+        shown = bar(stream.length, name, "image", show=progress, leave=False)
         with shown, tap(model, tapped, found.output, on_layer):
             for batch in ready.stream.batches(ready.batch_size):
                 readable = [sample for sample in batch.samples if not sample.flaw]
@@ -640,6 +697,7 @@ def _see(
                         if layer.name not in ran:
                             seen.reasons.setdefault(layer.name, ABSENT)
                 shown.update(len(batch.samples))
+        refuse_changed(versions, weight_versions(model), name)
     if seen.flaws:
         warnings.warn(
             f"{len(seen.flaws)} of {len(seen.ids)} images could not be read: {'; '.join(seen.flaws[:3])}", stacklevel=3

@@ -110,9 +110,10 @@ class TestPredictions:
 
     def test_without_predictions_there_are_none_to_compare(self):
         ds = self.corner()
-        for lacking in (ds.drop_vars("prediction"), ds.sel(element=["r90", "r180"])):
-            with pytest.raises(ValueError, match="moved and unmoved"):
-                bridges.prediction_consistency(lacking)
+        with pytest.raises(ValueError, match="this needs predictions"):
+            bridges.prediction_consistency(ds.drop_vars("prediction"))
+        with pytest.raises(ValueError, match="predictions for unmoved images; keep the element 'e'"):
+            bridges.prediction_consistency(ds.sel(element=["r90", "r180"]))
         with pytest.raises(ValueError, match="the identity is the only element"):
             bridges.effective_invariance(ds.sel(element=["e"]))
 
@@ -433,3 +434,52 @@ class TestEveryPass:
             model.first.bias[0] = math.inf
         values = STATISTICS[statistic](model, pictures().float())
         assert values.isnull().all()
+
+
+class Root(nn.Module):
+    """Finite values whose derivative is not, at one image of all: √ of 0."""
+
+    def forward(self, x):
+        return x.clamp(min=0).sqrt()
+
+
+def test_an_image_without_a_derivative_costs_itself():
+    images = torch.rand(6, 1, 5, 5) + 0.5
+    images[2] = 0
+    net = nn.Sequential(Root(), nn.Flatten(), nn.Linear(25, 3))
+    found = ek.bridges.lie_derivative(net, images, moves="slide", layers="all", progress=False)
+    assert found.lee.sel(layer="0").isnull().sum("sample").item() == 1
+    assert found.nan_reason.sel(layer="0").item() == "no finite derivative for 1 of 6 images"
+
+
+def test_random_models_are_named_here_too():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(x, 0.5, training=True)
+
+    net = nn.Sequential(Noisy(), nn.Flatten(), nn.Linear(25, 3))
+    with pytest.warns(UserWarning, match="gives other outputs for the same images"):
+        ek.bridges.cka(net, torch.rand(6, 1, 5, 5), group="C4", progress=False)
+
+
+@pytest.mark.parametrize("call", [ek.bridges.cka, ek.bridges.normalised_variance])
+def test_options_that_mean_nothing_are_refused(call):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(25, 3))
+    with pytest.raises(TypeError, match="no option 'null'"):
+        call(net, torch.rand(6, 1, 5, 5), group="C4", null=False, progress=False)
+
+
+def test_decibels_have_no_value_where_elements_move_nothing():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    ds = ek.measure(net, torch.rand(6, 3, 5, 5), group="rgb", metrics=["channelwise_rms"], progress=False)
+    decibels = ek.bridges.equivariance_psnr(ds, peak=1)
+    assert decibels.isnull().all()
+    assert decibels.attrs["nan_reason"] == "where an element moves nothing, f̂(x) is not f(x)"
+    with pytest.raises(ValueError, match="keep channelwise_rms_norm"):
+        ek.bridges.equivariance_psnr(ds[["channelwise_rms"]])
+
+
+def test_features_of_cka_are_vectors():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
+    with pytest.raises(TypeError, match=r"\(b, d\), got \(6, 25, 2\)"):
+        ek.bridges.cka(net, torch.rand(6, 1, 5, 5), group="C4", features=lambda z: z, progress=False)

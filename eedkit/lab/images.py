@@ -413,6 +413,10 @@ def _numbered(images: "Dataset", spec: str) -> "Dataset":
         number_of = {name: number for number, name in enumerate(names)}
         values = [number_of.get(name) for name in values]
         feature = datasets.ClassLabel(names=names)
+    elif "float" in kind and all(value is None or value != value or value.is_integer() for value in values):
+        # what reads the metadata makes fractions of whole numbers beside an empty cell
+        values = [None if value is None or value != value else int(value) for value in values]
+        feature = datasets.Value("int64")
     elif "int" not in kind:
         raise ValueError(
             f"labels must be whole numbers or words, but the column of {spec} holds {kind}; name another: ?label=…"

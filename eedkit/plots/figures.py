@@ -52,7 +52,10 @@ def depth_profile(
     if rows.empty:
         known = table[table[value].notna()].metric.unique()
         raise ValueError(unknown(f"metric with {value} values", metric, known) + _why(table, metric))
-    best = 0.0 if relative else rows.best.min()
+    best = rows.best.min()
+    lowest = best
+    if relative:
+        lowest = 0.0 if (rows[value] >= 0).all() else -np.inf  # above a floor values may lie below 0
     highest = np.inf if relative else _attribute(results, metric, "upper", np.inf)
     looks = style.looks(rows[by])
     parts = _parts(rows)
@@ -67,11 +70,11 @@ def depth_profile(
                 if not points:
                     continue
                 x, mid, low, high = np.array(points).T
-                low = np.minimum(np.clip(low, best, highest), mid)
-                high = np.clip(high, best, highest)
+                low = np.clip(low, lowest, highest)
+                high = np.clip(high, lowest, highest)
                 ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
                 ax.plot(x, mid, **look, label=style.literal(kind))
-            if not relative:
+            if not relative and rows.best.nunique() == 1:
                 ax.axhline(best, color="0.5", linewidth=0.8, zorder=0.5)
             if "floor" in part and part.floor.notna().any():
                 _draw_floor(ax, part, relative)
@@ -83,10 +86,11 @@ def depth_profile(
         for ax in axes:
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(_label(results, metric, relative))
-        note = "0: perfectly equivariant, 1: no more alike than another image"
-        if not relative:
-            note = f"grey line: perfectly equivariant ({best:g})"
-        note += "; " + _replicates(rows, by, "relative_low" if relative else "low")
+        note = _replicates(rows, by, "relative_low" if relative else "low")
+        if relative:
+            note = f"0: perfectly equivariant, 1: no more alike than another image; {note}"
+        elif rows.best.nunique() == 1:
+            note = f"grey line: perfectly equivariant ({best:g}); {note}"
         if "floor" in rows and rows.floor.notna().any():
             note += "; dots: what interpolation alone leaves"
         absent = [style.literal(kind) for kind in dict.fromkeys(table[by]) if kind not in looks]

@@ -497,6 +497,11 @@ class LayerPass:
         """Keep f(gx); where it is not defined, metrics of it have no value, for that reason."""
         try:
             value = given[0] if features is None else features(*given)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(
+                    f"features of {kept.metrics[0].name} must be a tensor of floats, got {kind}; convert them"
+                )
             # what is made of a raw output may be on the processor
             kept.take(place, value.to(self._device))
         except ValueError as error:

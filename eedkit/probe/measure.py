@@ -251,8 +251,8 @@ def measure_block(
             "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
         )
     with traced(model, stream, options) as ready:
-        _warn_of_silent_blocks(ready.found.silent_blocks)
-        versions = _weight_versions(model)
+        warn_of_silent_blocks(ready.found.silent_blocks)
+        versions = weight_versions(model)
         shape, batch_size = ready.image_shape, ready.batch_size
         one_pass = Pass(ready.stream, ready.found, options, shape, batch_size=batch_size, device=device)
         if halves is not None:
@@ -262,8 +262,8 @@ def measure_block(
             for batch in ready.stream.batches(batch_size):
                 one_pass.run(batch, ready.forward)
                 shown.update(len(batch.samples))
-        _refuse_changed(versions, _weight_versions(model), name)
-        repeatable = one_pass.repeats or _warn_of_noise(model, ready.example, name)
+        refuse_changed(versions, weight_versions(model), name)
+        repeatable = one_pass.repeats or warn_of_noise(model, ready.example, name)
     measured = one_pass.result()
     if options.null is True and stream.length is None:
         samples.refuse_short(len(measured.ids), action.group.order)
@@ -865,7 +865,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+def weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Where every parameter and buffer of fractions lies, and how often it was written to."""
     versions = {}
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -875,7 +875,8 @@ def _weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
     return versions
 
 
-def _refuse_changed(before: Mapping[str, tuple], now: Mapping[str, tuple], name: str) -> None:
+def refuse_changed(before: Mapping[str, tuple], now: Mapping[str, tuple], name: str) -> None:
+    """Raise where the weights are not as they were before the pass."""
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -932,7 +933,8 @@ def _check_dtype(model: nn.Module, precision: str) -> None:
             )
 
 
-def _warn_of_silent_blocks(paths: Sequence[str]) -> None:
+def warn_of_silent_blocks(paths: Sequence[str]) -> None:
+    """Name the blocks that have no output of their own to be read."""
     if paths:
         warnings.warn(
             f"{len(paths)} blocks are not called in a forward pass and so not measured: {', '.join(paths[:5])} (a hook does not "
@@ -941,7 +943,7 @@ def _warn_of_silent_blocks(paths: Sequence[str]) -> None:
         )
 
 
-def _warn_of_noise(model: nn.Module, example: Tensor, name: str) -> bool:
+def warn_of_noise(model: nn.Module, example: Tensor, name: str) -> bool:
     """Name the first module that gives another output for the same images; False, since the model is not a function of them."""
     noisy = first_noisy_module(model, example)
     where = ", depending on the others in their batch"

@@ -121,7 +121,9 @@ class Metric:
             `features` or `action` is no named function, so that it cannot be told from another one.
         """
         functions = [_name_of(function, self.name) for function in (self.features, self.action)]
-        return f"{self.name}: {self.where}, {', '.join(functions)}, {self.distance.name}, null of {self.null}"
+        said = [self.where, *functions, self.distance.name, f"null of {self.null}"]
+        said += [option for option in ("normalised", "matched", "field") if getattr(self, option)]
+        return f"{self.name}: {', '.join(said)}"
 
 
 def _name_of(function: Callable | None, metric: str) -> str:

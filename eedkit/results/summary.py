@@ -70,6 +70,8 @@ class _Estimate:
         if np.isnan(self.null).all():
             return "no sample has a null"
         gap = np.nanmean(self.null) - self.zero
+        if self.zero != self.best and not gap > self.rounding:
+            return f"other images differ less (null {np.nanmean(self.null):.3g}) than interpolation leaves (floor {self.zero:.3g})"
         if not gap > self.rounding:
             return f"the null gap {gap:.2g} lies within rounding ({self.rounding:.2g}): the model tells no image from another here"
         return ""
@@ -102,7 +104,7 @@ def summarise(
     -------
     estimate, low, high : E and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
-    best : m*, the value of a perfectly equivariant model
+    best : m*, the value of a perfectly equivariant model; with `above_floor=True` the floor, where there is one
     relative, relative_low, relative_high : (E − m*) / (E_null − m*): 0 is perfectly equivariant, 1 says that a moved copy is no
         more alike than another image; its interval resamples E and E_null together *[ours]*
     floor : what interpolation alone leaves, the value of the images pooled to the layer's grid; of groups that interpolate,
@@ -485,7 +487,7 @@ def _accuracy(one: xr.Dataset) -> tuple[float, str]:
 
 def _row(one: _Estimate, means: Sequence[np.ndarray], bootstrap: ChainBootstrap) -> dict:
     """A row of `summarise`."""
-    row = {**one.keys, **dict.fromkeys(("estimate", "low", "high", "null"), np.nan), "best": one.best}
+    row = {**one.keys, **dict.fromkeys(("estimate", "low", "high", "null"), np.nan), "best": one.zero}
     row |= dict.fromkeys(("relative", "relative_low", "relative_high"), np.nan)
     row |= one.of_group
     row |= {"n": one.n, "reason": one.reason}

@@ -468,7 +468,7 @@ def coordinates(action: Action | Group | str) -> Action:
     tensor([ 0., -1.])
     """
     plane = on_images(action)
-    matrices = _matrices_of_points(plane.group)
+    matrices = _matrices_of_points(plane)
 
     def pairs(channels: int) -> Tensor:
         if not channels or channels % 2:
@@ -494,7 +494,7 @@ def boxes(action: Action | Group | str) -> Action:
     tensor([[ 0., -1.,  2.,  4.,  7.]])
     """
     plane = on_images(action)
-    matrices = _matrices_of_points(plane.group)
+    matrices = _matrices_of_points(plane)
     if any(effect.angle % 90 for effect in plane.group.effects):
         raise ValueError(
             f"{plane.group.name} turns boxes by less than quarter turns, after which their sides are not along the axes"
@@ -509,8 +509,9 @@ def boxes(action: Action | Group | str) -> Action:
     return Action("boxes", plane.group, plane.move, rows, inside=plane.inside)
 
 
-def _matrices_of_points(group: Group) -> Tensor:
+def _matrices_of_points(action: Action) -> Tensor:
     """(g, 2, 2), what each element does to a point (x to the right, y down) about the middle of the image."""
+    group = action.group
     matrices = torch.empty(group.order, 2, 2, dtype=torch.float64)
     for g, effect in enumerate(group.effects):
         if effect.down or effect.right:
@@ -524,6 +525,15 @@ def _matrices_of_points(group: Group) -> Tensor:
         matrices[g] = torch.tensor([[cosine, sine], [-sine, cosine]])
         if effect.is_mirrored:
             matrices[g, 0] *= -1
+    by_name = replace(spatial(group), channel_moves=None, colour_moves=None, inside=None)
+    as_given = replace(action, channel_moves=None, colour_moves=None, inside=None)
+    probe = _noise((5, 5))
+    for g, element in enumerate(group.elements):
+        if not torch.allclose(as_given(g, probe), by_name(g, probe)):
+            raise ValueError(
+                f"{action.name} moves images otherwise than {group.name} says of {element}, so how points move is not known; give "
+                "the action a Group whose moves are its own"
+            )
     return matrices
 
 

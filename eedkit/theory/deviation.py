@@ -5,7 +5,6 @@ Knows torch and nothing of layers, labels or files. Costs one orbit of what it i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -153,14 +152,19 @@ def deviation_from_other_elements(
     """
     kernel = action.kernel
     group = action.group
+    if len(kernel) == group.order:
+        return torch.full(orbit.shape[:2], torch.nan, dtype=torch.float64, device=orbit.device)
+    target = f_hat(orbit, kernel)  # (2)
+    if compared is not None:
+        orbit = orbit.index_select(-2, compared)
     by_moves = []
     for other in range(group.order):
-        move = partial(_moved_by, action, other)
-        by_moves.append(deviation(orbit, move, distance, kernel, compared=compared))
+        moved = action(other, target)
+        if compared is not None:
+            moved = moved.index_select(-2, compared)
+        by_moves.append(integrand(distance, orbit, moved[None]))
     values = torch.stack(by_moves)
     null = torch.full_like(values[0], torch.nan)
-    if len(kernel) == group.order:
-        return null
     for g in range(group.order):
         if g in kernel:
             null[g] = values[g, g]
@@ -170,10 +174,6 @@ def deviation_from_other_elements(
             alike = [group.product(g, k) for k in kernel]
             null[g] = values[[other for other in range(group.order) if other not in alike], g].mean(0)
     return null
-
-
-def _moved_by(action: LayerAction, other: int, _g: int, z: Tensor) -> Tensor:
-    return action(other, z)
 
 
 def chains(n: int, length: int) -> list[range]:

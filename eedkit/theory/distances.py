@@ -290,7 +290,7 @@ jaccard = Distance(
 """1 − IoU of masks (…, P, k), the mean over the channels that either has (Jaccard 1912; weighted: Ružička 1958)."""
 
 mean_euclidean = Distance(
-    "mean_euclidean", _mean_euclidean, 0.0, math.inf, scale="norm", order=1, equation="(1/P) Σ_p ‖a_p − b_p‖₂"
+    "mean_euclidean", _mean_euclidean, 0.0, math.inf, scale="rms", order=1, equation="(1/P) Σ_p ‖a_p − b_p‖₂"
 )
 """The mean distance of points, or of the vectors of a field, (…, P, C)."""
 

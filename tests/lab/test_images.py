@@ -990,3 +990,10 @@ class TestSource:
         other.rename(folder)
         save(folder / "cat" / "a.png", np.ones((6, 10)))
         assert source(data) not in (whole, gone)
+
+
+def test_an_empty_cell_among_whole_numbers_is_no_label(tmp_path):
+    for k in range(4):
+        Image.new("L", (5, 5), 40 * k).save(tmp_path / f"{k}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,\n1.png,1\n2.png,0\n3.png,1\n")
+    assert load(str(tmp_path))["label"][:] == [-1, 1, 0, 1]

@@ -694,3 +694,14 @@ def test_what_interpolation_leaves_can_be_taken_out():
     )  # the pooled map; at the image's own resolution nothing is left to take out
     np.testing.assert_array_equal(without.relative[~has_floor], with_floor.relative[~has_floor])
     np.testing.assert_array_equal(without.estimate, with_floor.estimate)
+
+
+def test_a_null_below_the_floor_has_its_own_reason():
+    images = torch.rand(12, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=3))
+    nn.init.constant_(net[0].bias, 30.0)  # every map is nearly the same
+    ds = ek.measure(net, images, group="C8", metrics=["channelwise"], progress=False)
+    (row,) = ek.summarise(ds, above_floor=True).query("layer == '0'").itertuples()
+    assert np.isnan(row.relative)
+    assert "other images differ less (null" in row.reason
+    assert f"(floor {row.best:.3g})" in row.reason

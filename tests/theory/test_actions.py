@@ -727,3 +727,14 @@ def test_boxes_go_where_filled_boxes_go(group):
 def test_points_and_boxes_that_cannot_move_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("of_points", [coordinates, boxes])
+def test_points_are_not_turned_where_images_turn_otherwise(of_points):
+    clockwise = Action("clockwise", groups.parse("C4"), lambda g, z: torch.rot90(z, -g, (-2, -1)))
+    with pytest.raises(ValueError, match="clockwise moves images otherwise than C4 says of r90"):
+        of_points(clockwise)
+    named = Action("mine", groups.parse("C4"), lambda g, z: torch.rot90(z, g, (-2, -1)))
+    assert torch.equal(
+        of_points(named).of_channels(4)(1, torch.eye(4)), of_points("C4").of_channels(4)(1, torch.eye(4))
+    )
