@@ -332,8 +332,6 @@ def calibration(
     parts = _parts(rows)
     with style.panels(len(parts), title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, axes):
         for ax, (name, part) in zip(axes, parts.items(), strict=True):
-            style.log_scale(ax, "x")
-            style.log_scale(ax, "y")
             ax.set_title(name)
             ax.set_xlabel("null − best value: how far apart other images are")
             for level in (1.0, 0.1, 0.01, 0.001):
@@ -345,6 +343,8 @@ def calibration(
                 ax.plot(ours.gap, ours.value, linestyle="", alpha=0.85, **look, label=style.literal(kind))
             ax.set_xlim(left, right)
             ax.set_ylim(bottom, top)
+            style.log_scale(ax, "x")
+            style.log_scale(ax, "y")
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(f"{_label(results, metric, False)} − best value")
         exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""

@@ -13,6 +13,7 @@ from typing import Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
@@ -227,10 +228,13 @@ def looks(names: Sequence) -> dict:
         shades = sns.color_palette("viridis", len(kinds) + 1).as_hex()  # the last is too bright on white
         places = {kind: place for place, kind in enumerate(sorted(kinds))}
         return {kind: _look(shades[places[kind]], MARKERS[places[kind] % len(MARKERS)]) for kind in kinds}
-    # never those of the four kinds that most figures show, nor of any other that is here
-    taken = [KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random", *kinds) if kind in KNOWN]
+    taken = [KNOWN[kind] for kind in kinds if kind in KNOWN]
     spare_colours = [colour for colour in COLOURS if colour not in [known for known, _ in taken]]
     spare_markers = [marker for marker in MARKERS if marker not in [known for _, known in taken]]
+    # those of the four kinds that most figures show come last
+    usual = [KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random")]
+    spare_colours.sort(key=[colour for colour, _ in usual].__contains__)
+    spare_markers.sort(key=[marker for _, marker in usual].__contains__)
     others = [kind for kind in kinds if kind not in KNOWN]
     if len(others) > len(spare_colours):
         spare_colours = sns.color_palette("husl", len(others)).as_hex()
@@ -250,10 +254,13 @@ def _look(colour: str, marker: str) -> dict[str, str]:
 
 
 def log_scale(ax: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers."""
+    """A logarithmic axis with plain numbers, as many as its range has room for; its limits must be known."""
     ax.set(**{f"{which}scale": "log"})
     axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
-    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    steps = (1, 2, 5) if decades < 2 else (1, 3) if decades < 5 else (1,)
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

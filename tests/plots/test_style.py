@@ -35,7 +35,7 @@ def lab(colours, *, deuteranopia):
 
 
 @pytest.mark.parametrize("deuteranopia", [False, True])
-@pytest.mark.parametrize("names", [list("abcdefghij")[:6], ["plain", "augmented", "equivariant", "random", *"abcdef"]])
+@pytest.mark.parametrize("names", [list("abcdefghij"), ["plain", "augmented", "equivariant", "random", *"abcdef"]])
 def test_any_two_of_ten_series_can_be_told_apart(names, deuteranopia):
     colours = [look["color"] for look in style.looks(names).values()]
     points = lab(colours, deuteranopia=deuteranopia)
