@@ -259,7 +259,7 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
     rows = rows[rows.decided_by == ""]
     parts = dict(list(rows.groupby("conclusion", sort=False)))
     names = {
-        kind: [style.wrapped(style.literal(test), int(24 + 2 * style.inches())) for test in part.test]
+        kind: [style.wrapped(style.literal(test), int(18 + 5 * style.inches())) for test in part.test]
         for kind, part in parts.items()
     }
     heights = [sum(0.1 + 0.16 * len(name.splitlines()) for name in of_part) for of_part in names.values()]
@@ -273,15 +273,15 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
                 _draw_effect(ax, place, row)
             ax.set_yticks(range(len(part)), names[kind])
             ax.set_ylim(len(part) - 0.4, -0.6)
-            ax.set_xlim(-1.2 * SHOWN_MARGINS, 1.2 * SHOWN_MARGINS)
+            ax.set_xlim(-1.3 * SHOWN_MARGINS, 1.3 * SHOWN_MARGINS)
             panel_title = style.literal(kind) if len(parts) > 1 else ""
             ax.set_xticks([-4, -2, 0, 2, 4])
-            ax.set_title(style.wrapped((labels or {}).get(kind, panel_title), int(5 * style.inches())), loc="left")
+            ax.set_title(style.wrapped((labels or {}).get(kind, panel_title), int(9 * style.inches() - 14)), loc="left")
         axes[-1].set_xlabel("distance, in margins")
         verdicts_there = [verdict for verdict in _VERDICT if verdict in set(rows.verdict)]
         looks = {verdict: dict(zip(("color", "marker"), _VERDICT[verdict], strict=True)) for verdict in verdicts_there}
         note = f"distance of the effect from its margin, right of 0: as claimed; arrows and numbers: beyond {SHOWN_MARGINS:g} margins"
-        style.finish(fig, style.entries(looks, linestyle="-"), note)
+        style.finish(fig, style.entries(looks, linestyle="-"), note, legend_below=True)
     return fig
 
 

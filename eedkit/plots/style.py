@@ -153,8 +153,8 @@ def blank(height: float, title: str) -> Figure:
     return fig
 
 
-def finish(fig: Figure, entries: Sequence[Artist], note: str = "") -> None:
-    """The legend beside the axes, in one column of a paper below them, and a small line at the bottom.
+def finish(fig: Figure, entries: Sequence[Artist], note: str = "", *, legend_below: bool = False) -> None:
+    """The legend beside the axes, in one column of a paper or where asked for below them, and a small line at the bottom.
 
     Parameters
     ----------
@@ -164,8 +164,10 @@ def finish(fig: Figure, entries: Sequence[Artist], note: str = "") -> None:
         What the legend names, each by its label.
     note : str
         The small line.
+    legend_below : bool
+        Put the legend below the axes whatever the width.
     """
-    is_narrow = _columns.get() == 1
+    legend_below = legend_below or _columns.get() == 1
     size = SIZES[_columns.get()] - 1
     lines = _wrapped(note, inches(), size)
     note_height = _inches(len(lines), size)
@@ -175,12 +177,12 @@ def finish(fig: Figure, entries: Sequence[Artist], note: str = "") -> None:
         longest = max(len(str(entry.get_label())) for entry in entries)
         legend = fig.legend(
             handles=list(entries),
-            loc="lower center" if is_narrow else "center right",
-            ncols=2 if is_narrow and longest < 20 else 1,
+            loc="lower center" if legend_below else "center right",
+            ncols=_legend_columns(longest) if legend_below else 1,
             frameon=False,
         )
         extent = legend.get_window_extent()
-        if is_narrow:
+        if legend_below:
             legend_height = extent.height / fig.dpi
         else:
             legend_width = extent.width / fig.dpi
@@ -196,6 +198,11 @@ def finish(fig: Figure, entries: Sequence[Artist], note: str = "") -> None:
     below_share = below / fig.get_figheight()
     # the layout keeps axes and titles out of the room of both
     fig.get_layout_engine().set(rect=(0, below_share, 1 - legend_width / inches(), 1 - below_share))
+
+
+def _legend_columns(longest: int) -> int:
+    """How many entries of so many characters stand in a row below the axes."""
+    return max(1, int(12 * inches()) // (longest + 4))
 
 
 def entries(looks: dict, **options: object) -> list[Line2D]:
