@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eedkit.errors import printable, unknown
 from eedkit.probe import samples
 from eedkit.probe.accumulate import images_in_cache
-from eedkit.probe.layers import Found, Layer, tap
+from eedkit.probe.layers import Found, Layer, first_noisy_module, tap
 from eedkit.probe.measure import (
     ABSENT,
     HALF,
@@ -656,7 +656,8 @@ def _see(
     with traced(model, stream, options) as ready:
         found = ready.found
         warn_of_silent_blocks(found.silent_blocks)
-        warn_of_noise(model, ready.example, name)
+        if first_noisy_module(model, ready.example) is not None:
+            warn_of_noise(model, ready.example, name)
         versions = weight_versions(model)
         seen = _Seen(found)
         tapped = [layer for layer in found.layers if layer.layout]

@@ -452,6 +452,12 @@ def test_an_image_without_a_derivative_costs_itself():
     assert found.nan_reason.sel(layer="0").item() == "no finite derivative for 1 of 6 images"
 
 
+@pytest.mark.filterwarnings("error")
+def test_models_that_repeat_themselves_are_no_cause_for_a_warning():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))
+    assert ek.bridges.cka(net, torch.rand(6, 1, 5, 5), group="C4", progress=False).notnull().all()
+
+
 def test_random_models_are_named_here_too():
     class Noisy(nn.Module):
         def forward(self, x):
