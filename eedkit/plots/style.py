@@ -190,7 +190,7 @@ def finish(fig: Figure, entries: Sequence[Artist], note: str = "", *, legend_bel
     fig.set_figheight(fig.get_figheight() + below)
     note_share = note_height / fig.get_figheight()
     if legend is not None:
-        legend.set_bbox_to_anchor((0, note_share, 1, 1 - note_share))
+        legend.set_bbox_to_anchor((0, note_share, 1, 1 - note_share), transform=fig.transSubfigure)
     if lines:
         fig.text(
             0.5, 0.25 * note_share / len(lines), "\n".join(lines), ha="center", va="bottom", size=size, color="0.35"

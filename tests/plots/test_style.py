@@ -168,3 +168,12 @@ def test_fonts_are_embedded(results, tmp_path):
     pdf = plots.save(plots.orbit_rose(results), tmp_path / "rose", "pdf").read_bytes()
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf
+
+
+def test_a_legend_stays_whole_where_jupyter_cuts_the_margins_off(results, tmp_path):
+    figure = plots.orbit_rose(results)
+    whole, cut = tmp_path / "whole.png", tmp_path / "cut.png"
+    figure.savefig(whole, dpi=100)
+    figure.savefig(cut, dpi=100, bbox_inches="tight")
+    ink = [int((np.asarray(Image.open(file).convert("L")) < 200).sum()) for file in (whole, cut)]
+    assert ink[1] == pytest.approx(ink[0], rel=0.02)
