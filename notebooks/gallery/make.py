@@ -25,6 +25,10 @@ def mean(rows: pd.DataFrame) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
+# before the pictures change
+commit = subprocess.run(
+    ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=True
+)
 models = ek.lab.models.pool(["plain", "augmented"], seeds=SEEDS)
 with tempfile.TemporaryDirectory() as folder:
     study = ek.Study(models=models, data=[DATA], groups=["C4"], metrics=list(SHOWN), store=folder)
@@ -57,9 +61,6 @@ sentence = (
     f"Training with turned digits takes the relative deviation of the features from {mean(of_features.loc['plain'])} to "
     f"{mean(of_features.loc['augmented'])}, that of the last block's maps from {mean(of_maps.loc['plain'])} to "
     f"{mean(of_maps.loc['augmented'])}: means over {SEEDS} seeds with 95 % intervals, {results.sizes['sample']} images."
-)
-commit = subprocess.run(
-    ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=True
 )
 made_by = f"Made by `make gallery` at commit {commit.stdout.strip()} on {processor_name()}."
 (HERE / "result.md").write_text(f"{sentence} {made_by}\n", encoding="utf-8")
