@@ -333,7 +333,7 @@ def calibration(
     with style.panels(len(parts), title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, axes):
         for ax, (name, part) in zip(axes, parts.items(), strict=True):
             ax.set_title(name)
-            ax.set_xlabel("null − best value: how far apart other images are")
+            ax.set_xlabel("null − best value")
             for level in (1.0, 0.1, 0.01, 0.001):
                 ax.plot([left, right], [level * left, level * right], color="0.75", linewidth=0.8, zorder=0)
                 if bottom < level * right < top:
@@ -348,7 +348,7 @@ def calibration(
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(f"{_label(results, metric, False)} − best value")
         exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
-        note = f"grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}"
+        note = f"null: how far apart other images are; grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}"
         style.finish(fig, style.entries(looks, linestyle=""), note)
     return fig
 
