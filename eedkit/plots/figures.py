@@ -59,10 +59,8 @@ def depth_profile(
     highest = np.inf if relative else _attribute(results, metric, "upper", np.inf)
     looks = style.looks(rows[by])
     parts = _parts(rows)
-    with style.panels(
-        len(parts), title or f"Where in the network is it equivariant? {_title(results, metric)}"
-    ) as drawing:
-        fig, axes = drawing
+    question = f"Where in the network is it equivariant? {_title(results, metric)}"
+    with style.panels(len(parts), title or question) as (fig, axes):
         for ax, (name, part) in zip(axes, parts.items(), strict=True):
             for kind, look in looks.items():
                 of_layers = part[part[by] == kind].groupby("layer")
@@ -293,7 +291,8 @@ def class_heatmap(
 
 def _numbered(panels: Sequence[xr.DataArray], n: int) -> bool:
     """Whether the cells of so many panels have room for their numbers."""
-    longest = max(len(_cell_text(value)) for panel in panels for value in panel.values.ravel())
+    values = np.concatenate([panel.values.ravel() for panel in panels])
+    longest = max(len(_cell_text(value)) for value in values)
     room = 64 * style.inches() / style.inches(2) / min(n, style.across(4))
     return panels[0].sizes["label"] <= 12 and panels[0].sizes["element"] * (longest + 1) <= room
 

@@ -258,11 +258,13 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
     """
     rows = rows[rows.decided_by == ""]
     parts = dict(list(rows.groupby("conclusion", sort=False)))
-    names = {
-        kind: [style.wrapped(style.literal(test), int(18 + 5 * style.inches())) for test in part.test]
-        for kind, part in parts.items()
-    }
-    heights = [sum(0.1 + 0.16 * len(name.splitlines()) for name in of_part) for of_part in names.values()]
+    characters = int(18 + 5 * style.inches())
+    names = {}
+    heights = []
+    for kind, part in parts.items():
+        names[kind] = [style.wrapped(style.literal(test), characters) for test in part.test]
+        lines_of_names = sum(len(name.splitlines()) for name in names[kind])
+        heights.append(0.1 * len(part) + 0.16 * lines_of_names)
     with style.theme(grid=False):
         fig = style.blank(0.6 + sum(heights) + 0.4 * len(parts), title)
         grid = fig.subplots(len(parts), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})

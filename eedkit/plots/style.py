@@ -47,6 +47,8 @@ KNOWN = {
     "turns": (COLOURS[5], "h"),
 }
 """Colour and marker of the bundled recipes, the same in every figure; other names take what these leave."""
+USUAL = ("plain", "augmented", "equivariant", "random")
+"""Those that most figures show."""
 FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
 """What `save` can write, with what is left out of each so that a figure is the same bytes every time."""
 DESCRIPTIONS = {"png": "Description", "svg": "Description", "pdf": "Subject"}
@@ -235,24 +237,23 @@ def looks(names: Sequence) -> dict:
         shades = sns.color_palette("viridis", len(kinds) + 1).as_hex()  # the last is too bright on white
         places = {kind: place for place, kind in enumerate(sorted(kinds))}
         return {kind: _look(shades[places[kind]], MARKERS[places[kind] % len(MARKERS)]) for kind in kinds}
-    taken = [KNOWN[kind] for kind in kinds if kind in KNOWN]
-    spare_colours = [colour for colour in COLOURS if colour not in [known for known, _ in taken]]
-    spare_markers = [marker for marker in MARKERS if marker not in [known for _, known in taken]]
-    # those of the four kinds that most figures show come last
-    usual = [KNOWN[kind] for kind in ("plain", "augmented", "equivariant", "random")]
-    spare_colours.sort(key=[colour for colour, _ in usual].__contains__)
-    spare_markers.sort(key=[marker for _, marker in usual].__contains__)
     others = [kind for kind in kinds if kind not in KNOWN]
-    if len(others) > len(spare_colours):
-        spare_colours = sns.color_palette("husl", len(others)).as_hex()
-    found = {}
-    for kind in kinds:
-        if kind in KNOWN:
-            found[kind] = _look(*KNOWN[kind])
-        else:
-            place = others.index(kind)
-            found[kind] = _look(spare_colours[place], spare_markers[place % len(spare_markers)])
-    return found
+    colours = _spare(COLOURS, kinds, part=0)
+    markers = _spare(MARKERS, kinds, part=1)
+    if len(others) > len(colours):
+        colours = sns.color_palette("husl", len(others)).as_hex()
+    found = {kind: _look(*KNOWN[kind]) for kind in kinds if kind in KNOWN}
+    for place, kind in enumerate(others):
+        found[kind] = _look(colours[place], markers[place % len(markers)])
+    return {kind: found[kind] for kind in kinds}
+
+
+def _spare(all_there_are: Sequence[str], kinds: Sequence, *, part: int) -> list[str]:
+    """The colours or markers that no recipe of a figure has, those of the four that most figures show at the end."""
+    taken = {KNOWN[kind][part] for kind in kinds if kind in KNOWN}
+    usual = {KNOWN[kind][part] for kind in USUAL}
+    free = [one for one in all_there_are if one not in taken]
+    return [one for one in free if one not in usual] + [one for one in free if one in usual]
 
 
 def _look(colour: str, marker: str) -> dict[str, str]:

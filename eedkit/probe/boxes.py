@@ -126,24 +126,22 @@ box_ospa = Distance(
 )
 """How far sets of boxes (…, N, C) are apart: OSPA of order 1 with 1 − IoU (Schuhmacher, Vo & Vo 2008)."""
 
-box_disagreement_50 = Distance(
-    "box_disagreement_50",
-    partial(_between_sets, 0.5),
-    best=0.0,
-    upper=1.0,
-    order=1,
-    equation="1 − 2 (matched boxes with IoU ≥ 0.5) / (|a| + |b|)",
-    of_sets=True,
-)
+
+def _box_disagreement(percent: int) -> Distance:
+    least = percent / 100
+    return Distance(
+        f"box_disagreement_{percent}",
+        partial(_between_sets, least),
+        best=0.0,
+        upper=1.0,
+        order=1,
+        equation=f"1 − 2 (matched boxes with IoU ≥ {least:g}) / (|a| + |b|)",
+        of_sets=True,
+    )
+
+
+box_disagreement_50 = _box_disagreement(50)
 """1 − F1 of two sets of boxes (…, N, C), those matched that overlap by at least one half; 0 for two empty sets."""
 
-box_disagreement_75 = Distance(
-    "box_disagreement_75",
-    partial(_between_sets, 0.75),
-    best=0.0,
-    upper=1.0,
-    order=1,
-    equation="1 − 2 (matched boxes with IoU ≥ 0.75) / (|a| + |b|)",
-    of_sets=True,
-)
+box_disagreement_75 = _box_disagreement(75)
 """The same for boxes that overlap by at least three quarters."""
