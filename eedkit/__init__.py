@@ -27,6 +27,7 @@ _load, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "explorer.card": ["card"],
         "explorer.interactive": ["explore"],
+        "errors": ["Undefined"],
         "probe.measure": ["layers", "measure"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],
         "results.summary": ["compare", "concat", "summarise"],

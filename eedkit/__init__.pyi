@@ -9,6 +9,7 @@ from eedkit import results as results
 from eedkit import store as store
 from eedkit import study as study
 from eedkit import theory as theory
+from eedkit.errors import Undefined as Undefined
 from eedkit.explorer.card import card as card
 from eedkit.explorer.interactive import explore as explore
 from eedkit.probe.measure import layers as layers

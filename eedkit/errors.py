@@ -21,6 +21,14 @@ EXTRA_OF = {
 }
 """The extra of eedkit that brings a library which measuring does not need."""
 
+
+class Undefined(ValueError):
+    """A metric has no value for a model, a layer or an image, for the reason that the message gives.
+
+    Features, actions and distances raise it; the value is then NaN, with that reason. Any other exception ends the measurement.
+    """
+
+
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
 _REPR.maxstring = LONGEST
