@@ -9,41 +9,107 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from eedkit.probe.layers import Layer
 from eedkit.probe.metrics import Metric
+from eedkit.probe.samples import Batch, Fingerprint
 from eedkit.results import schema
+from eedkit.theory.deviation import PairCosine
 from eedkit.theory.groups import Group
 
-NULLS = {"images": "of the shuffled orbit", "elements": "against f̂(x) moved by other elements"}
-"""What a metric's null is, by `Metric.null`."""
+BY_LAYER = ("model", "layer")
+"""Dimensions of what is known of a layer."""
+
+
+class Results:
+    """Arrays (layer, element, sample), or without layer, by the names of variables, and what is known of each sample.
+
+    They are made for all samples at once: small tensors kept from every batch would fragment the heap around the activations that
+    come and go.
+    """
+
+    def __init__(self, layers: int, n: int) -> None:
+        self.layers = layers
+        self.n = n
+        self.arrays: dict[str, np.ndarray] = {}
+        self.ids: list = [None] * n
+        self.labels: list = [None] * n
+        self.chains = [0] * n
+        self.unread = [""] * n
+        self.flaws: dict[int, str] = {}
+        self.fingerprint = Fingerprint()
+
+    def put(self, name: str, values: Tensor, rows: Sequence[int], layer: int | None) -> None:
+        """Write values (…, b) to the samples `rows`, at the layer of that number or of the output."""
+        numbers = values.cpu().numpy()
+        numbers = numbers.astype(np.float32) if numbers.dtype.kind == "f" else numbers
+        if name not in self.arrays:
+            shape = (*numbers.shape[:-1], self.n)
+            blank = np.nan if numbers.dtype.kind == "f" else -1
+            self.arrays[name] = np.full(shape if layer is None else (self.layers, *shape), blank, numbers.dtype)
+        array = self.arrays[name] if layer is None else self.arrays[name][layer]
+        array[..., rows] = numbers
+
+    def record(self, batch: Batch, not_finite: Sequence[Sequence[int]], elements: Sequence[str]) -> None:
+        """Write down the samples of a batch, and those of which the output is not finite under an element."""
+        for number, places in enumerate(batch.chains):
+            for place in places:
+                sample = batch.samples[place]
+                self.ids[sample.row] = sample.id
+                self.labels[sample.row] = sample.label
+                self.chains[sample.row] = batch.first_chain + number
+                self.fingerprint.update(sample)
+                if sample.flaw:
+                    self.unread[sample.row] = self.flaws[sample.row] = sample.flaw
+        for g, place in not_finite:
+            sample = batch.samples[place]
+            reason = f"the model's output is not finite for sample {sample.id} under {elements[g]}"
+            self.flaws.setdefault(sample.row, reason)
+
+    def complete(
+        self, metrics: Sequence[Metric], reasons: dict, kernel_orders: dict, order: int, *, null: bool
+    ) -> None:
+        """NaN where a metric has a reason to have no value, and from x what f̂ does not mix."""
+        for metric in metrics:
+            shape = (self.layers, order, self.n) if metric.has_layers else (order, self.n)
+            for name in (metric.name, f"{metric.name}_null")[: 1 + null]:
+                self.arrays.setdefault(name, np.full(shape, np.nan, np.float32))
+            if isinstance(metric.distance.scale, str):
+                of_samples = (self.layers, self.n) if metric.has_layers else (self.n,)
+                self.arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
+            for k, (reason, kernel_order) in enumerate(zip(reasons[metric.name], kernel_orders[metric.name], strict=True)):
+                at = k if metric.has_layers else ...
+                for ending in ("", "_null"):
+                    from_x = self.arrays.get(f"{metric.name}_from_x{ending}")
+                    if from_x is not None and kernel_order == 1:
+                        from_x[at] = self.arrays[f"{metric.name}{ending}"][at]
+                for ending in VARIABLES:
+                    if reason and f"{metric.name}{ending}" in self.arrays:
+                        self.arrays[f"{metric.name}{ending}"][at] = np.nan
+
+
+VARIABLES = ("", "_null", "_from_x", "_from_x_null", "_round_trip", "_norm")
+"""How the names of a metric's variables along `sample` end."""
 
 
 @dataclass
 class Measured:
     """What one pass found, by layer in the order of execution and by sample.
 
-    `arrays` are (layer, element, sample) or a part of these; `dead` (layer, 2) the dead channels and all of them, summed over
-    samples and elements; `flaws` say by row why samples have no value, `unread` why images could not be read; `chains` are the
-    numbers of the null's chains; `classes` is how many the model scores; `law_errors` say by layer how far the action is from
-    the group law, None where it is exact.
+    `reasons` say of every metric at every layer why it has no value, `kernel_orders` how many elements move nothing; `dead`
+    (layer, 2) are the dead channels and all of them, summed over samples and elements; `classes` is how many the model scores;
+    `law_errors` say by layer how far the action is from the group law, None where it is exact.
     """
 
     layers: list[Layer]
-    arrays: dict[str, np.ndarray]
+    results: Results
     reasons: dict[str, list[str]]
-    kernel_orders: list[int]
+    kernel_orders: dict[str, list[int]]
     law_errors: list[float] | None
-    pair_cosines: dict[str, list[Any]]
+    pair_cosines: dict[str, list[PairCosine]]
     dead: np.ndarray
-    flaws: dict[int, str]
-    unread: dict[int, str]
-    ids: list
-    labels: list
     classes: int
-    chains: list[int]
-    head: str
-    fingerprint: str
 
 
 def dataset(
@@ -61,7 +127,7 @@ def dataset(
 
     `label_classes` is how many classes the images say that their labels count; 0 where they do not say.
     """
-    unread = [measured.unread.get(row, "") for row in range(len(measured.ids))]
+    results = measured.results
     variables: dict[str, tuple] = {}
     coords: dict[str, Any] = {
         "model": _text([name]),
@@ -69,57 +135,77 @@ def dataset(
         "classes": ("model", [measured.classes], {"long_name": "number of classes of the scores, 0 without"}),
         "layer": _text([layer.name for layer in measured.layers]),
         "element": ("element", _text(group.elements), _element_attributes(group)),
-        "sample": _text(measured.ids) if isinstance(measured.ids[0], str) else measured.ids,
+        "sample": _text(results.ids) if isinstance(results.ids[0], str) else results.ids,
         "angle": ("element", list(group.angles), {"units": "degree", "long_name": "rotation, counter-clockwise"}),
-        "chain": ("sample", measured.chains, {"long_name": schema.CHAIN}),
-        "flaw": ("sample", _text(unread), {"long_name": "why the image could not be read"}),
+        "chain": ("sample", results.chains, {"long_name": schema.CHAIN}),
+        "flaw": ("sample", _text(results.unread), {"long_name": "why the image could not be read"}),
     }
-    if any(label is not None for label in measured.labels):
-        is_text = any(isinstance(label, str) for label in measured.labels)
-        # an image that could not be read may have an unknown label
-        unknown = "" if is_text else -1
-        labels = [unknown if label is None else label for label in measured.labels]
-        attrs = {"classes": label_classes} if label_classes else {}
-        coords["label"] = ("sample", _text(labels) if is_text else labels, attrs)
+    if any(label is not None for label in results.labels):
+        coords["label"] = _label(results.labels, label_classes)
     for metric in metrics:
-        dims = schema.DIMS if metric.has_layers else ("model", "element", "sample")
-        attrs = _attributes(metric, measured.reasons[metric.name], precision)
-        variables[metric.name] = (dims, measured.arrays[metric.name][None], attrs)
-        if f"{metric.name}_null" in measured.arrays:
-            null_attrs = {**attrs, "long_name": f"{attrs['long_name']}, {NULLS[metric.null]}"}
-            variables[f"{metric.name}_null"] = (dims, measured.arrays[f"{metric.name}_null"][None], null_attrs)
-        if f"{metric.name}_floor" in measured.arrays:
-            floor_attrs = {
-                "long_name": f"{attrs['long_name']} of the images pooled to the layer's grid",
-                "units": attrs["units"],
-                "description": "what interpolation alone leaves: pooling is as equivariant as a grid allows",
-            }
-            variables[f"{metric.name}_floor"] = (dims, measured.arrays[f"{metric.name}_floor"][None], floor_attrs)
+        variables |= _variables(metric, measured, precision)
         if metric.has_layers:
-            reasons = _reasons(measured.arrays[metric.name], measured.reasons[metric.name])
-            coords[f"{metric.name}_nan_reason"] = (("model", "layer"), _text(reasons)[None])
-        if metric.normalised:
-            pair = [state.result() for state in measured.pair_cosines[metric.name]]
-            attrs = {"long_name": "mean cosine between different samples' features, M", "units": "1"}
-            attrs |= {"samples": len(measured.ids)}
-            variables[f"{metric.name}_pair_cosine"] = (("model", "layer"), [pair], attrs)
-        if f"{metric.name}_norm" in measured.arrays:
-            size = "root mean square" if metric.distance.scale == "rms" else "length"
-            attrs = {"long_name": f"{size} of the features f(x)", "units": "1"}
-            norms = measured.arrays[f"{metric.name}_norm"][None]
-            of_samples = ("model", "layer", "sample") if metric.has_layers else ("model", "sample")
-            variables[f"{metric.name}_norm"] = (of_samples, norms, attrs)
+            reasons = _reasons(results.arrays[metric.name], measured.reasons[metric.name])
+            coords[f"{metric.name}_nan_reason"] = (BY_LAYER, _text(reasons)[None])
+            coords[f"{metric.name}_kernel_order"] = (BY_LAYER, [measured.kernel_orders[metric.name]])
     for key, long_name in (("prediction", "predicted class"), ("confidence", "probability of the prediction")):
-        if key in measured.arrays:
+        if key in results.arrays:
             attrs = {"long_name": long_name, "units": "1"}
-            variables[key] = (schema.BESIDE[key], measured.arrays[key][None], attrs)
+            variables[key] = (schema.BESIDE[key], results.arrays[key][None], attrs)
     if any(metric.where == "maps" for metric in metrics):
         attrs = {"long_name": "part of the channels that is zero for gx and for x", "units": "1"}
         dead, channels = measured.dead.T
         fraction = np.divide(dead, channels, out=np.full(len(dead), np.nan), where=channels > 0)
-        variables["dead_fraction"] = (("model", "layer"), fraction[None], attrs)
-    coords |= {key: (("model", "layer"), value) for key, value in _layer_coords(measured).items()}
-    return schema.validate(xr.Dataset(variables, coords, {**about, "head": measured.head, "schema": schema.SCHEMA}))
+        variables["dead_fraction"] = (BY_LAYER, fraction[None], attrs)
+    coords |= {key: (BY_LAYER, value) for key, value in _layer_coords(measured).items()}
+    return schema.validate(xr.Dataset(variables, coords, {**about, "schema": schema.SCHEMA}))
+
+
+def _label(labels: Sequence, label_classes: int) -> tuple:
+    is_text = any(isinstance(label, str) for label in labels)
+    # an image that could not be read may have an unknown label
+    unknown = "" if is_text else -1
+    known = [unknown if label is None else label for label in labels]
+    attrs = {"classes": label_classes} if label_classes else {}
+    return "sample", _text(known) if is_text else known, attrs
+
+
+def _variables(metric: Metric, measured: Measured, precision: str) -> dict[str, tuple]:
+    """The variables of one metric."""
+    arrays = measured.results.arrays
+    dims = schema.DIMS if metric.has_layers else ("model", "element", "sample")
+    attrs = _attributes(metric, measured, precision)
+    title = attrs["long_name"]
+    null = "of the shuffled orbit" if metric.null == "images" else "against f̂(x) moved by other elements"
+    titles = {
+        "": title,
+        "_null": f"{title}, {null}",
+        "_from_x": f"{title}, from f(x)",
+        "_from_x_null": f"{title}, from f(x), {null}",
+        "_round_trip": f"{title} of images that went there and back",
+    }
+    variables: dict[str, tuple] = {}
+    for ending, long_name in titles.items():
+        name = f"{metric.name}{ending}"
+        if name not in arrays:
+            continue
+        of_variable = {**attrs, "long_name": long_name}
+        if ending == "_round_trip":
+            of_variable = {"long_name": long_name, "units": attrs["units"], "equation": "m(f(g⁻¹gx), f(x))"}
+        if ending.startswith("_from_x"):
+            of_variable["equation"] = attrs["equation"].replace("g f̂(x)", "g f(x)")
+        variables[name] = (dims, arrays[name][None], of_variable)
+    if metric.normalised:
+        pair = [state.result() for state in measured.pair_cosines[metric.name]]
+        of_pair = {"long_name": "mean cosine between different samples' features, M", "units": "1"}
+        of_pair["samples"] = measured.results.n
+        variables[f"{metric.name}_pair_cosine"] = (BY_LAYER, [pair], of_pair)
+    if f"{metric.name}_norm" in arrays:
+        size = "root mean square" if metric.distance.scale == "rms" else "length"
+        of_norm = {"long_name": f"{size} of the features f(x)", "units": "1"}
+        of_samples = ("model", "layer", "sample") if metric.has_layers else ("model", "sample")
+        variables[f"{metric.name}_norm"] = (of_samples, arrays[f"{metric.name}_norm"][None], of_norm)
+    return variables
 
 
 def _element_attributes(group: Group) -> dict[str, str]:
@@ -152,21 +238,24 @@ def layout_text(layer: Layer) -> str:
     return "class token" if layer.role == "class token" else str(layer.layout)
 
 
-def _attributes(metric: Metric, reasons: list[str], precision: str) -> dict[str, Any]:
+def _attributes(metric: Metric, measured: Measured, precision: str) -> dict[str, Any]:
     distance = metric.distance
     attrs = {
         "long_name": metric.title or metric.name,
         "units": distance.unit,
         "best": distance.best,
         "upper": distance.upper,
+        "order": distance.order,
         # a distance without a scale of its own is judged against the size of the features
         "scale": f"{metric.name}_norm" if isinstance(distance.scale, str) else distance.scale,
         "rounding": rounding(metric, precision),
         "equation": f"m(f(gx), g f̂(x)), m = {distance.equation or distance.name}",
         "source": f"Kvinge et al. 2022, {metric.source}" if metric.source.startswith("eq.") else metric.source,
     }
-    if reasons[0] and not metric.has_layers:
-        attrs["nan_reason"] = reasons[0]
+    if not metric.has_layers:
+        attrs["kernel_order"] = measured.kernel_orders[metric.name][0]
+        if measured.reasons[metric.name][0]:
+            attrs["nan_reason"] = measured.reasons[metric.name][0]
     return attrs
 
 
@@ -187,13 +276,13 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
     """What a pass over one block leaves for joining it with others; `measure_block` says what is in it."""
     layers = len(measured.layers)
     # as wide as any layer, so that every block has the same shape, whatever is undefined in it
-    width = max([1, *(layer.layout.channels for layer in measured.layers if layer.layout)])
+    width = max([1, *(layer.channels for layer in measured.layers)])
     normalised = list(measured.pair_cosines) or [""]  # arrays of a store have no empty side
     pair_sum = np.zeros((len(normalised), layers, width if measured.pair_cosines else 1))
     pair_n = np.full((len(normalised), layers), -1)
     for i, name in enumerate(normalised):
         for j, state in enumerate(measured.pair_cosines.get(name, [])):
-            if state.total is not None:
+            if isinstance(state.total, Tensor):
                 pair_n[i, j] = state.n
                 pair_sum[i, j, : len(state.total)] = state.total.cpu().numpy()
     reason = np.full((len(metrics), layers), "", dtype=object)
@@ -201,7 +290,8 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
     for i, metric in enumerate(metrics):
         reasons = measured.reasons[metric.name]  # one for every layer, or one for the output
         reason[i, : len(reasons)] = reasons
-        undefined[i, : len(reasons)] = _undefined(measured.arrays[metric.name])
+        undefined[i, : len(reasons)] = _undefined(measured.results.arrays[metric.name])
+    flaws = measured.results.flaws
     return xr.Dataset(
         {
             "pair_sum": (("normalised", "layer", "feature"), pair_sum),
@@ -212,21 +302,19 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
             "undefined": (("metric", "layer"), undefined),
         },
         {"metric": _text([metric.name for metric in metrics]), "normalised": _text(normalised)},
-        {"flaws": [measured.flaws[row] for row in sorted(measured.flaws)]},
+        {"flaws": [flaws[row] for row in sorted(flaws)]},
     )
 
 
 def _layer_coords(measured: Measured) -> dict[str, Any]:
     grids = np.array([layer.grid for layer in measured.layers]).reshape(-1, 2)
-    channels = [layer.layout.channels if layer.layout else 0 for layer in measured.layers]
     coords = {
         "depth": [[layer.depth for layer in measured.layers]],
         "layer_type": _text([layer.kind for layer in measured.layers])[None],
         "layout": _text([layout_text(layer) for layer in measured.layers])[None],
-        "channels": [channels],
+        "channels": [[layer.channels for layer in measured.layers]],
         "height": grids[:, 0][None],
         "width": grids[:, 1][None],
-        "kernel_order": [measured.kernel_orders],
     }
     if measured.law_errors is not None:
         coords["law_error"] = [measured.law_errors]

@@ -1,146 +1,142 @@
 """For each element the permutation of channels under which a layer comes nearest to equivariance *[ours]*, cross-fitted.
 
-Knows taps and actions, never labels. Costs |G| forwards of up to 512 images for each call, and so for each block of a study,
-beside the pass itself; holds one batch of maps per layer, and |G| matrices C×C in float64.
+Knows layers and actions, never labels. Costs |G| forwards of up to 512 images for each call, and so for each block of a study,
+beside the pass itself; holds |G| matrices C×C of each layer in float64.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from eedkit.errors import naming_extras
-from eedkit.probe.layers import Found, Layer, tap
-from eedkit.probe.metrics import Metric
+from eedkit.errors import Undefined, naming_extras
+from eedkit.probe.layers import Layer
 from eedkit.probe.samples import Sample
-from eedkit.theory.actions import Action
+from eedkit.theory import actions
+from eedkit.theory.actions import Action, LayerAction
 
-Key = tuple[str, str]
-"""The name of a metric and of a layer."""
+if TYPE_CHECKING:
+    from eedkit.probe.collect import Place
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Permutations (g, C) of a metric at a layer: fitted on the first half of the samples, and on the second."""
+    """Permutations (g, C) at a layer: fitted on the first half of the images, and on the second."""
 
     first: Tensor
     second: Tensor
 
 
+def matched(action: Action, layer: Layer) -> tuple[Action, Action]:
+    """How G acts on maps whose channels are permuted as fits best: for images of the second half, and for those of the first.
+
+    Each half is compared under what was fitted on the other.
+    """
+    if layer.fit is None:
+        raise Undefined("its channels could not be matched: it does not run in every forward pass")
+    if action.on(layer.grid, layer.channels).positions is None:
+        raise Undefined("its channels could not be matched: the action is no permutation of its positions")
+    fit: Fit = layer.fit
+    return actions.permuted(action, fit.first.cpu()), actions.permuted(action, fit.second.cpu())
+
+
 def fit(
-    model: nn.Module,
-    found: Found,
+    layers: Sequence[Layer],
     samples: Iterator[Sample],
     half: int,
+    batch_size: int,
     *,
     action: Action,
-    metrics: Sequence[Metric],
-    batch_size: int,
-    forward: Callable[[int, Tensor], object],
-) -> dict[Key, Fit]:
-    """For each matched metric and layer the permutations σ_g that maximise Σ_i mean_x cos(f(gx)_i, (g f(x))_(σ_g(i))).
+    run: Callable[[Sequence[Sample], Callable[[Layer, "Place", Tensor], None]], None],
+) -> dict[Layer, Fit]:
+    """For each layer the permutations σ_g that maximise Σ_i mean_x cos(f(gx)_i, (g f(x))_(σ_g(i))).
 
-    Layers without maps, or on whose maps the action is not defined, are left out.
+    Layers on whose maps the action is not defined, or which do not run in every forward pass, are left out.
 
     Parameters
     ----------
+    layers : sequence of Layer
+        With maps.
     samples, half
         From `samples.open_halves`.
-    forward : callable
-        (index of g, images (b, C, H, W)) -> the model's forward pass on the moved images.
+    batch_size : int
+        How many of them are run at once.
+    run : callable
+        (samples, what takes a layer, a forward pass and the orbit (g, b, P, C) of the layer's maps in it) -> nothing.
 
     Raises
     ------
     ValueError
         In one half there is no image that can be read.
     """
+    layer_actions = {}
+    for layer in layers:
+        try:
+            layer_actions[layer] = action.on(layer.grid, layer.channels)
+        except Undefined:  # the metric's own action says so, too
+            continue
     of_halves = []
-    modules = [layer for layer in found.layers if layer.role == "module" and layer.layout]
     for _, of_half in groupby(samples, lambda sample: sample.row < half):
-        cosines = ChannelCosines(action, [metric for metric in metrics if metric.matched])
-        with tap(model, modules, found.output, cosines.on_layer):
-            while batch := list(islice(of_half, batch_size)):
-                images = torch.stack([sample.image for sample in batch])
-                for g in range(action.group.order):
-                    cosines.begin(g, len(batch))
-                    forward(g, images)
-        of_halves.append(cosines.permutations())
+        cosines = {layer: ChannelCosines(of_layer) for layer, of_layer in layer_actions.items()}
+
+        def take(layer: Layer, place: "Place", orbit: Tensor, cosines: dict = cosines) -> None:
+            if layer in cosines:
+                cosines[layer].take(place, orbit)
+
+        images = 0
+        while batch := list(islice(of_half, batch_size)):
+            images += len(batch)
+            run(batch, take)
+        of_halves.append({layer: one.permutations() for layer, one in cosines.items() if (one.images == images).all()})
     if len(of_halves) < 2:
         raise ValueError(f"no image of one half of the {2 * half} that channels are matched on could be read")
     first, second = of_halves
-    return {key: Fit(first[key], second[key]) for key in first if key in second}
+    return {layer: Fit(first[layer], second[layer]) for layer in first if layer in second}
 
 
 class ChannelCosines:
-    """Sums over samples of the cosines between every channel of f(gx) and every channel of g f(x): (g, C, C) at each layer.
+    """Sums over images of the cosines between every channel of f(gx) and every channel of g f(x): (g, C, C).
 
     A dead channel agrees with a dead one, as in the metric's distance; one that is not finite counts as dead.
     """
 
-    def __init__(self, action: Action, metrics: Sequence[Metric]) -> None:
+    def __init__(self, action: LayerAction) -> None:
         self.action = action
-        self.metrics = metrics
-        self.g = 0
-        self.size = 0
-        self.passed = 0
-        self.of_x: dict[Key, Tensor] = {}
-        self.totals: dict[Key, Tensor] = {}
-        self.counts = Counter[Key]()
+        self.images = torch.zeros(action.group.order, dtype=torch.int64)
+        self.totals = torch.empty(0)
 
-    def begin(self, g: int, size: int) -> None:
-        """Say whose images, and how many, the next forward pass sees."""
-        if g == 0:
-            self.of_x.clear()
-        self.g = g
-        self.size = size
-        self.passed += size
+    def take(self, place: "Place", orbit: Tensor) -> None:
+        """Add what one forward pass holds of an orbit, (g, b, P, C)."""
+        _, images, _, channels = orbit.shape
+        if not self.totals.numel():
+            order = self.action.group.order
+            self.totals = torch.zeros(order, channels, channels, dtype=torch.float64, device=orbit.device)
+            self.action = self.action.to(orbit.device)
+        orbit, is_dead = _of_norm_one(orbit)
+        is_dead = is_dead.double()
+        for k, g in list(enumerate(place.elements))[place.fresh :]:
+            moved = self.action(g, orbit[0])
+            self.totals[g] += (orbit[k].flatten(0, 1).T @ moved.flatten(0, 1)).double()
+            self.totals[g] += is_dead[k].T @ is_dead[0]
+            self.images[g] += images
 
-    def on_layer(self, layer: Layer, given: Tensor) -> None:
-        """Runs inside the hook: add this element's cosines, which are not taken in half precision."""
-        with torch.autocast(given.device.type, enabled=False):
-            for metric in self.metrics:
-                self._add(metric, layer, given)
-
-    def _add(self, metric: Metric, layer: Layer, given: Tensor) -> None:
-        key = metric.name, layer.name
-        try:
-            maps = _of_norm_one(layer.read(given))
-            at_layer = metric.action_on(self.action).on(layer.grid, layer.channels).to(maps.device)
-        except ValueError:
-            return
-        if len(maps) != self.size:
-            return
-        if self.g == 0:
-            self.of_x[key] = maps
-        if key not in self.of_x:
-            return
-        moved = at_layer(self.g, self.of_x[key])
-        cosines = torch.einsum("bpi,bpj->ij", maps, moved).double()
-        # two dead channels agree, as they do where permutations are scored
-        dead, dead_moved = ((part == 0).all(1).double() for part in (maps, moved))
-        cosines += torch.einsum("bi,bj->ij", dead, dead_moved)
-        if key not in self.totals:
-            self.totals[key] = cosines.new_zeros(self.action.group.order, *cosines.shape)
-        self.totals[key][self.g] += cosines
-        self.counts[key] += len(maps)
-
-    def permutations(self) -> dict[Key, Tensor]:
-        """(g, C) for every layer that was there in every forward pass."""
-        return {key: assigned(total) for key, total in self.totals.items() if self.counts[key] == self.passed}
+    def permutations(self) -> Tensor:
+        """(g, C)."""
+        return assigned(self.totals)
 
 
-def _of_norm_one(z: Tensor) -> Tensor:
-    """Maps (b, P, C) whose channels have norm 1; 0 where a channel is dead or not finite."""
-    largest = z.abs().amax(1, keepdim=True)
-    is_alive = (largest > 0) & largest.isfinite()
-    scaled = torch.where(is_alive, z / torch.where(is_alive, largest, 1), 0)
-    if scaled.dtype != torch.float64:
-        scaled = scaled.float()
-    norms = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return torch.where(is_alive, scaled / torch.where(is_alive, norms, 1), 0)
+def _of_norm_one(orbit: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (g, b, P, C) whose channels have norm 1, and which of these, (g, b, C), are dead or not finite, and so 0."""
+    norms = torch.linalg.vector_norm(orbit, dim=-2, dtype=torch.float64)
+    is_dead = ~((norms > 0) & norms.isfinite())
+    factors = norms.reciprocal().masked_fill(is_dead, 0.0).to(orbit.dtype)
+    scaled = orbit * factors[..., None, :]
+    if is_dead.any():
+        scaled = scaled.masked_fill(is_dead[..., None, :], 0.0)
+    return scaled, is_dead
 
 
 def assigned(totals: Tensor) -> Tensor:

@@ -1,18 +1,13 @@
-"""measure(): one model, one stream of images -> one labelled Dataset; and the pass itself.
+"""measure(): one model, one stream of images -> one labelled Dataset; and the pass that finds what is in it.
 
 Knows models, streams and who labels, never where models or images come from. Costs |G| forwards of every image.
 """
 
-import hashlib
-import math
-import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
-from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,34 +15,32 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 import eedkit
-from eedkit.errors import printable, unknown
+from eedkit.errors import Undefined, printable, short, unknown
 from eedkit.machine import processor_name
-from eedkit.probe import accumulate, dataset, matching, samples
+from eedkit.probe import dataset, guard, run, samples
 from eedkit.probe import metrics as family
-from eedkit.probe.accumulate import LayerPass, Place
-from eedkit.probe.dataset import Measured
-from eedkit.probe.layers import Found, Layer, Scripted, find_layers, first_noisy_module, tap
-from eedkit.probe.layouts import Layout
+from eedkit.probe.collect import ABSENT, SCORES, LayerPass, Place, Scores, Setting, Whole
+from eedkit.probe.dataset import Measured, Results
+from eedkit.probe.layers import KINDS, Layer, first_noisy_module
+from eedkit.probe.matching import matched
 from eedkit.probe.metrics import Metric
-from eedkit.probe.samples import Batch, Sample, Stream
+from eedkit.probe.run import Call, Ready
+from eedkit.probe.samples import Batch
+from eedkit.probe.sums import is_worth_compiling
 from eedkit.progress import bar
 from eedkit.theory import actions, deviation
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
 
-VERSION = 2
+VERSION = 3
 """To be raised when the same arguments would give other values: a study does not mix them."""
 
-HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-DTYPES = {"float32": torch.float32, "float64": torch.float64, **HALF}
 REPEATED = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far, of its largest value, an output may be off when the same images come in another batch."""
 STANDARD = ("channelwise", "latent", "softmax")
 """The paper's metrics: eq. 5, eq. 6 and eq. 4 on class probabilities."""
-ABSENT = "it does not run in every forward pass"
 
 
 @dataclass(frozen=True)
@@ -57,29 +50,40 @@ class Options:
     Names of a group and of metrics may be given as well; they become values.
     """
 
-    group: Action
-    metrics: Sequence[Metric] = field(default_factory=lambda: family.resolve(STANDARD))
+    group: Any
+    metrics: Any = STANDARD
     layers: str | Sequence[str] = "blocks"
     head: str | None = None
     layouts: Mapping[str, str] = field(default_factory=dict)
-    output: str | int = "auto"
+    output: str | int | Mapping[str, str] = "auto"
+    call: Call | None = None
     batch_size: int | None = None
     device: str | torch.device = "auto"
-    precision: str = "float32"
+    precision: str = guard.AUTO
     null: bool | str = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "group", actions.on_images(self.group))
+        object.__setattr__(self, "group", actions.as_action(self.group))
         object.__setattr__(self, "metrics", family.resolve(self.metrics))
-        object.__setattr__(self, "layouts", dict(self.layouts or {}))
-        if self.precision not in DTYPES:
-            raise ValueError(unknown("precision", self.precision, DTYPES))
+        object.__setattr__(self, "layouts", dict(_checked_texts("layouts", self.layouts or {})))
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", _names("layers", self.layers))
+        if isinstance(self.output, Mapping):
+            for entry, kind in _checked_texts("output", self.output).items():
+                if kind not in KINDS:
+                    raise ValueError(f"output[{entry!r}]: {unknown('kind', kind, KINDS)}")
+        if self.call is not None and not callable(self.call):
+            raise TypeError(f"call must be a function (model, images) -> output, got {type(self.call).__name__}")
+        if self.precision not in (guard.AUTO, *guard.DTYPES):
+            raise ValueError(unknown("precision", self.precision, (guard.AUTO, *guard.DTYPES)))
         if self.null not in (True, False, samples.WITHIN_CLASS):
             raise ValueError(f"null must be True, False or {samples.WITHIN_CLASS!r}, got {self.null!r}")
-        if self.batch_size is not None and self.batch_size < 1:
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise ValueError(f"batch_size must be a whole number from 1 on, or None to choose one, got {self.batch_size!r}")
+        if self.null == samples.WITHIN_CLASS and any(metric.action is matched for metric in self.metrics):
             raise ValueError(
-                f"batch_size must be at least 1, or None to choose one by the images' size, got {self.batch_size}"
+                "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
             )
 
     @property
@@ -92,10 +96,34 @@ class Options:
         """The device, "auto" being CUDA where there is one."""
         if str(self.device) == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(self.device)
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"there is no device {self.device!r}; take 'auto', 'cpu', 'cuda' or 'cuda:1'") from None
         if device.type == "mps":
             raise ValueError("device 'mps' has no float64, in which sums are taken; pass device='cpu'")
+        if device.type == "meta":
+            raise ValueError("on the device 'meta' tensors have no values, and the weights would be lost; pass device='cpu'")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {str(device)!r} is not available here; pass device='cpu'")
         return device
+
+
+def _checked_texts(name: str, given: Any) -> Mapping[str, str]:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} must be a dict from names to texts, got {short(given)}")
+    for key, value in given.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"{name} must be a dict from names to texts, got {short(key)}: {short(value)}")
+    return given
+
+
+def _names(name: str, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
+        raise TypeError(f"{name} must be a text or a list of names, got {short(given)}")
+    if not given:
+        raise ValueError(f"{name} must name one layer or more, got an empty list")
+    return tuple(given)
 
 
 def measure(
@@ -103,16 +131,17 @@ def measure(
     images: Any,
     *,
     group: str | Group | Action,
-    metrics: Sequence[str | Metric] = STANDARD,
+    metrics: str | Metric | Sequence[str | Metric] = STANDARD,
     layers: str | Sequence[str] = "blocks",
     head: str | None = None,
     layouts: Mapping[str, str] | None = None,
-    output: str | int = "auto",
+    output: str | int | Mapping[str, str] = "auto",
+    call: Call | None = None,
     labels: Any = None,
     name: str | None = None,
     batch_size: int | None = None,
     device: str | torch.device = "auto",
-    precision: str = "float32",
+    precision: str = guard.AUTO,
     null: bool | str = True,
     seed: int = 0,
     progress: bool = True,
@@ -120,15 +149,16 @@ def measure(
     """m(f(gx), g f̂(x)) for every layer, group element and sample (Kvinge et al. 2022, the integrand of eq. 4).
 
     Averaging over `element` and `sample` gives the G-EED; `summarise` does so, with intervals and calibration. One pass over
-    the images with |G| forwards per batch, and before it, for a matched metric, one over at most 512 of them; the model is
-    left exactly as found.
+    the images with |G| forwards of each, twice as many for a group that interpolates (there and back), and before it, for a
+    matched metric, one over at most 512 of them. The model is left exactly as found.
 
     Parameters
     ----------
     model : nn.Module
         Any module on images (b, C, H, W); compiled and data-parallel ones are measured as the module inside.
     images : tensor, array, DataLoader, or torch or Hugging Face data set
-        (n, C, H, W), or items (C, H, W); uint8 and PIL images are scaled to [0, 1].
+        (n, C, H, W), or items (C, H, W); uint8 and PIL images are scaled to [0, 1]. What can only be iterated is read into
+        memory first.
     group : str, Group or Action
         "C4", "D4", "flip", "shift4", "C8", "rgb", "SO(2)?n=16", … (`ek.groups.parse`); a `Group`; or a custom `Action` on
         (…, H, W).
@@ -142,18 +172,22 @@ def measure(
         there is none, the features are the model's output.
     layouts : mapping from str to str, or None
         How to read layers where experiment leaves it open: {"blocks.3": "b 1+14x14 c"}; `ek.layers` shows what was found.
-    output : str or int
-        Which entry of a dict, object or tuple is the output, or what it is: "scores", "probabilities", "features".
+    output : str, int or mapping from str to str
+        Which entry of a dict, object or tuple is the output ("logits", 0, "decoder.mask"), what it is ("scores",
+        "probabilities", "independent" for yes-or-no answers, "dense", "features"), or both, {"cls": "scores", "mask": "dense"}.
+    call : callable, or None
+        (model, images) -> output, for a model that wants more than images: `lambda model, images: model(images, prompt)`.
     labels : sequence, or None
-        One per image (numbers, names, a pandas Series, one-hot rows); None takes the data set's own.
+        One per image (numbers, names, a pandas Series, one-hot or multi-hot rows); None takes the data set's own.
     name : str, or None
         The label on `model`; None takes the class's name.
     batch_size : int, or None
-        Images in a forward pass, rounded to whole chains of the null; results do not depend on it. None chooses one.
+        Images in a forward pass, moved ones counted; at least two chains of the null. Results do not depend on it. None
+        chooses one.
     device : str or torch.device
         "auto" takes CUDA when there is one.
     precision : str
-        "float32", "float64" (for a model of that type), "bfloat16", "float16" (autocast).
+        "auto" is the type of the model's weights; "float32", "float64"; "bfloat16", "float16" (autocast of float32 weights).
     null : bool, or "within-class"
         Also measure the shuffled orbit (`<metric>_null`), for calibration; or that of images of one class.
     seed : int
@@ -172,7 +206,7 @@ def measure(
         Unknown names (near ones are listed), images that the group cannot act on, an empty set, mixed sizes, fewer images
         than a null needs, or fewer than 4 with a matched metric; or the model changes its own weights as it runs.
     TypeError
-        The model or the images are none, or a matched metric is asked for on images that cannot be read by number.
+        The model or the images are none.
 
     Examples
     --------
@@ -182,12 +216,13 @@ def measure(
     {'model': 1, 'layer': 4, 'element': 4, 'sample': 4}
     """
     options = Options(
-        group=actions.on_images(group),
-        metrics=family.resolve(metrics),
+        group=group,
+        metrics=metrics,
         layers=layers,
         head=head,
         layouts=layouts or {},
         output=output,
+        call=call,
         batch_size=batch_size,
         device=device,
         precision=precision,
@@ -236,50 +271,50 @@ def measure_block(
     >>> values.sizes["sample"], states.pair_n.values.tolist()
     (44, [[44, 44, 44]])
     """
-    model = unwrapped(model)
-    name = name or type(model).__name__
-    action = options.action
+    model = guard.unwrapped(model)
     device = options.torch_device
-    stream = samples.open_stream(
-        images, labels=labels, seed=options.seed, order=action.group.order, null=options.null, places=places
-    )
+    name = name or type(model).__name__
+    order = options.action.group.order
+    images = samples.by_number(images)
+    if labels is not None and options.output != "independent" and samples.is_multi_hot(labels):
+        raise ValueError("the labels say several classes of an image, so the outputs are yes-or-no answers: pass output='independent'")
+    stream = samples.open_stream(images, labels=labels, seed=options.seed, order=order, null=options.null, places=places)
     halves = None
-    if any(metric.matched for metric in options.metrics):
+    if any(metric.action is matched for metric in options.metrics):
         halves = samples.open_halves(images, seed=options.seed)
-    if halves is not None and options.null == samples.WITHIN_CLASS:
-        raise ValueError(
-            "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
-        )
-    with traced(model, stream, options) as ready:
+    with run.prepared(model, stream, options) as ready:
         warn_of_silent_blocks(ready.found.silent_blocks)
-        versions = weight_versions(model)
-        shape, batch_size = ready.image_shape, ready.batch_size
-        one_pass = Pass(ready.stream, ready.found, options, shape, batch_size=batch_size, device=device)
         if halves is not None:
-            one_pass.match(model, *halves, ready.forward)
+            run.fit_channels(ready, *halves, options.action)
+        one_pass = Pass(ready, options, first_half=halves[1] if halves else 0)
         shown = bar(stream.length, printable(name), "image", show=progress, leave=False)
-        with shown, tap(model, one_pass.tapped, ready.found.output, one_pass.on_layer):
-            for batch in ready.stream.batches(batch_size):
-                one_pass.run(batch, ready.forward)
-                shown.update(len(batch.samples))
-        refuse_changed(versions, weight_versions(model), name)
-        repeatable = one_pass.repeats or warn_of_noise(model, ready.example, name)
-    measured = one_pass.result()
-    if options.null is True and stream.length is None:
-        samples.refuse_short(len(measured.ids), action.group.order)
-        samples.warn_if_sorted(measured.labels)
-    about = _provenance(options, measured.fingerprint, ready.law_error, repeatable=repeatable)
+        with shown, run.watched(ready, one_pass.on_layer) as forward:
+            for batch in stream.batches(ready.batch_size):
+                one_pass.run(batch, forward, shown.update)
+        repeatable = one_pass.repeats or warn_of_noise(model, ready, name)
+        measured = one_pass.result()
+        weights = guard.fingerprint(model)
+    precision = guard.precision_of(model, options.precision)
+    about = {
+        **_provenance(options, device, precision),
+        "law_error": ready.law_error,
+        "data": str(measured.results.fingerprint),
+        "repeatable": int(repeatable),
+        "head": ready.found.head,
+        "output": ", ".join(layer.output.entry for layer in one_pass.outputs if layer.output),
+        "output_kind": ", ".join(layer.output.kind for layer in one_pass.outputs if layer.output),
+    }
     values = dataset.dataset(
         measured,
-        action.group,
-        options.metrics,
+        options.action.group,
+        one_pass.metrics,
         name=name,
-        weights=fingerprint(model),
-        precision=options.precision,
+        weights=weights,
+        precision=precision,
         label_classes=samples.declared_classes(images) if labels is None else 0,
         about=about,
     )
-    return values, dataset.states(measured, options.metrics)
+    return values, dataset.states(measured, one_pass.metrics)
 
 
 def layers(
@@ -289,7 +324,8 @@ def layers(
     layers: str | Sequence[str] = "all",
     head: str | None = None,
     layouts: Mapping[str, str] | None = None,
-    output: str | int = "auto",
+    output: str | int | Mapping[str, str] = "auto",
+    call: Call | None = None,
     device: str | torch.device = "auto",
 ) -> pd.DataFrame:
     """What `measure` would tap: a row for each layer with its layout, found on one or two images; nothing is measured.
@@ -298,7 +334,8 @@ def layers(
     -------
     DataFrame
         `layer`, `layer_type`, `layout` ("b c h w", "b 1+14x14 c", …, empty with a `reason`), `height`, `width`, `channels`,
-        `depth`, and `head`, the path of the classifier on the row `latent`.
+        `depth`; on the row `latent` `head`, the path of the classifier; on the row `output` `entry`, which part of what the
+        model gives it is (empty for all of it), and `kind`, what it is.
 
     Raises
     ------
@@ -308,28 +345,26 @@ def layers(
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(50, 3))
-    >>> layers(net, torch.rand(1, 5, 5))[["layer", "layout", "head"]]
-        layer   layout head
+    >>> layers(net, torch.rand(1, 5, 5))[["layer", "layout", "head", "kind"]]
+        layer   layout head    kind
     0       0  b c h w
     1       1      b c
     2       2      b c
     3  latent      b c    2
-    4  output      b c
+    4  output      b c       scores
     """
-    model = unwrapped(model)
+    model = guard.unwrapped(model)
     options = Options(
-        actions.spatial("C1"), layers=layers, head=head, layouts=layouts or {}, output=output, device=device
+        actions.spatial("C1"), layers=layers, head=head, layouts=layouts or {}, output=output, call=call, device=device
     )
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 3:
         images = images[None]
-    stream = samples.open_stream(images)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    with evaluating(model, options.torch_device):
-        example = _two_images(list(islice(stream.samples, 2))).to(options.torch_device, dtype)
-        found = find_layers(model, example, layers=layers, head=head, layouts=options.layouts, output=output)
+    with run.prepared(model, samples.open_stream(images), options) as ready:
+        found = ready.found
     rows = []
     for layer in found.layers:
         height, width = layer.grid
+        is_output = layer.role == "output" and layer.output is not None
         rows.append(
             {
                 "layer": layer.name,
@@ -337,600 +372,171 @@ def layers(
                 "layout": dataset.layout_text(layer),
                 "height": height,
                 "width": width,
-                "channels": layer.layout.channels if layer.layout else 0,
+                "channels": layer.channels,
                 "depth": layer.depth,
                 "head": found.head if layer.role == "latent" else "",
-                "reason": layer.reason or (found.output.reason if layer.role == "output" else ""),
+                "entry": layer.output.entry if is_output else "",
+                "kind": layer.output.kind if is_output else "",
+                "reason": layer.reason or (layer.output.reason if is_output else ""),
             }
         )
     return pd.DataFrame(rows)
 
 
-class Forward:
-    """The model's forward pass on moved images; call it as `forward(g, images)`.
-
-    Images are moved as positions × channels, so that a convolution gets them channels-last, in which it is faster.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        action: Action,
-        shape: Sequence[int],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        channels, *grid = shape
-        self.model = model
-        self.action = action.of_images.on(tuple(grid), channels).to(device)
-        self.device = device
-        self.dtype = dtype
-        self.channels_last = False
-
-    def __call__(self, g: int, images: Tensor) -> Any:
-        """The model's output for g·images, (b, C, H, W); the model gets a copy, since it may work in place."""
-        moved = self.moved(g, images)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        moved = moved.contiguous(memory_format=layout)
-        return self.model(moved.clone() if moved.data_ptr() == images.data_ptr() else moved)
-
-    def moved(self, g: int, images: Tensor) -> Tensor:
-        """g·images, (b, C, H, W), on the device; where the action keeps to a circle, of images that are 0 outside of it."""
-        positions = images.to(self.device, self.dtype).flatten(2).mT.contiguous()
-        if self.action.compared is not None:
-            positions = self.action(0, positions)
-        moved = self.action(g, positions)
-        return moved.unflatten(1, self.action.grid).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What a pass needs: the images, the layers that were found on two of them, and how the model is called.
-
-    `law_error` is that of the action on images, `example` the images on which layers were found.
-    """
-
-    stream: Stream
-    found: Found
-    forward: Forward
-    image_shape: tuple[int, ...]
-    batch_size: int
-    law_error: float
-    example: Tensor
-
-
-@contextmanager
-def traced(model: nn.Module, stream: Stream, options: Options) -> Iterator[Ready]:
-    """Within the block the model is ready for a pass: in eval mode, on the device, its layers found."""
-    _check_dtype(model, options.precision)
-    device = options.torch_device
-    first_samples = list(islice(stream.samples, 2))
-    stream = stream.with_samples(chain(first_samples, stream.samples))
-    shape = tuple(first_samples[0].image.shape)
-    law_error = actions.law_error(options.action.of_images.on(shape[1:], shape[0]))
-    with evaluating(model, device), arithmetic(options.precision, device) as dtype:
-        forward = Forward(model, options.action, shape, device, dtype)
-        example = forward.moved(0, _two_images(first_samples)).contiguous()
-        found = find_layers(
-            model,
-            example,
-            layers=options.layers,
-            head=options.head,
-            layouts=options.layouts,
-            output=options.output,
-        )
-        forward.channels_last = found.channels_last
-        batch_size = options.batch_size or default_batch_size(shape, device)
-        yield Ready(stream, found, forward, shape, batch_size, law_error, example)
-
-
 class Pass:
-    """One pass over a stream: for every batch `run`, at the end `result`. The hooks call `on_layer`."""
+    """What one pass over a stream finds: for every batch `run`, at the end `result`. The hooks call `on_layer`."""
 
-    def __init__(
-        self,
-        stream: Stream,
-        found: Found,
-        options: Options,
-        shape: Sequence[int],
-        *,
-        batch_size: int,
-        device: torch.device,
-    ) -> None:
-        self.found = found
+    def __init__(self, ready: Ready, options: Options, *, first_half: int) -> None:
+        self.ready = ready
         self.options = options
-        self.image_shape = shape
-        self.order = options.action.group.order
-        self.batch_size = batch_size
-        self.device = device
-        self.inner = [layer for layer in found.layers if layer.role != "output"]
-        self.output = next(layer for layer in found.layers if layer.role == "output")
-        self.tapped = [layer for layer in self.inner if layer.layout]
-        self.length = stream.length
-        self.size = max(batch_size, stream.chain_length) + 2 * stream.chain_length
-        self.first_half = 0
-        self.fits: dict[matching.Key, matching.Fit] = {}
-        self.predictions = torch.full((self.order, self.size), -1, dtype=torch.int32, device=device)
-        self.confidences = torch.full((self.order, self.size), math.nan, device=device)
-        self.is_finite = torch.ones(self.order, self.size, dtype=torch.bool, device=device)
-        self.table = Table(stream.length or 4 * batch_size)
-        self.ids: dict[int, Any] = {}
-        self.labels: dict[int, Any] = {}
-        self.chain_numbers: dict[int, int] = {}
-        self.flaws: dict[int, str] = {}
-        self.unread: dict[int, str] = {}
-        self.classes = 0
-        self.fingerprint = samples.Fingerprint()
-        self.repeats = True
-        self.place: Place  # of the images that are in the model, set before every forward pass
-
-    def match(self, model: nn.Module, read: Iterator[Sample], half: int, forward: Forward) -> None:
-        """Fit the permutations of matched metrics, in a pass of their own."""
-        self.first_half = half
-        options = {"action": self.options.action, "metrics": self.options.metrics, "batch_size": self.batch_size}
-        self.fits = matching.fit(model, self.found, read, half, forward=forward, **options)
-
-    @cached_property
-    def passes(self) -> dict[Layer, LayerPass]:
-        """What is collected at every layer."""
-        per_image = sum(math.prod(layer.grid) * layer.layout.channels for layer in self.inner if layer.layout)
-        numbers = per_image * self.order * (self.length or math.inf)
-        fused = accumulate.is_worth_compiling(numbers)
-        return {layer: self._layer_pass(layer, fused=fused) for layer in self.found.layers}
-
-    @cached_property
-    def _interpolates(self) -> bool:
-        channels, *grid = self.image_shape
-        return self.options.action.of_images.on(tuple(grid), channels).interpolates
-
-    @cached_property
-    def floors(self) -> dict[tuple[int, int], LayerPass]:
-        """What is collected of the images pooled to each layer's grid; nothing where the action on images is exact.
-
-        Pooling is as equivariant as a grid allows, so that what it gets is the floor that interpolation leaves.
-        """
-        if not self._interpolates:
-            return {}
-        channels = self.image_shape[0]
-        of_images = self.options.action.of_images
-        # channels of pooled images move as those of images, whatever the metric's action on maps is
-        metrics = [replace(metric, action=None, field=False) for metric in self._metrics_with_floor()]
-        floors = {}
-        for layer in self.inner:
-            if layer.role == "module" and layer.layout and layer.grid not in floors:
-                layout = Layout((0, channels, *layer.grid), batch=0, space=(2, 3), grid=layer.grid)
-                pooled = Layer("", 1, "pooled image", 0.0, layout=layout)
-                floors[layer.grid] = self._collect(pooled, metrics, of_images, fused=False)
-        return floors
-
-    def _metrics_with_floor(self) -> list[Metric]:
-        metrics = [one for one in self.options.metrics if one.where == "maps" and one.features is None]
-        # a floor in the unit of images says nothing of values in the unit of a layer's features
-        return [one for one in metrics if not one.matched and not isinstance(one.distance.scale, str)]
-
-    def _take_floors(self, images: Tensor) -> None:
-        for grid, floor in self.floors.items():
-            floor.take(self.place, adaptive_avg_pool2d(images, grid))
-
-    def _layer_pass(self, layer: Layer, *, fused: bool) -> LayerPass:
-        has_layers = layer.role != "output"
-        metrics = [metric for metric in self.options.metrics if metric.has_layers == has_layers]
-        return self._collect(layer, metrics, self.options.action, fused=fused)
-
-    def _collect(self, layer: Layer, metrics: Sequence[Metric], action: Action, *, fused: bool) -> LayerPass:
-        return LayerPass(
-            layer,
-            metrics,
-            action,
-            size=self.size,
-            null=bool(self.options.null),
-            fused=fused,
-            exact=self.options.precision != "float64",
-            fits={metric: fit for (metric, at), fit in self.fits.items() if at == layer.name},
-            device=self.device,
-            no_scores=self.found.output.reason,
+        self.first_half = first_half
+        self.order = ready.order
+        self.inner = [layer for layer in ready.found.layers if layer.role != "output"]
+        self.outputs = [layer for layer in ready.found.layers if layer.role == "output"]
+        kinds = {layer.output.kind for layer in self.outputs if layer.output}
+        self.metrics = options.metrics
+        if "independent" in kinds:
+            self.metrics = tuple(family.of_independent(metric) for metric in options.metrics)
+        device = ready.forward.device
+        stream = ready.stream
+        numbers = sum(layer.channels * layer.grid[0] * layer.grid[1] for layer in self.inner)
+        setting = Setting(
+            action=options.action,
+            size=max(ready.batch_size, stream.chain_length) + 2 * stream.chain_length,
+            null=bool(options.null),
+            device=device,
+            compiled=device.type == "cpu" and is_worth_compiling(numbers * self.order * stream.length),
         )
+        self.passes = self._layer_passes(setting)
+        self.returns: dict[Layer, LayerPass] = {}
+        if ready.forward.back is not None:
+            self.returns = self._layer_passes(replace(setting, null=False, returned=True))
+        self.is_return = False
+        self.results = Results(len(self.inner), stream.length)
+        self.scores = Scores(self.outputs, self.order, setting.size, device)
+        self.repeats = True
 
-    def on_layer(self, layer: Layer, given: Tensor) -> None:
+    def _layer_passes(self, setting: Setting) -> dict[Layer, LayerPass]:
+        passes = {}
+        for layer in self.inner:
+            passes[layer] = LayerPass(layer, [metric for metric in self.metrics if metric.has_layers], setting)
+        for layer in self.outputs:
+            of_output = [m for m in self.metrics if not m.has_layers and _output_of(m, self.outputs) is layer]
+            passes[layer] = LayerPass(layer, of_output, setting)
+        return passes
+
+    def on_layer(self, layer: Layer, place: Place, given: Tensor) -> None:
         """Runs inside the hook."""
-        with torch.autocast(self.device.type, enabled=False):
-            self.passes[layer].take(self.place, given)
+        passes = self.returns if self.is_return else self.passes
+        if layer.role == "output":
+            given = self.scores.take(layer, place, given, is_return=self.is_return)
+        passes[layer].take(place, given)
 
-    def on_output(self, output: Any) -> None:
-        """What the model gave for the images that were in it."""
-        height, width = self.image_shape[1:]
-        with torch.autocast(self.device.type, enabled=False):
-            if self.output.layout:
-                selected = self._take_scores(self.found.output.select(output))
-                self.passes[self.output].take(self.place, selected)
-            self.passes[self.output].take_raw(self.place, output, (height, width))
-
-    def _take_scores(self, given: Tensor) -> Tensor:
-        """Predictions and confidences; gives class scores where probabilities came."""
-        rows, g = self.place.rows, self.place.g
-        if len(given) == rows.stop - rows.start:
-            self.is_finite[g, rows] = given.isfinite().flatten(1).all(1)
-        if self.found.output.kind == "features":
-            return given
-        given = given.double()
-        if self.found.output.kind == "probabilities":
-            given = given.clamp_min(torch.finfo(torch.float64).tiny).log()
-        self.classes = given.shape[-1]
-        confidence, prediction = family.probabilities(given).max(-1)
-        is_finite = self.is_finite[g, rows]
-        self.predictions[g, rows] = prediction.int().masked_fill(~is_finite, -1)
-        self.confidences[g, rows] = confidence.float().masked_fill(~is_finite, math.nan)
-        return given
-
-    def run(self, batch: Batch, forward: Forward) -> None:
+    def run(self, batch: Batch, forward: Callable[..., Any], update: Callable[[int], Any]) -> None:
         """All forward passes of a batch, and what follows from them."""
         n = len(batch.samples)
-        self.is_finite.fill_(True)
-        partners = deviation.partners(batch.chains, self.order).to(self.device)
-        map_chains = _shorter_chains(batch.chains)
-        map_partners = deviation.partners(map_chains, self.order).to(self.device)
-        in_first_half = batch.start + torch.arange(n, device=self.device) < self.first_half
+        device = self.ready.forward.device
         images = torch.stack([sample.image for sample in batch.samples])
-        for rows in _slices(map_chains, self.batch_size):
-            for g in range(self.order):
-                self.place = Place(g, rows, map_partners[:, rows] - rows.start, in_first_half[rows])
-                output = forward(g, images[rows])
-                self.on_output(output)
-                self._give_up_absent()
-                if self.floors:
-                    self._take_floors(forward.moved(g, images[rows]))
-                if g == 0 and batch.start == 0 and rows.start == 0:
-                    self._compare_with_example(output, batch.samples)
-        self._record(batch, partners, map_partners)
+        map_chains = []
+        for chain in batch.chains:
+            for part in deviation.chains(len(chain), deviation.MAP_CHAIN):
+                map_chains.append(range(chain.start + part.start, chain.start + part.stop))
+        half = (batch.start + torch.arange(n, device=device) < self.first_half).long()
+        self.scores.begin()
+        for place in run.places(map_chains, self.order, self.ready.batch_size, half):
+            output = self._forward(forward, place, images, returned=False)
+            if batch.start == place.rows.start == place.fresh == 0:
+                self._compare_with_example(output, batch)
+            if self.returns:
+                self._forward(forward, place, images, returned=True)
+            if place.elements[-1] == self.order - 1:
+                update(place.images)
+        self._record(batch, map_chains)
 
-    def _give_up_absent(self) -> None:
-        for of_layer in self.passes.values():
+    def _forward(self, forward: Callable[..., Any], place: Place, images: Tensor, *, returned: bool) -> Any:
+        """One forward pass; layers that did not run in it have no value."""
+        self.is_return = returned
+        output = forward(place, images, returned=returned)
+        passes = self.returns if returned else self.passes
+        passes[self.outputs[0]].take(place, output, raw_of=self.ready.image_shape[1:])
+        for of_layer in passes.values():
             if not of_layer.ran:
-                of_layer.drop(ABSENT)
+                of_layer.give_up(ABSENT)
             of_layer.ran = False
+        return output
 
-    def _compare_with_example(self, output: Any, read: Sequence[Sample]) -> None:
+    def _compare_with_example(self, output: Any, batch: Batch) -> None:
         """Whether the images that were traced before give the same output again, in this batch."""
-        example = self.found.example
-        if example is None or any(sample.flaw for sample in read[:2]) or len(read) < 2:
+        example = self.ready.found.example
+        if example is None or any(sample.flaw for sample in batch.samples[:2]) or len(batch.samples) < 2:
             return
-        again = self.found.output.select(output)
-        again = again[: len(example)] if again.dim() else again
+        layer = self.outputs[0]
+        again = layer.output.select(output)[: len(example)]
         if again.shape == example.shape and example.isfinite().all() and again.isfinite().all():
             off = (again - example).abs().max() / example.abs().max().clamp_min(torch.finfo(example.dtype).tiny)
-            self.repeats = float(off) <= REPEATED[DTYPES[self.options.precision]]
+            self.repeats = float(off) <= REPEATED[example.dtype]
 
-    def _record(self, batch: Batch, partners: Tensor, map_partners: Tensor) -> None:
-        n = len(batch.samples)
+    def _record(self, batch: Batch, map_chains: Sequence[range]) -> None:
+        is_lost = torch.tensor([bool(sample.flaw) for sample in batch.samples], device=self.ready.forward.device)
+        whole = Whole.of(batch.chains, map_chains, is_lost, self.order)
         rows = [sample.row for sample in batch.samples]
-        is_image = torch.tensor([not sample.flaw for sample in batch.samples], device=self.device)
-        found: dict[str, dict[int, Tensor]] = {}
-        for position, of_layer in enumerate(self.passes.values()):
-            for name, (value, null) in of_layer.finish(n, partners, map_partners, is_image).items():
-                found.setdefault(name, {})[position] = value
-                if null is not None:
-                    found.setdefault(f"{name}_null", {})[position] = null
-            for name, size in of_layer.sizes(n).items():
-                found.setdefault(f"{name}_norm", {})[position] = size
-        floors = {grid: floor.finish(n, partners, map_partners, is_image) for grid, floor in self.floors.items()}
-        for position, layer in enumerate(self.inner):
-            if layer.role == "module":
-                for name, (value, _) in floors.get(layer.grid, {}).items():
-                    found.setdefault(f"{name}_floor", {})[position] = value
-        if self.found.output.kind != "features":
-            found["prediction"] = {len(self.inner): self.predictions[:, :n]}
-            found["confidence"] = {len(self.inner): self.confidences[:, :n]}
-        if not is_image.all():
-            self._blank(found, ~is_image, partners, map_partners)
-        for name, by_position in found.items():
-            values = torch.stack(list(by_position.values())).cpu()
-            values = values.float() if values.is_floating_point() else values
-            if len(self.inner) in by_position:
-                self.table.put(name, values[0].numpy(), rows)
-            else:
-                self.table.put(name, values.numpy(), rows, list(by_position), len(self.inner))
-        self._record_samples(batch)
-
-    def _blank(self, found: dict[str, dict[int, Tensor]], lost: Tensor, partners: Tensor, map_partners: Tensor) -> None:
-        """No values for images that could not be read, nor nulls against them, even where the model ignores its input."""
-        of_maps = {f"{metric.name}_null" for metric in self.options.metrics if metric.has_positions}
-        of_elements = {f"{metric.name}_null" for metric in self.options.metrics if metric.null == "elements"}
-        for name, by_position in found.items():
-            missing = lost
-            if name.endswith("_null") and name not in of_elements:
-                missing = lost[map_partners] | lost if name in of_maps else lost[partners].any(0)
-            blank = -1 if name == "prediction" else math.nan
-            for position, value in by_position.items():
-                by_position[position] = value.masked_fill(missing, blank)
-
-    def _record_samples(self, batch: Batch) -> None:
-        for number, chain_places in enumerate(batch.chains):
-            for place in chain_places:
-                sample = batch.samples[place]
-                self.ids[sample.row] = sample.id
-                self.labels[sample.row] = sample.label
-                self.chain_numbers[sample.row] = batch.first_chain + number
-                self.fingerprint.update(sample)
-                if sample.flaw:
-                    self.flaws[sample.row] = self.unread[sample.row] = sample.flaw
-        for g, place in (~self.is_finite[:, : len(batch.samples)]).nonzero().tolist():
-            sample = batch.samples[place]
-            element = self.options.action.group.elements[g]
-            said = f"the model's output is not finite for sample {sample.id} under {element}"
-            self.flaws.setdefault(sample.row, said)
+        for position, layer in enumerate(self.passes):
+            place = position if layer.role != "output" else None
+            for name, values in self.passes[layer].finish(whole).items():
+                self.results.put(name, values, rows, place)
+            if self.returns:
+                for name, values in self.returns[layer].finish(whole).items():
+                    if not name.endswith("_norm"):
+                        self.results.put(f"{name}_round_trip", values, rows, place)
+        for name, values in self.scores.finish(whole).items():
+            self.results.put(name, values, rows, None)
+        elements = self.options.action.group.elements
+        self.results.record(batch, self.scores.not_finite(whole.n), elements)
 
     def result(self) -> Measured:
         """What the pass found, NaN also for the batches before the one in which a layer was given up."""
-        n = len(self.ids)
-        arrays = self.table.cut(n)
-        metrics = self.options.metrics
         reasons: dict[str, list[str]] = {}
-        for metric in metrics:
-            layers = self.inner if metric.has_layers else [self.output]
-            reasons[metric.name] = [self.passes[layer].reasons[metric.name] for layer in layers]
-            for position, reason in enumerate(reasons[metric.name]):
-                for name in (metric.name, f"{metric.name}_null", f"{metric.name}_norm", f"{metric.name}_floor"):
-                    if reason and name in arrays:
-                        arrays[name][position if metric.has_layers else ...] = math.nan
-        self._complete(arrays, n)
+        kernel_orders: dict[str, list[int]] = {}
+        for metric in self.metrics:
+            at = self.inner if metric.has_layers else [_output_of(metric, self.outputs)]
+            reasons[metric.name] = [self.passes[layer].reasons.get(metric.name, "") for layer in at]
+            kernel_orders[metric.name] = [self.passes[layer].kernel_orders.get(metric.name, 0) for layer in at]
         pair_cosines = {}
-        for metric in metrics:
+        for metric in self.metrics:
             if metric.normalised:
-                pair_cosines[metric.name] = [self.passes[layer].pair_cosines[metric.name] for layer in self.inner]
+                pair_cosines[metric.name] = [self.passes[layer].pair_cosine(metric) for layer in self.inner]
+        self.results.complete(self.metrics, reasons, kernel_orders, self.order, null=bool(self.options.null))
         return Measured(
             layers=self.inner,
-            arrays=arrays,
+            results=self.results,
             reasons=reasons,
-            kernel_orders=[self.passes[layer].kernel_order for layer in self.inner],
-            law_errors=self._law_errors(),
+            kernel_orders=kernel_orders,
+            law_errors=self._law_errors() if self.returns else None,
             pair_cosines=pair_cosines,
             dead=np.array([self.passes[layer].dead.numpy() for layer in self.inner]).reshape(-1, 2),
-            flaws=self.flaws,
-            unread=self.unread,
-            ids=[self.ids[row] for row in range(n)],
-            labels=[self.labels[row] for row in range(n)],
-            classes=self.classes,
-            chains=[self.chain_numbers[row] for row in range(n)],
-            head=self.found.head,
-            fingerprint=str(self.fingerprint),
+            classes=self.scores.classes,
         )
 
-    def _law_errors(self) -> list[float] | None:
-        """How far the action on each layer's maps is from the group law, NaN without maps; None where it is exact on images."""
-        if not self._interpolates:
-            return None
-        by_grid = {}
+    def _law_errors(self) -> list[float]:
+        """How far the action on each layer's maps is from the group law, NaN without maps."""
+        errors = []
+        plain = replace(self.options.action, channels=None)
         for layer in self.inner:
-            if layer.layout and layer.grid not in by_grid:
-                by_grid[layer.grid] = self._law_error(layer.grid)
-        return [by_grid.get(layer.grid, math.nan) if layer.role == "module" else math.nan for layer in self.inner]
-
-    def _law_error(self, grid: tuple[int, int]) -> float:
-        try:
-            return actions.law_error(replace(self.options.action, channel_moves=None).on(grid, 1))
-        except ValueError:  # it is not defined on this grid
-            return math.nan
-
-    def _complete(self, arrays: dict[str, np.ndarray], n: int) -> None:
-        """NaN for metrics that no layer has."""
-        for metric in self.options.metrics:
-            shape = (len(self.inner), self.order, n) if metric.has_layers else (self.order, n)
-            for name in (metric.name, f"{metric.name}_null") if self.options.null else (metric.name,):
-                arrays.setdefault(name, np.full(shape, np.nan, np.float32))
-            if isinstance(metric.distance.scale, str):
-                of_samples = (len(self.inner), n) if metric.has_layers else (n,)
-                arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
-        for metric in self._metrics_with_floor() if self._interpolates else []:
-            arrays.setdefault(f"{metric.name}_floor", np.full((len(self.inner), self.order, n), np.nan, np.float32))
+            error = np.nan
+            if layer.role == "module" and layer.layout and 0 not in layer.grid:
+                with suppress(Undefined):  # where it is not defined on this grid
+                    error = plain.on(layer.grid, 1).law_error
+            errors.append(error)
+        return errors
 
 
-class Table:
-    """Named arrays (…, sample) on the host, made for all samples at once.
-
-    Small tensors kept from every batch would fragment the heap around the activations that come and go. A stream without a
-    length doubles the arrays as it needs.
-
-    >>> table = Table(1)
-    >>> table.put("m", np.array([[1.0, 2.0]]), rows=[1, 0])
-    >>> table.cut(2)["m"].tolist()
-    [[2.0, 1.0]]
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = max(capacity, 1)
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def put(
-        self, name: str, values: np.ndarray, rows: Sequence[int], layers: Sequence[int] | None = None, of: int = 0
-    ) -> None:
-        """Write values (…, b) to the samples `rows`; with `layers` values (layer, …, b) to these of so many layers."""
-        while max(rows) >= self.capacity:
-            self.capacity *= 2
-        leading = values.shape[:-1] if layers is None else (of, *values.shape[1:-1])
-        array = self.arrays.get(name)
-        if array is None or array.shape[-1] < self.capacity:
-            blank = np.nan if values.dtype.kind == "f" else -1
-            larger = np.full((*leading, self.capacity), blank, values.dtype)
-            if array is not None:
-                larger[..., : array.shape[-1]] = array
-            self.arrays[name] = array = larger
-        if layers is None:
-            array[..., rows] = values
-            return
-        for layer, of_layer in zip(layers, values, strict=True):
-            array[layer][..., rows] = of_layer
-
-    def cut(self, n: int) -> dict[str, np.ndarray]:
-        """The arrays of n samples."""
-        return {name: array[..., :n] for name, array in self.arrays.items()}
-
-
-def default_batch_size(shape: Sequence[int], device: torch.device | str = "cpu") -> int:
-    """A power of two from 8 to 256 such that a batch fits a processor's cache, or keeps a GPU busy.
-
-    >>> default_batch_size((3, 224, 224)), default_batch_size((3, 32, 32)), default_batch_size((3, 224, 224), "cuda")
-    (8, 128, 128)
-    """
-    numbers = 2**19 if torch.device(device).type == "cpu" else 2**25
-    size = 256
-    while size > 8 and size * math.prod(shape) > numbers:
-        size //= 2
-    return size
-
-
-def _shorter_chains(chains: Sequence[range]) -> list[range]:
-    """Chains of maps: those of the null, cut where the group is so large that a batch of maps would not fit."""
-    shorter = []
-    for one in chains:
-        for part in deviation.chains(len(one), deviation.MAP_CHAIN):
-            shorter.append(range(one.start + part.start, one.start + part.stop))
-    return shorter
-
-
-def _slices(map_chains: Sequence[range], size: int) -> Iterator[slice]:
-    """The rows of a batch that the model sees at once: whole chains of maps, about `size` images."""
-    start = 0
-    for before, after in zip(map_chains, [*map_chains[1:], None], strict=True):
-        if after is None or after.stop - start > size:
-            yield slice(start, before.stop)
-            start = before.stop
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of a compiled or data-parallel one, where hooks are called and weights have their own names."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; the images come second")
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inside = model.module
-        else:
-            inside = getattr(model, "_orig_mod", None)
-        if not isinstance(inside, nn.Module):
-            return Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
-        model = inside
-
-
-@contextmanager
-def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block the model is in eval mode on `device`, uncompiled; afterwards modes and device are as before."""
-    modes = {module: module.training for module in model.modules()}
-    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    try:
-        model.eval()
-        if homes and homes != {device}:
-            model.to(device)
-        # not inference_mode: what a module caches in here must still serve training afterwards
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        if len(homes) == 1 and homes != {device}:
-            (home,) = homes
-            model.to(home)
-
-
-@contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[torch.dtype]:
-    """Within the block float32 means float32 (no TF32), cuDNN is deterministic, half precisions autocast; gives the dtype."""
-    matmul = torch.get_float32_matmul_precision()
-    with ExitStack() as stack:
-        stack.callback(torch.set_float32_matmul_precision, matmul)
-        torch.set_float32_matmul_precision("highest")
-        stack.enter_context(
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        )
-        if precision in HALF:
-            stack.enter_context(torch.autocast(device.type, HALF[precision]))
-        yield torch.float32 if precision in HALF else DTYPES[precision]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A checksum of the model's class, parameters, buffers (persistent or not) and extra state: equal weights, equal value.
-
-    >>> fingerprint(nn.Identity()) == fingerprint(nn.Identity())
-    True
-    """
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-        for part in _plain_parts(tensor.detach()):
-            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    for path, module in model.named_modules():
-        has_extra_state = type(module).get_extra_state is not nn.Module.get_extra_state
-        if has_extra_state:
-            digest.update(path.encode() + _bytes_of(module.get_extra_state()))
-        elif hasattr(module, "_packed_params"):
-            digest.update(path.encode() + _bytes_of(module.state_dict()))
-    return digest.hexdigest()[:16]
-
-
-def weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Where every parameter and buffer of fractions lies, and how often it was written to."""
-    versions = {}
-    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        is_counted = tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_inference()
-        if is_counted:
-            versions[key] = (tensor.data_ptr(), tensor._version)
-    return versions
-
-
-def refuse_changed(before: Mapping[str, tuple], now: Mapping[str, tuple], name: str) -> None:
-    """Raise where the weights are not as they were before the pass."""
-    changed = [key for key in now if now[key] != before.get(key)]
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ValueError(
-            f"{name} changes its own weights as it runs ({', '.join(changed[:3])}{more}), so that no two batches are measured "
-            "with the same ones; let its forward pass write to no parameter and no buffer, in eval mode at least"
-        )
-
-
-def _plain_parts(tensor: Tensor) -> list[Tensor]:
-    """Dense tensors that hold all of a sparse, quantised or conjugated one."""
-    if tensor.is_meta:
-        return []
-    if tensor.layout == torch.sparse_coo:
-        tensor = tensor.coalesce()
-        return [tensor.indices(), tensor.values()]
-    if tensor.layout != torch.strided:
-        return [tensor.to_dense()]
-    if tensor.is_quantized:
-        return [tensor.int_repr(), tensor.dequantize()]
-    return [tensor.resolve_conj().resolve_neg()]
-
-
-def _bytes_of(state: Any) -> bytes:
-    if isinstance(state, Tensor):
-        return b"".join(
-            part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for part in _plain_parts(state)
-        )
-    try:
-        return pickle.dumps(state)
-    except Exception:
-        return repr(type(state)).encode()
-
-
-def _two_images(read: Sequence[Sample]) -> Tensor:
-    """Two images for the tracing pass; noise where one could not be read or there is but one."""
-    images = []
-    for i in range(2):
-        image = read[min(i, len(read) - 1)].image
-        noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(i)).to(image.dtype)
-        images.append(noise if i >= len(read) or read[i].flaw else image)
-    return torch.stack(images)
-
-
-def _check_dtype(model: nn.Module, precision: str) -> None:
-    """Autocast wants float32 weights; otherwise weights and images must have the one type."""
-    wanted = torch.float64 if precision == "float64" else torch.float32
-    for key, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != wanted:
-            asked = str(wanted).removeprefix("torch.")
-            raise ValueError(
-                f"precision {precision!r} needs {asked} weights, but {key} is {parameter.dtype}; "
-                f"convert the model with .to(torch.{asked}) first"
-            )
+def _output_of(metric: Metric, outputs: Sequence[Layer]) -> Layer:
+    """Which of the model's outputs a metric of the output is taken of."""
+    wanted = {"output": SCORES, "dense": ("dense", "independent")}.get(metric.where, ())
+    for layer in outputs:
+        if layer.output is not None and layer.output.kind in wanted:
+            return layer
+    return outputs[0]
 
 
 def warn_of_silent_blocks(paths: Sequence[str]) -> None:
@@ -943,9 +549,9 @@ def warn_of_silent_blocks(paths: Sequence[str]) -> None:
         )
 
 
-def warn_of_noise(model: nn.Module, example: Tensor, name: str) -> bool:
+def warn_of_noise(model: nn.Module, ready: Ready, name: str) -> bool:
     """Name the first module that gives another output for the same images; False, since the model is not a function of them."""
-    noisy = first_noisy_module(model, example)
+    noisy = first_noisy_module(model, ready.example, ready.forward.call)
     where = ", depending on the others in their batch"
     if noisy is not None:
         where = f"; {noisy or 'the model itself'!r} is the first module to do so"
@@ -957,18 +563,14 @@ def warn_of_noise(model: nn.Module, example: Tensor, name: str) -> bool:
     return False
 
 
-def _provenance(options: Options, data: str, law_error: float, *, repeatable: bool) -> dict[str, Any]:
-    device = options.torch_device
+def _provenance(options: Options, device: torch.device, precision: str) -> dict[str, Any]:
     return {
         "eedkit_version": eedkit.__version__,
         "group": options.action.group.name,
         "action": options.action.name,
-        "law_error": law_error,
         "null": str(options.null),
-        "data": data,
         "seed": options.seed,
-        "precision": options.precision,
-        "repeatable": int(repeatable),
+        "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": processor_name(),
         "threads": torch.get_num_threads(),

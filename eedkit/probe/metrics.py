@@ -1,24 +1,37 @@
 """The family of G-EED metrics as values: what is taken from a layer, how G acts there, which distance compares.
 
-Knows tensors, actions and distances; never a model or a label. A custom metric is one more value.
+Knows tensors, actions and distances; of a layer only what it says of itself. A custom metric is one more value.
 """
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from eedkit.errors import unknown
-from eedkit.probe import boxes
+from eedkit.errors import Undefined, unknown
+from eedkit.probe import boxes, fields, matching
+from eedkit.probe.layers import Layer
 from eedkit.theory import actions, distances
-from eedkit.theory.actions import Action
+from eedkit.theory.actions import Action, LayerAction
 from eedkit.theory.distances import Distance
 
 WHERE = ("maps", "vectors", "output", "dense", "raw")
 """What a metric may compare."""
+RESERVED = (
+    *("model", "layer", "element", "sample", "weights", "classes", "angle", "label", "chain", "flaw", "step", "seconds"),
+    *("depth", "layer_type", "layout", "channels", "height", "width", "law_error"),
+    *("prediction", "confidence", "dead_fraction"),
+)
+"""Names of coordinates and of what is recorded beside the metrics."""
+ENDINGS = ("_null", "_from_x", "_round_trip", "_norm", "_pair_cosine", "_nan_reason", "_kernel_order")
+"""How the names end of what is recorded of a metric."""
+
+MetricAction = Callable[[Action, Layer], Action | tuple[Action, Action]]
+"""(the action on images, the layer) -> the action on f(x), or one for each half of the images that channels are matched on."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +54,21 @@ class Metric:
         Equation of the paper, or "ours".
     features : callable, or None
         A layer's output as (b, P, C), for "output" the scores (b, k) -> f(x) (b, …). None: as it is; for vectors the mean over
-        positions. "raw" needs one: (whatever the model gave, (height, width) of the images) -> (b, N, C) or (b, C), of one
-        shape for all images; it raises ValueError with the reason where that is not defined.
+        positions. "raw" needs one: (whatever the model gave, (height, width) of the images) -> (b, N, C) or (b, C). It raises
+        `Undefined` with the reason where f is not defined.
     action : callable, or None
-        The action on images -> the action on f(x). None: maps and dense outputs move as images do, all else stays. Of what is no
-        map, channels move and not positions.
+        (the action on images, the layer) -> the action on f(x); it raises `Undefined` where there is none. None: maps and dense
+        outputs move as images do, all else stays. Where f(x) is no map, channels move and not positions.
     normalised : bool
         Whether E / M is reported, M being the mean cosine of different images' pooled features.
-    matched : bool
-        Whether channels are permuted after the action, for each element as fits best on other samples (`matching`).
-    field : bool
-        Whether channels move by the representation that each layer's output names, as a `GeometricTensor` of e2cnn or escnn.
     null : "images" or "elements"
         Whether the null compares with another image, or, where unrelated images may rightly have the same output, with f̂(x)
         moved by an element that moves it otherwise.
+
+    Raises
+    ------
+    ValueError
+        The name is taken, empty or no name of a variable, or the parts do not fit together.
 
     Examples
     --------
@@ -68,32 +82,27 @@ class Metric:
     title: str = ""
     source: str = "ours"
     features: Callable[..., Tensor] | None = None
-    action: Callable[[Action], Action] | None = None
+    action: MetricAction | None = None
     normalised: bool = False
-    matched: bool = False
-    field: bool = False
     null: Literal["images", "elements"] = "images"
 
     def __post_init__(self) -> None:
-        if self.where not in WHERE:
-            raise ValueError(f"{self.name}: where must be one of {', '.join(WHERE)}, got {self.where!r}")
-        if self.null not in ("images", "elements"):
-            raise ValueError(f"{self.name}: null must be 'images' or 'elements', got {self.null!r}")
+        _check_name(self.name)
+        for field, allowed in (("where", WHERE), ("null", ("images", "elements"))):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"{self.name}: {field} must be one of {', '.join(allowed)}, got {value!r}")
+        if not isinstance(self.distance, Distance):
+            raise TypeError(f"{self.name}: distance must be a Distance, got {type(self.distance).__name__}")
         if self.null == "elements" and self.action is None and not self.has_positions:
             raise ValueError(f"{self.name}: no element moves anything, so none moves it otherwise; give an action")
         if self.where == "raw" and self.features is None:
             raise ValueError(f"{self.name}: a raw output needs features, which make (b, N, C) or (b, C) of it")
-        if self.field and self.where != "maps":
-            raise ValueError(f"{self.name}: only maps of layers name the representation of their field")
         if self.normalised and self.where != "vectors":
-            raise ValueError(
-                f"{self.name}: only vectors have a mean cosine M to be divided by, so where must be 'vectors'"
-            )
-        is_summed = self.where == "maps" and self.distance.of_sums and self.features is None and not self.field
-        if self.matched and not (is_summed and self.null == "images"):
-            raise ValueError(
-                f"{self.name}: only channels of maps as they are can be matched, by a distance of their sums, against images"
-            )
+            raise ValueError(f"{self.name}: only vectors have a mean cosine M, so where must be 'vectors'")
+        is_plain = self.where == "maps" and self.features is None and self.null == "images"
+        if self.action is matching.matched and not is_plain:
+            raise ValueError(f"{self.name}: only channels of maps as they are can be matched, against other images")
 
     @property
     def has_positions(self) -> bool:
@@ -105,11 +114,51 @@ class Metric:
         """Whether there is a value for each layer, and not one for the output."""
         return self.where in ("maps", "vectors")
 
-    def action_on(self, action: Action) -> Action:
-        """How G acts on f(x), given how it acts on images."""
-        if self.action is not None:
-            return self.action(action)
-        return action if self.has_positions else actions.trivial(action.group)
+    def refuse(self, layer: Layer) -> None:
+        """Raise `Undefined`, with the reason, where the metric has no value at a layer, whatever that gives."""
+        if self.where == "raw":
+            return
+        if layer.layout is None:
+            raise Undefined(layer.reason)
+        if self.where == "output" and layer.output is not None and layer.output.reason:
+            raise Undefined(layer.output.reason)
+        if not self.has_positions:
+            return
+        if self.where == "dense" and layer.grid == (1, 1):
+            raise Undefined("the model's output is no map, but has one position")
+        if self.where == "maps" and layer.role == "class token":
+            raise Undefined("a class token lies nowhere")
+        if self.where == "maps" and layer.role != "module":
+            raise Undefined("it is the head's input, not a feature map")
+        if self.where == "maps" and layer.grid == (1, 1):
+            raise Undefined("its output has one position, where a cosine only compares signs")
+        if layer.grid == (0, 0):
+            raise Undefined(layer.reason)
+
+    def of(self, z: Tensor) -> Tensor:
+        """f(x), (b, …), from a layer's output (b, P, C)."""
+        if self.where == "output":
+            z = z[:, 0]
+        if self.features is not None:
+            return self.features(z)
+        return z.mean(1, dtype=torch.float64) if self.where == "vectors" else z
+
+    def at(self, layer: Layer, action: Action, channels: int) -> list[LayerAction]:
+        """How G acts on f(x) of so many channels at a layer: one action, or one for each half of the images.
+
+        Raises
+        ------
+        Undefined
+            It does not act there, for the reason that is given.
+        """
+        if self.action is None:
+            moves = action if self.has_positions else actions.trivial(action.group)
+        else:
+            moves = self.action(action, layer)
+        of_halves = moves if isinstance(moves, tuple) else (moves,)
+        if self.has_positions:
+            return [one.on(layer.grid, channels) for one in of_halves]
+        return [one.on_vectors(channels) for one in of_halves]
 
     @property
     def description(self) -> str:
@@ -121,14 +170,30 @@ class Metric:
             `features` or `action` is no named function, so that it cannot be told from another one.
         """
         functions = [_name_of(function, self.name) for function in (self.features, self.action)]
-        said = [self.where, *functions, self.distance.name, f"null of {self.null}"]
-        said += [option for option in ("normalised", "matched", "field") if getattr(self, option)]
-        return f"{self.name}: {', '.join(said)}"
+        parts = [self.where, *functions, self.distance.name, f"null of {self.null}"]
+        if self.normalised:
+            parts.append("normalised")
+        return f"{self.name}: {', '.join(parts)}"
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"a metric's name must be a text, got {type(name).__name__}")
+    if not name.strip() or re.search(r"[/\x00-\x1f]", name) or name in (".", ".."):
+        raise ValueError(f"a metric's name must be a text without '/' and control characters, got {name!r}")
+    if name in RESERVED:
+        raise ValueError(f"the results have something called {name!r} already; give the metric another name")
+    for ending in ENDINGS:
+        if name.endswith(ending):
+            raise ValueError(f"names that end in {ending!r} belong to what is recorded of a metric; got {name!r}")
 
 
 def _name_of(function: Callable | None, metric: str) -> str:
     if function is None:
         return "none"
+    if isinstance(function, partial):
+        given = [*map(repr, function.args), *(f"{key}={value!r}" for key, value in sorted(function.keywords.items()))]
+        return f"{_name_of(function.func, metric)}({', '.join(given)})"
     name = getattr(function, "__qualname__", "<")
     if "<" in name:  # a lambda, a function inside of another one, or an object
         raise ValueError(
@@ -150,173 +215,106 @@ def unit(z: Tensor) -> Tensor:
 
 
 def probabilities(scores: Tensor) -> Tensor:
-    """Softmax (b, k) in float64 of class scores; never exactly 0, so that an underflow does not become an infinite KL."""
+    """Softmax (…, k) in float64 of class scores; never exactly 0, so that an underflow does not become an infinite KL."""
+    if scores.shape[-1] < 2:
+        raise Undefined(
+            "its output has one channel, where class scores need two or more; for yes-or-no answers pass "
+            "output='independent'"
+        )
     return scores.double().softmax(-1).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def class_probabilities(z: Tensor) -> Tensor:
-    """Softmax (b, P, k) at every position of a map of class scores; ValueError for one channel, which has no other class."""
-    return probabilities(_with_classes(z))
-
-
-def masks(z: Tensor) -> Tensor:
-    """The likeliest class at every position of a map of class scores, as one mask for each class: (b, P, k) of 0 and 1."""
-    z = _with_classes(z)
-    return one_hot(z.argmax(-1), z.shape[-1]).to(z.dtype).masked_fill(~z.isfinite().all(-1, keepdim=True), torch.nan)
-
-
-def _with_classes(z: Tensor) -> Tensor:
-    if z.shape[-1] < 2:
-        raise ValueError(
-            "its output has one channel, where class scores need two or more; for a map of one logit, pass a Metric with "
-            "features of your own, such as z -> z.sigmoid()"
-        )
+def class_scores(z: Tensor) -> Tensor:
+    """A map of class scores as it is; `Undefined` for one channel, which has no other class."""
+    probabilities(z[:1])
     return z
 
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "channelwise",
-            "maps",
-            distances.channelwise_negative_cosine,
-            "channelwise negative cosine",
-            "eq. 5",
-        ),
-        Metric(
-            "channelwise_zero",
-            "maps",
-            distances.channelwise_negative_cosine_zero,
-            "channelwise negative cosine, dead channels as 0",
-            "eq. 5, other reading",
-        ),
-        Metric(
-            "channelwise_skip",
-            "maps",
-            distances.channelwise_negative_cosine_skip,
-            "channelwise negative cosine, live channels",
-            "eq. 5, other reading",
-        ),
-        Metric(
-            "channelwise_regular",
-            "maps",
-            distances.channelwise_negative_cosine,
-            "channelwise negative cosine, regular fields",
-            "eq. 5 with the regular representation (ours)",
-            action=actions.regular,
-        ),
-        Metric(
-            "channelwise_field",
-            "maps",
-            distances.channelwise_negative_cosine,
-            "channelwise negative cosine, steerable fields",
-            "eq. 5 with the field's representation (ours)",
-            field=True,
-        ),
-        Metric(
-            "channelwise_centred",
-            "maps",
-            distances.channelwise_negative_correlation,
-            "channelwise negative cosine, centred channels",
-            "eq. 5 on centred maps (ours)",
-        ),
-        Metric(
-            "channelwise_matched",
-            "maps",
-            distances.channelwise_negative_cosine,
-            "channelwise negative cosine, matched channels",
-            "eq. 5 under fitted permutations (ours)",
-            matched=True,
-        ),
-        Metric("channelwise_rms", "maps", distances.root_mean_square, "root mean square difference of maps", "eq. 4"),
-        Metric(
-            "latent",
-            "vectors",
-            distances.negative_cosine,
-            "latent negative cosine",
-            "eq. 6",
-            normalised=True,
-        ),
-        Metric(
-            "latent_unit",
-            "vectors",
-            distances.negative_cosine,
-            "latent negative cosine, unit centroid",
-            "eq. 6, other reading",
-            features=unit,
-            normalised=True,
-        ),
-        Metric(
-            "latent_flat",
-            "vectors",
-            distances.negative_cosine,
-            "latent negative cosine, not pooled",
-            "eq. 6, other reading",
-            features=flat,
-        ),
-        Metric("latent_euclidean", "vectors", distances.euclidean, "latent Euclidean distance", "eq. 4"),
-        Metric("softmax", "output", distances.kl, "softmax KL divergence", "eq. 4", features=probabilities),
-        Metric(
-            "softmax_reverse",
-            "output",
-            distances.kl_reverse,
-            "softmax KL divergence, reversed",
-            "eq. 4, other reading",
-            features=probabilities,
-        ),
-        Metric(
-            "softmax_js",
-            "output",
-            distances.jensen_shannon,
-            "softmax Jensen-Shannon divergence",
-            features=probabilities,
-        ),
-        Metric("softmax_tv", "output", distances.total_variation, "softmax total variation", features=probabilities),
-        Metric(
-            "softmax_hellinger", "output", distances.hellinger, "softmax Hellinger distance", features=probabilities
-        ),
-        Metric(
-            "dense",
-            "dense",
-            distances.channelwise_negative_cosine,
-            "channelwise negative cosine of the output",
-            "eq. 5 on the output (ours)",
-        ),
-        Metric(
-            "segmentation",
-            "dense",
-            distances.mean_kl,
-            "mean KL divergence of pixels' classes",
-            features=class_probabilities,
-        ),
-        Metric("segmentation_iou", "dense", distances.jaccard, "1 − IoU of the masks of classes", features=masks),
-        Metric(
-            "boxes",
-            "raw",
-            boxes.box_ospa,
-            "1 − IoU of matched boxes",
-            features=boxes.detections,
-            action=actions.boxes,
-        ),
-        Metric(
-            "boxes_50",
-            "raw",
-            boxes.box_disagreement_50,
-            "boxes without a match of IoU ≥ 0.5",
-            features=boxes.detections,
-            action=actions.boxes,
-        ),
-        Metric(
-            "boxes_75",
-            "raw",
-            boxes.box_disagreement_75,
-            "boxes without a match of IoU ≥ 0.75",
-            features=boxes.detections,
-            action=actions.boxes,
-        ),
+def two_classes(logits: Tensor) -> Tensor:
+    """Scores of no and yes, (…, 2), for the logit of a yes-or-no answer: their softmax is its sigmoid."""
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+
+
+def of_independent(metric: Metric) -> Metric:
+    """A metric of the output as it is taken of k independent yes-or-no answers: the mean over these *[ours]*.
+
+    So `softmax` is the mean Bernoulli KL then; a softmax over such answers would be wrong. Of a mask of one channel each
+    position has the two classes no and yes.
+    """
+    features = metric.features
+    if metric.where == "dense" and features is not None:
+        return replace(metric, features=lambda z: features(two_classes(z[..., 0])))
+    if metric.where != "output" or features is None:
+        return metric
+    of_one = metric.distance
+    distance = replace(
+        of_one,
+        between=lambda p, q: of_one(p, q).mean(-1),
+        equation=f"mean over outputs of {of_one.equation}",
     )
-}
+    title = f"{(metric.title or metric.name).replace('softmax', 'Bernoulli')}, mean over outputs"
+    return replace(metric, features=lambda z: features(two_classes(z)), distance=distance, title=title)
+
+
+def regular(action: Action, _layer: Layer) -> Action:
+    """Channels are fields of the regular representation, as group convolutions give them."""
+    return actions.regular(action)
+
+
+def as_boxes(action: Action, _layer: Layer) -> Action:
+    """Rows are boxes."""
+    return actions.boxes(action)
+
+
+def _family() -> Iterable[Metric]:
+    cosine = distances.channelwise_negative_cosine
+    eq5 = "channelwise negative cosine"
+    yield Metric("channelwise", "maps", cosine, eq5, "eq. 5")
+    zero = distances.channelwise_negative_cosine_zero
+    yield Metric("channelwise_zero", "maps", zero, f"{eq5}, dead channels as 0", "eq. 5, other reading")
+    skip = distances.channelwise_negative_cosine_skip
+    yield Metric("channelwise_skip", "maps", skip, f"{eq5}, live channels", "eq. 5, other reading")
+    source = "eq. 5 with the regular representation (ours)"
+    yield Metric("channelwise_regular", "maps", cosine, f"{eq5}, regular fields", source, action=regular)
+    source = "eq. 5 with the field's representation (ours)"
+    yield Metric("channelwise_field", "maps", cosine, f"{eq5}, steerable fields", source, action=fields.field)
+    correlation = distances.channelwise_negative_correlation
+    yield Metric("channelwise_centred", "maps", correlation, f"{eq5}, centred channels", "eq. 5 on centred maps (ours)")
+    source = "eq. 5 under fitted permutations (ours)"
+    yield Metric("channelwise_matched", "maps", cosine, f"{eq5}, matched channels", source, action=matching.matched)
+    rms = distances.root_mean_square
+    yield Metric("channelwise_rms", "maps", rms, "root mean square difference of maps", "eq. 4")
+
+    cosine_of_vectors = distances.negative_cosine
+    eq6 = "latent negative cosine"
+    reading = "eq. 6, other reading"
+    yield Metric("latent", "vectors", cosine_of_vectors, eq6, "eq. 6", normalised=True)
+    yield Metric("latent_unit", "vectors", cosine_of_vectors, f"{eq6}, unit centroid", reading, unit, normalised=True)
+    yield Metric("latent_flat", "vectors", cosine_of_vectors, f"{eq6}, not pooled", reading, flat)
+    yield Metric("latent_euclidean", "vectors", distances.euclidean, "latent Euclidean distance", "eq. 4")
+
+    reverse = "softmax KL divergence, reversed"
+    yield Metric("softmax", "output", distances.kl, "softmax KL divergence", "eq. 4", probabilities)
+    yield Metric("softmax_reverse", "output", distances.kl_reverse, reverse, "eq. 4, other reading", probabilities)
+    js = distances.jensen_shannon
+    yield Metric("softmax_js", "output", js, "softmax Jensen-Shannon divergence", features=probabilities)
+    tv = distances.total_variation
+    yield Metric("softmax_tv", "output", tv, "softmax total variation", features=probabilities)
+    yield Metric("softmax_hellinger", "output", distances.hellinger, "softmax Hellinger distance", features=probabilities)
+
+    yield Metric("dense", "dense", cosine, f"{eq5} of the output", "eq. 5 on the output (ours)")
+    kl_title = "mean KL divergence of pixels' classes"
+    yield Metric("segmentation", "dense", distances.mean_kl, kl_title, features=probabilities)
+    iou = distances.jaccard_of_scores
+    yield Metric("segmentation_iou", "dense", iou, "1 − IoU of the masks of classes", features=class_scores)
+    found = {"features": boxes.detections, "action": as_boxes}
+    yield Metric("boxes", "raw", boxes.box_ospa, "1 − IoU of matched boxes", **found)
+    for percent, distance in ((50, boxes.box_disagreement_50), (75, boxes.box_disagreement_75)):
+        title = f"boxes without a match of IoU ≥ {percent / 100:g}"
+        yield Metric(f"boxes_{percent}", "raw", distance, title, **found)
+
+
+METRICS = {metric.name: metric for metric in _family()}
 """Every metric by name; `measure(metrics=…)` takes these names or `Metric` values."""
 
 COMPARED = (
@@ -326,17 +324,17 @@ COMPARED = (
 """What the bundled notebooks measure: models in one store are joined where they were measured by the same metrics."""
 
 
-def resolve(metrics: str | Metric | Iterable[str | Metric]) -> list[Metric]:
+def resolve(metrics: str | Metric | Iterable[str | Metric]) -> tuple[Metric, ...]:
     """Metrics given by name or value, as values; ValueError for an unknown name, a name given twice, or none at all."""
-    metrics = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
-    found = []
-    for metric in metrics:
+    given: list[Any] = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
+    resolved = []
+    for metric in given:
         if not isinstance(metric, str | Metric):
             raise TypeError(f"a metric is a name such as 'latent' or a Metric, got {type(metric).__name__}")
         if isinstance(metric, str) and metric not in METRICS:
             raise ValueError(unknown("metric", metric, METRICS))
-        found.append(METRICS[metric] if isinstance(metric, str) else metric)
-    names = [metric.name for metric in found]
+        resolved.append(METRICS[metric] if isinstance(metric, str) else metric)
+    names = [metric.name for metric in resolved]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"metrics must be one or more with different names, got {names}")
-    return found
+    return tuple(resolved)

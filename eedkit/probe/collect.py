@@ -1,0 +1,484 @@
+"""What a pass collects at one layer, and the deviations that follow from it.
+
+A hook sees the orbit of a few images, (g, b, P, C), at once. Where f̂ mixes no elements, every value of (4) and its null follow
+in the hook and nothing is kept (`AsItComes`). Where f̂ mixes some, the orbit of the features is kept until the chains of the
+null are whole (`WhenWhole`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eedkit.errors import Undefined
+from eedkit.probe import boxes
+from eedkit.probe.layers import Layer
+from eedkit.probe.metrics import Metric, probabilities, two_classes
+from eedkit.probe.sums import orbit_sums
+from eedkit.theory.actions import Action, LayerAction
+from eedkit.theory.deviation import PairCosine, deviation, null_of_elements, partners, shuffled
+from eedkit.theory.distances import (
+    channelwise_negative_cosine,
+    channelwise_negative_cosine_skip,
+    channelwise_negative_cosine_zero,
+)
+
+SCORES = ("scores", "probabilities", "independent")
+"""Kinds of outputs that predict classes."""
+ABSENT = "it does not run in every forward pass"
+
+COSINES = (channelwise_negative_cosine, channelwise_negative_cosine_zero, channelwise_negative_cosine_skip)
+"""Distances that bear sums of float32 products: these differ by 5e-8 of a cosine, and sooner than a variance vanishes."""
+
+Found = dict[str, Tensor]
+"""What was found for a batch, by the names of variables: (g, n), or (n,) for sizes of features."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one forward pass holds of a batch: these elements of these images, the images of an element side by side.
+
+    Parameters
+    ----------
+    elements : list of int
+        The identity first.
+    fresh : int
+        From which of them on they come for the first time: 1 where the identity was there before.
+    rows : slice
+        The images.
+    partners : Tensor (g, b)
+        On which of these images each of the elements acts in the null of what is not mixed.
+    half : Tensor (b,)
+        1 for images of the first half that channels are matched on, else 0; the number of the action that serves them.
+    """
+
+    elements: list[int]
+    fresh: int
+    rows: slice
+    partners: Tensor
+    half: Tensor
+
+    @property
+    def images(self) -> int:
+        """b."""
+        return self.rows.stop - self.rows.start
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole batch of n images: the partners of each in chains, (g, n), and in the shorter ones of maps; which are lost."""
+
+    partners: Tensor
+    map_partners: Tensor
+    is_lost: Tensor
+
+    @classmethod
+    def of(cls, chains: Sequence[range], map_chains: Sequence[range], is_lost: Tensor, order: int) -> "Whole":
+        """The batch that these chains make."""
+        device = is_lost.device
+        return cls(partners(chains, order).to(device), partners(map_chains, order).to(device), is_lost)
+
+    @property
+    def n(self) -> int:
+        """Images."""
+        return len(self.is_lost)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all layers of a pass have in common.
+
+    Parameters
+    ----------
+    action : Action
+        On images.
+    size : int
+        Images in the largest batch.
+    null : bool
+        Whether nulls are asked for.
+    device : torch.device
+    compiled : bool
+        Whether compiled sums are worth it.
+    returned : bool
+        Whether the images went there and back, g⁻¹gx: then nothing moves, and f̂(x) is f(x).
+    """
+
+    action: Action
+    size: int
+    null: bool
+    device: torch.device
+    compiled: bool = False
+    returned: bool = False
+
+
+class AsItComes:
+    """Metrics of one kind of features for which f̂ is f: value and null of (4) follow for every element as it comes.
+
+    Parameters
+    ----------
+    layer_actions : list of LayerAction
+        One, or one for each half of the images that channels are matched on.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], layer_actions: list[LayerAction], setting: Setting) -> None:
+        self.metrics = metrics
+        self.layer_actions = layer_actions
+        self.setting = setting
+        self.mean: Tensor | None = None
+        """The mean over positions of what came last, where the sums hold it."""
+        order = setting.action.group.order
+        self.values = torch.full((len(metrics), 2, order, setting.size), torch.nan, device=setting.device)
+        self.sizes = torch.full((setting.size,), torch.nan, dtype=torch.float64, device=setting.device)
+        self.dead = torch.zeros(2, setting.size, dtype=torch.float64, device=setting.device)
+        self.is_anywhere = torch.zeros(setting.size, dtype=torch.bool, device=setting.device)
+        """Whether a set has anything in it, under some element."""
+
+    def take(self, place: Place, orbit: Tensor) -> None:
+        """Take f(gx) of some images, (g, b, *z)."""
+        action = self.layer_actions[0]
+        if place.fresh == 0:
+            self.dead[:, place.rows] = 0
+            self.is_anywhere[place.rows] = False
+            if any(isinstance(metric.distance.scale, str) for metric in self.metrics):
+                self.sizes[place.rows] = _sizes(self.metrics, action.visible(orbit[0]))
+        self._take_sums(place, orbit)
+        self._take_others(place, orbit)
+
+    def _take_sums(self, place: Place, orbit: Tensor) -> None:
+        of_sums = [metric for metric in self.metrics if metric.distance.of_sums]
+        self.mean = None
+        if not of_sums:
+            return
+        value, null = orbit_sums(
+            orbit,
+            self.layer_actions,
+            place.elements,
+            place.partners,
+            place.half,
+            exact=any(metric.distance not in COSINES for metric in of_sums),
+            compiled=self.setting.compiled,
+        )
+        if self.layer_actions[0].compared is None:
+            self.mean = value.a / value.n
+        for metric in of_sums:
+            self._put(metric, place, 0, metric.distance(value))  # (4)
+            if self.setting.null:
+                self._put(metric, place, 1, metric.distance(null))
+        self._count_dead(place, value.aa == 0, value.aa.isfinite())
+
+    def _take_others(self, place: Place, orbit: Tensor) -> None:
+        others = [metric for metric in self.metrics if not metric.distance.of_sums]
+        if not others:
+            return
+        action = self.layer_actions[0]
+        target = orbit[0]  # (2), f̂ is f
+        moved = target[None]
+        if not self.setting.returned:
+            moved = torch.stack([action(g, target) for g in place.elements])
+        moved = action.visible(moved)
+        orbit = action.visible(orbit)
+        for metric in others:
+            if metric.distance.of_sets:
+                self.is_anywhere[place.rows] |= boxes.has_boxes(orbit).any(0)
+            self._put(metric, place, 0, metric.distance(orbit, moved))  # (4)
+            if self.setting.null:
+                self._put(metric, place, 1, metric.distance(shuffled(orbit, place.partners), moved))
+        if len(others) == len(self.metrics) and others[0].where == "maps":
+            self._count_dead(place, (orbit == 0).all(-2), orbit.isfinite().all(-2))
+
+    def _put(self, metric: Metric, place: Place, which: int, values: Tensor) -> None:
+        _check_shape(metric, values, (len(place.elements), place.images))
+        fresh = place.elements[place.fresh :]
+        self.values[self.metrics.index(metric), which, fresh, place.rows] = values[place.fresh :].float()
+
+    def _count_dead(self, place: Place, is_zero: Tensor, is_finite: Tensor) -> None:
+        """Count the channels that are zero for gx and for x, and all that are finite, from (g, b, C)."""
+        self.dead[:, place.rows] += _dead_channels(is_zero, is_finite, place.fresh)
+
+    def finish(self, whole: Whole) -> Found:
+        """The deviations of a whole batch; NaN where an image was lost."""
+        found: Found = {}
+        is_spoilt = whole.is_lost | whole.is_lost[whole.map_partners]
+        for metric, (value, null) in zip(self.metrics, self.values[..., : whole.n], strict=True):
+            is_lost = whole.is_lost
+            if metric.distance.of_sets:
+                is_lost = is_lost | ~self.is_anywhere[: whole.n]
+            found[metric.name] = value.masked_fill(is_lost, torch.nan)
+            if self.setting.null:
+                found[f"{metric.name}_null"] = null.masked_fill(is_spoilt, torch.nan)
+            if isinstance(metric.distance.scale, str):
+                found[f"{metric.name}_norm"] = self.sizes[: whole.n]
+        return found
+
+    def dead_channels(self, n: int) -> Tensor:
+        """How many channels are dead in each image, and how many there are: (2, n)."""
+        return self.dead[:, :n]
+
+
+class WhenWhole:
+    """Metrics of one kind of features of which f̂ mixes elements: their orbit is kept until the batch is whole."""
+
+    def __init__(self, metrics: Sequence[Metric], action: LayerAction, setting: Setting) -> None:
+        self.metrics = metrics
+        self.action = action
+        self.setting = setting
+        self.orbit = torch.empty(0)
+        self.pair_cosine = PairCosine()
+        mixed = ", ".join(action.group.elements[k] for k in action.kernel)
+        if len(action.kernel) > 1 and any(metric.distance.of_sets for metric in metrics):
+            raise Undefined(f"sets have no mean, which f̂ would be over {mixed}, since these move nothing")
+
+    def take(self, place: Place, orbit: Tensor) -> None:
+        """Take f(gx) of some images, (g, b, *z)."""
+        shape = (self.action.group.order, self.setting.size, *orbit.shape[2:])
+        if not self.orbit.numel():
+            self.orbit = orbit.new_empty(shape)
+        if self.orbit.shape != shape:
+            raise Undefined(
+                f"its features have shape {tuple(orbit.shape[2:])} in one forward pass and {tuple(self.orbit.shape[2:])} in "
+                "another; they need one shape for all images"
+            )
+        self.orbit[place.elements, place.rows] = orbit
+
+    def finish(self, whole: Whole) -> Found:
+        """The deviations of a whole batch; NaN where an image was lost."""
+        orbit = self.orbit[:, : whole.n]
+        mixes = len(self.action.kernel) > 1
+        if any(metric.normalised for metric in self.metrics):
+            self.pair_cosine.update(orbit[0][~whole.is_lost])
+        others = self._shuffled(orbit, whole, mixes=mixes)
+        of_partners = whole.partners if mixes else whole.map_partners
+        is_spoilt = whole.is_lost[of_partners].any(0) if mixes else whole.is_lost[of_partners] | whole.is_lost
+        found: Found = {}
+        for metric in self.metrics:
+            kernels = {"": None, "_from_x": (0,)} if mixes else {"": None}
+            for ending, kernel in kernels.items():
+                value = deviation(orbit, self.action, metric.distance, kernel=kernel)  # (4)
+                _check_shape(metric, value, (len(orbit), whole.n))
+                found[f"{metric.name}{ending}"] = value.masked_fill(whole.is_lost, torch.nan)
+                if not self.setting.null:
+                    continue
+                if metric.null == "elements":
+                    null = null_of_elements(orbit, self.action, metric.distance)
+                    found[f"{metric.name}{ending}_null"] = null.masked_fill(whole.is_lost, torch.nan)
+                else:
+                    null = deviation(others, self.action, metric.distance, kernel=kernel)
+                    found[f"{metric.name}{ending}_null"] = null.masked_fill(is_spoilt, torch.nan)
+            if isinstance(metric.distance.scale, str):
+                found[f"{metric.name}_norm"] = _sizes([metric], self.action.visible(orbit[0]))
+        return found
+
+    def _shuffled(self, orbit: Tensor, whole: Whole, *, mixes: bool) -> Tensor:
+        # what f̂ mixes must be different images, those of a whole chain; else any other image serves
+        if not self.setting.null:
+            return orbit
+        return shuffled(orbit, whole.partners if mixes else whole.map_partners)
+
+    def dead_channels(self, n: int) -> Tensor:
+        """How many channels are dead in each image, and how many there are: (2, n)."""
+        orbit = self.orbit[:, :n]
+        return _dead_channels((orbit == 0).all(-2), orbit.isfinite().all(-2), 0)
+
+
+def _dead_channels(is_zero: Tensor, is_finite: Tensor, fresh: int) -> Tensor:
+    """Channels that are zero for gx and for x, and all that are finite, from (g, b, C): (2, b)."""
+    dead = is_zero & is_zero[:1]
+    return torch.stack([dead[fresh:].sum((0, 2)), is_finite[fresh:].sum((0, 2))]).double()
+
+
+def _sizes(metrics: Sequence[Metric], features: Tensor) -> Tensor:
+    """‖f(x)‖ of each image, (b,); the root of the mean square where that is the scale of the metrics."""
+    features = features.double().flatten(1)
+    lengths = torch.linalg.vector_norm(features, dim=-1)
+    is_mean = any(metric.distance.scale == "rms" for metric in metrics)
+    return lengths / features.shape[1] ** 0.5 if is_mean else lengths
+
+
+def _check_shape(metric: Metric, values: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(values.shape) != shape:
+        raise TypeError(
+            f"{metric.name}: the distance {metric.distance.name} must give one value for each pair of features, so {shape}, "
+            f"got {tuple(values.shape)}"
+        )
+
+
+@dataclass
+class LayerPass:
+    """All metrics at one layer: what is collected of them, or the reason why they have no value there.
+
+    `take` runs in the hook, `finish` when the batch is whole.
+    """
+
+    layer: Layer
+    metrics: Sequence[Metric]
+    setting: Setting
+    reasons: dict[str, str] = field(default_factory=dict)
+    kernel_orders: dict[str, int] = field(default_factory=dict)
+    dead: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    ran: bool = False
+
+    def __post_init__(self) -> None:
+        self.collectors: dict[tuple, AsItComes | WhenWhole] = {}
+        self.kinds: dict[tuple, list[Metric]] = {}
+        for metric in self.metrics:
+            try:
+                metric.refuse(self.layer)
+            except Undefined as why:
+                self.reasons[metric.name] = str(why)
+                continue
+            kind = metric.where, metric.features, metric.action, metric.null
+            self.kinds.setdefault(kind, []).append(metric)
+        # maps first, whose sums hold the means that vectors are
+        self.kinds = dict(sorted(self.kinds.items(), key=lambda item: item[0][0] != "maps"))
+
+    def take(self, place: Place, given: Any, *, raw_of: tuple[int, int] | None = None) -> None:
+        """Take what the layer gave, in the hook; with `raw_of` the model's output for images of this size, whatever it is."""
+        self.ran = True
+        mean = None
+        for kind, metrics in list(self.kinds.items()):
+            where, features, *_ = kind
+            if (where == "raw") != (raw_of is not None):
+                continue
+            try:
+                if where == "raw":
+                    value = features(given, raw_of)
+                elif where == "vectors" and features is None and mean is not None:
+                    value = mean
+                else:
+                    value = metrics[0].of(self._read(place, given))
+                orbit = self._orbit(place, metrics[0], value)
+                collector = self.collectors.get(kind)
+                if collector is None:
+                    collector = self.collectors[kind] = self._collector(metrics, orbit.shape[-1])
+                collector.take(place, orbit)
+                if where == "maps" and features is None and isinstance(collector, AsItComes):
+                    mean = mean if collector.mean is None else collector.mean.flatten(0, 1)
+            except Undefined as why:
+                self.give_up(str(why), metrics)
+
+    def _read(self, place: Place, given: Tensor) -> Tensor:
+        """(g·b, P, C)."""
+        z = self.layer.read(given)
+        passed = len(place.elements) * place.images
+        if len(z) != passed:
+            raise Undefined(f"its output holds {len(z)} images in a forward pass of {passed}")
+        return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+
+    def _orbit(self, place: Place, metric: Metric, value: Any) -> Tensor:
+        """Features (g·b, *z) as an orbit (g, b, *z); TypeError for what is none."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            came = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"features of {metric.name} must be a tensor of floats, got {came}; convert them")
+        passed = len(place.elements) * place.images
+        if len(value) != passed:
+            raise TypeError(f"features of {metric.name} must have a row for each of {passed} images, got {len(value)}")
+        # what is made of a raw output may be on the processor
+        return value.to(self.setting.device).unflatten(0, (len(place.elements), place.images))
+
+    def _collector(self, metrics: Sequence[Metric], channels: int) -> AsItComes | WhenWhole:
+        """What fits the one question: does f̂ mix elements?"""
+        layer_actions = metrics[0].at(self.layer, self.setting.action, channels)
+        layer_actions = [action.to(self.setting.device) for action in layer_actions]
+        kernel = layer_actions[0].kernel
+        for metric in metrics:
+            self.kernel_orders[metric.name] = len(kernel)
+        if self.setting.returned:
+            return AsItComes(metrics, [_still(layer_actions[0])], self.setting)
+        if len(kernel) > 1 and len(layer_actions) > 1:
+            raise Undefined("channels are matched between elements that move positions, and here some move none")
+        # M and the null of elements need the orbit as well
+        if len(kernel) > 1 or metrics[0].null == "elements" or any(metric.normalised for metric in metrics):
+            return WhenWhole(metrics, layer_actions[0], self.setting)
+        return AsItComes(metrics, layer_actions, self.setting)
+
+    def give_up(self, reason: str, metrics: Sequence[Metric] | None = None) -> None:
+        """No value for these metrics, or for all that read the layer, for that reason; the first reason stays."""
+        if metrics is None:
+            metrics = [metric for metric in self.metrics if metric.where != "raw"]
+        for metric in metrics:
+            self.reasons.setdefault(metric.name, reason)
+        self.kinds = {kind: of_kind for kind, of_kind in self.kinds.items() if of_kind[0].name not in self.reasons}
+
+    def finish(self, whole: Whole) -> Found:
+        """What was found for a batch, by the names of variables."""
+        found: Found = {}
+        has_dead = False
+        for kind, metrics in list(self.kinds.items()):
+            collector = self.collectors[kind]
+            try:
+                found |= collector.finish(whole)
+            except Undefined as why:
+                self.give_up(str(why), metrics)
+                continue
+            if kind[:2] == ("maps", None) and not has_dead:
+                has_dead = True
+                self.dead += collector.dead_channels(whole.n)[:, ~whole.is_lost].sum(1).cpu()
+        return found
+
+    def pair_cosine(self, metric: Metric) -> PairCosine:
+        """M of a metric's features, as the state from which it follows."""
+        for kind, metrics in self.kinds.items():
+            collector = self.collectors.get(kind)
+            if metric in metrics and isinstance(collector, WhenWhole):
+                return collector.pair_cosine
+        return PairCosine()
+
+
+def _still(action: LayerAction) -> LayerAction:
+    """The action by which nothing moves, compared on the same positions."""
+    return LayerAction(action.name, action.group, action.grid, compared=action.compared)
+
+
+class Scores:
+    """Predictions and their probabilities for every (element, image) of a batch, of the output that has class scores.
+
+    Yes-or-no answers predict where there is one: class 1 where it is yes.
+    """
+
+    def __init__(self, outputs: Sequence[Layer], order: int, size: int, device: torch.device) -> None:
+        self.layer = next((layer for layer in outputs if layer.output and layer.output.kind in SCORES), None)
+        self.classes = 0
+        self.is_finite = torch.ones(order, size, dtype=torch.bool, device=device)
+        self.predictions = torch.full((order, size), -1, dtype=torch.int32, device=device)
+        self.confidences = torch.full((order, size), torch.nan, device=device)
+
+    def begin(self) -> None:
+        """Begin a batch."""
+        self.is_finite.fill_(True)
+        self.predictions.fill_(-1)
+        self.confidences.fill_(torch.nan)
+
+    def take(self, layer: Layer, place: Place, given: Tensor, *, is_return: bool) -> Tensor:
+        """Take what the model gave; gives scores, of probabilities their logarithms."""
+        if layer.output is not None and layer.output.kind == "probabilities":
+            given = given.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+        passed = len(place.elements), place.images
+        if is_return or len(given) != passed[0] * passed[1]:
+            return given
+        at = place.elements, place.rows
+        is_finite = given.isfinite().flatten(1).all(1).unflatten(0, passed)
+        self.is_finite[at] &= is_finite
+        if layer is self.layer and (layer.output.kind != "independent" or layer.channels == 1):
+            scores = given.flatten(1).double()
+            if layer.output.kind == "independent":
+                scores = two_classes(scores[:, 0])
+            self.classes = scores.shape[-1]
+            confidence, prediction = probabilities(scores).max(-1)
+            self.predictions[at] = prediction.int().unflatten(0, passed).masked_fill(~is_finite, -1)
+            self.confidences[at] = confidence.float().unflatten(0, passed).masked_fill(~is_finite, torch.nan)
+        return given
+
+    def finish(self, whole: Whole) -> Found:
+        """Predictions and confidences of a whole batch."""
+        if not self.classes:
+            return {}
+        return {
+            "prediction": self.predictions[:, : whole.n].masked_fill(whole.is_lost, -1),
+            "confidence": self.confidences[:, : whole.n].masked_fill(whole.is_lost, torch.nan),
+        }
+
+    def not_finite(self, n: int) -> list[list[int]]:
+        """The (element, image) of which the output is not finite."""
+        return (~self.is_finite[:, :n]).nonzero().tolist()
