@@ -3,14 +3,14 @@
 Knows torch and nothing of layers, labels or files. Costs one orbit of what it is given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from eedkit.theory.actions import LayerAction
-from eedkit.theory.distances import ChannelSums, Distance
+from eedkit.theory.distances import Distance
 
 SHORTEST_CHAIN = 4
 """Images in a chain of the null where the group is smaller."""
@@ -46,38 +46,12 @@ def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
         raise ValueError(f"kernel must name some of the orbit's {len(orbit)} elements, got {list(kernel)}")
     if len(kernel) == 1:
         return orbit[kernel[0]]
+    if len(kernel) == len(orbit):
+        return orbit.mean(0)
     return orbit[list(kernel)].mean(0)
 
 
-def integrand(distance: Distance, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
-    """m(f(gx), g f̂(x)), what (4) averages (Kvinge et al. 2022, eq. 4).
-
-    Parameters
-    ----------
-    distance : Distance
-        m.
-    a, b : Tensor (…, *z), Tensor (…, *z); or ChannelSums
-        f(gx) and g f̂(x), or the sums over positions of their channels.
-
-    Returns
-    -------
-    Tensor (…)
-
-    >>> from eedkit.theory import distances
-    >>> integrand(distances.euclidean, torch.tensor([3.0]), torch.tensor([1.0]))
-    tensor(2., dtype=torch.float64)
-    """
-    return distance(a, b)
-
-
-def deviation(
-    orbit: Tensor,
-    action: Callable[[int, Tensor], Tensor] | None,
-    distance: Distance,
-    kernel: Sequence[int],
-    *,
-    compared: Tensor | None = None,
-) -> Tensor:
+def deviation(orbit: Tensor, action: LayerAction, distance: Distance, *, kernel: Sequence[int] | None = None) -> Tensor:
     """The integrand m(f(gx), g f̂(x)) of (4) for every element and sample (Kvinge et al. 2022, eq. 4).
 
     The null is the same of the shuffled orbit: `deviation(shuffled(orbit, partners), …)` *[ours]*.
@@ -86,42 +60,32 @@ def deviation(
     ----------
     orbit : Tensor (g, b, *z)
         f(gx).
-    action : callable, or None
-        φ_Z, how G acts on the target: (index of g, Tensor (b, *z)) -> Tensor (b, *z). None: nothing moves.
+    action : LayerAction
+        φ_Z, how G acts on the target.
     distance : Distance
         m.
-    kernel : sequence of int
-        The kernel of the action.
-    compared : Tensor (P′,), or None
-        The positions of maps (b, P, C) that are compared, as of `LayerAction`; None: all.
+    kernel : sequence of int, or None
+        Over which elements f̂ is the mean; None: the kernel of the action. With `(0,)` f̂ is f, and this is m(f(gx), g f(x)).
 
     Returns
     -------
     Tensor (g, b)
 
     >>> from eedkit.theory import actions, distances
-    >>> deviation(torch.tensor([[[1.0]], [[3.0]]]), actions.trivial("C2"), distances.euclidean, kernel=[0, 1])
+    >>> orbit = torch.tensor([[[1.0]], [[3.0]]])
+    >>> deviation(orbit, actions.trivial("C2").on_vectors(1), distances.euclidean)
     tensor([[1.],
             [1.]], dtype=torch.float64)
     """
-    target = f_hat(orbit, kernel)  # (2)
-    if action is None or len(kernel) == len(orbit):
+    target = f_hat(orbit, action.kernel if kernel is None else kernel)  # (2)
+    if len(action.kernel) == len(orbit):
         moved = target[None]
     else:
-        moved = torch.stack([action(g, target) for g in range(len(orbit))])
-    if compared is not None:
-        orbit = orbit.index_select(-2, compared)
-        moved = moved.index_select(-2, compared)
-    return integrand(distance, orbit, moved)  # (4)
+        moved = torch.stack([target if g in action.kernel else action(g, target) for g in range(len(orbit))])
+    return distance(action.visible(orbit), action.visible(moved))  # (4)
 
 
-def deviation_from_other_elements(
-    orbit: Tensor,
-    action: LayerAction,
-    distance: Distance,
-    *,
-    compared: Tensor | None = None,
-) -> Tensor:
+def null_of_elements(orbit: Tensor, action: LayerAction, distance: Distance) -> Tensor:
     """The null of the element: the mean of m(f(gx), g′ f̂(x)) over every g′ that moves otherwise than g *[ours]*.
 
     For outputs that unrelated images may rightly share, so that no other image can serve. Relative values are 1 where f(gx) is
@@ -130,13 +94,7 @@ def deviation_from_other_elements(
 
     Parameters
     ----------
-    orbit : Tensor (g, b, *z)
-        f(gx).
-    action : LayerAction
-        φ_Z.
-    distance : Distance
-        m.
-    compared : Tensor (P′,), or None
+    orbit, action, distance
         As of `deviation`.
 
     Returns
@@ -145,34 +103,22 @@ def deviation_from_other_elements(
         NaN where every element is in the kernel: nothing moves otherwise.
 
     >>> from eedkit.theory import actions, distances
-    >>> turn = actions.coordinates("C4").of_channels(2)
+    >>> turn = actions.coordinates("C4").on_vectors(2)
     >>> orbit = torch.stack([turn(g, torch.tensor([[3.0, 4.0]])) for g in range(4)])
-    >>> deviation_from_other_elements(orbit, turn, distances.euclidean).mean(1).round(decimals=2)
+    >>> null_of_elements(orbit, turn, distances.euclidean).mean(1).round(decimals=2)
     tensor([0.0000, 8.0500, 8.0500, 8.0500], dtype=torch.float64)
     """
-    kernel = action.kernel
-    group = action.group
+    group, kernel = action.group, action.kernel
+    null = torch.full(orbit.shape[:2], torch.nan, dtype=torch.float64, device=orbit.device)
     if len(kernel) == group.order:
-        return torch.full(orbit.shape[:2], torch.nan, dtype=torch.float64, device=orbit.device)
+        return null
     target = f_hat(orbit, kernel)  # (2)
-    if compared is not None:
-        orbit = orbit.index_select(-2, compared)
-    by_moves = []
-    for other in range(group.order):
-        moved = action(other, target)
-        if compared is not None:
-            moved = moved.index_select(-2, compared)
-        by_moves.append(integrand(distance, orbit, moved[None]))
-    values = torch.stack(by_moves)
-    null = torch.full_like(values[0], torch.nan)
+    seen = action.visible(orbit)
+    values = torch.stack([distance(seen, action.visible(action(g, target))[None]) for g in range(group.order)])
     for g in range(group.order):
-        if g in kernel:
-            null[g] = values[g, g]
-        elif group.is_sample:  # no two of its elements are one
-            null[g] = values[[other for other in range(group.order) if other != g], g].mean(0)
-        else:
-            alike = [group.product(g, k) for k in kernel]
-            null[g] = values[[other for other in range(group.order) if other not in alike], g].mean(0)
+        alike = [g] if group.is_sample else group.products[g, list(kernel)].tolist()
+        others = [other for other in range(group.order) if other not in alike]
+        null[g] = values[g, g] if g in kernel else values[others, g].mean(0)
     return null
 
 
@@ -182,11 +128,10 @@ def chains(n: int, length: int) -> list[range]:
     >>> chains(9, length=4)
     [range(0, 4), range(4, 9)]
     """
-    starts = list(range(0, n, length))
-    if len(starts) > 1 and n - starts[-1] < length:
-        starts.pop()
-    stops = [*starts[1:], n]
-    return [range(start, stop) for start, stop in zip(starts, stops, strict=True)] if n else []
+    if n == 0:
+        return []
+    starts = [length * chain for chain in range(max(n // length, 1))]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], n], strict=True)]
 
 
 def partners(chains: Sequence[range], order: int) -> Tensor:
@@ -211,21 +156,20 @@ def partners(chains: Sequence[range], order: int) -> Tensor:
             [1, 2, 0],
             [2, 0, 1]])
     """
+    element = torch.arange(order)[:, None]
     columns = []
     for chain in chains:
         length = len(chain)
-        place = torch.arange(length)
-        element = torch.arange(order)[:, None]
         offset = torch.where(element == 0, 0, 1 + (element - 1) % max(length - 1, 1))
-        columns.append(chain.start + (place + offset) % length)
+        columns.append(chain.start + (torch.arange(length) + offset) % length)
     return torch.cat(columns, dim=1)
 
 
 def shuffled(orbit: Tensor, partners: Tensor) -> Tensor:
     """The shuffled orbit {f(g_k x_{i+k})}, of which the deviation is the null *[ours]*.
 
-    A permutation null: within each element the samples are permuted. What (4) gives for it is what "a moved copy is no more
-    alike than another image" looks like, so relative values are 1 there.
+    A permutation null: within each element the samples are permuted. At what (4) gives for it, a moved copy is as far away as
+    another image, so relative values are 1 there.
 
     Parameters
     ----------
@@ -249,8 +193,8 @@ def shuffled(orbit: Tensor, partners: Tensor) -> Tensor:
 class PairCosine:
     """M = (‖Σu‖² − n) / (n² − n), the mean cosine over pairs of different vectors, u the unit vectors *[closed form ours]*.
 
-    The latent normaliser of the paper (eq. 6), held as (Σu, n): mergeable over batches and machines, without an n×n matrix.
-    Vectors that are zero or not finite have no direction and are left out.
+    The latent normaliser of the paper (eq. 6), held as (Σu, n): without an n×n matrix, and the same however the vectors are
+    split. Vectors that are zero or not finite have no direction and are left out.
 
     >>> state = PairCosine()
     >>> state.update(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
@@ -258,24 +202,19 @@ class PairCosine:
     0.0
     """
 
-    total: Tensor | None = None
+    total: Tensor | float = 0.0
     n: int = 0
 
     def update(self, vectors: Tensor) -> None:
         """Add vectors (b, d)."""
-        vectors = vectors.to(torch.float64)
-        norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-        alive = (norms[:, 0] > 0) & norms[:, 0].isfinite()
-        self.merge(PairCosine((vectors[alive] / norms[alive]).sum(0), int(alive.sum())))
-
-    def merge(self, other: "PairCosine") -> None:
-        """Add another state, over other vectors."""
-        if other.total is not None:
-            self.total = other.total if self.total is None else self.total + other.total
-            self.n += other.n
+        vectors = vectors.double()
+        norms = torch.linalg.vector_norm(vectors, dim=-1)
+        has_direction = (norms > 0) & norms.isfinite()
+        self.total = self.total + (vectors[has_direction] / norms[has_direction, None]).sum(0)
+        self.n += int(has_direction.sum())
 
     def result(self) -> float:
         """M; NaN for fewer than two vectors."""
-        if self.total is None or self.n < 2:
+        if self.n < 2:
             return float("nan")
-        return float((self.total.square().sum() - self.n) / (self.n * self.n - self.n))
+        return float((torch.as_tensor(self.total).square().sum() - self.n) / (self.n**2 - self.n))  # (6)

@@ -1,13 +1,13 @@
 """Distances m as values: how far two points of the target space are apart, larger meaning less alike.
 
-Knows torch alone. Leading dimensions broadcast, so one call serves a whole orbit. The channelwise distances are functions
-of six sums over positions, so that one pass over the activations serves them all.
+Knows torch alone. Leading dimensions broadcast, so one call serves a whole orbit. Channelwise distances are functions of six
+sums over positions (`ChannelSums`), so that one pass over the activations serves them all.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ CONSTANT = 1e-12
 """A channel whose variance is below this part of its mean square is constant: what is left of it is rounding."""
 
 SMALLEST = 1e-150
-"""Squares between this and its inverse neither vanish nor overflow when two of them are multiplied in float64."""
+"""Sums of squares between this and its inverse have lost nothing to underflow or overflow."""
 
 
 @dataclass(frozen=True)
 class ChannelSums:
     """The sums over n positions by which every channelwise measure compares maps a and b, each (…, C) in float64.
+
+    They are what their names say, so that a custom function of them reads the same for any precision. Squares of numbers
+    between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow.
 
     >>> sums = ChannelSums.of(torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]]))
     >>> sums.cosine()
@@ -37,49 +40,53 @@ class ChannelSums:
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor) -> "ChannelSums":
-        """The sums of maps (…, P, C), each channel divided by its largest magnitude, so that no square leaves float64."""
-        a = _rescaled(a.double(), -2)
-        b = _rescaled(b.double(), -2)
+        """The sums of maps (…, P, C)."""
+        a = a.double()
+        b = b.double()
         return cls(a.shape[-2], a.sum(-2), b.sum(-2), (a * a).sum(-2), (b * b).sum(-2), (a * b).sum(-2))
 
     def cosine(self) -> Tensor:
         """cos(aᵢ, bᵢ) of every channel: 1 where both are zero, 0 where one is."""
-        return _cosine(self.aa, self.bb, self.ab)
+        return self._cosine
 
     def correlation(self) -> Tensor:
         """The same of channels less their means over positions; a constant channel counts as zero."""
-        aa = self._variance(self.a, self.aa)
-        bb = self._variance(self.b, self.bb)
+        aa, bb = self._variances
         return _cosine(aa, bb, self.ab - self.a * self.b / self.n)
 
-    def both_zero(self) -> Tensor:
-        """Where a channel is dead: zero in a and in b."""
+    def dead(self) -> Tensor:
+        """Where a channel is zero in a and in b."""
         return (self.aa == 0) & (self.bb == 0)
 
-    def both_constant(self) -> Tensor:
+    def constant(self) -> Tensor:
         """Where a channel is constant in a and in b."""
-        return (self._variance(self.a, self.aa) == 0) & (self._variance(self.b, self.bb) == 0)
+        aa, bb = self._variances
+        return (aa == 0) & (bb == 0)
 
-    def _variance(self, total: Tensor, squares: Tensor) -> Tensor:
-        variance = squares - total * total / self.n
-        return variance.masked_fill(variance <= CONSTANT * squares, 0.0)
+    @cached_property
+    def _cosine(self) -> Tensor:
+        return _cosine(self.aa, self.bb, self.ab)
+
+    @cached_property
+    def _variances(self) -> tuple[Tensor, Tensor]:
+        return _variance(self.n, self.a, self.aa), _variance(self.n, self.b, self.bb)
+
+
+def _variance(n: int, total: Tensor, squares: Tensor) -> Tensor:
+    """Σ (z − mean)², exactly 0 where it is rounding."""
+    variance = squares - total * total / n
+    return variance.masked_fill_(variance <= CONSTANT * squares, 0.0)
 
 
 def _cosine(aa: Tensor, bb: Tensor, ab: Tensor) -> Tensor:
-    # no product of two float64 sums of squared float32 numbers overflows or vanishes
-    norms = (aa * bb).sqrt()
+    norms = aa.sqrt() * bb.sqrt()
+    # where a norm is 0 so is ab, and the quotient is 0; a NaN stays
+    norms.clamp_min_(torch.finfo(torch.float64).tiny)
     cosine = (ab / norms).clamp_(-1, 1)
-    is_zero = norms == 0
+    is_zero = bb == 0
     if is_zero.any():
-        # 0 · ab is 0, or NaN beside a NaN, which stays
-        cosine = torch.where(is_zero, ((aa == 0) & (bb == 0)) + 0 * ab, cosine)
+        cosine += is_zero & (aa == 0)
     return cosine
-
-
-def _rescaled(z: Tensor, dim: int) -> Tensor:
-    """Divided by the largest magnitude along a dimension, where there is one: a cosine does not see it."""
-    largest = z.abs().amax(dim, keepdim=True)
-    return z / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,10 @@ class Distance:
     between : callable
         (a, b) with the point's dimensions last -> one value for each pair, shape of the leading dimensions. A distance with
         `of_sums` takes `ChannelSums` in their place.
+    equation : str
+        For docstrings and attributes.
     best : float
-        m(a, a); NaN where it depends on a.
+        m(a, a).
     upper : float
         The largest value there is.
     unit : str
@@ -105,9 +114,8 @@ class Distance:
         The size of a large difference, for judging whether a gap is rounding; "norm" where that is the length of the features,
         "rms" where it is the root of the mean of their squares.
     order : int
-        How m leaves its best value for b = a + δ: 2 with δ², 1 with |δ|. So rounding moves it by that power.
-    equation : str
-        For docstrings and attributes.
+        How m leaves its best value for b = a + δ: 2 with δ², 1 with |δ|. Relative values are the 1/order-th root of the
+        ratio of gaps, and rounding moves m by that power.
     of_sums : bool
         Whether m is a function of `ChannelSums`, for maps (…, P, C).
     of_sets : bool
@@ -119,21 +127,19 @@ class Distance:
 
     name: str
     between: Callable[..., Tensor]
-    best: float
-    upper: float
+    equation: str = ""
+    best: float = 0.0
+    upper: float = math.inf
     unit: str = "1"
     scale: float | str = 1.0
     order: int = 2
-    equation: str = ""
     of_sums: bool = False
     of_sets: bool = False
 
     def __call__(self, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
-        """m(a, b): (…, *z), (…, *z) -> (…); or m of the sums of a pair of maps."""
-        if not self.of_sums:
-            return self.between(a, b)
-        if isinstance(a, ChannelSums):
-            return self.between(a)
+        """m(a, b): (…, *z), (…, *z) -> (…); with `of_sums` also m of the sums of a pair of maps."""
+        if isinstance(a, ChannelSums) or not self.of_sums:
+            return self.between(a) if b is None else self.between(a, b)
         if b is None:
             raise TypeError(f"{self.name} compares two tensors, or the sums of a pair of maps; got one tensor")
         return self.between(ChannelSums.of(a, b))
@@ -142,29 +148,50 @@ class Distance:
 def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:
     a = a.double()
     b = b.double()
-    squares = a.square().sum(-1), b.square().sum(-1)
-    if not all(SMALLEST < float(part.min()) <= float(part.max()) < 1 / SMALLEST for part in squares if part.numel()):
-        a = _rescaled(a, -1)
-        b = _rescaled(b, -1)
-        squares = a.square().sum(-1), b.square().sum(-1)
-    return -_cosine(*squares, (a * b).sum(-1))
+    aa = (a * a).sum(-1)
+    bb = (b * b).sum(-1)
+    if not (_is_in_range(aa) and _is_in_range(bb)):
+        a = _rescaled(a)
+        b = _rescaled(b)
+        aa = (a * a).sum(-1)
+        bb = (b * b).sum(-1)
+    return -_cosine(aa, bb, (a * b).sum(-1))  # (6)
 
 
-def _over_channels(dead: str, sums: ChannelSums) -> Tensor:
-    if dead == "agree":
-        return -sums.cosine().mean(-1)
-    alive = ~sums.both_zero()
-    total = -(sums.cosine() * alive).sum(-1)
-    return total / (alive.sum(-1) if dead == "skip" else alive.shape[-1])
+def _is_in_range(squares: Tensor) -> bool:
+    return bool(((squares > SMALLEST) & (squares < 1 / SMALLEST)).all())
 
 
-def _correlation_over_channels(sums: ChannelSums) -> Tensor:
-    varying = ~sums.both_constant()
-    return -(sums.correlation() * varying).sum(-1) / varying.sum(-1)
+def _rescaled(z: Tensor) -> Tensor:
+    """Vectors divided by their largest magnitude, where they have one: a cosine does not see it."""
+    largest = z.abs().amax(-1, keepdim=True)
+    return z / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+
+
+def _mean_cosine(sums: ChannelSums) -> Tensor:
+    return -sums.cosine().mean(-1)  # (5)
+
+
+def _mean_cosine_dead_as_zero(sums: ChannelSums) -> Tensor:
+    return -(sums.cosine() * ~sums.dead()).mean(-1)
+
+
+def _mean_cosine_of_live(sums: ChannelSums) -> Tensor:
+    is_live = ~sums.dead()
+    return -(sums.cosine() * is_live).sum(-1) / is_live.sum(-1)
+
+
+def _mean_correlation_of_varying(sums: ChannelSums) -> Tensor:
+    varies = ~sums.constant()
+    return -(sums.correlation() * varies).sum(-1) / varies.sum(-1)
 
 
 def _euclidean(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
+
+
+def _mean_euclidean(a: Tensor, b: Tensor) -> Tensor:
+    return _euclidean(a, b).mean(-1)
 
 
 def _root_mean_square(a: Tensor, b: Tensor) -> Tensor:
@@ -175,17 +202,33 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1)
 
 
+def _kl_reverse(p: Tensor, q: Tensor) -> Tensor:
+    return _kl(q, p)
+
+
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     middle = (p + q) / 2
     return (_kl(p, middle) + _kl(q, middle)) / 2
+
+
+def _total_variation(p: Tensor, q: Tensor) -> Tensor:
+    return (p - q).abs().sum(-1) / 2
 
 
 def _hellinger(p: Tensor, q: Tensor) -> Tensor:
     return torch.linalg.vector_norm(p.sqrt() - q.sqrt(), dim=-1) / math.sqrt(2)
 
 
-def _over_positions(p: Tensor, q: Tensor) -> Tensor:
+def _mean_kl(p: Tensor, q: Tensor) -> Tensor:
     return _kl(p, q).mean(-1)
+
+
+def _mean_js(p: Tensor, q: Tensor) -> Tensor:
+    return _jensen_shannon(p, q).mean(-1)
+
+
+def _mean_tv(p: Tensor, q: Tensor) -> Tensor:
+    return _total_variation(p, q).mean(-1)
 
 
 def _jaccard(a: Tensor, b: Tensor) -> Tensor:
@@ -196,103 +239,111 @@ def _jaccard(a: Tensor, b: Tensor) -> Tensor:
     return 1 - overlap.sum(-1) / is_there.sum(-1)
 
 
-def _mean_euclidean(a: Tensor, b: Tensor) -> Tensor:
-    return _euclidean(a, b).mean(-1)
+def _jaccard_of_scores(a: Tensor, b: Tensor) -> Tensor:
+    return _jaccard(_masks(a), _masks(b))
 
 
-negative_cosine = Distance("negative_cosine", _negative_cosine, -1.0, 1.0, equation="−⟨a, b⟩ / (‖a‖ ‖b‖)")
+def _masks(scores: Tensor) -> Tensor:
+    """The likeliest class at every position, as one mask for each class: (…, P, k) of 0 and 1, NaN where a score is."""
+    classes = torch.arange(scores.shape[-1], device=scores.device)
+    masks = (scores.argmax(-1, keepdim=True) == classes).to(scores.dtype)
+    return masks.masked_fill_(scores.isnan().any(-1, keepdim=True), math.nan)
+
+
+negative_cosine = Distance("negative_cosine", _negative_cosine, "−⟨a, b⟩ / (‖a‖ ‖b‖)", best=-1.0, upper=1.0)
 """−cos(a, b) of vectors (…, d); two zero vectors agree (−1), a zero and a non-zero vector are orthogonal (0)."""
 
 channelwise_negative_cosine = Distance(
     "channelwise_negative_cosine",
-    partial(_over_channels, "agree"),
+    _mean_cosine,
+    "−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 1",
     best=-1.0,
     upper=1.0,
-    equation="−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 1",
     of_sums=True,
 )
 """(5): minus the mean over channels of the cosine of two maps (…, P, C), a channel being a vector of P numbers."""
 
 channelwise_negative_cosine_zero = Distance(
     "channelwise_negative_cosine_zero",
-    partial(_over_channels, "zero"),
+    _mean_cosine_dead_as_zero,
+    "−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 0",
     best=-1.0,
     upper=1.0,
-    equation="−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 0",
     of_sums=True,
 )
 """The reading in which dead channels count as cosine 0: what a plain library cosine gives. Its best value needs live channels."""
 
 channelwise_negative_cosine_skip = Distance(
     "channelwise_negative_cosine_skip",
-    partial(_over_channels, "skip"),
+    _mean_cosine_of_live,
+    "−mean over live channels of cos(aᵢ, bᵢ)",
     best=-1.0,
     upper=1.0,
-    equation="−mean over live channels of cos(aᵢ, bᵢ)",
     of_sums=True,
 )
 """The reading in which dead channels are left out; NaN where all are dead."""
 
 channelwise_negative_correlation = Distance(
     "channelwise_negative_correlation",
-    _correlation_over_channels,
+    _mean_correlation_of_varying,
+    "−mean over channels that vary of corr(aᵢ, bᵢ)",
     best=-1.0,
     upper=1.0,
-    equation="−mean over channels that vary of corr(aᵢ, bᵢ)",
     of_sums=True,
 )
 """The cosine of maps less their means over positions; channels constant in both are left out; NaN where all are *[ours]*."""
 
-euclidean = Distance("euclidean", _euclidean, 0.0, math.inf, scale="norm", order=1, equation="‖a − b‖₂")
+euclidean = Distance("euclidean", _euclidean, "‖a − b‖₂", scale="norm", order=1)
 """‖a − b‖₂ of vectors (…, d)."""
 
-root_mean_square = Distance(
-    "root_mean_square", _root_mean_square, 0.0, math.inf, scale="rms", order=1, equation="√(mean (a − b)²)"
-)
+mean_euclidean = Distance("mean_euclidean", _mean_euclidean, "(1/P) Σ_p ‖a_p − b_p‖₂", scale="rms", order=1)
+"""The mean distance of points, or of the vectors of a field, (…, P, C)."""
+
+root_mean_square = Distance("root_mean_square", _root_mean_square, "√(mean (a − b)²)", scale="rms", order=1)
 """The root of the mean square difference of two maps (…, P, C), over positions and channels."""
 
-kl = Distance("kl", _kl, 0.0, math.inf, unit="nat", equation="Σ p log(p / q)")
+kl = Distance("kl", _kl, "Σ p log(p / q)", unit="nat")
 """KL(p ‖ q) in nats of distributions (…, k); ∞ where q is 0 and p is not."""
 
-kl_reverse = Distance("kl_reverse", lambda p, q: _kl(q, p), 0.0, math.inf, unit="nat", equation="Σ q log(q / p)")
+kl_reverse = Distance("kl_reverse", _kl_reverse, "Σ q log(q / p)", unit="nat")
 """KL(q ‖ p): the other direction."""
 
 jensen_shannon = Distance(
     "jensen_shannon",
     _jensen_shannon,
-    best=0.0,
+    "½ KL(p ‖ (p+q)/2) + ½ KL(q ‖ (p+q)/2)",
     upper=math.log(2),
     unit="nat",
     scale=math.log(2),
-    equation="½ KL(p ‖ (p+q)/2) + ½ KL(q ‖ (p+q)/2)",
 )
 """Jensen-Shannon divergence in nats, between 0 and log 2; its square root is a metric."""
 
-total_variation = Distance(
-    "total_variation", lambda p, q: (p - q).abs().sum(-1) / 2, 0.0, 1.0, order=1, equation="½ Σ |p − q|"
-)
+total_variation = Distance("total_variation", _total_variation, "½ Σ |p − q|", upper=1.0, order=1)
 """Total variation, between 0 and 1."""
 
-hellinger = Distance("hellinger", _hellinger, 0.0, 1.0, order=1, equation="‖√p − √q‖₂ / √2")
+hellinger = Distance("hellinger", _hellinger, "‖√p − √q‖₂ / √2", upper=1.0, order=1)
 """Hellinger distance, between 0 and 1."""
 
-cross_entropy = Distance(
-    "cross_entropy", lambda p, q: -torch.xlogy(p, q).sum(-1), math.nan, math.inf, unit="nat", equation="−Σ p log q"
-)
-"""H(p, q) in nats. Its best value is H(p), which depends on p, so it has no relative value."""
-
-mean_kl = Distance("mean_kl", _over_positions, 0.0, math.inf, unit="nat", equation="(1/P) Σ_p Σ a_p log(a_p / b_p)")
+mean_kl = Distance("mean_kl", _mean_kl, "(1/P) Σ_p Σ a_p log(a_p / b_p)", unit="nat")
 """The mean over positions of KL(a ‖ b) of maps (…, P, k) whose positions are distributions, in nats *[ours]*."""
 
-jaccard = Distance(
-    "jaccard", _jaccard, 0.0, 1.0, order=1, equation="1 − mean over channels of Σ_p min(a, b) / Σ_p max(a, b)"
-)
+mean_js = Distance("mean_js", _mean_js, "(1/P) Σ_p JS(a_p, b_p)", upper=math.log(2), unit="nat", scale=math.log(2))
+"""The mean over positions of the Jensen-Shannon divergence of maps (…, P, k), in nats *[ours]*."""
+
+mean_tv = Distance("mean_tv", _mean_tv, "(1/P) Σ_p ½ Σ |a_p − b_p|", upper=1.0, order=1)
+"""The mean over positions of the total variation of maps (…, P, k) *[ours]*."""
+
+jaccard = Distance("jaccard", _jaccard, "1 − mean over channels of Σ_p min(a, b) / Σ_p max(a, b)", upper=1.0, order=1)
 """1 − IoU of masks (…, P, k), the mean over the channels that either has (Jaccard 1912; weighted: Ružička 1958)."""
 
-mean_euclidean = Distance(
-    "mean_euclidean", _mean_euclidean, 0.0, math.inf, scale="rms", order=1, equation="(1/P) Σ_p ‖a_p − b_p‖₂"
+jaccard_of_scores = Distance(
+    "jaccard_of_scores",
+    _jaccard_of_scores,
+    "1 − mean over classes of IoU of where each class has the largest score",
+    upper=1.0,
+    order=1,
 )
-"""The mean distance of points, or of the vectors of a field, (…, P, C)."""
+"""`jaccard` of the masks of the likeliest class, from scores (…, P, k): these are moved, and the class is taken afterwards *[ours]*."""
 
 DISTANCES = {
     distance.name: distance
@@ -303,16 +354,18 @@ DISTANCES = {
         channelwise_negative_cosine_skip,
         channelwise_negative_correlation,
         euclidean,
+        mean_euclidean,
         root_mean_square,
         kl,
         kl_reverse,
         jensen_shannon,
         total_variation,
         hellinger,
-        cross_entropy,
         mean_kl,
+        mean_js,
+        mean_tv,
         jaccard,
-        mean_euclidean,
+        jaccard_of_scores,
     )
 }
 """Every distance by name."""

@@ -1,29 +1,118 @@
-"""Finite groups as multiplication tables, samples of continuous ones, and what their elements do to an image.
+"""Finite groups, samples of continuous ones, and what their elements do to an image.
 
-Knows nothing of tensors, models or labels. Costs |G|² small integers.
+A motion says what an element does; motions multiply, so a group of motions needs no table of its own. Knows nothing of
+tensors, models or labels. Costs |G| log |G| products of motions and |G|² small integers.
 """
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import permutations
-from operator import itemgetter
-from typing import Any
 
-from eedkit.errors import unknown
+import numpy as np
 
-Move = tuple[str, Any]
-"""One step of what an element does to an image.
+from eedkit.errors import short, unknown
 
-("rotate", degrees counter-clockwise); ("mirror", 1) left-right; ("shift", part of the height) rolls downwards and
-("shift across", part of the width) to the right, both by whole pixels; ("slide", …) and ("slide across", …) do so by any
-distance; ("colours", numbers of the channels from which the channels come); ("negate", 1) changes the sign.
-"""
-LARGEST = 4096
+LARGEST = 512
 """Elements of the largest group: every image is measured under each of them, and the table has their square."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What an element does to an image: to its channels and their sign, then a rotation, a mirror and a translation.
+
+    `later @ earlier` is the motion that does `earlier` first. Equal motions are equal values: angles and translations are
+    reduced when the value is made, and channels that stay are left out.
+
+    Parameters
+    ----------
+    angle : Fraction
+        Degrees counter-clockwise, from 0 to 360.
+    is_mirrored : bool
+        Whether left and right are exchanged after the rotation.
+    down, right : Fraction
+        The translation after both, in parts of the height and of the width, from 0 to 1; opposite edges meet.
+    colours : tuple of int
+        From which channel each channel comes; empty where they stay.
+    is_negated : bool
+        Whether the sign changes.
+
+    Raises
+    ------
+    ValueError
+        `colours` does not name every channel once. From `@`, where the product is no motion of this form: a rotation by other
+        than quarter turns after a translation, or colours of different numbers of channels.
+
+    >>> (Motion(angle=90) @ Motion(is_mirrored=True)).angle
+    Fraction(270, 1)
+    """
+
+    angle: Fraction | int = Fraction(0)
+    is_mirrored: bool = False
+    down: Fraction | int = Fraction(0)
+    right: Fraction | int = Fraction(0)
+    colours: tuple[int, ...] = ()
+    is_negated: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "angle", Fraction(self.angle) % 360)
+        object.__setattr__(self, "down", Fraction(self.down) % 1)
+        object.__setattr__(self, "right", Fraction(self.right) % 1)
+        in_order = tuple(range(len(self.colours)))
+        if tuple(sorted(self.colours)) != in_order:
+            raise ValueError(f"colours must name each of the {len(in_order)} channels once, got {self.colours}")
+        object.__setattr__(self, "colours", () if tuple(self.colours) == in_order else tuple(self.colours))
+
+    def __matmul__(self, earlier: "Motion") -> "Motion":
+        # moving a rotation past a mirror turns it round
+        turn = -self.angle if earlier.is_mirrored else self.angle
+        down, right = self._turned(earlier.down, earlier.right)
+        return Motion(
+            angle=earlier.angle + turn,
+            is_mirrored=self.is_mirrored != earlier.is_mirrored,
+            down=self.down + down,
+            right=self.right + right,
+            colours=self._permuted(earlier.colours),
+            is_negated=self.is_negated != earlier.is_negated,
+        )
+
+    @property
+    def inverse(self) -> "Motion":
+        """The motion that undoes this one.
+
+        >>> Motion(angle=90, down=Fraction(1, 4)).inverse @ Motion(angle=90, down=Fraction(1, 4)) == Motion()
+        True
+        """
+        in_place = Motion(
+            angle=self.angle if self.is_mirrored else -self.angle,
+            is_mirrored=self.is_mirrored,
+            colours=tuple(self.colours.index(channel) for channel in range(len(self.colours))),
+            is_negated=self.is_negated,
+        )
+        return in_place @ Motion(down=-self.down, right=-self.right)
+
+    def _turned(self, down: Fraction | int, right: Fraction | int) -> tuple[Fraction | int, Fraction | int]:
+        """A translation after this rotation and mirror; only quarter turns are symmetries of an image whose edges meet."""
+        if not (down or right):
+            return down, right
+        if self.angle % 90:
+            raise ValueError(
+                f"a rotation by {float(self.angle):g}° cannot follow a shift, since only quarter turns keep the edges"
+            )
+        for _ in range(int(self.angle // 90)):
+            down, right = -right, down
+        return down, -right if self.is_mirrored else right
+
+    def _permuted(self, earlier: tuple[int, ...]) -> tuple[int, ...]:
+        """From which channel each channel comes after two permutations."""
+        if not (earlier and self.colours):
+            return earlier or self.colours
+        if len(earlier) != len(self.colours):
+            raise ValueError(f"one motion permutes {len(earlier)} channels and the next one {len(self.colours)}")
+        return tuple(earlier[channel] for channel in self.colours)
 
 
 @dataclass(frozen=True)
@@ -39,33 +128,56 @@ class Group:
     elements : sequence of str
         Labels, the identity first.
     table : sequence of sequences of int, or None
-        |G| rows of |G| indices; None for a sample of a continuous group, whose products are not among its elements.
-    moves : sequence of sequences of Move, or None
-        For every element, what it does to an image, first to last; None for a group without such a picture.
+        |G| rows of |G| indices; None takes them from the motions.
+    motions : sequence of Motion, or None
+        For every element, what it does to an image; None for a group without such a picture.
+    is_sample : bool
+        Whether these are sampled elements of a continuous group, whose products are not among them: there is no table.
 
     Raises
     ------
     ValueError
-        A label appears twice, there are more than `LARGEST` elements, or the table breaks an axiom; the message names the
-        elements.
+        A label appears twice, there are more than `LARGEST` elements, or the table or the motions break an axiom; the message
+        names the elements.
 
     >>> two = Group("Z2", ("e", "s"), ((0, 1), (1, 0)))
-    >>> two.order, two.inverse(1)
-    (2, 1)
+    >>> two.order, two.inverses
+    (2, (0, 1))
     """
 
     name: str
     elements: tuple[str, ...]
-    table: tuple[tuple[int, ...], ...] | None
-    moves: tuple[tuple[Move, ...], ...] | None = None
+    table: Sequence[Sequence[int]] | None = None
+    motions: tuple[Motion, ...] | None = None
+    is_sample: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "elements", tuple(self.elements))
+        n = len(self.elements)
+        if not n or len(set(self.elements)) != n:
+            raise ValueError(f"a group needs different labels for its elements, got {short(self.elements)}")
+        _check_order(self.name, n)
+        if self.motions is not None:
+            object.__setattr__(self, "motions", tuple(self.motions))
+            _check_motions(self)
+        if self.is_sample:
+            if self.table is not None:
+                raise ValueError(
+                    f"{self.name} is a sample, whose products are not among its elements; leave out its table"
+                )
+            return
+        if self.table is None and self.motions is None:
+            raise ValueError(f"{self.name} needs a table or motions; a sample of a continuous group has is_sample=True")
+        table = None
         if self.table is not None:
-            object.__setattr__(self, "table", tuple(tuple(map(int, row)) for row in self.table))
-        _check_elements(self)
-        if self.table is not None:
-            _check_axioms(self)
+            table = tuple(tuple(int(entry) for entry in row) for row in self.table)
+            _check_axioms(self.name, self.elements, table)
+        if self.motions is not None:
+            by_motions = _table_of_motions(self)
+            if table is not None and table != by_motions:
+                _refuse_table(self, table, by_motions)
+            table = by_motions
+        object.__setattr__(self, "table", table)
 
     @property
     def order(self) -> int:
@@ -76,213 +188,142 @@ class Group:
         """The index of an element given by label or by index; an unknown label lists the ones there are."""
         if isinstance(element, str):
             if element not in self.elements:
-                raise ValueError(f"{self.name} has no element {element!r}; its elements are {', '.join(self.elements)}")
+                raise ValueError(f"{self.name} has {unknown('element', element, self.elements)}")
             return self.elements.index(element)
         if not 0 <= element < self.order:
             raise ValueError(f"{self.name} has elements 0 to {self.order - 1}, got {element}")
         return element
 
-    @property
-    def is_sample(self) -> bool:
-        """Whether these are sampled elements of a continuous group."""
-        return self.table is None
-
-    def product(self, g: int, h: int) -> int:
-        """The index of gh (h first, then g); ValueError for a sample of a continuous group."""
-        return self.products[g][h]
-
     @cached_property
-    def inverses(self) -> tuple[int, ...]:
-        """The index of g⁻¹ for every g; ValueError for a sample of a continuous group."""
-        return tuple(row.index(0) for row in self.products)
-
-    @property
-    def products(self) -> tuple[tuple[int, ...], ...]:
-        """The table; ValueError for a sample of a continuous group."""
-        if self.table is None:
+    def products(self) -> np.ndarray:
+        """The table, (g, g); ValueError for a sample of a continuous group."""
+        if self.is_sample:
             raise ValueError(
                 f"{self.name} is a sample of a continuous group, whose products are not among its elements; this needs a "
                 "finite group such as C8"
             )
-        return self.table
+        return np.array(self.table)
 
     @cached_property
-    def effects(self) -> tuple["Effect", ...]:
-        """What each element does to an image, all its moves together; ValueError for a group without moves."""
-        if self.moves is None:
-            raise ValueError(f"{self.name} has no moves on the plane; give an Action of your own instead of a Group")
-        return tuple(effect(moves) for moves in self.moves)
-
-    def inverse(self, g: int) -> int:
-        """The index of g⁻¹."""
-        return self.inverses[g]
+    def inverses(self) -> tuple[int, ...]:
+        """The index of g⁻¹ for every g; ValueError for a sample of a continuous group."""
+        return tuple((self.products == 0).argmax(1).tolist())
 
     @property
     def angles(self) -> tuple[float, ...]:
-        """How far each element rotates, in degrees counter-clockwise, NaN without moves."""
-        if self.moves is None:
+        """How far each element rotates, in degrees counter-clockwise; NaN without motions."""
+        if self.motions is None:
             return (float("nan"),) * self.order
-        return tuple(float(sum(by for step, by in move if step == "rotate") % 360) for move in self.moves)
+        return tuple(float(motion.angle) for motion in self.motions)
 
     def __str__(self) -> str:
         return self.name
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What the moves of an element do to an image together: channels, then a rotation, a mirror, a translation.
-
-    Parameters
-    ----------
-    angle : Fraction
-        Degrees counter-clockwise, from 0 to 360.
-    is_mirrored : bool
-        Whether left and right are exchanged after the rotation.
-    down, right : Fraction
-        The translation after both, in parts of the height and of the width, from 0 to 1.
-    slides : bool
-        Whether the translation may end between two pixels.
-    colours : tuple of int
-        From which channel each channel comes; empty where they stay.
-    is_negated : bool
-        Whether the sign changes.
-    """
-
-    angle: Fraction = Fraction(0)
-    is_mirrored: bool = False
-    down: Fraction = Fraction(0)
-    right: Fraction = Fraction(0)
-    slides: bool = False
-    colours: tuple[int, ...] = ()
-    is_negated: bool = False
-
-    @property
-    def interpolates(self) -> bool:
-        """Whether values between pixels are needed."""
-        return self.slides or self.angle % 90 != 0
-
-
-def effect(moves: Iterable[Move]) -> Effect:
-    """What moves do together, first to last.
-
-    >>> effect([("mirror", Fraction(1)), ("rotate", Fraction(90))]).angle
-    Fraction(270, 1)
-    """
-    together = Effect()
-    for step, by in moves:
-        together = _then(together, step, by)
-    # what stays has one name, so that equal effects are equal values
-    if together.colours == tuple(range(len(together.colours))):
-        together = replace(together, colours=())
-    return together
-
-
-def _then(before: Effect, step: str, by: Any) -> Effect:
-    """The effect of a step after others."""
-    if step == "rotate":
-        # moving a rotation past a mirror turns it round
-        angle = before.angle - by if before.is_mirrored else before.angle + by
-        down, right = _turned(before.down, before.right, by)
-        return replace(before, angle=angle % 360, down=down, right=right)
-    if step == "mirror":
-        return replace(before, is_mirrored=not before.is_mirrored, right=-before.right % 1)
-    if step in ("shift", "slide"):
-        return replace(before, down=(before.down + by) % 1, slides=before.slides or step == "slide")
-    if step in ("shift across", "slide across"):
-        return replace(before, right=(before.right + by) % 1, slides=before.slides or step == "slide across")
-    if step == "colours":
-        come_from = before.colours or tuple(range(len(by)))
-        return replace(before, colours=tuple(come_from[channel] for channel in by))
-    if step == "negate":
-        return replace(before, is_negated=not before.is_negated)
-    known = "rotate, mirror, shift, shift across, slide, slide across, colours, negate"
-    raise ValueError(f"a group's move starts with one of {known}, got {step!r}")
-
-
-def _turned(down: Fraction, right: Fraction, by: Fraction) -> tuple[Fraction, Fraction]:
-    """A translation after a rotation; of a torus only quarter turns are symmetries."""
-    if by % 90 and (down or right):
-        raise ValueError(f"a rotation by {float(by):g}° cannot follow a shift, since only quarter turns keep the edges")
-    for _ in range(int(by % 360 // 90)):
-        down, right = -right % 1, down
-    return down, right
-
-
-def _check_elements(group: Group) -> None:
-    labels = group.elements
-    n = len(labels)
-    if not n or len(set(labels)) != n:
-        raise ValueError(f"a group needs different labels for its elements, got {labels}")
-    _check_order(group.name, n)
-    if group.moves is not None and len(group.moves) != n:
-        raise ValueError(f"{group.name} has {n} elements but {len(group.moves)} moves")
-
-
-def _check_axioms(group: Group) -> None:
-    table, labels, n = group.products, group.elements, len(group.elements)
-    if len(table) != n or any(len(row) != n for row in table):
-        raise ValueError(
-            f"{group.name} has {n} elements, so its table must be {n}×{n}, got rows of {[len(row) for row in table]}"
-        )
-    for row in table:
-        outside = [entry for entry in row if not 0 <= entry < n]
-        if outside:
-            raise ValueError(
-                f"{group.name} is not closed: every entry of its table must be an index from 0 to {n - 1}, got {outside[0]}; "
-                "add the element that is missing"
-            )
-    if any(table[0][g] != g or table[g][0] != g for g in range(n)):
-        raise ValueError(
-            f"{group.name}: the first element ({labels[0]}) must be the identity, and its row and column of the table 0 to "
-            f"{n - 1} in order; got the row {list(table[0])}"
-        )
-    for g in range(n):
-        if sorted(table[g]) != list(range(n)):
-            raise ValueError(f"{group.name}: {labels[g]} has no inverse, its row of the table repeats an element")
-    _check_associativity(group)
-
-
-def generators(table: Sequence[Sequence[int]]) -> Iterator[int]:
-    """Elements of which all others are products: each is none of the products of those before it.
-
-    >>> list(generators(cyclic(4).table))
-    [1]
-    """
-    chosen = []
-    generated = {0}
-    for element in range(len(table)):
-        if element in generated:
-            continue
-        yield element
-        chosen.append(element)
-        new = list(generated)
-        while new:
-            last = new.pop()
-            reached = {table[last][generator] for generator in chosen} - generated
-            generated |= reached
-            new.extend(reached)
-
-
-def _check_associativity(group: Group) -> None:
-    """(ab)c = a(bc) for every a and c, and for b the generators alone (Light's test): |G|² log |G| instead of |G|³.
-
-    The b for which it holds are closed under products, and each generator at least doubles what is generated.
-    """
-    table, labels = group.products, group.elements
-    for b in generators(table):
-        after_b = itemgetter(*table[b])
-        for a, row in enumerate(table):
-            if table[row[b]] != after_b(row):
-                c = next(c for c in range(len(table)) if table[row[b]][c] != row[table[b][c]])
-                a, b, c = labels[a], labels[b], labels[c]
-                raise ValueError(
-                    f"{group.name} is not associative: ({a} {b}) {c} differs from {a} ({b} {c}); correct these products in its table"
-                )
-
-
 def _check_order(name: str, order: int) -> None:
+    if order < 1:
+        raise ValueError(f"{name} has no elements, n must be at least 1; C1, say, is the group of the identity alone")
     if order > LARGEST:
-        raise ValueError(f"{name} has {order:,} elements; a group may have {LARGEST:,}, choose a smaller one")
+        raise ValueError(f"{name} has {order:,} elements; a group may have {LARGEST}, choose a smaller one")
+
+
+def _check_motions(group: Group) -> None:
+    motions = group.motions or ()
+    if len(motions) != group.order:
+        raise ValueError(f"{group.name} has {group.order} elements but {len(motions)} motions")
+    if motions[0] != Motion():
+        raise ValueError(
+            f"{group.name}: the first element ({group.elements[0]}) must be the identity, but it moves images"
+        )
+    by_motion: dict[Motion, str] = {}
+    for element, motion in zip(group.elements, motions, strict=True):
+        if motion in by_motion:
+            raise ValueError(f"{group.name}: {by_motion[motion]} and {element} are the same motion; leave one out")
+        by_motion[motion] = element
+
+
+def _table_of_motions(group: Group) -> tuple[tuple[int, ...], ...]:
+    """The products of the motions, of which only those with generators are computed: motions are associative."""
+    motions = group.motions or ()
+    index = {motion: g for g, motion in enumerate(motions)}
+
+    def row(g: int) -> np.ndarray:
+        products = [index.get(motions[g] @ motion, -1) for motion in motions]
+        if -1 in products:
+            first, second = group.elements[products.index(-1)], group.elements[g]
+            raise ValueError(
+                f"{group.name} is not closed: {first} and then {second} is the motion of no element; add the one that is missing"
+            )
+        return np.array(products)
+
+    rows, _ = _generated(group.order, row)
+    return tuple(tuple(rows[g].tolist()) for g in range(group.order))
+
+
+def _generated(order: int, row: Callable[[int], np.ndarray]) -> tuple[dict[int, np.ndarray], list[int]]:
+    """The table's rows by generators, which are few: row g has the products of g with every element.
+
+    `row` is asked of the generators alone; each is no product of those before it. Others follow from g′g h = g′(g h).
+    """
+    rows = {0: np.arange(order)}
+    generators: list[int] = []
+    rows_of_generators: list[np.ndarray] = []
+    for element in range(order):
+        if element in rows:
+            continue
+        generators.append(element)
+        rows_of_generators.append(row(element))
+        reached = list(rows)
+        while reached:
+            g = reached.pop()
+            for by_generator in rows_of_generators:
+                product = int(by_generator[g])
+                if product not in rows:
+                    rows[product] = by_generator[rows[g]]
+                    reached.append(product)
+    return rows, generators
+
+
+def _refuse_table(group: Group, table: Sequence[Sequence[int]], by_motions: Sequence[Sequence[int]]) -> None:
+    g, h = np.argwhere(np.array(table) != np.array(by_motions))[0]
+    second, first, wanted, found = (group.elements[k] for k in (g, h, table[g][h], by_motions[g][h]))
+    raise ValueError(
+        f"{group.name}: by its table {first} and then {second} is {wanted}, but by its motions {found}; leave out the table"
+    )
+
+
+def _check_axioms(name: str, labels: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    n = len(labels)
+    if len(rows) != n or any(len(row) != n for row in rows):
+        raise ValueError(
+            f"{name} has {n} elements, so its table must be {n}×{n}, got rows of {[len(row) for row in rows]}"
+        )
+    table = np.array(rows)
+    index = np.arange(n)
+    outside = np.argwhere((table < 0) | (table >= n))
+    if len(outside):
+        g, h = outside[0]
+        raise ValueError(
+            f"{name} is not closed: every entry of its table must be an index from 0 to {n - 1}, got {table[g, h]} for "
+            f"{labels[g]} {labels[h]}; add the element that is missing"
+        )
+    if (table[0] != index).any() or (table[:, 0] != index).any():
+        raise ValueError(
+            f"{name}: the first element ({labels[0]}) must be the identity, and its row and column of the table 0 to {n - 1} in "
+            f"order; got the row {short(table[0].tolist())}"
+        )
+    for g, row in enumerate(table):
+        if (np.sort(row) != index).any():
+            raise ValueError(f"{name}: {labels[g]} has no inverse, its row of the table repeats an element")
+    # (ab)c = a(bc) for all a when it holds for those of which all others are products (Light's test)
+    for generator in _generated(n, lambda g: table[g])[1]:
+        row = table[generator]
+        broken = np.argwhere(table[row] != row[table])
+        if len(broken):
+            a, b, c = (labels[k] for k in (generator, *broken[0]))
+            raise ValueError(
+                f"{name} is not associative: ({a} {b}) {c} differs from {a} ({b} {c}); correct these products"
+            )
 
 
 def cyclic(n: int) -> Group:
@@ -291,14 +332,9 @@ def cyclic(n: int) -> Group:
     >>> cyclic(4).elements
     ('e', 'r90', 'r180', 'r270')
     """
-    turns = [Fraction(360 * k, n) for k in range(_checked(n, "C"))]
-    twice = tuple(range(n)) * 2
-    return Group(
-        f"C{n}",
-        tuple(_rotation_label(turn) for turn in turns),
-        tuple(twice[i : i + n] for i in range(n)),
-        tuple((("rotate", turn),) if turn else () for turn in turns),
-    )
+    _check_order(f"C{n}", n)
+    motions = [Motion(angle=Fraction(360 * k, n)) for k in range(n)]
+    return Group(f"C{n}", tuple(_rotation_label(motion) for motion in motions), motions=tuple(motions))
 
 
 def dihedral(n: int) -> Group:
@@ -308,16 +344,9 @@ def dihedral(n: int) -> Group:
     ('e', 'r90', 'r180', 'r270', 'm', 'mr90', 'mr180', 'mr270')
     """
     _check_order(f"D{n}", 2 * n)
-    rotations = cyclic(n)
-    names = ["m" if label == "e" else f"m{label}" for label in rotations.elements]
-    # m^a r^i · m^b r^j = m^(a+b) r^(±i+j): moving a rotation past a mirror turns it round
-    turned = tuple(range(n)) * 2
-    flipped = tuple(range(n, 2 * n)) * 2
-    of_rotations = [(*turned[i : i + n], *flipped[n - i : 2 * n - i]) for i in range(n)]
-    of_mirrors = [(*flipped[i : i + n], *turned[n - i : 2 * n - i]) for i in range(n)]
-    moves = rotations.moves or ()
-    mirrored = tuple((*move, ("mirror", Fraction(1))) for move in moves)
-    return Group(f"D{n}", (*rotations.elements, *names), (*of_rotations, *of_mirrors), (*moves, *mirrored))
+    turns = [Fraction(360 * k, n) for k in range(n)]
+    motions = [Motion(angle=turn, is_mirrored=mirrored) for mirrored in (False, True) for turn in turns]
+    return Group(f"D{n}", tuple(_rotation_label(motion) for motion in motions), motions=tuple(motions))
 
 
 def mirror() -> Group:
@@ -326,7 +355,7 @@ def mirror() -> Group:
     >>> mirror().elements
     ('e', 'm')
     """
-    return Group("flip", ("e", "m"), ((0, 1), (1, 0)), ((), (("mirror", Fraction(1)),)))
+    return Group("flip", ("e", "m"), motions=(Motion(), Motion(is_mirrored=True)))
 
 
 def shift(rows: int, columns: int | None = None) -> Group:
@@ -337,20 +366,17 @@ def shift(rows: int, columns: int | None = None) -> Group:
     >>> shift(2, 2).elements
     ('e', 's0,1', 's1,0', 's1,1')
     """
-    if columns is None:
-        steps = range(_checked(rows, "shift"))
-        return Group(
-            f"shift{rows}",
-            tuple(f"s{k}" if k else "e" for k in steps),
-            cyclic(rows).table,
-            tuple((("shift", Fraction(k, rows)),) if k else () for k in steps),
-        )
-    downwards = shift(rows)
-    across = cyclic(_checked(columns, "shift"))
-    across_moves = tuple((("shift across", Fraction(k, columns)),) if k else () for k in range(columns))
-    both = product(downwards, Group(f"across{columns}", across.elements, across.table, across_moves))
-    labels = tuple(f"s{i},{k}" for i in range(rows) for k in range(columns))
-    return replace(both, name=f"shift{rows}x{columns}", elements=("e", *labels[1:]))
+    name = f"shift{rows}" if columns is None else f"shift{rows}x{columns}"
+    across = 1 if columns is None else columns
+    _check_order(name, min(rows, across, rows * across))
+    _check_order(name, rows * across)
+    labels = []
+    motions = []
+    for i in range(rows):
+        for k in range(across):
+            labels.append(f"s{i}" if columns is None else f"s{i},{k}")
+            motions.append(Motion(down=Fraction(i, rows), right=Fraction(k, across)))
+    return Group(name, ("e", *labels[1:]), motions=tuple(motions))
 
 
 def colours() -> Group:
@@ -360,11 +386,8 @@ def colours() -> Group:
     ('e', 'rbg', 'grb', 'gbr', 'brg', 'bgr')
     """
     come_from = list(permutations(range(3)))
-    labels = ["".join("rgb"[channel] for channel in one) for one in come_from]
-    # (g z)_i = z_σ_g(i), so that gh takes channel i from σ_h(σ_g(i))
-    table = [[come_from.index(tuple(h[channel] for channel in g)) for h in come_from] for g in come_from]
-    moves = tuple((("colours", one),) for one in come_from[1:])
-    return Group("rgb", ("e", *labels[1:]), tuple(map(tuple, table)), ((), *moves))
+    labels = ["".join("rgb"[channel] for channel in permutation) for permutation in come_from]
+    return Group("rgb", ("e", *labels[1:]), motions=tuple(Motion(colours=permutation) for permutation in come_from))
 
 
 def negation() -> Group:
@@ -373,127 +396,112 @@ def negation() -> Group:
     >>> negation().elements
     ('e', 'neg')
     """
-    return Group("sign", ("e", "neg"), ((0, 1), (1, 0)), ((), (("negate", Fraction(1)),)))
+    return Group("sign", ("e", "neg"), motions=(Motion(), Motion(is_negated=True)))
 
 
-def rotations(n: int = 16, seed: int = 0, jitter: int = 1) -> Group:
-    """A sample of SO(2): one rotation from each of n equal parts of the circle, drawn by seed (Haar measure) *[ours]*.
+def sample(family: str, n: int, seed: int = 0, jitter: int = 1) -> Group:
+    """A sample of SO(2), O(2) or T(2): one element from each of n equal parts of the circle, or n × n of a torus *[ours]*.
 
-    Part k lies about 360 k/n degrees. The identity stands for its own part, which biases a mean over elements by the order of
-    1/n², less than its standard error, of the order of n^(-3/2). Without jitter every rotation is in the middle of its part,
-    as in C_n.
+    Part k lies about 360 k/n degrees, or k/n of the height or width, and its element is drawn by seed (Haar measure). O(2) has
+    as many other rotations followed by the mirror. The identity stands for its own part, which biases a mean over elements by
+    the order of 1/n², less than its standard error, of the order of n^(-3/2). Without jitter every element is in the middle
+    of its part, as in C_n.
 
-    >>> rotations(4, jitter=0).angles
+    >>> sample("SO(2)", 4, jitter=0).angles
     (0.0, 90.0, 180.0, 270.0)
-    """
-    turns = [360 * part for part in _strata(_checked(n, "SO(2)?n="), random.Random(seed), jitter)]
-    moves = [(("rotate", turn),) if turn else () for turn in turns]
-    labels = tuple(_rotation_label(turn, 4) for turn in turns)
-    return Group(_sample_name("SO(2)", n, seed, jitter), labels, None, tuple(moves))
-
-
-def rotations_and_mirrors(n: int = 16, seed: int = 0, jitter: int = 1) -> Group:
-    """A sample of O(2): that of SO(2), and as many other rotations followed by the left-right mirror *[ours]*.
-
-    >>> rotations_and_mirrors(2, jitter=0).elements
+    >>> sample("O(2)", 2, jitter=0).elements
     ('e', 'r180', 'm', 'mr180')
-    """
-    of_rotations = rotations(n, seed, jitter)
-    draw = random.Random(f"mirrored {seed}")
-    turns = [360 * part for part in _strata(n, draw, jitter, keep_first=False)]
-    labels = [f"m{_rotation_label(turn, 4)}" if turn else "m" for turn in turns]
-    mirrored = [(("rotate", turn), ("mirror", Fraction(1))) for turn in turns]
-    name = _sample_name("O(2)", n, seed, jitter)
-    return Group(name, (*of_rotations.elements, *labels), None, (*(of_rotations.moves or ()), *mirrored))
-
-
-def translations(n: int = 4, seed: int = 0, jitter: int = 1) -> Group:
-    """A sample of the translations T(2) of an image whose edges meet: one from each of n × n equal parts *[ours]*.
-
-    >>> translations(2, jitter=0).elements
+    >>> sample("T(2)", 2, jitter=0).elements
     ('e', 't0,0.5', 't0.5,0', 't0.5,0.5')
     """
-    _check_order(f"T(2)?n={n}", _checked(n, "T(2)?n=") ** 2)
+    name = f"{family}?n={n}" + (f"&seed={seed}" if seed else "") + ("" if jitter else "&jitter=0")
+    _check_order(name, {"SO(2)": n, "O(2)": 2 * n, "T(2)": n * abs(n)}[family])
     draw = random.Random(seed)
-    labels = ["e"]
-    moves: list[tuple[Move, ...]] = [()]
-    for row in range(n):
-        for column in range(n):
-            down = _in_stratum(row, n, draw, jitter)
-            right = _in_stratum(column, n, draw, jitter)
-            if row or column:
-                labels.append(f"t{float(down):g},{float(right):g}")
-                moves.append((("slide", down), ("slide across", right)))
-    return Group(_sample_name("T(2)", n, seed, jitter), tuple(labels), None, tuple(moves))
+    if family == "T(2)":
+        motions = []
+        for row in range(n):
+            for column in range(n):
+                down = _drawn(row, n, draw, jitter)
+                motions.append(Motion(down=down, right=_drawn(column, n, draw, jitter)))
+        labels = [f"t{float(motion.down):g},{float(motion.right):g}" for motion in motions]
+    else:
+        motions = [Motion(angle=360 * _drawn(part, n, draw, jitter)) for part in range(n)]
+        if family == "O(2)":
+            draw = random.Random(f"mirrored {seed}")
+            motions += [Motion(angle=360 * _drawn(part, n, draw, jitter), is_mirrored=True) for part in range(n)]
+        labels = [_rotation_label(motion, digits=4) for motion in motions]
+    # whatever was drawn from the first part, the identity stands for it
+    return Group(name, ("e", *labels[1:]), motions=(Motion(), *motions[1:]), is_sample=True)
 
 
-def _strata(n: int, draw: random.Random, jitter: int, *, keep_first: bool = True) -> list[Fraction]:
-    """A number from each of n equal parts of [0, 1), the parts lying about multiples of 1/n; of the first one 0 itself."""
-    numbers = [_in_stratum(part, n, draw, jitter) for part in range(n)]
-    return [Fraction(0), *numbers[1:]] if keep_first else numbers
-
-
-def _in_stratum(part: int, n: int, draw: random.Random, jitter: int) -> Fraction:
-    """Where in its part, as a multiple of 1/10⁶ n so that labels and moves agree."""
+def _drawn(part: int, n: int, draw: random.Random, jitter: int) -> Fraction:
+    """A number from one of n equal parts of [0, 1), which lie about multiples of 1/n; a multiple of 1/10⁶ n."""
     off = draw.randrange(-(10**6) // 2, 10**6 // 2) if jitter else 0
-    return (Fraction(part, n) + Fraction(off, 10**6 * n)) % 1
+    return Fraction(10**6 * part + off, 10**6 * n)
 
 
-def _sample_name(family: str, n: int, seed: int, jitter: int) -> str:
-    options = f"?n={n}" + (f"&seed={seed}" if seed else "")
-    return family + options + ("" if jitter else "&jitter=0")
+def _rotation_label(motion: Motion, digits: int = 2) -> str:
+    turn = f"r{round(float(motion.angle), digits):.{digits + 3}g}" if motion.angle else ""
+    return ("m" if motion.is_mirrored else "") + turn or "e"
 
 
-def product(*factors: Group) -> Group:
-    """The direct product: tuples of elements, multiplied part by part; on images the last factor moves first.
+def product(left: Group, right: Group) -> Group:
+    """The direct product of two groups: pairs of elements, multiplied part by part; on images those of `right` move first.
 
-    Whether those moves commute, and so are an action, is the action's to check (`actions.spatial`); of samples of continuous
-    groups it is checked here.
+    Raises
+    ------
+    ValueError
+        On images an element of one does not commute with one of the other, or both have an element besides the identity.
 
     >>> product(parse("C2"), parse("flip")).elements
     ('e', 'm', 'r180', 'r180·m')
     """
-    left, *rest = factors
-    for right in rest:
-        name = f"{left.name}*{right.name}"
-        _check_order(name, left.order * right.order)
-        pairs = [(i, j) for i in range(left.order) for j in range(right.order)]
-        labels = ["·".join(x for x in (left.elements[i], right.elements[j]) if x != "e") or "e" for i, j in pairs]
-        if len(set(labels)) < len(labels):
-            labels = [f"({left.elements[i]},{right.elements[j]})" for i, j in pairs]
-        table = None
-        if left.table is not None and right.table is not None:
-            table = tuple(tuple(left.table[i][k] * right.order + right.table[j][m] for k, m in pairs) for i, j in pairs)
-        moves = None
-        if left.moves is not None and right.moves is not None:
-            moves = tuple((*right.moves[j], *left.moves[i]) for i, j in pairs)
-        if table is None:
-            _check_commuting(left, right)
-        left = Group(name, tuple(labels), table, moves)
-    return left
+    name = f"{left.name}*{right.name}"
+    _check_order(name, left.order * right.order)
+    labels = []
+    for a in left.elements:
+        for b in right.elements:
+            labels.append("·".join(label for label in (a, b) if label != "e") or "e")
+    if len(set(labels)) < len(labels):
+        labels = [f"({a},{b})" for a in left.elements for b in right.elements]
+    is_sample = left.is_sample or right.is_sample
+    if left.motions is not None and right.motions is not None:
+        return Group(name, tuple(labels), motions=_products_of_motions(name, left, right), is_sample=is_sample)
+    if is_sample:
+        return Group(name, tuple(labels), is_sample=True)
+    of_left = left.products.repeat(right.order, 0).repeat(right.order, 1)
+    of_right = np.tile(right.products, (left.order, left.order))
+    return Group(name, tuple(labels), (of_left * right.order + of_right).tolist())
 
 
-def _check_commuting(left: Group, right: Group) -> None:
-    """ValueError where an element of one group does not commute with one of the other."""
-    if left.moves is None or right.moves is None:
-        return
-    for a, of_left in zip(left.elements, left.moves, strict=True):
-        for b, of_right in zip(right.elements, right.moves, strict=True):
-            if effect((*of_left, *of_right)) != effect((*of_right, *of_left)):
+def _products_of_motions(name: str, left: Group, right: Group) -> tuple[Motion, ...]:
+    products = []
+    for a, of_left in zip(left.elements, left.motions or (), strict=True):
+        for b, of_right in zip(right.elements, right.motions or (), strict=True):
+            products.append(of_left @ of_right)
+            if of_right @ of_left != products[-1]:
                 raise ValueError(
-                    f"{left.name}*{right.name} is no direct product: {a} and then {b} is not {b} and then {a}; O(2) has the "
-                    "mirrors of SO(2)"
+                    f"{name} is no direct product: {a} and then {b} is not {b} and then {a}; turns and mirrors together are D4, or "
+                    "O(2)"
                 )
+    shared = set(left.motions or ()) & set(right.motions or ()) - {Motion()}
+    if shared:
+        element = right.elements[(right.motions or ()).index(shared.pop())]
+        raise ValueError(
+            f"{name} is no direct product: {left.name} and {right.name} both have {element}; take one of them"
+        )
+    return tuple(products)
 
 
 FAMILIES = {"C": cyclic, "D": dihedral, "shift": shift}
 """Groups that are named by a word and a number."""
 NAMED = {"flip": mirror, "rgb": colours, "sign": negation}
 """Groups that stand alone."""
-CONTINUOUS = {"SO(2)": rotations, "O(2)": rotations_and_mirrors, "T(2)": translations}
-"""Continuous groups, of which elements are sampled; the brackets may be left out."""
+CONTINUOUS = {"SO(2)": 16, "O(2)": 16, "T(2)": 4}
+"""Continuous groups, of which elements are sampled, and from how many parts; the brackets may be left out."""
+EXAMPLES = ("C2", "C4", "C8", "D1", "D2", "D4", "shift2", "shift4", "shift4x4", "shift4*flip", *NAMED, *CONTINUOUS)
 SYNTAX = (
-    "a number n may follow C (rotations), D (rotations and mirrors) and shift (rolls; shift4x4 in both directions); "
+    "a number n from 1 may follow C (rotations), D (rotations and mirrors) and shift (rolls; shift4x4 in both directions); "
     "flip, rgb and sign stand alone; SO(2), O(2) and T(2) are sampled, SO(2)?n=16&seed=0; * makes products"
 )
 
@@ -529,58 +537,32 @@ def parse(name: str | Group) -> Group:
         return name
     if not isinstance(name, str):
         raise TypeError(f"a group is a name such as 'C4' or a Group, got {type(name).__name__}")
-    parts = [part.strip() for part in name.split("*")]
-    if len(parts) > 1:
-        return product(*(parse(part) for part in parts))
-    if parts[0] in NAMED:
-        return NAMED[parts[0]]()
-    family, _, options = parts[0].partition("?")
+    if "*" in name:
+        left, _, right = name.rpartition("*")
+        return product(parse(left.strip()), parse(right.strip()))
+    name = name.strip()
+    if name in NAMED:
+        return NAMED[name]()
+    family, _, options = name.partition("?")
     bracketed = re.sub(r"^(SO|O|T)2$", r"\1(2)", family)
     if bracketed in CONTINUOUS:
-        return CONTINUOUS[bracketed](**_sample_options(name, options))
-    match = re.fullmatch(r"([A-Za-z]+)(\d+)(?:x(\d+))?", parts[0])
+        return sample(bracketed, **{"n": CONTINUOUS[bracketed], **_options(name, options)})
+    match = re.fullmatch(r"([A-Za-z]+)([0-9]{1,18})(?:x([0-9]{1,18}))?", name)
     if match and match[1] in FAMILIES and (match[3] is None or match[1] == "shift"):
-        numbers = [int(number) for number in match.group(2, 3) if number is not None]
-        return FAMILIES[match[1]](*numbers)
-    examples = [
-        "C2",
-        "C4",
-        "C8",
-        "D1",
-        "D2",
-        "D4",
-        "flip",
-        "shift2",
-        "shift4",
-        "shift4x4",
-        "shift4*flip",
-        "rgb",
-        "sign",
-    ]
-    examples += CONTINUOUS
-    raise ValueError(f"{unknown('group', name, examples, every=False)}; {SYNTAX}")
+        return FAMILIES[match[1]](*(int(number) for number in match.group(2, 3) if number))
+    raise ValueError(f"{unknown('group', name, EXAMPLES, every=False)}; {SYNTAX}")
 
 
-def _sample_options(name: str, text: str) -> dict[str, int]:
+def _options(name: str, text: str) -> dict[str, int]:
     """n, seed and jitter of a sample, from "n=16&seed=1"."""
-    options = {}
-    for part in filter(None, text.split("&")):
-        key, _, number = part.partition("=")
-        if key not in ("n", "seed", "jitter") or not re.fullmatch(r"\d{1,9}", number):
+    options: dict[str, int] = {}
+    for option in filter(None, text.split("&")):
+        match = re.fullmatch(r"(n|seed)=([0-9]{1,9})|(jitter)=([01])", option)
+        key, number = (match[1] or match[3], match[2] or match[4]) if match else ("", "")
+        if not match or key in options:
             raise ValueError(
-                f"the sample {name!r} has {part!r}; its options are n (how many parts), seed and jitter (1 or 0), whole "
-                "numbers, as in SO(2)?n=16&seed=1"
+                f"the sample {short(name)} has {short(option)}; its options are n (how many parts), seed and jitter (1 or 0), whole "
+                "numbers, each at most once, as in SO(2)?n=16&seed=1"
             )
         options[key] = int(number)
     return options
-
-
-def _checked(n: int, family: str) -> int:
-    if n < 1:
-        raise ValueError(f"{family}n needs n ≥ 1, got {n}; C1, say, is the group of the identity alone")
-    _check_order(f"{family}{n}", n)
-    return n
-
-
-def _rotation_label(turn: Fraction, digits: int = 2) -> str:
-    return f"r{round(float(turn), digits):.{digits + 3}g}" if turn else "e"
