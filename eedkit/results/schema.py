@@ -10,7 +10,7 @@ import xarray as xr
 
 from eedkit.errors import unknown
 
-SCHEMA = 2
+SCHEMA = 3
 """Grows when a Dataset written by this version cannot be read by an earlier one."""
 
 DIMS = ("model", "layer", "element", "sample")
@@ -23,9 +23,16 @@ BESIDE = {
 }
 """What is recorded beside the metrics."""
 
-CHAIN = "number of the null's chain, the unit that intervals resample"
+LIKE_METRIC = ("_null", "_from_x", "_from_x_null", "_round_trip")
+"""How the names end of what stands beside a metric and has its dimensions: the null of the shuffled orbit; m(f(gx), g f(x)),
+where f̂ mixes elements, and its null; m(f(g⁻¹gx), f(x)), where the action on images interpolates."""
 
-LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width", "kernel_order")
+ENDINGS = (*LIKE_METRIC, "_norm", "_pair_cosine", "_nan_reason", "_kernel_order")
+"""How the names end of everything that stands beside a metric; no metric's own name ends so."""
+
+CHAIN = "number of the null's chain, the unit of intervals of relative values"
+
+LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width")
 """Coordinates on (model, layer); compare across architectures by `depth`."""
 
 OF_INTERPOLATION = ("law_error",)
@@ -40,7 +47,7 @@ NO_LAYER = "the model has no such layer"
 PARTLY = "undefined for "
 """How the reasons start that are of single samples."""
 
-METRIC_ATTRS = ("long_name", "units", "best", "upper", "scale", "rounding", "equation", "source")
+METRIC_ATTRS = ("long_name", "units", "best", "upper", "order", "scale", "rounding", "equation", "source")
 
 
 class SchemaError(ValueError):
@@ -54,7 +61,19 @@ def metrics_of(ds: xr.Dataset) -> list[str]:
     ['latent']
     """
     names = [str(name) for name, variable in ds.data_vars.items() if "best" in variable.attrs]
-    return [name for name in names if not name.endswith("_null")]
+    return [name for name in names if not name.endswith(ENDINGS)]
+
+
+def from_x(ds: xr.Dataset, metric: str) -> str:
+    """The variable that says by element, image or class how far the metric is from the unmoved image *[ours]*.
+
+    Where f̂ mixes elements that is m(f(gx), g f(x)); elsewhere f̂ is f, and it is the metric itself.
+
+    >>> from_x(xr.Dataset({"latent": 0.0, "latent_from_x": 0.0}), "latent")
+    'latent_from_x'
+    """
+    name = f"{metric}_from_x"
+    return name if name in ds else metric
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:
@@ -89,7 +108,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
         problems.append("no metric (a variable with the attribute 'best')")
     for name in metrics:
         problems += [f"{name} has no attribute {attr!r}" for attr in METRIC_ATTRS if attr not in ds[name].attrs]
-        for variable in (name, f"{name}_null", f"{name}_floor"):
+        for variable in (name, *(name + ending for ending in LIKE_METRIC)):
             if variable in ds:
                 problems += _wrong_dims(ds[variable], (DIMS, tuple(d for d in DIMS if d != "layer")))
                 if ds[variable].dtype != np.float32:
@@ -121,13 +140,14 @@ def _dims_of(name: str, ds: xr.Dataset) -> tuple[str, ...]:
     """The dimensions that a variable of the schema had before a selection."""
     if name in BESIDE or name in DIMS:
         return BESIDE.get(name, (name,))
-    if name in (*LAYER_COORDS, *OF_INTERPOLATION) or name.endswith(("_nan_reason", "_pair_cosine")):
+    if name in (*LAYER_COORDS, *OF_INTERPOLATION) or name.endswith(("_nan_reason", "_kernel_order", "_pair_cosine")):
         return DIMS[:2]
-    metric = name.removesuffix("_null").removesuffix("_norm").removesuffix("_floor")
-    if metric in metrics_of(ds):
-        has_layers = f"{metric}_nan_reason" in ds.coords
-        dims = ("model", "sample") if name.endswith("_norm") else ("model", "element", "sample")
-        return ("layer", *dims) if has_layers else dims
+    for metric in metrics_of(ds):
+        ending = name.removeprefix(metric)
+        if ending in ("", "_norm", *LIKE_METRIC):
+            has_layers = f"{metric}_nan_reason" in ds.coords
+            dims = ("model", "sample") if ending == "_norm" else ("model", "element", "sample")
+            return ("layer", *dims) if has_layers else dims
     return COORD_DIMS.get(name, ("model",))
 
 
@@ -171,15 +191,17 @@ def is_partial(reason: str) -> bool:
 def refuse_other(written: int, what: str) -> None:
     """SchemaError when something was written with another schema than this eedkit's.
 
-    >>> refuse_other(1, "runs/a.zarr")
+    >>> refuse_other(2, "runs/a.zarr")
     Traceback (most recent call last):
-    eedkit.results.schema.SchemaError: runs/a.zarr was written with schema 1, whose nulls mean something else (this eedkit: 2); measure again
+    eedkit.results.schema.SchemaError: runs/a.zarr was written with schema 2, this eedkit reads 3, which puts relative values on \
+another scale and has deviations from the unmoved image and round trips; measure again
     """
     if int(written) > SCHEMA:
         raise SchemaError(f"{what} was written with schema {written}, this eedkit reads {SCHEMA}; upgrade eedkit")
     if int(written) < SCHEMA:
         raise SchemaError(
-            f"{what} was written with schema {written}, whose nulls mean something else (this eedkit: {SCHEMA}); measure again"
+            f"{what} was written with schema {written}, this eedkit reads {SCHEMA}, which puts relative values on another "
+            "scale and has deviations from the unmoved image and round trips; measure again"
         )
 
 

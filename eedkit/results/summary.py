@@ -1,20 +1,21 @@
 """Averages of pointwise results: G-EED with intervals, calibration against the null, paired comparisons, joins.
 
-Knows xarray, pandas and scipy, never torch. Costs `resamples` means over the samples, in batches of bounded memory.
+Knows xarray and pandas, never torch. Works on arrays (layer, sample) of one metric of one model, and reads one model at a time
+where a store holds many.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import ArrayLike
 
 from eedkit.errors import unknown
 from eedkit.results import schema
-from eedkit.results.intervals import ChainBootstrap
+from eedkit.results.intervals import Chains, mean_of, mean_residuals, ratio_residuals, sampling_error, t_interval
 
 SMALL = 2**26
 """Bytes of results that are read at once."""
@@ -22,95 +23,141 @@ SMALL_PAIR_COSINE = 0.05
 """M at or below this leaves latent / M without meaning."""
 NAMED = 3
 """Samples without a value that a reason names."""
+LEAST_ELEMENTS = 8
+"""Elements round a circle below which neighbours do not tell the error of sampling them, and f̂ of so few is biased."""
+SAMPLE = re.compile(r"(?P<family>SO\(2\)|O\(2\)|T\(2\))\?n=(?P<n>\d+)(&seed=\d+)?")
+"""The names of groups of which elements were drawn."""
 
 
 @dataclass(frozen=True)
-class _Estimate:
-    """One metric of one model at one layer: per-sample means over the elements, NaN where there is none, and what calibrates
-    them.
+class _Deviation:
+    """E and its null for one metric of one model: the means over the elements, by layer and sample; an output is one layer.
 
-    `zero` is the value that counts as no deviation: the best one, or the floor of interpolation. `rounding` is the null gap that
-    rounding alone may leave, `reason` says why samples have no value, `missing` why there is no
-    M or scale; `of_group` are columns that only some groups have. The accuracy is the model's, the same for all its estimates.
+    Parameters
+    ----------
+    values, nulls : (layer, sample)
+        NaN where a sample has none.
+    best, order : the distance's perfect value m*, and the power of |δ| with which it leaves it
+    rounding : (layer,)
+        The null gap that rounding alone may leave.
+    has_null : whether a null was measured
     """
 
-    keys: dict
-    accuracy: float
-    accuracy_reason: str
     values: np.ndarray
-    null: np.ndarray | None
+    nulls: np.ndarray
     best: float
-    zero: float
-    scale: float
-    rounding: float
-    pair_cosine: float
-    missing: str
-    reason: str
-    of_group: dict[str, float]
+    order: int
+    rounding: np.ndarray
+    has_null: bool
+
+    @cached_property
+    def n(self) -> np.ndarray:
+        """Samples that have a value, (layer,)."""
+        return (~np.isnan(self.values)).sum(-1)
+
+    @cached_property
+    def estimate(self) -> np.ndarray:
+        """E, (layer,)."""
+        return mean_of(self.values)
+
+    @cached_property
+    def null(self) -> np.ndarray:
+        """E of the shuffled orbit, (layer,)."""
+        return mean_of(self.nulls)
+
+    @cached_property
+    def ratio(self) -> np.ndarray:
+        """(E − m*) / (E_null − m*), (layer,)."""
+        return self.ratio_of(self.estimate)
 
     @property
-    def n(self) -> int:
-        """Samples that have a value."""
-        return int((~np.isnan(self.values)).sum())
+    def relative(self) -> np.ndarray:
+        """((E − m*) / (E_null − m*)) ^ (1 / order), (layer,)."""
+        return self.rooted(self.ratio)
 
-    @property
-    def resampled(self) -> list[np.ndarray]:
-        """The arrays whose means have intervals: the values, and the null where there is a relative value."""
-        if not self.n:
-            return []
-        return [self.values] if self.null is None or self.no_relative else [self.values, self.null]
+    def ratio_of(self, estimate: np.ndarray) -> np.ndarray:
+        """(estimate − m*) / (E_null − m*), (layer,); NaN where the null gap, or an estimate below m*, is not above rounding.
 
-    @property
-    def no_relative(self) -> str:
-        """Why there is no relative value; empty when there is one."""
-        if self.null is None:
+        An estimate that lies below m* within rounding counts as m*.
+        """
+        above_best = estimate - self.best
+        above_best = np.where((above_best < 0) & (above_best >= -self.rounding), 0.0, above_best)
+        gap = self.null - self.best
+        is_known = (gap > self.rounding) & (above_best >= 0)
+        return np.divide(above_best, gap, out=np.full(gap.shape, np.nan), where=is_known)
+
+    def rooted(self, ratio: np.ndarray) -> np.ndarray:
+        """A ratio on the scale of relative values; one below 0, as an interval's end may be, counts as 0."""
+        return np.maximum(ratio, 0.0) ** (1 / self.order)
+
+    def ratio_residuals(self, chains: Chains) -> np.ndarray:
+        """What each chain adds to the ratio, (layer, chain)."""
+        return ratio_residuals(self.values - self.best, self.nulls - self.best, self.ratio, chains)
+
+    def relative_interval(self, chains: Chains, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+        """The ends of the ratio's interval over chains, put through the root."""
+        low, high = t_interval(self.ratio, self.ratio_residuals(chains), confidence)
+        return self.rooted(low), self.rooted(high)
+
+    def relative_residuals(self, chains: Chains) -> np.ndarray:
+        """What each chain adds to the relative value, to first order, (layer, chain): the root's slope times the ratio's.
+
+        The slope is infinite at 0, where every value is m* and so every residual 0.
+        """
+        is_above = self.ratio > 0
+        slope = np.divide(self.relative, self.order * self.ratio, out=np.zeros(self.ratio.shape), where=is_above)
+        return slope[:, None] * self.ratio_residuals(chains)
+
+    def no_relative(self, layer: int) -> str:
+        """Why a layer that has values has no relative value; empty where it has one."""
+        if not self.has_null:
             return "measured without a null, or it was left out"
         if np.isnan(self.best):
             return "the distance has no best value"
-        if np.isnan(self.null).all():
+        if np.isnan(self.null[layer]):
             return "no sample has a null"
-        gap = np.nanmean(self.null) - self.zero
-        if self.zero != self.best and not gap > self.rounding:
-            return f"other images differ less (null {np.nanmean(self.null):.3g}) than interpolation leaves (floor {self.zero:.3g})"
-        if not gap > self.rounding:
-            return f"the null gap {gap:.2g} lies within rounding ({self.rounding:.2g}): the model tells no image from another here"
+        gap = self.null[layer] - self.best
+        rounding = self.rounding[layer]
+        if not gap > rounding:
+            return f"the null gap {gap:.2g} lies within rounding ({rounding:.2g}): the model tells no image from another here"
+        if np.isnan(self.ratio[layer]):
+            below = self.best - self.estimate[layer]
+            return f"E lies {below:.2g} below the best value {self.best:g}, which rounding ({rounding:.2g}) does not explain"
         return ""
 
-    def relative(self, value: ArrayLike, null: ArrayLike) -> np.ndarray:
-        """(E − m*) / (E_null − m*), or with the floor for m*; NaN for a resample whose null shows no difference."""
-        gap = np.asarray(null) - self.zero
-        return np.divide(np.asarray(value) - self.zero, gap, out=np.full(gap.shape, np.nan), where=gap > 0)[()]
+    def no_interval(self, layer: int, relative_low: np.ndarray) -> str:
+        """Why a layer that has values lacks an interval; empty where it lacks none."""
+        if self.n[layer] == 1:
+            return "one sample gives no interval"
+        if np.isnan(relative_low[layer]) and not np.isnan(self.ratio[layer]):
+            return "one chain of samples gives no interval of the relative value"
+        return ""
+
+    def where(self, is_kept: np.ndarray) -> "_Deviation":
+        """The same of a part of the samples, (layer, sample)."""
+        values = np.where(is_kept, self.values, np.nan)
+        nulls = np.where(is_kept, self.nulls, np.nan)
+        return replace(self, values=values, nulls=nulls)
 
 
-def summarise(
-    ds: xr.Dataset | xr.DataTree,
-    *,
-    full: bool = False,
-    above_floor: bool = False,
-    confidence: float = 0.95,
-    resamples: int = 999,
-    seed: int = 0,
-) -> pd.DataFrame:
+def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: float = 0.95) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
     One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names. Means are
-    over the samples that have a value. Intervals are percentile bootstrap intervals (`resamples=0`: none) whose unit is the
-    chain of images that share their shuffled orbits.
-
-    With `above_floor=True` what interpolation alone leaves is taken out: where there is a floor, relative values are
-    (E − floor) / (E_null − floor), below 0 for what is more equivariant than the images pooled to the layer's grid.
+    over the samples that have a value. Intervals are Student's t: that of E over images, that of the relative value over the
+    chains of images that share their shuffled orbits, from the residuals of E and of its null together.
 
     Columns
     -------
     estimate, low, high : E and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
-    best : m*, the value of a perfectly equivariant model; with `above_floor=True` the floor, where there is one
-    relative, relative_low, relative_high : (E − m*) / (E_null − m*): 0 is perfectly equivariant, 1 says that a moved copy is no
-        more alike than another image; its interval resamples E and E_null together *[ours]*
-    floor : what interpolation alone leaves, the value of the images pooled to the layer's grid; of groups that interpolate,
-        unless it is taken out
-    element_error : standard error of the estimate that comes from sampling elements of a continuous group, from the differences
-        of neighbours (which errs on the large side)
+    best : m*, the value of a perfectly equivariant model
+    relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order), where order is 2 for distances that grow with
+        the square of a small difference and 1 for the others: 0 is perfectly equivariant; at 1 a transformed copy is as far away
+        as a different image *[ours]*
+    round_trip : the same of m(f(g⁻¹gx), f(x)) in the place of E, for groups that interpolate: what moving the image there and back
+        costs on the relative scale, which bounds from above what interpolation adds to `relative` *[ours]*
+    element_error : standard error of the estimate that comes from sampling elements of a continuous group
     n : samples that have a value
     reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why
 
@@ -139,38 +186,34 @@ def summarise(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if isinstance(ds, xr.DataTree):
-        options = {
-            "full": full,
-            "above_floor": above_floor,
-            "confidence": confidence,
-            "resamples": resamples,
-            "seed": seed,
-        }
         tables = []
         for leaf in ds.leaves:
             path, _, group = leaf.path.strip("/").rpartition("/")
             # the images' spec, where the tree tells it: a path of their own would be another in a tree
             spec = str(leaf.attrs.get("data", "")).rpartition(" [")[0]
-            tables.append(summarise(leaf.to_dataset(), **options).assign(data=spec or path, group=group))
+            table = summarise(leaf.to_dataset(), full=full, confidence=confidence)
+            tables.append(table.assign(data=spec or path, group=group))
         return pd.concat(tables, ignore_index=True)
     ds = schema.validate(ds)
-    bootstrap = _bootstrap(ds, confidence, resamples, seed)
-    rows = []
-    for estimates in _by_model(ds, above_floor=above_floor):
-        means = _resampled([one.resampled for one in estimates], bootstrap)
-        for one, of_one in zip(estimates, means, strict=True):
-            row = _row(one, of_one, bootstrap)
-            rows.append(_with_further_columns(row, one) if full else row)
-    return pd.DataFrame(rows)
+    chains = _chains(ds)
+    parts = []
+    for about, one in _each_model(ds):
+        accuracy, accuracy_reason = _accuracy(one)
+        for metric in schema.metrics_of(ds):
+            columns = _summary(one, metric, chains, confidence, full=full)
+            if full:
+                columns |= {"accuracy": accuracy, "accuracy_reason": accuracy_reason}
+            parts.append({**about, **columns})
+    return _table(parts)
 
 
-def compare(
-    ds: xr.Dataset, baseline: str, *, confidence: float = 0.95, resamples: int = 999, seed: int = 0
-) -> pd.DataFrame:
+def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.DataFrame:
     """Paired differences of E between every model and a baseline, on the same samples.
 
     Positive means less invariant than the baseline. One row per other model, metric and layer that both have, with the
-    difference of E and of the relative value, each with a percentile bootstrap interval (unit: the chain).
+    difference of E and of the relative value. Both have Student's t intervals: that of E over the images' differences, that of
+    the relative value over the chains' differences of residuals, which the slope of the root, relative / (order · ratio), puts
+    on the relative scale (the delta method).
 
     Raises
     ------
@@ -187,76 +230,16 @@ def compare(
     ['b']
     """
     ds = schema.validate(ds)
-    if baseline not in ds.model.values:
-        raise ValueError(unknown("model", baseline, ds.model.values.tolist()))
-    by_model = dict(zip(ds.model.values.tolist(), _by_model(ds), strict=True))
-    bases = {(base.keys["metric"], base.keys["layer"]): base for base in by_model.pop(baseline)}
-    bootstrap = _bootstrap(ds, confidence, resamples, seed)
-    rows = []
-    for estimates in by_model.values():
-        pairs = []
-        for one in estimates:
-            base = bases.get((one.keys["metric"], one.keys["layer"]))
-            if base is not None:
-                pairs.append(_Pair(one, base))
-        means = _resampled([pair.resampled for pair in pairs], bootstrap)
-        rows += [_difference(pair, of_pair, bootstrap) for pair, of_pair in zip(pairs, means, strict=True)]
-    return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A model and the baseline, on the samples for which both have a value."""
-
-    one: _Estimate
-    base: _Estimate
-
-    @property
-    def no_relative(self) -> str:
-        """Why there is no relative difference; empty when there is one."""
-        return self.one.no_relative or self.base.no_relative
-
-    @property
-    def resampled(self) -> list[np.ndarray]:
-        """The arrays whose means have intervals: both values, and both nulls where there is a relative difference."""
-        both = ~np.isnan(self.one.values - self.base.values)
-        if not both.any():
-            return []
-        arrays = [self.one.values, self.base.values]
-        if self.one.null is not None and self.base.null is not None and not self.no_relative:
-            arrays += [self.one.null, self.base.null]
-        return [np.where(both, values, np.nan) for values in arrays]
-
-    def relative_difference(self, value: ArrayLike, of_base: ArrayLike, *nulls: ArrayLike) -> np.ndarray:
-        """The difference of the relative values."""
-        return self.one.relative(value, nulls[0]) - self.base.relative(of_base, nulls[1])
-
-
-def _difference(pair: _Pair, means: Sequence[np.ndarray], bootstrap: ChainBootstrap) -> dict:
-    """A row of `compare`."""
-    columns = ("difference", "low", "high", "relative_difference", "relative_low", "relative_high")
-    row = {**pair.one.keys, "baseline": pair.base.keys["model"], **dict.fromkeys(columns, np.nan)}
-    reasons = [pair.one.reason]
-    if pair.one.reason != pair.base.reason:
-        both = (pair.one, pair.base)
-        reasons = [f"{estimate.keys['model']}: {estimate.reason}" for estimate in both if estimate.reason]
-    arrays = pair.resampled
-    if arrays:
-        row["difference"] = np.nanmean(arrays[0] - arrays[1])
-        row["low"], row["high"] = bootstrap.interval(means[0] - means[1])
-        reasons.append(pair.no_relative)
-    if len(arrays) == 4:
-        row["relative_difference"] = pair.relative_difference(*(np.nanmean(values) for values in arrays))
-        row["relative_low"], row["relative_high"] = bootstrap.interval(pair.relative_difference(*means))
-    row["n"] = int((~np.isnan(arrays[0])).sum()) if arrays else 0
-    return row | {"reason": "; ".join(filter(None, reasons))}
-
-
-def _resampled(several: Sequence[list[np.ndarray]], bootstrap: ChainBootstrap) -> Iterator[list[np.ndarray]]:
-    """The resampled means of the arrays of each row, taken for all rows at once."""
-    means = iter(bootstrap.means(list(chain.from_iterable(several))))
-    for arrays in several:
-        yield list(islice(means, len(arrays)))
+    names = ds.model.values.tolist()
+    if baseline not in names:
+        raise ValueError(unknown("model", baseline, names))
+    chains = _chains(ds)
+    _, base = next(_each_model(ds.sel(model=[baseline])))
+    parts = []
+    for about, one in _each_model(ds.sel(model=[name for name in names if name != baseline])):
+        for metric in schema.metrics_of(ds):
+            parts.append({**about, **_differences(one, base, metric, chains, confidence)})
+    return _table(parts)
 
 
 def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
@@ -321,121 +304,204 @@ def _fill(ds: xr.Dataset) -> dict[Hashable, object]:
     return {**blank, "layer_type": "", "layout": "", **reasons}
 
 
-def _bootstrap(ds: xr.Dataset, confidence: float, resamples: int, seed: int) -> ChainBootstrap:
+def _chains(ds: xr.Dataset) -> Chains:
     """Where the chains are not known, every sample is one."""
-    chains = ds["chain"].values if "chain" in ds.coords else np.arange(ds.sizes["sample"])
-    return ChainBootstrap(chains, confidence=confidence, resamples=resamples, seed=seed)
+    return Chains(ds["chain"].values if "chain" in ds.coords else np.arange(ds.sizes["sample"]))
 
 
-def _by_model(ds: xr.Dataset, *, above_floor: bool = False) -> Iterator[list[_Estimate]]:
-    """The estimates of each model."""
-    about = [
-        name for name, c in ds.coords.items() if c.dims == ("model",) and name not in ("model", "weights", "classes")
-    ]
+def _each_model(ds: xr.Dataset) -> Iterator[tuple[dict[str, object], xr.Dataset]]:
+    """What is known of each model, and its values at the layers that it has."""
+    about = ["model"]
+    for name, coord in ds.coords.items():
+        if coord.dims == ("model",) and name not in ("model", "weights", "classes"):
+            about.append(str(name))
+    ds = ds.drop_vars([name for name in ds.data_vars if str(name).endswith(("_from_x", "_from_x_null"))])
     # one model's values at a time where a store holds many; what is small is read faster at once
     ds = ds.compute() if ds.nbytes < SMALL else ds
     for model in ds.model.values.tolist():
         one = ds.sel(model=model).compute()
-        accuracy, reason = _accuracy(one)
-        keys = {"model": model, **{name: one[name].item() for name in about}}
-        estimates = []
-        for metric in schema.metrics_of(ds):
-            estimates += _of_metric(one, metric, keys, accuracy, reason)
-        if above_floor:
-            estimates = [_above_floor(estimate) for estimate in estimates]
-        yield estimates
+        reasons = [coord.values for name, coord in one.coords.items() if str(name).endswith("_nan_reason")]
+        if reasons:
+            one = one.isel(layer=reasons[0] != schema.NO_LAYER)
+        yield {name: one[name].item() for name in about}, one
 
 
-def _of_metric(one: xr.Dataset, metric: str, keys: dict, accuracy: float, accuracy_reason: str) -> Iterator[_Estimate]:
-    """The estimates of one metric of one model: one per layer, or one for the output."""
-    attrs = one[metric].attrs
-    has_layers = "layer" in one[metric].dims
-
-    def by_layer(name: str, *over: str) -> np.ndarray:
-        values = one[name].astype("float64").mean(over, skipna=False).values
-        return values if has_layers else values[None]
-
-    values = by_layer(metric, "element")
-    n = values.shape[1]
-    nulls = by_layer(f"{metric}_null", "element") if f"{metric}_null" in one else [None] * len(values)
-    scales = np.full(len(values), np.nan)
-    no_scale = ""
-    if not isinstance(attrs["scale"], str):
-        scales[:] = attrs["scale"]
-    elif attrs["scale"] in one:
-        scales[:] = one[attrs["scale"]].astype("float64").mean("sample").values
-    else:
-        no_scale = f"without {attrs['scale']} there is no scale"
-    reasons = one[f"{metric}_nan_reason"].values.tolist() if has_layers else [attrs.get("nan_reason", "")]
-    layers = zip(one.layer.values.tolist(), one.depth.values.tolist(), strict=True) if has_layers else [("output", 1.0)]
-    for k, (layer, depth) in enumerate(layers):
-        if reasons[k] == schema.NO_LAYER:
-            continue
-        undefined = np.isnan(values[k])
-        pair_cosine, no_pair_cosine = _pair_cosine(one, metric, k, n - int(undefined.sum()))
-        yield _Estimate(
-            keys={**keys, "metric": metric, "layer": layer, "depth": depth},
-            accuracy=accuracy,
-            accuracy_reason=accuracy_reason,
-            values=values[k],
-            null=nulls[k],
-            best=attrs["best"],
-            zero=attrs["best"],
-            scale=float(scales[k]),
-            rounding=attrs["rounding"] * (float(scales[k]) if np.isfinite(scales[k]) else 1.0),
-            pair_cosine=pair_cosine,
-            missing="; ".join(filter(None, (no_scale, no_pair_cosine))),
-            reason=_why_undefined(one, undefined, reasons[k]),
-            of_group=_of_group(one, metric, k),
-        )
+def _table(parts: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """The columns of all parts below each other; what is no list or array holds for every layer of its part."""
+    columns: dict[str, list] = {name: [] for name in (parts[0] if parts else ())}
+    for part in parts:
+        for name, values in part.items():
+            if not isinstance(values, list | np.ndarray):
+                values = [values] * len(part["layer"])
+            columns[name] += list(values)
+    return pd.DataFrame(columns)
 
 
-def _above_floor(estimate: _Estimate) -> _Estimate:
-    """With what interpolation alone leaves for no deviation, and no longer beside it."""
-    others = {name: value for name, value in estimate.of_group.items() if name != "floor"}
-    floor = estimate.of_group.get("floor", np.nan)
-    return replace(estimate, of_group=others, zero=estimate.best if np.isnan(floor) else floor)
-
-
-def _of_group(one: xr.Dataset, metric: str, k: int) -> dict[str, float]:
-    """The columns of groups that interpolate, and of sampled ones, at the k-th layer."""
-    has_layers = "layer" in one[metric].dims
-    columns = {}
-    floors = [name for name in schema.metrics_of(one) if f"{name}_floor" in one]
-    if floors:
-        columns["floor"] = np.nan
-    if metric in floors:
-        columns["floor"] = float(one[f"{metric}_floor"].isel(layer=k).astype("float64").mean())
+def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *, full: bool) -> dict[str, object]:
+    """The columns of `summarise` for one metric of one model."""
+    deviation = _deviation(one, metric)
+    low, high = t_interval(deviation.estimate, mean_residuals(deviation.values), confidence)
+    relative_low, relative_high = deviation.relative_interval(chains, confidence)
+    reasons = []
+    for layer, missing in enumerate(_missing(one, metric, deviation.values)):
+        reasons.append([missing])
+        if deviation.n[layer]:
+            reasons[layer] += [deviation.no_relative(layer), deviation.no_interval(layer, relative_low)]
+    columns = {
+        **_places(one, metric),
+        "estimate": deviation.estimate,
+        "low": low,
+        "high": high,
+        "null": deviation.null,
+        "best": deviation.best,
+        "relative": deviation.relative,
+        "relative_low": relative_low,
+        "relative_high": relative_high,
+    }
+    if any(f"{name}_round_trip" in one for name in schema.metrics_of(one)):
+        columns["round_trip"] = np.nan
+        if f"{metric}_round_trip" in one:
+            round_trip = mean_of(_by_layer(one, f"{metric}_round_trip"))
+            columns["round_trip"] = deviation.rooted(deviation.ratio_of(round_trip))
     if "sampled" in one.element.attrs:
-        of_layer = one[metric].isel(layer=k) if has_layers else one[metric]
-        by_element = of_layer.astype("float64").mean("sample").values
-        differences = by_element - np.roll(by_element, 1)
-        columns["element_error"] = np.nan  # of one element there is none
-        if len(by_element) > 1:
-            columns["element_error"] = float(np.sqrt((differences**2).sum() / 2) / len(by_element))
+        columns["element_error"], no_error = _element_error(one, metric)
+        for layer in np.flatnonzero(deviation.n):
+            reasons[layer].append(no_error)
+    columns["n"] = deviation.n
+    columns["reason"] = reasons
+    if full:
+        scale, no_scale = _scale(one, metric)
+        pair_cosine, not_normalised = _pair_cosine(one, metric, deviation.n)
+        columns["scale"] = scale
+        columns["pair_cosine"] = pair_cosine
+        columns["normalised"] = np.where(pair_cosine > SMALL_PAIR_COSINE, deviation.estimate / pair_cosine, np.nan)
+        for layer in np.flatnonzero(deviation.n):
+            reasons[layer] += [no_scale, not_normalised[layer]]
+    columns["reason"] = ["; ".join(filter(None, of_layer)) for of_layer in reasons]
     return columns
 
 
-def _why_undefined(one: xr.Dataset, undefined: np.ndarray, of_layer: str) -> str:
-    """Which samples have no value, and why; empty when all have one."""
-    places = np.flatnonzero(undefined)
-    if not len(places):
+def _differences(
+    one: xr.Dataset, base: xr.Dataset, metric: str, chains: Chains, confidence: float
+) -> dict[str, object]:
+    """The columns of `compare` for one metric of a model and the baseline, at the layers that both have."""
+    if "layer" in one[metric].dims:
+        shared = [layer for layer in one.layer.values if layer in base.layer.values]
+        one = one.sel(layer=shared)
+        base = base.sel(layer=shared)
+    of_one = _deviation(one, metric)
+    of_base = _deviation(base, metric)
+    missing = zip(_missing(one, metric, of_one.values), _missing(base, metric, of_base.values), strict=True)
+    differences = of_one.values - of_base.values
+    of_one = of_one.where(~np.isnan(differences))
+    of_base = of_base.where(~np.isnan(differences))
+    difference = mean_of(differences)
+    low, high = t_interval(difference, mean_residuals(differences), confidence)
+    relative_difference = of_one.relative - of_base.relative
+    residuals = of_one.relative_residuals(chains) - of_base.relative_residuals(chains)
+    relative_low, relative_high = t_interval(relative_difference, residuals, confidence)
+    reasons = []
+    for layer, (of_model, of_baseline) in enumerate(missing):
+        parts = [of_model]
+        if of_model != of_baseline:
+            parts = [f"{name}: {text}" for name, text in ((one, of_model), (base, of_baseline)) if text]
+        if of_one.n[layer]:
+            parts.append(of_one.no_relative(layer) or of_base.no_relative(layer))
+            parts.append(of_one.no_interval(layer, relative_low))
+        reasons.append("; ".join(filter(None, parts)))
+    return {
+        **_places(one, metric),
+        "baseline": base.model.item(),
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "relative_difference": relative_difference,
+        "relative_low": relative_low,
+        "relative_high": relative_high,
+        "n": of_one.n,
+        "reason": reasons,
+    }
+
+
+def _places(one: xr.Dataset, metric: str) -> dict[str, object]:
+    """The columns that say where a metric was taken."""
+    if "layer" not in one[metric].dims:
+        return {"metric": metric, "layer": ["output"], "depth": [1.0]}
+    return {"metric": metric, "layer": one.layer.values, "depth": one.depth.values}
+
+
+def _deviation(one: xr.Dataset, metric: str) -> _Deviation:
+    """A metric of one model with its null."""
+    attrs = one[metric].attrs
+    values = _by_layer(one, metric)
+    has_null = f"{metric}_null" in one
+    scale, _ = _scale(one, metric)
+    return _Deviation(
+        values=values,
+        nulls=_by_layer(one, f"{metric}_null") if has_null else np.full_like(values, np.nan),
+        best=attrs["best"],
+        order=attrs["order"],
+        rounding=attrs["rounding"] * np.where(np.isfinite(scale), scale, 1.0),
+        has_null=has_null,
+    )
+
+
+def _by_layer(one: xr.Dataset, name: str, *, over: str = "element") -> np.ndarray:
+    """The means over the elements, (layer, sample), or those over the samples, (layer, element); an output is one layer.
+
+    A sample that lacks an element has no mean over them; samples that have no value are left out of a mean over samples.
+    """
+    variable = one[name]
+    if "layer" not in variable.dims:
+        variable = variable.expand_dims("layer")
+    values = variable.transpose("layer", "element", "sample").values
+    return values.mean(1, dtype=float) if over == "element" else mean_of(values.astype(float))
+
+
+def _scale(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
+    """The size of a large difference, (layer,), and why there is none."""
+    scale = one[metric].attrs["scale"]
+    layers = one[metric].sizes.get("layer", 1)
+    if not isinstance(scale, str):
+        return np.full(layers, float(scale)), ""
+    if scale not in one:
+        return np.full(layers, np.nan), f"without {scale} there is no scale"
+    norms = one[scale].astype("float64")
+    means = norms.mean([dim for dim in norms.dims if dim != "layer"])
+    return np.atleast_1d(means.values), ""
+
+
+def _missing(one: xr.Dataset, metric: str, values: np.ndarray) -> list[str]:
+    """Which samples have no value, and why, by layer; empty where all have one."""
+    is_output = "layer" not in one[metric].dims
+    reasons = [one[metric].attrs.get("nan_reason", "")] if is_output else one[f"{metric}_nan_reason"].values.tolist()
+    missing = []
+    for reason, of_layer in zip(reasons, values, strict=True):
+        places = np.flatnonzero(np.isnan(of_layer)).tolist()
+        if len(places) == len(of_layer) and reason and not schema.is_partial(reason):
+            missing.append(reason)
+        else:
+            missing.append(_of_samples(one, places))
+    return missing
+
+
+def _of_samples(one: xr.Dataset, places: Sequence[int]) -> str:
+    """Why samples at these places have no value."""
+    if not places:
         return ""
-    if len(places) == len(undefined) and of_layer and not schema.is_partial(of_layer):
-        return of_layer
     unread = []
     others = []
-    for place in places.tolist():
+    for place in places:
         flaw = one.flaw.values[place] if "flaw" in one.coords else ""
         if flaw:
             unread.append(flaw)
         else:
             others.append(str(one.sample.values[place]))
-    said = [_first(unread)] if unread else []
+    parts = [_first(unread)] if unread else []
     if others:
         # a mask leaves no trace but NaN, nor does a block of a study that is still to do
-        said.append(f"{_first(others)}: not finite, all zero, masked or not measured")
-    return f"{len(places)} of {len(undefined)} samples have no value ({'; '.join(said)})"
+        parts.append(f"{_first(others)}: not finite, all zero, masked or not measured")
+    return f"{len(places)} of {one.sizes['sample']} samples have no value ({'; '.join(parts)})"
 
 
 def _first(names: Sequence[str]) -> str:
@@ -443,18 +509,39 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _pair_cosine(one: xr.Dataset, metric: str, k: int, n: int) -> tuple[float, str]:
-    """M at the k-th layer, NaN with the reason where it was taken over others than the n samples that have a value."""
+def _pair_cosine(one: xr.Dataset, metric: str, n: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """M, (layer,), NaN where it was taken over others than the n samples that have a value; and why E / M has no value."""
+    pair_cosine = np.full(len(n), np.nan)
+    reasons = [""] * len(n)
     name = f"{metric}_pair_cosine"
     if name not in one:
-        return np.nan, ""
+        return pair_cosine, reasons
     over = one[name].attrs.get("samples")
-    # how many had no value when M was taken is known from the text alone
-    if over is not None and one[f"{metric}_nan_reason"].values[k] != schema.partly(over - n, over):
-        return np.nan, f"M was taken over {over} samples, not these {n}"
     # a mask over the samples repeats M for each of them
-    repeated = [dim for dim in one[name].dims if dim != "layer"]
-    return float(one[name].max(repeated).values[k]), ""
+    values = one[name].max([dim for dim in one[name].dims if dim != "layer"]).values
+    for layer, value in enumerate(values):
+        # how many had no value when M was taken is known from the text alone
+        if over is not None and one[f"{metric}_nan_reason"].values[layer] != schema.partly(over - n[layer], over):
+            reasons[layer] = f"M was taken over {over} samples, not these {n[layer]}"
+            continue
+        pair_cosine[layer] = value
+        if value <= SMALL_PAIR_COSINE:
+            reasons[layer] = f"M = {value:.3g} is not above {SMALL_PAIR_COSINE}, so E / M has no meaning"
+    return pair_cosine, reasons
+
+
+def _element_error(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
+    """The standard error that comes from sampling elements, (layer,), and why there is none."""
+    by_element = _by_layer(one, metric, over="sample")
+    sample = SAMPLE.fullmatch(one.attrs["group"])
+    if sample:
+        n = int(sample["n"])
+        parts, circles = {"SO(2)": ((n,), 1), "O(2)": ((2, n), 1), "T(2)": ((n, n), 2)}[sample["family"]]
+        if np.prod(parts) == by_element.shape[1] and np.prod(parts[-circles:]) >= LEAST_ELEMENTS:
+            return sampling_error(by_element.reshape(-1, *parts), circles), ""
+    return np.full(len(by_element), np.nan), (
+        f"the error of sampling elements is known of a whole sample of SO(2), O(2) or T(2), of {LEAST_ELEMENTS} parts or more"
+    )
 
 
 def _accuracy(one: xr.Dataset) -> tuple[float, str]:
@@ -483,38 +570,3 @@ def _accuracy(one: xr.Dataset) -> tuple[float, str]:
     if not counted.any():
         return np.nan, "no image has both a label and a prediction"
     return float((predicted == labels)[counted].mean()), ""
-
-
-def _row(one: _Estimate, means: Sequence[np.ndarray], bootstrap: ChainBootstrap) -> dict:
-    """A row of `summarise`."""
-    row = {**one.keys, **dict.fromkeys(("estimate", "low", "high", "null"), np.nan), "best": one.zero}
-    row |= dict.fromkeys(("relative", "relative_low", "relative_high"), np.nan)
-    row |= one.of_group
-    row |= {"n": one.n, "reason": one.reason}
-    if not one.n:
-        return row
-    reasons = [one.reason, one.no_relative]
-    row["estimate"] = np.nanmean(one.values)
-    row["low"], row["high"] = bootstrap.interval(means[0])
-    if len(bootstrap.starts) < 2:
-        reasons.append("one chain of samples gives no interval")
-    if one.null is not None and not np.isnan(one.null).all():
-        row["null"] = np.nanmean(one.null)
-    if not one.no_relative:
-        row["relative"] = one.relative(row["estimate"], row["null"])
-        row["relative_low"], row["relative_high"] = bootstrap.interval(one.relative(*means))
-    return row | {"reason": "; ".join(filter(None, reasons))}
-
-
-def _with_further_columns(row: dict, one: _Estimate) -> dict:
-    """A row of `summarise(full=True)`."""
-    row = row | {"scale": one.scale, "pair_cosine": one.pair_cosine, "normalised": np.nan}
-    row |= {"accuracy": one.accuracy, "accuracy_reason": one.accuracy_reason}
-    if not one.n:
-        return row
-    reasons = [row["reason"], one.missing]
-    if one.pair_cosine > SMALL_PAIR_COSINE:
-        row["normalised"] = row["estimate"] / one.pair_cosine
-    elif not np.isnan(one.pair_cosine):
-        reasons.append(f"M = {one.pair_cosine:.3g} is not above {SMALL_PAIR_COSINE}, so E / M has no meaning")
-    return row | {"reason": "; ".join(filter(None, reasons))}
