@@ -19,18 +19,10 @@ from eedkit.probe.metrics import Metric, probabilities, two_classes
 from eedkit.probe.sums import orbit_sums
 from eedkit.theory.actions import Action, LayerAction
 from eedkit.theory.deviation import PairCosine, deviation, null_of_elements, partners, shuffled
-from eedkit.theory.distances import (
-    channelwise_negative_cosine,
-    channelwise_negative_cosine_skip,
-    channelwise_negative_cosine_zero,
-)
 
 SCORES = ("scores", "probabilities", "independent")
 """Kinds of outputs that predict classes."""
 ABSENT = "it does not run in every forward pass"
-
-COSINES = (channelwise_negative_cosine, channelwise_negative_cosine_zero, channelwise_negative_cosine_skip)
-"""Distances that bear sums of float32 products: these differ by 5e-8 of a cosine, and sooner than a variance vanishes."""
 
 Found = dict[str, Tensor]
 """What was found for a batch, by the names of variables: (g, n), or (n,) for sizes of features."""
@@ -157,7 +149,6 @@ class AsItComes:
             place.elements,
             place.partners,
             place.half,
-            exact=any(metric.distance not in COSINES for metric in of_sums),
             compiled=self.setting.compiled,
         )
         if self.layer_actions[0].compared is None:

@@ -78,7 +78,9 @@ class Results:
             if isinstance(metric.distance.scale, str):
                 of_samples = (self.layers, self.n) if metric.has_layers else (self.n,)
                 self.arrays.setdefault(f"{metric.name}_norm", np.full(of_samples, np.nan, np.float32))
-            for k, (reason, kernel_order) in enumerate(zip(reasons[metric.name], kernel_orders[metric.name], strict=True)):
+            for k, (reason, kernel_order) in enumerate(
+                zip(reasons[metric.name], kernel_orders[metric.name], strict=True)
+            ):
                 at = k if metric.has_layers else ...
                 for ending in ("", "_null"):
                     from_x = self.arrays.get(f"{metric.name}_from_x{ending}")

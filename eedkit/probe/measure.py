@@ -80,7 +80,9 @@ class Options:
         if self.null not in (True, False, samples.WITHIN_CLASS):
             raise ValueError(f"null must be True, False or {samples.WITHIN_CLASS!r}, got {self.null!r}")
         if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise ValueError(f"batch_size must be a whole number from 1 on, or None to choose one, got {self.batch_size!r}")
+            raise ValueError(
+                f"batch_size must be a whole number from 1 on, or None to choose one, got {self.batch_size!r}"
+            )
         if self.null == samples.WITHIN_CLASS and any(metric.action is matched for metric in self.metrics):
             raise ValueError(
                 "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
@@ -103,7 +105,9 @@ class Options:
         if device.type == "mps":
             raise ValueError("device 'mps' has no float64, in which sums are taken; pass device='cpu'")
         if device.type == "meta":
-            raise ValueError("on the device 'meta' tensors have no values, and the weights would be lost; pass device='cpu'")
+            raise ValueError(
+                "on the device 'meta' tensors have no values, and the weights would be lost; pass device='cpu'"
+            )
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {str(device)!r} is not available here; pass device='cpu'")
         return device
@@ -277,8 +281,12 @@ def measure_block(
     order = options.action.group.order
     images = samples.by_number(images)
     if labels is not None and options.output != "independent" and samples.is_multi_hot(labels):
-        raise ValueError("the labels say several classes of an image, so the outputs are yes-or-no answers: pass output='independent'")
-    stream = samples.open_stream(images, labels=labels, seed=options.seed, order=order, null=options.null, places=places)
+        raise ValueError(
+            "the labels say several classes of an image, so the outputs are yes-or-no answers: pass output='independent'"
+        )
+    stream = samples.open_stream(
+        images, labels=labels, seed=options.seed, order=order, null=options.null, places=places
+    )
     halves = None
     if any(metric.action is matched for metric in options.metrics):
         halves = samples.open_halves(images, seed=options.seed)

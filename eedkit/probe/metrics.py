@@ -22,7 +22,20 @@ from eedkit.theory.distances import Distance
 WHERE = ("maps", "vectors", "output", "dense", "raw")
 """What a metric may compare."""
 RESERVED = (
-    *("model", "layer", "element", "sample", "weights", "classes", "angle", "label", "chain", "flaw", "step", "seconds"),
+    *(
+        "model",
+        "layer",
+        "element",
+        "sample",
+        "weights",
+        "classes",
+        "angle",
+        "label",
+        "chain",
+        "flaw",
+        "step",
+        "seconds",
+    ),
     *("depth", "layer_type", "layout", "channels", "height", "width", "law_error"),
     *("prediction", "confidence", "dead_fraction"),
 )
@@ -300,7 +313,9 @@ def _family() -> Iterable[Metric]:
     yield Metric("softmax_js", "output", js, "softmax Jensen-Shannon divergence", features=probabilities)
     tv = distances.total_variation
     yield Metric("softmax_tv", "output", tv, "softmax total variation", features=probabilities)
-    yield Metric("softmax_hellinger", "output", distances.hellinger, "softmax Hellinger distance", features=probabilities)
+    yield Metric(
+        "softmax_hellinger", "output", distances.hellinger, "softmax Hellinger distance", features=probabilities
+    )
 
     yield Metric("dense", "dense", cosine, f"{eq5} of the output", "eq. 5 on the output (ours)")
     kl_title = "mean KL divergence of pixels' classes"

@@ -45,7 +45,13 @@ class Forward:
     """
 
     def __init__(
-        self, model: nn.Module, call: Call, action: Action, shape: Sequence[int], device: torch.device, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        call: Call,
+        action: Action,
+        shape: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.model = model
         self.call = call

@@ -37,7 +37,6 @@ def orbit_sums(
     partners: Tensor,
     half: Tensor,
     *,
-    exact: bool,
     compiled: bool,
 ) -> tuple[ChannelSums, ChannelSums]:
     """The sums of a = f(gx) and b = g f(x), and those of the shuffled orbit, a = f(gx′), each (g, b, C).
@@ -53,8 +52,6 @@ def orbit_sums(
     partners : Tensor (g, b)
         The image x′ of each.
     half : Tensor (b,)
-    exact : bool
-        Whether products are taken in float64, and not in float32 and added in float64.
     compiled : bool
         Whether the compiled loop may be used, where it is installed.
     """
@@ -63,7 +60,7 @@ def orbit_sums(
     is_plain = orbit.dtype == torch.float32 and orbit.device.type == "cpu"
     loop = _loop() if tables is not None and is_plain else None
     if loop is not None:
-        sums = loop(orbit, *tables, partners, exact=exact)
+        sums = loop(orbit, *tables, partners)
     elif len(layer_actions) == 1:
         sums = _eager_sums(orbit, layer_actions[0], elements, partners)
     else:

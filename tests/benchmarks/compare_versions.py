@@ -38,7 +38,13 @@ def cases() -> dict[str, Callable[[], Any]]:
 
     def cnn(channels: int = 1) -> nn.Module:
         net = nn.Sequential(
-            *(nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(
+                nn.Conv2d(channels, 8, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ),
             *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)),
         )
         with torch.no_grad():
@@ -79,12 +85,27 @@ def cases() -> dict[str, Callable[[], Any]]:
             return images(30)[i], i % 3
 
     def measured(net: Callable[[], nn.Module], x: Any, group: str, metrics: Any = ALL, **options: Any) -> Callable:
-        return lambda: ek.measure(seeded(net), x, group=group, metrics=list(metrics), device="cpu", progress=False, **options)
+        return lambda: ek.measure(
+            seeded(net), x, group=group, metrics=list(metrics), device="cpu", progress=False, **options
+        )
 
     torn = images(37)
     torn[5] = torch.nan
     found = {}
-    for group in ("flip", "C4", "D4", "shift4", "shift8", "shift2x2", "C8", "D3", "SO(2)?n=5", "O(2)?n=2", "T(2)?n=2", "sign"):
+    for group in (
+        "flip",
+        "C4",
+        "D4",
+        "shift4",
+        "shift8",
+        "shift2x2",
+        "C8",
+        "D3",
+        "SO(2)?n=5",
+        "O(2)?n=2",
+        "T(2)?n=2",
+        "sign",
+    ):
         found[f"cnn {group}"] = measured(cnn, images(37), group, batch_size=16)
     found["cnn C4 all layers"] = measured(cnn, images(37), "C4", layers="all")
     found["cnn C4 batch 1"] = measured(cnn, images(21), "C4", batch_size=1)
@@ -102,12 +123,18 @@ def cases() -> dict[str, Callable[[], Any]]:
     found["rgb"] = measured(lambda: cnn(3), images(40, 3), "rgb", [*OF_MAPS, *OF_SCORES], batch_size=16)
     found["C4*rgb"] = measured(lambda: cnn(3), images(60, 3), "C4*rgb", [*OF_MAPS, *OF_SCORES], batch_size=16)
     found["C8*sign"] = measured(lambda: cnn(3), images(40, 3, 9), "C8*sign")
-    found["segmenter"] = measured(segmenter, images(30), "D4", ["dense", "segmentation", "segmentation_iou", "channelwise"])
+    found["segmenter"] = measured(
+        segmenter, images(30), "D4", ["dense", "segmentation", "segmentation_iou", "channelwise"]
+    )
     found["segmenter C8"] = measured(segmenter, images(30, 1, 9), "C8", ["dense", "segmentation", "segmentation_iou"])
     found["tokens"] = measured(Tokens, images(30, 3, 16), "C4", layers="all")
     regular = lambda: seeded(lambda: ek.lab.networks.GroupCNN(classes=4, group="C4", widths=(4, 4)))  # noqa: E731
     found["regular"] = lambda: ek.measure(
-        regular(), images(20, 1, 9), group="C4", metrics=["channelwise", "channelwise_regular", "latent"], progress=False
+        regular(),
+        images(20, 1, 9),
+        group="C4",
+        metrics=["channelwise", "channelwise_regular", "latent"],
+        progress=False,
     )
     return found
 
@@ -128,7 +155,10 @@ def run(words: list[str], out: str) -> None:
 def compare(before: Any, after: Any) -> list[str]:
     """A line for every difference of two Datasets."""
     if isinstance(before, Exception) or isinstance(after, Exception):
-        return [f"before {type(before).__name__} {str(before)[:90]}", f"after {type(after).__name__} {str(after)[:300]}"]
+        return [
+            f"before {type(before).__name__} {str(before)[:90]}",
+            f"after {type(after).__name__} {str(after)[:300]}",
+        ]
     lines = []
     new = sorted(set(map(str, after.variables)) - set(map(str, before.variables)))
     gone = sorted(set(map(str, before.variables)) - set(map(str, after.variables)))
@@ -148,7 +178,9 @@ def compare(before: Any, after: Any) -> list[str]:
             vanished = int((~np.isnan(a) & np.isnan(b)).sum())
             worst = float(np.nanmax(np.abs(a - b), initial=0.0)) if a.size and not np.isnan(a - b).all() else 0.0
             if appeared or vanished or worst > 2e-7:
-                lines.append(f"{name}: worst {worst:.1e}, {appeared} NaN have a value now, {vanished} values are NaN now")
+                lines.append(
+                    f"{name}: worst {worst:.1e}, {appeared} NaN have a value now, {vanished} values are NaN now"
+                )
     return lines
 
 
