@@ -29,10 +29,8 @@ class LayerAction:
 
     Parameters
     ----------
-    name : str
-        What the action is called in results and errors.
-    group : Group
-        The group that acts.
+    name, group
+        As of `Action`.
     grid : (height, width)
         The P positions are the cells of this grid, row by row.
     positions : Tensor (g, P), or None
@@ -40,15 +38,13 @@ class LayerAction:
     channels : Tensor (g, C) or (g, C, C), or None
         For every element from which channel each channel comes, or the matrix that mixes them; None: they stay.
     move : callable, or None
-        (index of g, tensor (…, H, W)) -> the moved tensor, for actions that interpolate.
+        `Move` of an action that interpolates.
     compared : Tensor (P′,), or None
         The positions that the action keeps among themselves, so that maps are compared on them; None: all.
 
     >>> quarter = spatial("C4").on((2, 2), channels=1)
     >>> quarter("r90", torch.tensor([[1], [2], [3], [4]])).flatten()
     tensor([2, 4, 1, 3])
-    >>> quarter.kernel, spatial("C4").on((1, 1), channels=1).kernel
-    ((0,), (0, 1, 2, 3))
     """
 
     name: str
@@ -77,11 +73,6 @@ class LayerAction:
         """Whether an element is no permutation of positions, so that norms change and the group law is not exact."""
         return self.move is not None
 
-    @property
-    def moves_nothing(self) -> bool:
-        """Whether every element leaves everything as it is, whatever the size."""
-        return self.positions is None and self.move is None and self.channels is None
-
     def visible(self, z: Tensor) -> Tensor:
         """The positions of z (…, P, C) that are compared: (…, P′, C)."""
         return z if self.compared is None else z.index_select(-2, self.compared)
@@ -90,35 +81,31 @@ class LayerAction:
     def kernel(self) -> tuple[int, ...]:
         """ker φ = {g : g acts as the identity on Z} (Kvinge et al. 2022, before eq. 2), found by moving noise.
 
-        The kernel belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels must both
-        stay, and are moved one without the other, which takes P + C numbers instead of P·C.
+        The kernel belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels are moved
+        one without the other, which takes P + C numbers instead of P·C; both must stay.
+
+        >>> spatial("C4").on((6, 6), channels=1).kernel, spatial("C4").on((1, 1), channels=1).kernel
+        ((0,), (0, 1, 2, 3))
         """
-        elements = range(self.group.order)
         on_positions = replace(self, channels=None)
         on_channels = replace(self, grid=(1, 1), positions=None, move=None, compared=None)
-        stays = torch.ones(len(elements), dtype=torch.bool)
+        stays = torch.ones(self.group.order, dtype=torch.bool)
         for part in (on_positions, on_channels):
-            noise = part._noise()
-            moved = torch.stack([part(g, noise) for g in elements])
-            stays &= (part._difference(moved, noise) <= 1e-9).cpu()
+            noise = part.noise()
+            moved = torch.stack([part(g, noise) for g in range(self.group.order)])
+            stays &= (part.difference(moved, noise) <= 1e-9).cpu()
         return tuple(stays.nonzero()[:, 0].tolist())
 
     @property
     def law_error(self) -> float:
         """The largest |φ(g, φ(h, z)) − φ(gh, z)| for noise z from 0 to 1, over what is compared; 0 for permutations.
 
-        NaN for a sample of a continuous group, whose products are not among its elements.
-
-        Raises
-        ------
-        ValueError
-            Permutations do not compose as the group's table says; the message names the elements.
+        NaN for a sample of a continuous group, whose products are not among its elements. ValueError where permutations do not
+        compose as the group's table says; the message names the elements.
         """
-        if self.moves_nothing:
-            return 0.0
         if self.group.is_sample:
             return math.nan
-        error, explanation = _broken_law(self, self._noise(), atol=0.0)
+        error, explanation = _broken_law(self, self.noise(), atol=0.0)
         is_exact = self.move is None and (self.channels is None or self.channels.dim() == 2)
         if is_exact and error > 0:
             raise ValueError(f"{self.name} is no action of {self.group.name}: {explanation}")
@@ -132,17 +119,15 @@ class LayerAction:
             tables[name] = None if table is None else table.to(device)
         return replace(self, **tables)
 
-    def _noise(self) -> Tensor:
+    def noise(self) -> Tensor:
         """(P, C) numbers from 0 to 1, the same each time; one channel where channels stay."""
         channels = 1 if self.channels is None else self.channels.shape[1]
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(math.prod(self.grid), channels, dtype=torch.float64, generator=generator)
-        for table in (self.positions, self.channels, self.compared):
-            if table is not None:
-                return noise.to(table.device)
-        return noise
+        tables = [table for table in (self.positions, self.channels, self.compared) if table is not None]
+        return noise.to(tables[0].device) if tables else noise
 
-    def _difference(self, a: Tensor, b: Tensor) -> Tensor:
+    def difference(self, a: Tensor, b: Tensor) -> Tensor:
         """The largest |a − b| over what is compared, for each of n tensors: (n, …, P, C), (…, P, C) -> (n,)."""
         return self.visible((a - b).abs()).flatten(1).amax(1)
 
@@ -151,28 +136,32 @@ def _broken_law(action: LayerAction, z: Tensor, atol: float) -> tuple[float, str
     """The largest |φ(e, z) − z| or |φ(g, φ(h, z)) − φ(gh, z)| for z (…, P, C), and what is wrong there if it is above `atol`."""
     group = action.group
     moved = torch.stack([action(g, z) for g in range(group.order)])
-    error = action._difference(moved[:1], z).item()
+    error = action.difference(moved[:1], z).item()
     if error > atol:
-        explanation = (
-            f"{group.elements[0]} is not the identity (off by {error:.3g}, allowed {atol:g}); the first element must "
+        return error, (
+            f"{group.elements[0]} is not the identity (off by {error:.3g}, allowed {atol:g}); the first element must leave "
+            "everything as it is"
         )
-        return error, explanation + "leave everything as it is"
     explanation = ""
     for g, products in enumerate(group.products):
         twice = action(g, moved)  # row h: h first, then g
-        differences = action._difference(twice, moved[products])
-        h = int(differences.argmax())
-        if differences[h].item() <= error:
+        off = action.difference(twice, moved[products])
+        h = int(off.argmax())
+        if off[h].item() <= error:
             continue
-        error = differences[h].item()
+        error = off[h].item()
         if error > atol:
             first, second, product = (group.elements[k] for k in (h, g, products[h]))
-            alike = action._difference(moved, twice[h]) <= atol
             explanation = f"{first} and then {second} is not {product} (off by {error:.3g}, allowed {atol:g}); it is "
-            if alike.any():
-                explanation += f"{group.elements[int(alike.int().argmax())]}, so the elements compose otherwise than the table says"
+            alike = (action.difference(moved, twice[h]) <= atol).nonzero().flatten()
+            if len(alike):
+                explanation += (
+                    f"{group.elements[int(alike[0])]}, so the elements compose otherwise than the group's table says"
+                )
             else:
-                explanation += "what no element does, so one is missing, or a move is not exact"
+                explanation += (
+                    "what no element does, so the elements are not closed: one is missing, or a move is not exact"
+                )
     return error, explanation
 
 
@@ -199,7 +188,7 @@ class Action:
         (height, width) -> (P,), which positions the action keeps among themselves: a circle for rotations that interpolate.
         Outside of it `move` gives 0, and maps are not compared. None: all.
 
-    What is not defined at a size or for a number of channels raises `Undefined`; any other exception of a callable is an error.
+    Where one of these is not defined, at a size or for a number of channels, it raises `Undefined`.
 
     >>> spatial("C4")("r90", torch.tensor([[1, 2], [3, 4]]))
     tensor([[2, 4],
@@ -212,9 +201,7 @@ class Action:
     channels: Channels | None = None
     colours: Channels | None = None
     inside: Callable[[Sequence[int]], Tensor] | None = None
-    _known: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _known: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, g: int | str, z: Tensor) -> Tensor:
         """φ(g, z) on images (…, C, H, W), or (H, W), of the shape of z."""
@@ -246,43 +233,42 @@ class Action:
         """
         return replace(self, move=None, inside=None).on((1, 1), channels)
 
+    def _on(self, grid: Sequence[int], channels: int, table: Channels | None) -> LayerAction:
+        height, width = map(int, grid)
+        if (height, width) not in self._known:
+            compared = None if self.inside is None else self.inside((height, width)).nonzero()[:, 0]
+            self._known[height, width] = _permutations(self, (height, width)), compared
+        positions, compared = self._known[height, width]
+        return LayerAction(
+            self.name,
+            self.group,
+            (height, width),
+            positions,
+            channels=None if table is None else table(channels),
+            move=self.move if positions is None else None,
+            compared=compared,
+        )
+
     @property
     def inverse(self) -> "Action":
-        """The action by which element g does what undoes g: φ′(g, z) = φ(g⁻¹, z).
+        """The action by which every element undoes what it does in this one: (g, z) ↦ φ(g⁻¹, z).
 
         Raises
         ------
         Undefined
-            Of a sample of a continuous group, whose inverses are not among its elements; but those of motions are known.
+            Of a sample of a continuous group, whose inverses are not among its elements; motions can be inverted.
 
-        >>> spatial("C4").inverse("r90", torch.tensor([[1, 2], [3, 4]]))
-        tensor([[3, 1],
-                [4, 2]])
+        >>> spatial("C4").inverse("r90", torch.tensor([[2, 4], [1, 3]]))
+        tensor([[1, 2],
+                [3, 4]])
         """
         if not self.group.is_sample:
             return _through(self, self.group, self.group.inverses, self.name)
-        if isinstance(self.move, _Motions) and self.channels is None:
+        if isinstance(self.move, _MoveByMotions) and self.channels is None:
             return _by_motions(self.group, [motion.inverse for motion in self.move.motions])
         raise Undefined(
             f"{self.name}: the inverses of {self.group.name} are not among its elements, which are a sample; take a finite group "
             "such as C8"
-        )
-
-    def _on(self, grid: Sequence[int], channels: int, channels_move: Channels | None) -> LayerAction:
-        height, width = grid
-        sides = (int(height), int(width))
-        if sides not in self._known:
-            compared = None if self.inside is None else self.inside(sides).nonzero()[:, 0]
-            self._known[sides] = _permutations(self, sides), compared
-        positions, compared = self._known[sides]
-        return LayerAction(
-            self.name,
-            self.group,
-            sides,
-            positions,
-            channels=None if channels_move is None else channels_move(channels),
-            move=self.move if positions is None else None,
-            compared=compared,
         )
 
 
@@ -294,8 +280,10 @@ def _with_channels(z: Tensor) -> Tensor:
 
 
 def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
-    """(g, P) from where each position comes, read off the moved image of indices; None when nothing moves, or some element
-    is no permutation but linear."""
+    """(g, P) from where each position comes, read off a moved image of indices.
+
+    None where nothing moves, or where some element is linear and no permutation.
+    """
     if action.move is None:
         return None
     index = torch.arange(math.prod(grid), dtype=torch.float64)
@@ -310,7 +298,7 @@ def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
         if is_permutation and torch.equal(moved[1:], noise[:, row]):
             rows.append(row)
             continue
-        together = _moved(action, g, 2 * images[1] - 3 * images[2]).flatten()
+        together = _moved(action, g, 2 * images[1:2] - 3 * images[2:]).flatten()
         if not torch.allclose(together, 2 * moved[1] - 3 * moved[2], atol=1e-4):
             raise ValueError(
                 f"{action.name}: {element} is not linear: what it does to a sum of images is not the sum of what it does to each; a "
@@ -320,17 +308,13 @@ def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
 
 
 def _moved(action: Action, g: int, z: Tensor) -> Tensor:
-    assert action.move is not None
-    moved = action.move(g, z)
-    element = action.group.elements[g]
+    """What an element makes of z (…, H, W), in float64."""
+    moved = action.move(g, z) if action.move is not None else z
+    element = f"{action.name}: {action.group.elements[g]}"
     if not isinstance(moved, Tensor):
-        raise ValueError(
-            f"{action.name}: {element} turned a tensor into {type(moved).__name__}; an action returns the moved tensor"
-        )
+        raise ValueError(f"{element} turned a tensor into {type(moved).__name__}; an action returns the moved tensor")
     if moved.shape != z.shape:
-        raise Undefined(
-            f"{action.name}: {element} turned shape {tuple(z.shape[-2:])} into {tuple(moved.shape[-2:])}; an action keeps the shape"
-        )
+        raise Undefined(f"{element} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; an action keeps the shape")
     return moved.double()
 
 
@@ -366,11 +350,7 @@ def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
 
 
 def trivial(group: Group | str) -> Action:
-    """The action by which nothing moves: φ(g, z) = z. Equivariance towards it is invariance.
-
-    >>> trivial("C4")("r90", torch.tensor([[1.0, 2.0]]))
-    tensor([[1., 2.]])
-    """
+    """The action by which nothing moves: φ(g, z) = z. Equivariance towards it is invariance."""
     return Action("trivial", groups.parse(group))
 
 
@@ -392,10 +372,6 @@ def spatial(group: Group | str) -> Action:
 
     >>> spatial("flip")("m", torch.tensor([[1, 2, 3]]))
     tensor([[3, 2, 1]])
-    >>> spatial("C8")("r45", torch.ones(3, 3, 3))[0]
-    tensor([[1., 1., 1.],
-            [1., 1., 1.],
-            [1., 1., 1.]])
     """
     group = groups.parse(group)
     if group.motions is None:
@@ -403,33 +379,35 @@ def spatial(group: Group | str) -> Action:
     return _by_motions(group, group.motions)
 
 
+def as_action(group: Action | Group | str) -> Action:
+    """How a group acts on images: an action as it is, a group by its motions."""
+    return group if isinstance(group, Action) else spatial(group)
+
+
 def _by_motions(group: Group, motions: Sequence[Motion]) -> Action:
     colours = _colours(group.name, motions)
     if all(replace(motion, colours=(), is_negated=False) == Motion() for motion in motions):
         return Action("spatial", group, colours=colours)
-    move = _Motions(tuple(motions), slides=group.is_sample)
-    return Action("spatial", group, move, colours=colours, inside=in_circle if move.turns_between else None)
+    turns_between = any(motion.angle % 90 for motion in motions)
+    inside = in_circle if turns_between else None
+    move = _MoveByMotions(tuple(motions), slides=group.is_sample, inside=inside)
+    return Action("spatial", group, move, colours=colours, inside=inside)
 
 
 @dataclass(frozen=True)
-class _Motions:
-    """How motions move images (…, H, W); what they need at a size is computed once.
+class _MoveByMotions:
+    """`Move` by motions, which can be inverted; what an element needs at a size is computed once.
 
-    A value and no closure, so that the motions can be inverted. `slides` allows translations that end between two pixels.
+    With `slides` translations may end between two pixels, and where `inside` is not there are zeros.
     """
 
     motions: tuple[Motion, ...]
     slides: bool
-    _known: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @property
-    def turns_between(self) -> bool:
-        """Whether some rotation is no quarter turn, so that only a circle is kept."""
-        return any(motion.angle % 90 for motion in self.motions)
+    inside: Callable[[Sequence[int]], Tensor] | None
+    _known: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, g: int, z: Tensor) -> Tensor:
-        """z (…, H, W) after the motion of element g."""
-        grid = tuple(z.shape[-2:])
+        grid = z.shape[-2:]
         dtype = z.dtype if z.is_floating_point() else torch.get_default_dtype()
         key = (g, grid, z.device, dtype)
         if key not in self._known:
@@ -444,10 +422,10 @@ class _Motions:
             for source, weight in zip(sources, weights, strict=True):
                 moved += cells.index_select(0, source) * weight.reshape(-1, *[1] * (cells.dim() - 1))
         moved = moved.movedim(0, -1).unflatten(-1, grid)
-        if self.turns_between:
-            outside = ~in_circle(grid).unflatten(0, grid)
-            moved = moved.masked_fill(outside.to(z.device), 0)
-        return moved
+        if self.inside is None:
+            return moved
+        outside = ~self.inside(grid).unflatten(0, grid)
+        return moved.masked_fill(outside.to(z.device), 0)
 
 
 def in_circle(grid: Sequence[int]) -> Tensor:
@@ -466,11 +444,11 @@ def in_circle(grid: Sequence[int]) -> Tensor:
     return (rows[:, None] ** 2 + columns**2 <= min(height, width) ** 2).flatten()
 
 
-def _sources(motion: Motion, grid: tuple[int, int], *, slides: bool) -> tuple[Tensor, Tensor]:
-    """The positions from which each position comes and their weights, which sum to 1: (k, P), (k, P).
+def _sources(motion: Motion, grid: Sequence[int], *, slides: bool) -> tuple[Tensor, Tensor]:
+    """The k positions from which each position comes and their weights, which sum to 1: (k, P), (k, P).
 
-    One where all positions come from whole ones, else the four around them. What comes from beyond the outermost centres is
-    taken from there; with a translation opposite edges meet.
+    k is 1 where all are whole positions, else 4. What comes from beyond the outermost centres is taken from there; with a
+    translation opposite edges meet.
     """
     height, width = grid
     if motion.angle % 180 and height != width:
@@ -478,15 +456,11 @@ def _sources(motion: Motion, grid: tuple[int, int], *, slides: bool) -> tuple[Te
         raise Undefined(f"{turns} need square images, got {height}×{width}; centre-crop or pad first")
     for side, name, part in ((height, "height", motion.down), (width, "width", motion.right)):
         if (part * side).denominator > 1 and not slides:
-            raise Undefined(
-                f"shifts by 1/{part.denominator} of the {name} need a {name} divisible by {part.denominator}, got {side}"
-            )
-    # about the middle, y upwards
-    y = ((height - 1) / 2 - torch.arange(height, dtype=torch.float64))[:, None].expand(grid)
-    x = (torch.arange(width, dtype=torch.float64) - (width - 1) / 2).expand(grid)
-    # undone from last to first: the translation, the mirror, the rotation
-    y = y + float(motion.down * height)
-    x = x - float(motion.right * width)
+            n = part.denominator
+            raise Undefined(f"shifts by 1/{n} of the {name} need a {name} divisible by {n}, got {side}")
+    # about the middle, y upwards; undone from last to first: the translation, the mirror, the rotation
+    y = ((height - 1) / 2 - torch.arange(height, dtype=torch.float64))[:, None] + float(motion.down * height)
+    x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2 - float(motion.right * width)
     if motion.is_mirrored:
         x = -x
     cosine, sine = _cosine_and_sine(motion)
@@ -495,9 +469,6 @@ def _sources(motion: Motion, grid: tuple[int, int], *, slides: bool) -> tuple[Te
     if not (motion.down or motion.right):
         row = row.clamp(0, height - 1)
         column = column.clamp(0, width - 1)
-    if torch.equal(row, row.round()) and torch.equal(column, column.round()):
-        whole = (row % height) * width + column % width
-        return whole.long()[None], torch.ones(1, len(whole), dtype=torch.float64)
     sources = []
     weights = []
     for below in (0, 1):
@@ -506,7 +477,8 @@ def _sources(motion: Motion, grid: tuple[int, int], *, slides: bool) -> tuple[Te
             at_column = column.floor() + right
             sources.append((at_row % height * width + at_column % width).long())
             weights.append((1 - (row - at_row).abs()) * (1 - (column - at_column).abs()))
-    return torch.stack(sources), torch.stack(weights)
+    k = 1 if weights[0].eq(1).all() else 4
+    return torch.stack(sources[:k]), torch.stack(weights[:k])
 
 
 def _cosine_and_sine(motion: Motion) -> tuple[float, float]:
@@ -519,31 +491,21 @@ def _cosine_and_sine(motion: Motion) -> tuple[float, float]:
 
 def _colours(name: str, motions: Sequence[Motion]) -> Channels | None:
     """What motions do to the channels of images; None where these stay."""
-    counts = {len(motion.colours) for motion in motions if motion.colours}
-    signs = torch.tensor([-1.0 if motion.is_negated else 1.0 for motion in motions])
-    if not counts and signs.min() > 0:
+    needed = max(len(motion.colours) for motion in motions)
+    changes_sign = any(motion.is_negated for motion in motions)
+    if not needed and not changes_sign:
         return None
 
     def colours(channels: int) -> Tensor:
-        if counts and counts != {channels}:
-            raise Undefined(
-                f"{name} permutes {' or '.join(map(str, counts))} colour channels, got images of {channels}"
-            )
-        come_from = torch.tensor([motion.colours or tuple(range(channels)) for motion in motions])
-        if signs.min() > 0:
+        if needed and needed != channels:
+            raise Undefined(f"{name} permutes {needed} colour channels, got images of {channels}")
+        come_from = torch.tensor([motion.colours or range(channels) for motion in motions])
+        if not changes_sign:
             return come_from
+        signs = torch.tensor([-1.0 if motion.is_negated else 1.0 for motion in motions])
         return torch.eye(channels)[come_from] * signs[:, None, None]
 
     return colours
-
-
-def as_action(group: Action | Group | str) -> Action:
-    """How a group acts on images: an action as it is, a group by its motions.
-
-    >>> as_action("C4").name
-    'spatial'
-    """
-    return group if isinstance(group, Action) else spatial(group)
 
 
 def regular(action: Action | Group | str) -> Action:
@@ -609,15 +571,14 @@ def boxes(action: Action | Group | str) -> Action:
     Raises
     ------
     Undefined
-        The group has no motions, shifts images, or has rotations by other than quarter turns, after which a box is none; on
-        use, when rows have fewer than four numbers.
+        As of `coordinates`, or a rotation is no quarter turn; on use, when rows have fewer than four numbers.
 
     >>> boxes("C4").on_vectors(5)("r90", torch.tensor([[1.0, 0.0, 4.0, 2.0, 7.0]]))
     tensor([[ 0., -1.,  2.,  4.,  7.]])
     """
     action = as_action(action)
     matrices = _matrices_of_points(action)
-    if any(motion.angle % 90 for motion in action.group.motions or ()):
+    if (matrices != matrices.round()).any():
         raise Undefined(
             f"{action.group.name} turns boxes by less than quarter turns, after which their sides are not along the axes"
         )
@@ -636,22 +597,21 @@ def _matrices_of_points(action: Action) -> Tensor:
     group = action.group
     if group.motions is None:
         raise Undefined(f"{group.name} has no motions on the plane, so how points move is not known")
-    matrices = torch.empty(group.order, 2, 2, dtype=torch.float64)
-    for matrix, motion in zip(matrices, group.motions, strict=True):
-        if motion.down or motion.right:
-            raise Undefined(f"{group.name} shifts images, and no matrix shifts points; take another group")
-        cosine, sine = _cosine_and_sine(motion)
-        mirror = -1 if motion.is_mirrored else 1
-        matrix[:] = torch.tensor([[mirror * cosine, mirror * sine], [-sine, cosine]])
+    if any(motion.down or motion.right for motion in group.motions):
+        raise Undefined(f"{group.name} shifts images, and no matrix shifts points; take another group")
     by_motions = spatial(group).on((5, 5), channels=1)
     as_given = replace(action, channels=None).on((5, 5), channels=1)
-    noise = by_motions._noise()[None]
-    for g, element in enumerate(group.elements):
-        if by_motions._difference(as_given(g, noise), by_motions(g, noise)).item() > 1e-6:
+    noise = by_motions.noise()
+    matrices = torch.empty(group.order, 2, 2, dtype=torch.float64)
+    for g, motion in enumerate(group.motions):
+        if by_motions.difference(as_given(g, noise)[None], by_motions(g, noise)).item() > 1e-6:
             raise Undefined(
-                f"{action.name} moves images otherwise than {group.name} says of {element}, so how points move is not known; give "
-                "the action a Group whose motions are its own"
+                f"{action.name} moves images otherwise than {group.name} says of {group.elements[g]}, so how points move is not "
+                "known; give the action a Group whose motions are its own"
             )
+        cosine, sine = _cosine_and_sine(motion)
+        mirror = -1 if motion.is_mirrored else 1
+        matrices[g] = torch.tensor([[mirror * cosine, mirror * sine], [-sine, cosine]])
     return matrices
 
 
@@ -679,19 +639,19 @@ def permuted(action: Action, permutations: Tensor) -> Action:
     order = action.group.order
     if permutations.dim() != 2 or len(permutations) != order:
         raise ValueError(f"expected a permutation for each of {order} elements, got {tuple(permutations.shape)}")
-    width = permutations.shape[1]
-    if not torch.equal(permutations.sort(1).values, torch.arange(width).to(permutations).expand(order, width)):
-        raise ValueError(f"every row must have each of the {width} channels once, got {permutations.tolist()}")
+    in_order = torch.arange(permutations.shape[1]).to(permutations)
+    if not torch.equal(permutations.sort(1).values, in_order.expand(permutations.shape)):
+        raise ValueError(f"every row must have each of the {len(in_order)} channels once, got {permutations.tolist()}")
 
-    def channels_move(channels: int) -> Tensor:
-        if channels != width:
-            raise Undefined(f"the permutations are those of {width} channels, got {channels}")
+    def after_action(channels: int) -> Tensor:
+        if channels != len(in_order):
+            raise Undefined(f"the permutations are those of {len(in_order)} channels, got {channels}")
         if action.channels is None:
             return permutations
         before = action.channels(channels).to(permutations.device)
         return before[torch.arange(order)[:, None], permutations]
 
-    return replace(action, name=f"{action.name}, permuted", channels=channels_move, colours=None)
+    return replace(action, name=f"{action.name}, permuted", channels=after_action, colours=None)
 
 
 def linear(group: Group | str, matrices: Tensor) -> Action:
@@ -719,12 +679,12 @@ def linear(group: Group | str, matrices: Tensor) -> Action:
         raise ValueError(f"expected one square matrix for each of {group.order} elements, got {tuple(matrices.shape)}")
     width = matrices.shape[1]
 
-    def channels_move(channels: int) -> Tensor:
+    def of_vectors(channels: int) -> Tensor:
         if channels != width:
             raise Undefined(f"the matrices are those of {width} channels, got {channels}")
         return matrices
 
-    action = Action("linear", group, channels=channels_move)
+    action = Action("linear", group, channels=of_vectors)
     check_action(action, torch.eye(width)[:, :, None, None], atol=1e-5)
     return action
 
@@ -751,9 +711,9 @@ def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) 
     image = [onto.group.index(element) for element in projection]
     if len(image) != group.order:
         raise ValueError(f"a projection of {group.name} names {group.order} images, got {len(image)}")
-    of_products = np.array(image)[group.products]
+    image_of_products = np.array(image)[group.products]
     products_of_images = onto.group.products[np.ix_(image, image)]
-    broken = np.argwhere(of_products != products_of_images)
+    broken = np.argwhere(image_of_products != products_of_images)
     if len(broken):
         g, h = (group.elements[k] for k in broken[0])
         raise ValueError(f"not a homomorphism onto {onto.group.name}: π({g} {h}) differs from π({g}) π({h})")
@@ -761,19 +721,17 @@ def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) 
 
 
 def _through(action: Action, group: Group, image: Sequence[int], name: str) -> Action:
-    """The action by which element g of a group does what element `image[g]` does in another action."""
+    """The action in which element g does what element `image[g]` does in another one."""
 
-    def of_images(channels_move: Channels | None) -> Channels | None:
-        if channels_move is None:
-            return None
-        return lambda channels: channels_move(channels)[list(image)]
+    def relabelled(table: Channels | None) -> Channels | None:
+        return None if table is None else lambda channels: table(channels)[list(image)]
 
     move = action.move
     return Action(
         name,
         group,
         move=None if move is None else lambda g, z: move(image[g], z),
-        channels=of_images(action.channels),
-        colours=of_images(action.colours),
+        channels=relabelled(action.channels),
+        colours=relabelled(action.colours),
         inside=action.inside,
     )

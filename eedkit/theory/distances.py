@@ -6,8 +6,8 @@ sums over positions (`ChannelSums`), so that one pass over the activations serve
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ CONSTANT = 1e-12
 
 SMALLEST = 1e-150
 """Sums of squares between this and its inverse have lost nothing to underflow or overflow."""
+
+TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,10 @@ def _variance(n: int, total: Tensor, squares: Tensor) -> Tensor:
 
 
 def _cosine(aa: Tensor, bb: Tensor, ab: Tensor) -> Tensor:
-    norms = aa.sqrt() * bb.sqrt()
-    # where a norm is 0 so is ab, and the quotient is 0; a NaN stays
-    norms.clamp_min_(torch.finfo(torch.float64).tiny)
-    cosine = (ab / norms).clamp_(-1, 1)
-    is_zero = bb == 0
-    if is_zero.any():
-        cosine += is_zero & (aa == 0)
+    # where a sum of squares is 0 so is ab, and their product; a NaN stays
+    cosine = (ab * aa.clamp_min(TINY).rsqrt_()).mul_(bb.clamp_min(TINY).rsqrt_()).clamp_(-1, 1)
+    if not bb.all():
+        cosine += (aa == 0) & (bb == 0)
     return cosine
 
 
@@ -150,7 +149,7 @@ def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:
     b = b.double()
     aa = (a * a).sum(-1)
     bb = (b * b).sum(-1)
-    if not (_is_in_range(aa) and _is_in_range(bb)):
+    if _lost_something(aa) or _lost_something(bb):
         a = _rescaled(a)
         b = _rescaled(b)
         aa = (a * a).sum(-1)
@@ -158,8 +157,9 @@ def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:
     return -_cosine(aa, bb, (a * b).sum(-1))  # (6)
 
 
-def _is_in_range(squares: Tensor) -> bool:
-    return bool(((squares > SMALLEST) & (squares < 1 / SMALLEST)).all())
+def _lost_something(squares: Tensor) -> bool:
+    """Whether sums of squares may have underflown or overflown."""
+    return bool(((squares < SMALLEST) | (squares > 1 / SMALLEST)).any())
 
 
 def _rescaled(z: Tensor) -> Tensor:
@@ -190,20 +190,12 @@ def _euclidean(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
 
 
-def _mean_euclidean(a: Tensor, b: Tensor) -> Tensor:
-    return _euclidean(a, b).mean(-1)
-
-
 def _root_mean_square(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() - b.double()).square().mean((-2, -1)).sqrt()
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1)
-
-
-def _kl_reverse(p: Tensor, q: Tensor) -> Tensor:
-    return _kl(q, p)
 
 
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
@@ -219,16 +211,8 @@ def _hellinger(p: Tensor, q: Tensor) -> Tensor:
     return torch.linalg.vector_norm(p.sqrt() - q.sqrt(), dim=-1) / math.sqrt(2)
 
 
-def _mean_kl(p: Tensor, q: Tensor) -> Tensor:
-    return _kl(p, q).mean(-1)
-
-
-def _mean_js(p: Tensor, q: Tensor) -> Tensor:
-    return _jensen_shannon(p, q).mean(-1)
-
-
-def _mean_tv(p: Tensor, q: Tensor) -> Tensor:
-    return _total_variation(p, q).mean(-1)
+def _mean_over_positions(between: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    return between(a, b).mean(-1)
 
 
 def _jaccard(a: Tensor, b: Tensor) -> Tensor:
@@ -251,7 +235,7 @@ def _masks(scores: Tensor) -> Tensor:
 
 
 negative_cosine = Distance("negative_cosine", _negative_cosine, "−⟨a, b⟩ / (‖a‖ ‖b‖)", best=-1.0, upper=1.0)
-"""−cos(a, b) of vectors (…, d); two zero vectors agree (−1), a zero and a non-zero vector are orthogonal (0)."""
+"""Of vectors (…, d); two zero vectors agree (−1), a zero and a non-zero vector are orthogonal (0)."""
 
 channelwise_negative_cosine = Distance(
     "channelwise_negative_cosine",
@@ -261,7 +245,7 @@ channelwise_negative_cosine = Distance(
     upper=1.0,
     of_sums=True,
 )
-"""(5): minus the mean over channels of the cosine of two maps (…, P, C), a channel being a vector of P numbers."""
+"""(5): of two maps (…, P, C), a channel being a vector of P numbers."""
 
 channelwise_negative_cosine_zero = Distance(
     "channelwise_negative_cosine_zero",
@@ -294,18 +278,24 @@ channelwise_negative_correlation = Distance(
 """The cosine of maps less their means over positions; channels constant in both are left out; NaN where all are *[ours]*."""
 
 euclidean = Distance("euclidean", _euclidean, "‖a − b‖₂", scale="norm", order=1)
-"""‖a − b‖₂ of vectors (…, d)."""
+"""Of vectors (…, d)."""
 
-mean_euclidean = Distance("mean_euclidean", _mean_euclidean, "(1/P) Σ_p ‖a_p − b_p‖₂", scale="rms", order=1)
+mean_euclidean = Distance(
+    "mean_euclidean",
+    partial(_mean_over_positions, _euclidean),
+    "(1/P) Σ_p ‖a_p − b_p‖₂",
+    scale="rms",
+    order=1,
+)
 """The mean distance of points, or of the vectors of a field, (…, P, C)."""
 
 root_mean_square = Distance("root_mean_square", _root_mean_square, "√(mean (a − b)²)", scale="rms", order=1)
-"""The root of the mean square difference of two maps (…, P, C), over positions and channels."""
+"""Of two maps (…, P, C), over positions and channels."""
 
 kl = Distance("kl", _kl, "Σ p log(p / q)", unit="nat")
 """KL(p ‖ q) in nats of distributions (…, k); ∞ where q is 0 and p is not."""
 
-kl_reverse = Distance("kl_reverse", _kl_reverse, "Σ q log(q / p)", unit="nat")
+kl_reverse = Distance("kl_reverse", lambda p, q: _kl(q, p), "Σ q log(q / p)", unit="nat")
 """KL(q ‖ p): the other direction."""
 
 jensen_shannon = Distance(
@@ -316,22 +306,28 @@ jensen_shannon = Distance(
     unit="nat",
     scale=math.log(2),
 )
-"""Jensen-Shannon divergence in nats, between 0 and log 2; its square root is a metric."""
+"""In nats, between 0 and log 2; its square root is a metric."""
 
 total_variation = Distance("total_variation", _total_variation, "½ Σ |p − q|", upper=1.0, order=1)
-"""Total variation, between 0 and 1."""
 
 hellinger = Distance("hellinger", _hellinger, "‖√p − √q‖₂ / √2", upper=1.0, order=1)
-"""Hellinger distance, between 0 and 1."""
 
-mean_kl = Distance("mean_kl", _mean_kl, "(1/P) Σ_p Σ a_p log(a_p / b_p)", unit="nat")
-"""The mean over positions of KL(a ‖ b) of maps (…, P, k) whose positions are distributions, in nats *[ours]*."""
+mean_kl = Distance("mean_kl", partial(_mean_over_positions, _kl), "(1/P) Σ_p Σ a_p log(a_p / b_p)", unit="nat")
+"""Of maps (…, P, k) whose positions are distributions; so are `mean_js` and `mean_tv` *[ours]*."""
 
-mean_js = Distance("mean_js", _mean_js, "(1/P) Σ_p JS(a_p, b_p)", upper=math.log(2), unit="nat", scale=math.log(2))
-"""The mean over positions of the Jensen-Shannon divergence of maps (…, P, k), in nats *[ours]*."""
+mean_js = replace(
+    jensen_shannon,
+    name="mean_js",
+    between=partial(_mean_over_positions, _jensen_shannon),
+    equation="(1/P) Σ_p (½ KL(a_p ‖ (a_p+b_p)/2) + ½ KL(b_p ‖ (a_p+b_p)/2))",
+)
 
-mean_tv = Distance("mean_tv", _mean_tv, "(1/P) Σ_p ½ Σ |a_p − b_p|", upper=1.0, order=1)
-"""The mean over positions of the total variation of maps (…, P, k) *[ours]*."""
+mean_tv = replace(
+    total_variation,
+    name="mean_tv",
+    between=partial(_mean_over_positions, _total_variation),
+    equation="(1/P) Σ_p ½ Σ |a_p − b_p|",
+)
 
 jaccard = Distance("jaccard", _jaccard, "1 − mean over channels of Σ_p min(a, b) / Σ_p max(a, b)", upper=1.0, order=1)
 """1 − IoU of masks (…, P, k), the mean over the channels that either has (Jaccard 1912; weighted: Ružička 1958)."""
@@ -339,11 +335,11 @@ jaccard = Distance("jaccard", _jaccard, "1 − mean over channels of Σ_p min(a,
 jaccard_of_scores = Distance(
     "jaccard_of_scores",
     _jaccard_of_scores,
-    "1 − mean over classes of IoU of where each class has the largest score",
+    "1 − mean over classes of the IoU of the positions where each is likeliest",
     upper=1.0,
     order=1,
 )
-"""`jaccard` of the masks of the likeliest class, from scores (…, P, k): these are moved, and the class is taken afterwards *[ours]*."""
+"""`jaccard` of the masks of the likeliest class, from scores (…, P, k): f̂ and the group act on these, before the decision *[ours]*."""
 
 DISTANCES = {
     distance.name: distance
