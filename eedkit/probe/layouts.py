@@ -12,12 +12,18 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from eedkit.errors import Undefined
+
 TOKENS = re.compile(r"((?P<before>\d+)\+)?(?P<height>\d+)x(?P<width>\d+)(?P<t>t?)(\+(?P<after>\d+))?")
 """An axis of tokens in the text of a layout: those before the grid, its rows × columns, those after it."""
 FEW_PLACES = 9
 """In a smaller grid the places that change most are its corners by chance too often."""
 EXTRA_TOKENS = 16
 """No model is known to put more tokens beside the grid of its patches."""
+CLEARLY = 10
+"""How many times as much a token changes with its own corner of the image as with others, so that it is no channel by chance."""
+UNKNOWN = (0, 0)
+"""The grid of tokens whose places in the image are not known."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Layout:
     space : tuple of int
         The axes of rows and columns, the one axis of tokens, or none for a vector. All other axes are channels.
     grid : (height, width)
-        (1, 1) for a vector.
+        (1, 1) for a vector; (0, 0) for tokens whose places are not known, which have a mean and no map.
     first : int
         Where on the axis of tokens the grid begins; before it and after it are tokens that lie nowhere.
     by_columns : bool
@@ -62,9 +68,9 @@ class Layout:
         return [axis for axis in range(len(self.shape)) if axis != self.batch and axis not in self.space]
 
     def read(self, z: Tensor) -> Tensor:
-        """(b, P, C), without a copy where the memory allows it; ValueError for an output of another shape."""
+        """(b, P, C), without a copy where the memory allows it; Undefined for an output of another shape."""
         z = self._batch_space_channels(z)
-        if len(self.space) == 1:
+        if len(self.space) == 1 and self.grid != UNKNOWN:
             height, width = self.grid
             z = z[:, self.first : self.first + height * width]
             if self.by_columns:
@@ -78,7 +84,7 @@ class Layout:
     def _batch_space_channels(self, z: Tensor) -> Tensor:
         shape = (*z.shape[: self.batch], 0, *z.shape[self.batch + 1 :])
         if shape != self.shape:
-            raise ValueError(
+            raise Undefined(
                 f"its output has shape {shape_text(shape)} in one forward pass and {shape_text(self.shape)} in another; "
                 "layers whose shape depends on the images are not compared"
             )
@@ -93,7 +99,9 @@ class Layout:
         words[self.batch] = "b"
         if len(self.space) == 2:
             words[self.space[0]], words[self.space[1]] = "h", "w"
-        if len(self.space) == 1:
+        if self.grid == UNKNOWN:
+            words[self.space[0]] = "n"
+        elif len(self.space) == 1:
             after = self.shape[self.space[0]] - self.first - height * width
             around = [str(self.first)] * bool(self.first), [str(after)] * bool(after)
             cells = f"{height}x{width}t" if self.by_columns else f"{height}x{width}"
@@ -105,7 +113,7 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
     """The layout that a text stands for, for an output of this shape (with the batch).
 
     b, c, h and w name the axes; tokens are `14x14` (rows × columns), `1+14x14+4` with those that lie nowhere before and after,
-    `14x14t` where they run down the columns.
+    `14x14t` where they run down the columns, `n` where their places are not known.
 
     Raises
     ------
@@ -129,16 +137,18 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
         match = TOKENS.fullmatch(word)
         if match:
             tokens.append((axis, match))
-        elif word not in ("b", "c", "h", "w", "1"):
+        elif word not in ("b", "c", "h", "w", "n", "1"):
             raise ValueError(f"the layout {text!r} has {word}, which is no axis; {example}")
         elif word == "1" and shape[axis] != 1:
             raise ValueError(f"the layout {text!r} has an axis of length 1 where the output has {shape[axis]}")
-    kinds = words.count("h"), words.count("w"), len(tokens)
+    kinds = words.count("h"), words.count("w"), len(tokens) + words.count("n")
     if kinds not in ((0, 0, 0), (1, 1, 0), (0, 0, 1)):
         raise ValueError(f"the layout {text!r} must have one h and one w, or one axis of tokens, or neither; {example}")
     if words.count("h"):
         row, column = words.index("h"), words.index("w")
         return Layout(shape, batch, (row, column), (shape[row], shape[column]))
+    if words.count("n"):
+        return Layout(shape, batch, (words.index("n"),), UNKNOWN)
     if not tokens:
         return Layout(shape, batch, space=(), grid=(1, 1))
     axis, match = tokens[0]
@@ -151,6 +161,8 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
 
 def layouts_by_corners(z: Tensor, shape_of_two: tuple[int, ...]) -> list[Layout]:
     """Every layout in which a change in a corner of the image changes most that corner of the output.
+
+    Then tokens in unknown places along every axis on which each corner changes another place.
 
     Parameters
     ----------
@@ -174,11 +186,17 @@ def layouts_by_corners(z: Tensor, shape_of_two: tuple[int, ...]) -> list[Layout]
         layout = Layout(shape, batch, (row, column), (shape[row], shape[column]))
         if _corners_fit(layout, changes):
             found.append(layout)
+    unordered = []
     for axis in axes:
-        layout = _grid_of_tokens(shape, batch, axis, changes)
+        in_a_row = Layout(shape, batch, (axis,), (1, shape[axis]))
+        by_place = _changes_by_place(in_a_row, changes)
+        peaks = _only_by_this_corner(by_place).argmax(1).tolist()
+        layout = _grid_of_tokens(in_a_row, peaks)
         if layout is not None and _corners_fit(layout, changes):
             found.append(layout)
-    return found
+        if len(set(peaks)) == 4 and _own(by_place[:, peaks]).ge(CLEARLY).all():
+            unordered.append(replace(in_a_row, grid=UNKNOWN))
+    return found + unordered
 
 
 def _changes_by_place(layout: Layout, changes: Tensor) -> Tensor:
@@ -229,21 +247,18 @@ def _own(changes: Tensor) -> Tensor:
     return own / by_others.clamp_min(torch.finfo(changes.dtype).tiny)
 
 
-def _grid_of_tokens(shape: tuple[int, ...], batch: int, axis: int, changes: Tensor) -> Layout | None:
+def _grid_of_tokens(in_a_row: Layout, peaks: Sequence[int]) -> Layout | None:
     """The grid whose corners are the tokens that change most with the corners of the image; None where these span no grid."""
-    tokens = shape[axis]
-    in_a_row = Layout(shape, batch, (axis,), (1, tokens))
-    peaks = _only_by_this_corner(_changes_by_place(in_a_row, changes)).argmax(1).tolist()
     first, upper_right, lower_left, last = peaks
     by_columns = lower_left < upper_right
     run = min(upper_right, lower_left) - first + 1
     steps = last - first + 1
     if run < 2 or steps % run or steps == run or max(upper_right, lower_left) - first != steps - run:
         return None
-    if tokens - steps > EXTRA_TOKENS:
+    if in_a_row.grid[1] - steps > EXTRA_TOKENS:
         return None
     grid = (run, steps // run) if by_columns else (steps // run, run)
-    return Layout(shape, batch, (axis,), grid, first, by_columns)
+    return replace(in_a_row, grid=grid, first=first, by_columns=by_columns)
 
 
 def is_proportional(grid: tuple[int, int], height: int, width: int) -> bool:

@@ -1,0 +1,309 @@
+"""Which of the tensors that a model gives is measured, and what it is: class scores, a map, features.
+
+Knows what came back from a forward pass, never a module. Copies no tensor but quantised ones.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from eedkit.errors import Undefined, cut, short, unknown
+from eedkit.probe.layouts import shape_text
+
+SCORES = ("cls", "class", "classes", "out", "output", "prediction", "predictions", "score", "scores")
+"""Names, beside those with "logit" in them, under which models give class scores."""
+FEATURES = (
+    *("pooler_output", "image_embeds", "image_features", "x_norm_clstoken"),
+    *("embeddings", "features", "last_hidden_state"),
+)
+"""Names under which models give features and not class scores, the likeliest first."""
+CLASS_SCORES = "class scores (b, k) with k ≥ 2"
+NEEDS = {
+    "scores": CLASS_SCORES,
+    "probabilities": CLASS_SCORES,
+    "independent": "yes-or-no outputs (b,) or (b, k), or a map of one channel (b, 1, h, w)",
+    "dense": "a map (b, c, h, w)",
+    "features": "a tensor of floats",
+}
+KINDS = tuple(NEEDS)
+"""What an output may be."""
+DEEPEST = 8
+"""Levels of dicts, lists and objects that are searched for tensors."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output that is measured: which entry of what the model gives, and what that is.
+
+    Parameters
+    ----------
+    entry : str
+        Its path in the dicts, lists, tuples and objects that the model gives ("logits", "0", "decoder.logits"); empty where
+        the model gives a tensor.
+    kind : "scores", "probabilities", "independent", "dense" or "features"
+        Class scores, or their softmax; k yes-or-no outputs; a map; or a vector.
+    reason : str
+        Why it has no class scores.
+    """
+
+    entry: str = ""
+    kind: str = "features"
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, Literal["returned"]]:
+        """What a trace knows it by."""
+        return self.entry, 1, "returned"
+
+    def select(self, raw: Any) -> Tensor:
+        """The tensor, (b, 1) where there is one number for each image; Undefined where a forward pass gave none."""
+        z = tensor_of(part_at(raw, self.entry))
+        if z is None:
+            where = f" at {self.entry!r}" if self.entry else ""
+            raise Undefined(f"the model gives no tensor of floats{where} in every forward pass")
+        return z[:, None] if z.dim() == 1 else z
+
+
+def tensor_of(value: Any) -> Tensor | None:
+    """A tensor as one of floats: complex ones as real and imaginary parts (…, 2); None where there is none.
+
+    >>> tensor_of(torch.zeros(3, dtype=torch.complex64)).shape, tensor_of(torch.zeros(3, dtype=torch.int64))
+    (torch.Size([3, 2]), None)
+    """
+    if isinstance(getattr(value, "tensor", None), Tensor):  # a GeometricTensor
+        value = value.tensor
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    if value.is_complex():
+        return torch.view_as_real(value.resolve_conj())
+    if value.is_quantized:
+        return value.dequantize()
+    return value if value.is_floating_point() else None
+
+
+def entries(given: Any) -> dict[str, Tensor]:
+    """Every tensor of floats in nested dicts, lists, tuples and objects, by its path.
+
+    >>> list(entries({"loss": None, "decoder": [torch.zeros(1), torch.zeros(2)]}))
+    ['decoder.0', 'decoder.1']
+    """
+    found: dict[str, Tensor] = {}
+    visited = set[int]()  # objects may hold each other
+
+    def walk(value: Any, path: str, levels: int) -> None:
+        z = tensor_of(value)
+        if z is not None:
+            found[path] = z
+        elif levels and id(value) not in visited:
+            visited.add(id(value))
+            for name, part in _parts(value):
+                walk(part, f"{path}.{name}" if path else name, levels - 1)
+
+    walk(given, "", DEEPEST)
+    return found
+
+
+def first_tensor(given: Any) -> Tensor | None:
+    """The first tensor of floats that a module gives or takes; None where there is none."""
+    if isinstance(given, Tensor):
+        return tensor_of(given)
+    return next(iter(entries(given).values()), None)
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """What a dict, list, tuple, named tuple or object holds, by name or number."""
+    if isinstance(value, Mapping):
+        return [(str(name), part) for name, part in value.items()]
+    if isinstance(value, tuple | list):
+        names = getattr(value, "_fields", range(len(value)))
+        return [(str(name), part) for name, part in zip(names, value, strict=True)]
+    if isinstance(value, Tensor | nn.Module | ModuleType | type):
+        return []
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    return list(getattr(value, "__dict__", {}).items())
+
+
+def part_at(value: Any, path: str) -> Any:
+    """What lies at a path of `entries`; None where nothing does. Keys may have dots themselves."""
+    if path == "":
+        return value
+    for name, part in _parts(value):
+        if path == name:
+            return part
+        if path.startswith(f"{name}."):
+            below = part_at(part, path.removeprefix(f"{name}."))
+            if below is not None:
+                return below
+    return None
+
+
+def asked_outputs(output: Any) -> list[tuple[str | None, str | None]]:
+    """Entry and kind of each output that was asked for, None for what is to be chosen.
+
+    Raises
+    ------
+    ValueError
+        It is neither an entry nor a kind nor a mapping from entries to kinds, or names a kind twice.
+
+    >>> asked_outputs("auto"), asked_outputs("scores"), asked_outputs(1), asked_outputs({"mask": "dense"})
+    ([(None, None)], [(None, 'scores')], [('1', None)], [('mask', 'dense')])
+    """
+    if isinstance(output, Mapping) and output:
+        asked = [(str(entry), kind) for entry, kind in output.items()]
+        kinds = list(output.values())
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"output={short(output)}: {unknown('kind of output', kind, KINDS)}")
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"output={short(output)} names two entries of one kind; measure them one after the other")
+        return asked
+    if isinstance(output, bool) or not isinstance(output, str | int):
+        raise ValueError(
+            f"output must be the name or number of an entry, what it is ({', '.join(KINDS)}), or both, "
+            f"as {{'logits': 'scores'}}; got {short(output)}"
+        )
+    if output == "auto":
+        return [(None, None)]
+    return [(None, output)] if output in KINDS else [(str(output), None)]
+
+
+def is_per_image(raw: Any, images: int) -> bool:
+    """Whether it is a list with a dict for every image, as detectors give."""
+    is_list = isinstance(raw, list | tuple) and len(raw) == images
+    return is_list and all(isinstance(part, Mapping) for part in raw)
+
+
+def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> str | None:
+    """The entry to measure: the one that was named, or else class scores by name, features by name, the first tensor.
+
+    Warns where others fit as well. None where there is no tensor of floats.
+
+    Raises
+    ------
+    ValueError
+        There is no such entry, or none that can be of the kind.
+    """
+    tensors = {} if is_per_image(raw, images) else entries(raw)
+    if entry is None and kind in tensors:
+        entry = kind  # its name and what it is
+    if entry is not None:
+        named = [path for path in tensors if path == entry or path.startswith(f"{entry}.")]
+        if not named:
+            paths = [path for path in tensors if path]
+            raise ValueError(
+                f"{unknown('output', entry, [*paths, *KINDS])}; the model gives {paths or 'no named outputs'}"
+            )
+        tensors = {path: tensors[path] for path in named}
+    if kind is not None:
+        shapes = ", ".join(shape_text(z.shape) for z in tensors.values()) or "no tensor of floats"
+        tensors = {path: z for path, z in tensors.items() if fits(kind, z.shape)}
+        if not tensors:
+            raise ValueError(f"output={kind!r} needs {NEEDS[kind]}, got {shapes}")
+    return _likeliest(tensors, images) if tensors else None
+
+
+def _likeliest(tensors: Mapping[str, Tensor], images: int) -> str:
+    """The entry that names and shapes speak for; the others that they speak for as much are named in a warning."""
+    candidates = [path for path, z in tensors.items() if z.dim() and len(z) == images]
+    candidates = candidates or [path for path, z in tensors.items() if images in z.shape] or list(tensors)
+    chosen = min(candidates, key=_rank)
+    alike = []
+    for path in candidates:
+        has_same_rule = _rank(path)[0] == _rank(chosen)[0]
+        if path != chosen and has_same_rule and tensors[path].dim() == tensors[chosen].dim():
+            alike.append(path)
+    if alike:
+        warnings.warn(
+            f"the model gives several outputs that could be measured: {chosen!r} is, {cut(', '.join(map(repr, alike)), 200)} "
+            f"could be. Name the one you mean, as output={alike[0]!r}, or several with what they are, as "
+            f"output={{{chosen!r}: {KINDS[0]!r}, {alike[0]!r}: {KINDS[-1]!r}}}",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def _rank(path: str) -> tuple[int, int]:
+    """The rule by which an entry is chosen and its place in it, the least first."""
+    name = own_name(path)
+    if "logit" in name or name in SCORES:
+        return 0, int(name != "logits")
+    if name in FEATURES:
+        return 1, FEATURES.index(name)
+    return 2, 0
+
+
+def own_name(path: str) -> str:
+    """The last name in a path, in small letters: of "decoder.Logits.0" it is "logits"."""
+    names = [name for name in path.split(".") if not name.isdigit()]
+    return names[-1].lower() if names else ""
+
+
+def fits(kind: str, shape: torch.Size) -> bool:
+    """Whether an output of this shape can be of the kind."""
+    if kind in ("scores", "probabilities"):
+        return len(shape) == 2 and shape[1] >= 2
+    if kind == "independent":
+        return len(shape) in (1, 2) or (len(shape) == 4 and shape[1] == 1)
+    return len(shape) > 2 if kind == "dense" else True
+
+
+def is_distribution(value: Tensor) -> bool:
+    """Whether every row is one of probabilities."""
+    return bool((value >= 0).all()) and torch.allclose(value.sum(1), torch.ones_like(value[:, 0]), atol=1e-3)
+
+
+def why_no_tensor(raw: Any, images: int) -> str:
+    """Why nothing of what the model gives can be measured as an output."""
+    if is_per_image(raw, images):
+        return "the model's output is a list with a dict for every image, as detectors give"
+    if isinstance(raw, Tensor):
+        return f"the model's output is of {raw.dtype}, not of floats"
+    return f"the model's output, {type(raw).__name__}, holds no tensor of floats"
+
+
+def may_have_head(entry: str, kind: str | None, value: Tensor) -> bool:
+    """Whether it is worth looking for a module that gives the output from features."""
+    is_features = kind in ("features", "dense") or (kind is None and own_name(entry) in FEATURES)
+    return value.dim() == 2 and not is_features
+
+
+def describe_output(entry: str, kind: str | None, value: Tensor, *, is_classifier: bool) -> Output:
+    """What an output is; where nobody said so, class scores if the model ends in a classifier, in a softmax or names them so.
+
+    Warns where a vector that might be class scores is taken for features.
+    """
+    if kind in ("scores", "probabilities"):
+        return Output(entry, kind)
+    if kind is not None:
+        what = kind if kind == "features" else f"{kind} outputs"
+        return Output(entry, kind, f"the model ends in {what} (output={kind!r})")
+    name = own_name(entry)
+    can_be_scores = fits("scores", value.shape)
+    if can_be_scores and name in FEATURES and not is_classifier:
+        return Output(entry, "features", f"the model ends in features ({entry!r})")
+    if can_be_scores and is_distribution(value):
+        return Output(entry, "probabilities")
+    if can_be_scores and (is_classifier or "logit" in name or "score" in name):
+        return Output(entry, "scores")
+    advice = "scores" if can_be_scores else "independent"
+    said = f"output={{{entry!r}: {advice!r}}}" if entry else f"output={advice!r}"
+    if value.dim() == 2 and not is_classifier:
+        warnings.warn(
+            "no classifier was found that gives the model's output, so that the output itself is measured as features, also as "
+            f"`latent`. If it is features, say so by output='features'; if not, pass {said} and head='path of the classifier'",
+            stacklevel=2,
+        )
+    if can_be_scores:
+        reason = (
+            f"the model ends in features: no module with weights gives its output. If these are class scores, pass {said}, and "
+            "head='path of the classifier' for its input as the latent vector"
+        )
+        return Output(entry, "features", reason)
+    shape = shape_text((0, *value.shape[1:]))
+    return Output(entry, "features", f"the model's output of shape {shape} is no {CLASS_SCORES}")

@@ -1,0 +1,236 @@
+"""One forward pass with every module watched: what ran, in which order, and what shapes it gave and took.
+
+Knows modules and hooks, nothing of layouts. Keeps shapes; what a caller wants of the tensors is taken inside the hooks.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from eedkit.errors import Undefined
+from eedkit.probe.fields import field_type_of
+from eedkit.probe.outputs import Output, entries, first_tensor, part_at
+
+Key = tuple[str, int, Literal["in", "out", "returned"]]
+"""A module's path, the number of its call in a forward pass, "in" or "out"; or an entry of the output, 1, "returned"."""
+Call = Callable[[nn.Module, Tensor], Any]
+"""The forward pass, as `call(model, images)`."""
+SMALL = 2**16
+"""Numbers for one image up to which outputs are compared from one pass to the next."""
+
+
+def plain_call(model: nn.Module, images: Tensor) -> Any:
+    """The forward pass of a model that takes images alone."""
+    return model(images)
+
+
+@contextmanager
+def watch(
+    model: nn.Module, wanted: Iterable[tuple[str, str]], see: Callable[[Key, Any], None]
+) -> Iterator[Callable[[], None]]:
+    """Within the block calls of modules are shown to `see`, for every wanted (path, "in" or "out").
+
+    Gives `begin`, which starts the numbers of calls anew and must be called before every forward pass but the first. Hooks are
+    gone when the block is left, also by an exception.
+    """
+    calls = Counter[tuple[str, str]]()
+
+    def show(path: str, side: Literal["in", "out"], given: Any) -> None:
+        calls[path, side] += 1
+        see((path, calls[path, side], side), given)
+
+    def before(path: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        show(path, "in", (*args, *kwargs.values()))
+
+    def after(path: str, _module: nn.Module, _args: tuple, output: Any) -> None:
+        show(path, "out", output)
+
+    hooks = []
+    try:
+        for path, side in wanted:
+            module = model.get_submodule(path)
+            if side == "in":
+                hooks.append(module.register_forward_pre_hook(partial(before, path), with_kwargs=True))
+            else:
+                hooks.append(module.register_forward_hook(partial(after, path)))
+        yield calls.clear
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def is_sealed(model: nn.Module) -> bool:
+    """Whether hooks see nothing of what is inside: a ScriptModule, or what torch.export made, whose graph calls no module."""
+    if isinstance(model, fx.GraphModule):
+        called = {node.target for node in model.graph.nodes if node.op == "call_module"}
+        return called <= {"_guards_fn"}
+    return isinstance(model, torch.jit.ScriptModule)
+
+
+def watchable(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside that hooks can see, by path."""
+    if is_sealed(model):
+        return {}
+    modules = dict(model.named_modules())
+    return {path: part for path, part in modules.items() if path and not isinstance(part, torch.jit.ScriptModule)}
+
+
+@dataclass
+class Trace:
+    """What one forward pass showed.
+
+    Parameters
+    ----------
+    images : int
+        How many there were.
+    leaves_done : dict
+        Every call in order, with how many calls of leaf modules were done then.
+    shapes : dict
+        Of what went in and out, where that holds a tensor of floats.
+    field_types : dict
+        How steerable features say that they move.
+    takes_images : set
+        Inputs that are the images as they are.
+    raw : Any
+        What the model gave.
+    error : Exception, or None
+        What ended the pass; what ran before is there.
+    """
+
+    images: int
+    leaves_done: dict[Key, int] = field(default_factory=dict)
+    shapes: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+    field_types: dict[Key, Any] = field(default_factory=dict)
+    takes_images: set[Key] = field(default_factory=set)
+    raw: Any = None
+    error: Exception | None = None
+
+    def depth(self, key: Key) -> float:
+        """Which part of the leaf modules had run; half a call more for an input."""
+        leaves = max(self.leaves_done.values(), default=1) or 1
+        return (self.leaves_done[key] + (0.5 if key[2] == "in" else 0.0)) / leaves
+
+    def add(self, output: Output) -> Tensor:
+        """Take an output of the model into account, and give it; Undefined where there is none."""
+        z = output.select(self.raw)
+        self.shapes[output.key] = tuple(z.shape)
+        self.field_types[output.key] = field_type_of(part_at(self.raw, output.entry))
+        return z
+
+
+@torch.no_grad()
+def trace(
+    model: nn.Module,
+    images: Tensor,
+    call: Call,
+    *,
+    outputs: Sequence[Output] = (),
+    on_tensor: Callable[[Key, Tensor], None] | None = None,
+) -> Trace:
+    """One forward pass; an error ends it and is kept.
+
+    Parameters
+    ----------
+    outputs : sequence of Output
+        What is looked at of what the model gives.
+    on_tensor : callable, or None
+        Called with every tensor that a module takes or gives, and with the outputs.
+    """
+    images = images.clone()  # the model may work in place
+    found = Trace(len(images))
+    modules = watchable(model)
+    leaves = {path for path, module in modules.items() if not any(module.children())}
+    leaf_calls = 0
+
+    def see(key: Key, given: Any) -> None:
+        nonlocal leaf_calls
+        path, _, side = key
+        leaf_calls += side == "out" and path in leaves
+        found.leaves_done[key] = leaf_calls
+        z = first_tensor(given)
+        if z is None:
+            return
+        found.shapes[key] = tuple(z.shape)
+        found.field_types[key] = field_type_of(given)
+        if z.data_ptr() == images.data_ptr() and z.shape == images.shape:
+            found.takes_images.add(key)
+        if on_tensor is not None:
+            on_tensor(key, z)
+
+    sides = [(path, side) for path in modules for side in ("in", "out")]
+    with watch(model, sides, see):
+        try:
+            found.raw = call(model, images)
+            for output in outputs:
+                z = found.add(output)
+                if on_tensor is not None:
+                    on_tensor(output.key, z)
+        except Undefined:
+            pass  # the output holds other things in this pass
+        except Exception as error:
+            found.error = error
+    return found
+
+
+def first_trace(
+    model: nn.Module, images: Tensor, call: Call, on_tensor: Callable[[Key, Tensor], None]
+) -> tuple[Trace, bool]:
+    """The pass on two of the user's images, and whether they were channels-last, in which convolutions are fastest.
+
+    Raises
+    ------
+    ValueError
+        The model wants more than images.
+    """
+    formats = [torch.contiguous_format]
+    if images.device.type in ("cpu", "cuda"):
+        formats.insert(0, torch.channels_last)
+    for memory_format in formats:
+        found = trace(model, images.contiguous(memory_format=memory_format), call, on_tensor=on_tensor)
+        if found.error is None:
+            return found, memory_format is torch.channels_last
+    missing = re.search(r"missing \d+ required.* arguments?: (.*)", str(found.error))
+    if isinstance(found.error, TypeError) and missing:
+        names = re.findall(r"'(\w+)'", missing[1])
+        more = ", ".join(f"{name}=…" for name in names)
+        raise ValueError(
+            f"the model wants more than images: {', '.join(names)}. Say how it is called, as "
+            f"call=lambda model, images: model(images, {more})"
+        ) from found.error
+    raise found.error
+
+
+def first_noisy_module(model: nn.Module, images: Tensor, call: Call = plain_call) -> str | None:
+    """The path of the first module that gives another output when the same images come again, empty for the model itself.
+
+    None where all repeat.
+    """
+    values: dict[Key, Tensor] = {}
+    noisy: list[str] = []
+
+    def keep(key: Key, z: Tensor) -> None:
+        if key[2] == "out" and z.numel() <= len(images) * SMALL:
+            values[key] = z.clone()
+
+    def compare(key: Key, z: Tensor) -> None:
+        if key in values and not _is_same(z, values[key]):
+            noisy.append(key[0])
+
+    once = trace(model, images, call, on_tensor=keep)
+    again = trace(model, images, call, on_tensor=compare)
+    if noisy:
+        return noisy[0]
+    outputs, repeated = entries(once.raw), entries(again.raw)
+    is_repeated = outputs.keys() == repeated.keys() and all(_is_same(z, repeated[path]) for path, z in outputs.items())
+    return None if is_repeated else ""
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
