@@ -1,22 +1,23 @@
 """Images from wherever they are -> batches of whole chains, with stable sample ids and labels.
 
-Knows torch and duck types (tensor, DataLoader, Hugging Face or torch data set, PIL image), never a data set by name.
-Holds one batch and one chain.
+Knows torch and duck types (tensor, DataLoader, Hugging Face or torch data set, PIL image), never a data set by name. Images
+are read by number, a batch at a time; what can only be iterated is read into memory first.
 """
 
+import math
 import os
-import re
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
+from eedkit.errors import short
 from eedkit.pictures import opaque
 from eedkit.theory import actions
 from eedkit.theory.actions import Action
@@ -24,6 +25,8 @@ from eedkit.theory.deviation import SHORTEST_CHAIN, chains
 
 IMAGE_KEYS = ("image", "pixel_values", "img")
 LABEL_KEYS = ("label", "labels", "target")
+CHANNELS = (1, 3, 4)
+"""How many channels an axis has that could be meant for one of pixels."""
 FITTED_ON = 256
 """Images in each half that permutations of channels are fitted on."""
 WITHIN_CLASS = "within-class"
@@ -45,9 +48,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of whole chains: `chains` are their places in the batch, `first_chain` the number of the first in the stream.
+    """Samples of whole chains: `chains` are their places in the batch, `first_chain` the number of the first in the set.
 
-    `start` is the place of the first sample in the reading order of the whole stream.
+    `start` is the place of the first sample in the reading order of the whole set.
     """
 
     samples: list[Sample]
@@ -58,60 +61,102 @@ class Batch:
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples in reading order, how many there are (None when the source does not say), and how they fall into chains.
+    """Images in reading order and how they fall into the null's chains: all of a set, or a block of it; iterate to read.
 
-    `chains` are places in the reading order, counted from `start`, the place of the first sample; None for a source without
-    a length, which is cut into chains of `chain_length` as it comes.
+    `numbers` are those of the images in reading order, `rows` where each goes in the results, `chains` places in that order;
+    `first_chain` and `start` say which chain and which place of the whole set comes first. `labels` None: each item has its own.
     """
 
-    samples: Iterator[Sample]
-    length: int | None
+    images: Any
+    labels: list | None
+    numbers: Sequence[int]
+    rows: Sequence[int]
+    chains: list[range]
     chain_length: int
-    chains: list[range] | None = None
     first_chain: int = 0
     start: int = 0
 
-    def with_samples(self, samples: Iterator[Sample]) -> "Stream":
-        """The same with the samples from another iterator, one that puts back what was taken, say."""
-        return replace(self, samples=samples)
+    @property
+    def length(self) -> int:
+        """How many samples there are."""
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples; an image that cannot be read is NaN, in the shape of the first that can."""
+        example = self._first_readable()
+        ids = set()
+        for row, number in zip(self.rows, self.numbers, strict=True):
+            sample = self._read(row, number)
+            if sample.id in ids:
+                raise ValueError(f"the id {sample.id!r} stands for more than one sample; ids must differ")
+            ids.add(sample.id)
+            if sample.flaw:
+                sample = replace(sample, image=torch.full_like(example.image, torch.nan))
+            if sample.image.shape != example.image.shape:
+                raise ValueError(
+                    f"images must have one size, but sample {example.id} is {_size(example)} and sample {sample.id} is "
+                    f"{_size(sample)}; resize or crop first"
+                )
+            yield sample
+
+    def first(self, count: int) -> list[Sample]:
+        """The first samples, or all where there are fewer, as they will be read."""
+        return list(islice(self, count))
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of about `size` samples, each of whole chains."""
-        if self.chains is None:
-            yield from self._as_it_comes(size)
-            return
-        together: list[range] = []
-        first_chain, start = self.first_chain, self.start
-        for chain in self.chains:
-            if together and chain.stop - together[0].start > size:
-                yield self._read(together, first_chain, start)
-                first_chain += len(together)
-                start += together[-1].stop - together[0].start
-                together = []
-            together.append(chain)
-        if together:
-            yield self._read(together, first_chain, start)
+        samples = iter(self)
+        first = 0
+        for after, chain in enumerate(self.chains, start=1):
+            start = self.chains[first].start
+            has_room = after < len(self.chains) and self.chains[after].stop - start <= size
+            if has_room:
+                continue
+            of_batch = [range(one.start - start, one.stop - start) for one in self.chains[first:after]]
+            read = list(islice(samples, chain.stop - start))
+            yield Batch(read, of_batch, self.first_chain + first, self.start + start)
+            first = after
 
-    def _read(self, together: list[range], first_chain: int, start: int) -> Batch:
-        offset = together[0].start
-        samples = list(islice(self.samples, together[-1].stop - offset))
-        return Batch(samples, [range(c.start - offset, c.stop - offset) for c in together], first_chain, start)
+    def _first_readable(self) -> Sample:
+        flaw = ""
+        for number in self.numbers:
+            sample = self._read(0, number)
+            if not sample.flaw:
+                _refuse_no_image(sample)
+                return sample
+            flaw = flaw or sample.flaw
+        raise ValueError(f"no image could be read; the first: {flaw}")
 
-    def _as_it_comes(self, size: int) -> Iterator[Batch]:
-        """One chain is held back, for a remainder that is too short for a chain of its own joins the one before."""
-        size = max(size // self.chain_length, 1) * self.chain_length
-        waiting: list[Sample] = []
-        first_chain, start = 0, 0
-        for sample in self.samples:
-            waiting.append(sample)
-            if len(waiting) == size + self.chain_length:
-                cut = chains(size, self.chain_length)
-                yield Batch(waiting[:size], cut, first_chain, start)
-                waiting = waiting[size:]
-                first_chain += len(cut)
-                start += size
-        if waiting:
-            yield Batch(waiting, chains(len(waiting), self.chain_length), first_chain, start)
+    def _read(self, row: int, number: int) -> Sample:
+        label, name, flaw = None, None, ""
+        try:
+            image, label, name = _parts(self.images[number])
+            image = as_float(image)
+        except Exception as error:
+            image = torch.empty(0)
+            ids = _column(self.images, ["id"])
+            if ids is not None:
+                name = ids[number]
+            flaw = _flaw(self.images, number, name, error)
+        label = _own_label(label) if self.labels is None else self.labels[number]
+        return Sample(row, number if name is None else _scalar(name), image, label, flaw)
+
+
+def _refuse_no_image(sample: Sample) -> None:
+    shape = tuple(sample.image.shape)
+    if len(shape) != 3:
+        raise ValueError(f"an image must have shape (C, H, W), got {shape} for sample {sample.id}")
+    if _has_channels_last(shape):
+        raise ValueError(f"an image must be (C, H, W), got {shape}; channels last? pass image.permute(2, 0, 1)")
+
+
+def _has_channels_last(shape: Sequence[int]) -> bool:
+    """Whether (C, H, W) looks like (H, W, C): no image has many channels and is 1, 3 or 4 pixels wide."""
+    return min(shape[:2]) > max(CHANNELS) and shape[2] in CHANNELS
+
+
+def _size(sample: Sample) -> str:
+    return "×".join(map(str, sample.image.shape))
 
 
 def chain_length(order: int, null: bool | str) -> int:
@@ -137,14 +182,15 @@ def open_stream(
     null: bool | str = False,
     places: range | None = None,
 ) -> Stream:
-    """Samples of a tensor or array (n, C, H, W), a DataLoader or another iterable, or a data set with `len` and items.
+    """Images in a seeded order, as the null asks for, from any source that `by_number` takes.
 
-    A tensor and a data set are read in a seeded order, as the null asks for; an iterable keeps its own. An item or batch is
-    an image, an (image, label) tuple, or a mapping with image, label and id under their usual names. uint8 and PIL images
-    are scaled to [0, 1]. An image that cannot be read comes as NaN, with the reason, and stops nothing.
+    An item is an image, an (image, label) tuple, or a mapping with image, label and id under their usual names. uint8 and PIL
+    images are scaled to [0, 1]. An image that cannot be read comes as NaN, with the reason, and stops nothing.
 
     Parameters
     ----------
+    labels : sequence, or None
+        As `label_list`; None takes those of the items, where boxes, masks and the like are none.
     order : int
         |G|, for the length of the null's chains.
     null : bool, or "within-class"
@@ -155,163 +201,110 @@ def open_stream(
     Raises
     ------
     ValueError
-        There is no image, too few for a null, images differ in size, or labels in number.
+        There is no image, too few for a null, or labels differ in number; and when it is read: no image can be, images
+        differ in size, or two have one id.
     TypeError
-        `images` is none of these.
+        `images` is no source of images.
+
+    Examples
+    --------
+    >>> stream = open_stream(torch.rand(9, 1, 5, 5), order=4, null=True)
+    >>> [batch.chains for batch in stream.batches(4)]
+    [[range(0, 4)], [range(0, 5)]]
     """
-    if null not in (True, False, WITHIN_CLASS):
-        raise ValueError(f"null must be True, False or {WITHIN_CLASS!r}, got {null!r}")
-    images = _unwrapped(images)
+    images = by_number(images)
     labels = None if labels is None else label_list(labels)
-    length = chain_length(order, null)
-    if not _by_number(images):
-        if places is not None or null == WITHIN_CLASS:
-            what = "a block" if places is not None else "a null within classes"
-            raise TypeError(f"{what} needs images that can be read by number, not a DataLoader or an iterable")
-        return Stream(_checked(_from_iterable(images, labels)), None, length)
     n = len(images)
-    if n == 0:
-        raise ValueError("there is no image to measure on; expected at least one")
-    if isinstance(images, Tensor) and images.dim() != 4:
-        raise ValueError(
-            f"images must have shape (n, C, H, W), got {tuple(images.shape)}; a single image (C, H, W) is images[None]"
-        )
     if labels is not None and len(labels) != n:
         raise ValueError(f"expected one label for each of {n} images, got {len(labels)}")
-    if null:
-        refuse_short(n, order)
-    reading = read_order(n, seed)
-    cut = chains(n, length)
-    if null == WITHIN_CLASS:
-        reading, cut = _within_classes(reading, labels if labels is not None else _own_labels(images), length)
-    if places is None:
-        rows = reading.tolist()
-        return Stream(_checked(_blanked(_from_items(images, labels, reading, rows))), n, length, cut)
-    inside = [chain for chain in cut if places.start <= chain.start and chain.stop <= places.stop]
-    if not places or places.step != 1 or sum(map(len, inside)) != len(places):
-        raise ValueError(f"a block must be whole chains of the {n} images, got {places}")
-    samples = _from_items(images, labels, reading[places.start : places.stop], list(range(len(places))))
-    return Stream(_checked(_blanked(samples)), len(places), length, inside, cut.index(inside[0]), places.start)
-
-
-def refuse_short(n: int, order: int) -> None:
-    """ValueError for fewer images than a shuffled orbit needs."""
-    if n < max(order, 2):
+    if null and n < max(order, 2):
         raise ValueError(
             f"the null acts with each of {order} elements on another image, which needs {max(order, 2)} images, got {n}; "
             "pass more, or null=False"
         )
+    length = chain_length(order, null)
+    reading = read_order(n, seed).tolist()
+    cut = chains(n, length)
+    if null == WITHIN_CLASS:
+        reading, cut = _within_classes(reading, labels or _own_labels(images), length)
+    if places is None:
+        return Stream(images, labels, reading, reading, cut, length)
+    inside = [chain for chain in cut if places.start <= chain.start and chain.stop <= places.stop]
+    if not places or places.step != 1 or sum(map(len, inside)) != len(places):
+        raise ValueError(f"a block must be whole chains of the {n} images, got {places}")
+    of_block = [range(chain.start - places.start, chain.stop - places.start) for chain in inside]
+    numbers = reading[places.start : places.stop]
+    return Stream(images, labels, numbers, range(len(places)), of_block, length, cut.index(inside[0]), places.start)
 
 
-def warn_if_sorted(labels: Sequence) -> None:
-    """A warning where every class comes in one run, as in a file that was written class by class."""
-    runs = 1 + sum(a != b for a, b in pairwise(labels))
-    if None not in labels and 1 < len(set(labels)) == runs < len(labels):
-        warnings.warn(
-            "the images come sorted by label, so the null compares images of one class; pass the data set itself, which is "
-            "read in a seeded order, or a stream in mixed order",
-            stacklevel=4,
-        )
-
-
-def _within_classes(reading: np.ndarray, labels: Sequence, length: int) -> tuple[np.ndarray, list[range]]:
+def _within_classes(reading: list[int], labels: Sequence, length: int) -> tuple[list[int], list[range]]:
     """The reading order class by class, and chains of one class each; a class too small for one has no chain to itself."""
-    classes = list(dict.fromkeys(labels))
+    members: dict[Any, list[int]] = {name: [] for name in labels}
+    for number in reading:
+        members[labels[number]].append(number)
     ordered: list[int] = []
     cut: list[range] = []
-    for name in classes:
-        members = [i for i in reading.tolist() if labels[i] == name]
-        if len(members) < length:
+    for name, of_class in members.items():
+        if len(of_class) < length:
             raise ValueError(
-                f"a null within classes needs {length} images of each class, got {len(members)} of {name!r}; leave that class out"
+                f"a null within classes needs {length} images of each class, got {len(of_class)} of {name!r}; leave that class out"
             )
-        for chain in chains(len(members), length):
+        for chain in chains(len(of_class), length):
             cut.append(range(len(ordered) + chain.start, len(ordered) + chain.stop))
-        ordered += members
-    return np.array(ordered), cut
+        ordered += of_class
+    return ordered, cut
 
 
 def _own_labels(images: Any) -> list:
-    """The labels of a data set that has them in a column, read without its images."""
-    for key in LABEL_KEYS:
-        if key in (getattr(images, "column_names", None) or ()):
-            return list(images.with_format(None).select_columns([key])[:][key])
-    raise ValueError("a null within classes needs to know the labels before the images; pass labels=")
+    """The labels of images in memory, or of a data set that has them in a column."""
+    if isinstance(images, list):
+        labels = [_own_label(_parts(item)[1]) for item in images]
+    else:
+        labels = list((_column(images, LABEL_KEYS) or [None])[:])
+    if None in labels:
+        raise ValueError("a null within classes needs to know the labels before the images; pass labels=")
+    return labels
 
 
 def open_halves(images: Any, *, seed: int) -> tuple[Iterator[Sample], int]:
     """The samples that permutations of channels are fitted on, and F: the first 2F places of the seeded order.
 
     F = min(n // 2, 256). They are the same for every block of a study. Rows are places; images that cannot be read are left
-    out, for the stream that is measured to report.
+    out, for the stream that is measured to report. ValueError for fewer than 4 images.
 
-    Raises
-    ------
-    TypeError
-        The images cannot be read by number, and so not twice.
-    ValueError
-        There are fewer than 4.
-
-    Examples
-    --------
     >>> samples, half = open_halves(torch.rand(9, 1, 5, 5), seed=0)
     >>> half, [sample.row for sample in samples]
     (4, [0, 1, 2, 3, 4, 5, 6, 7])
     """
-    images = _unwrapped(images)
-    if not _by_number(images):
-        raise TypeError(
-            "matching channels reads images twice, so they must be read by number: expected a tensor or a data set, got "
-            f"{type(images).__name__}; pass the data set itself, or leave the matched metric out"
-        )
+    images = by_number(images)
     if len(images) < 4:
         raise ValueError(
             f"matching channels fits on one half of the images and scores on the other, which needs 4, got {len(images)}; "
             "pass more, or leave the matched metric out"
         )
     half = min(len(images) // 2, FITTED_ON)
-    reading = read_order(len(images), seed)[: 2 * half]
-    samples = _from_items(images, None, reading, list(range(2 * half)))
-    return _checked(sample for sample in samples if not sample.flaw), half
+    numbers = read_order(len(images), seed)[: 2 * half].tolist()
+    stream = Stream(images, None, numbers, range(2 * half), chains(2 * half, 1), chain_length=1)
+    return (sample for sample in stream if not sample.flaw), half
 
 
 def find(images: Any, ids: Sequence) -> list[Tensor]:
-    """The images (C, H, W) that have these ids in the results of `measure`.
+    """The images (C, H, W) that have these ids in the results of `measure`; ValueError where there is none.
 
-    Parameters
-    ----------
-    images : tensor, array or data set
-        What was measured, read by number.
-    ids : sequence
-        Values of the coordinate `sample`.
-
-    Raises
-    ------
-    ValueError
-        There is no image with one of these ids.
-    TypeError
-        The images cannot be read by number.
-
-    Examples
-    --------
     >>> find(torch.arange(2.0).reshape(2, 1, 1, 1), [1])[0].item()
     1.0
     """
-    images = _unwrapped(images)
-    if not _by_number(images):
-        raise TypeError(
-            f"images are looked up by their ids, which needs a tensor or a data set, got {type(images).__name__}"
-        )
-    numbers = range(len(images))
-    if "id" in (getattr(images, "column_names", None) or ()):
-        numbers = images.with_format(None).select_columns(["id"])[:]["id"]
-    place = {name: i for i, name in enumerate(numbers)}
+    images = by_number(images)
+    names = (_column(images, ["id"]) or range(len(images)))[:]
+    if isinstance(images, list):
+        names = [_parts(item)[2] for item in images]
+    number_of = {number if name is None else _scalar(name): number for number, name in enumerate(names)}
     found = []
     for name in ids:
         image, own_name = None, None
-        if name in place:
-            image, _, own_name = _parts(images[place[name]])
-        if image is None or own_name not in (None, name):
+        if name in number_of:
+            image, _, own_name = _parts(images[number_of[name]])
+        if image is None or (own_name is not None and _scalar(own_name) != name):
             raise ValueError(
                 f"there is no image with the id {name!r} among these {len(images)}; pass those that were measured"
             )
@@ -330,18 +323,59 @@ def moved(images: Sequence[Tensor], elements: Sequence[str], group: Action | str
 
 
 def label_list(labels: Any) -> list:
-    """Labels given as a list, a tensor, a pandas Series, names or one-hot rows, one for each image."""
-    if isinstance(labels, str | Mapping) or not hasattr(labels, "__len__"):
+    """Labels given as a list, a tensor, a pandas Series, names or rows of 0 and 1, one for each image.
+
+    One-hot rows (n, k), k ≥ 2, become the numbers of their classes. Where some row has several ones, or none, all become
+    texts: the numbers joined by +, or "none".
+
+    >>> label_list(["cat", "dog"]), label_list([[0, 1], [1, 0]]), label_list([[0, 1], [1, 1], [0, 0]])
+    (['cat', 'dog'], [1, 0], ['1', '0+1', 'none'])
+    """
+    given = _plain(labels)
+    if isinstance(given, str | Mapping) or not hasattr(given, "__len__"):
         raise TypeError(
             f"labels must be one per image, in a list, tensor, array or Series, got {type(labels).__name__}"
         )
-    values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if values.ndim == 1:
-        return [_scalar(label) for label in values]
-    one_hot = values.ndim == 2 and ((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all()
-    if not one_hot:
-        raise ValueError(f"labels must be one per image, or one-hot rows (n, k), got shape {values.shape}")
-    return values.argmax(1).tolist()
+    found = [_class_of(_plain(value)) for value in given]
+    for value, label in zip(given, found, strict=True):
+        if label is None and value is not None:
+            got = f"shape {tuple(labels.shape)}" if hasattr(labels, "shape") else short(value)
+            raise ValueError(f"labels must be one per image, or one-hot rows (n, k) of k ≥ 2 classes, got {got}")
+    return [str(label) for label in found] if is_multi_hot(given) else found
+
+
+def is_multi_hot(labels: Any) -> bool:
+    """Whether labels are rows of 0 and 1, of which some have no 1 or several: k yes-or-no answers, and not k classes.
+
+    >>> is_multi_hot([[0, 1], [1, 1]]), is_multi_hot([[0, 1], [1, 0]]), is_multi_hot(["0+1", "1"])
+    (True, False, False)
+    """
+    rows = [value for value in map(_plain, _plain(labels)) if isinstance(value, list | tuple)]
+    return any(isinstance(_class_of(row), str) for row in rows)
+
+
+def _plain(values: Any) -> Any:
+    """Lists and numbers for a tensor, an array or what pandas has."""
+    values = values.to_numpy() if hasattr(values, "to_numpy") else values
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def _class_of(value: Any) -> Any:
+    """The number or name itself; of a row of 0 and 1 the place of its only 1, or a text of all places; None for anything else."""
+    if not isinstance(value, list | tuple):
+        return value if isinstance(value, str | int | float) else None
+    # a row of one number would be the label itself
+    if len(value) < 2 or not all(number in (0, 1) for number in value):
+        return None
+    ones = [place for place, number in enumerate(value) if number]
+    if len(ones) == 1:
+        return ones[0]
+    return "+".join(map(str, ones)) or "none"
+
+
+def _own_label(label: Any) -> Any:
+    """The label that an item has: as of `label_list`, from one number or a row; None for lists, boxes, masks and the like."""
+    return None if isinstance(label, list | tuple) else _class_of(_plain(_scalar(label)))
 
 
 def declared_classes(images: Any) -> int:
@@ -361,127 +395,61 @@ def declared_classes(images: Any) -> int:
     return len(classes) if isinstance(classes, list | tuple) else 0
 
 
-def _unwrapped(images: Any) -> Any:
-    """A tensor for an array or for a mapping that holds one (a BatchFeature, say); TypeError for what holds no images."""
-    if isinstance(images, Mapping):
+def by_number(images: Any) -> Any:
+    """Images that are read by number: a tensor (n, C, H, W), a data set, or a list of all that an iterable gives.
+
+    A DataLoader, an iterable data set or a generator, of batches or of single images, is read into memory: what it gives
+    first is number 0. What this function gave, it gives again as it is.
+    """
+    expected = "images must be a tensor (n, C, H, W), a DataLoader or a data set"
+    if isinstance(images, Mapping):  # a BatchFeature, say
         keys = [key for key in IMAGE_KEYS if key in images]
         if not keys:
             raise TypeError(
-                f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__} with keys "
-                f"{', '.join(map(str, images))}; choose one of its splits, or put the images under one of {', '.join(IMAGE_KEYS)}"
+                f"{expected}, got {type(images).__name__} with keys {', '.join(map(str, images))}; choose one of its splits, or "
+                f"put the images under one of {', '.join(IMAGE_KEYS)}"
             )
         images = images[keys[0]]
     if isinstance(images, str | os.PathLike):
-        raise TypeError(
-            f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got the name {str(images)!r}; open it first, by "
-            "ek.lab.images.load, say"
-        )
+        raise TypeError(f"{expected}, got the name {str(images)!r}; open it first, by ek.lab.images.load, say")
     if not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
-        raise TypeError(
-            f"images must be a tensor (n, C, H, W), a DataLoader or a data set, got {type(images).__name__}"
-        )
-    return torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        raise TypeError(f"{expected}, got {type(images).__name__}")
+    has_numbers = hasattr(images, "__getitem__") and hasattr(images, "__len__")
+    if not has_numbers or isinstance(images, DataLoader | IterableDataset):
+        images = list(_items(images))
+    n = len(images)  # pyright: ignore[reportArgumentType]
+    if n == 0:
+        raise ValueError("there is no image to measure on; expected at least one")
+    if isinstance(images, Tensor | np.ndarray):
+        _refuse_other_axes(images)
+    return torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
 
 
-def _by_number(images: Any) -> bool:
-    in_order = torch.utils.data.DataLoader | torch.utils.data.IterableDataset
-    return hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, in_order)
+def _refuse_other_axes(images: Tensor | np.ndarray) -> None:
+    shape = tuple(images.shape)
+    if len(shape) != 4:
+        raise ValueError(f"images must have shape (n, C, H, W), got {shape}; a single image (C, H, W) is images[None]")
+    if _has_channels_last(shape[1:]):
+        change = "transpose" if isinstance(images, np.ndarray) else "permute"
+        raise ValueError(f"images must be (n, C, H, W), got {shape}; channels last? pass images.{change}(0, 3, 1, 2)")
 
 
-def _from_items(images: Any, labels: Sequence | None, reading: np.ndarray, rows: list[int]) -> Iterator[Sample]:
-    for row, i in zip(rows, reading.tolist(), strict=True):
-        try:
-            image, label, name = _parts(images[i])
-            image = as_float(image)
-        except Exception as error:
-            name = _name(images, i)
-            said = f"{type(error).__name__}: {error}"
-            is_named = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)
-            flaw = said if is_named else f"{name}: {said}"
-            label = None if labels is None else labels[i]
-            yield Sample(row, _own_id(images, i), torch.empty(0), _scalar(label), flaw)
-            continue
-        yield Sample(row, i if name is None else name, image, _scalar(label if labels is None else labels[i]))
-
-
-def _own_id(images: Any, i: int) -> Any:
-    """The id of an image that cannot be read: as for any other its own, or else its number."""
-    if "id" in (getattr(images, "column_names", None) or ()):
-        # without its format: a transform may need the image that cannot be read
-        return images.with_format(None).select_columns(["id"])[i]["id"]
-    return i
-
-
-def _name(images: Any, i: int) -> str:
-    """What people call an image that cannot be read: its id, or the path of its file, in a data set that tells one."""
-    columns = getattr(images, "column_names", None) or ()
-    try:
-        if "id" in columns:
-            return str(_own_id(images, i))
-        if hasattr(images, "samples"):  # the paths and classes of a folder as torchvision reads it
-            path, _ = images.samples[i]
-            return os.fspath(path)
-        for key in IMAGE_KEYS:
-            if key in columns:
-                files = (
-                    images.with_format(None)
-                    .select_columns([key])
-                    .cast_column(key, type(images.features[key])(decode=False))
-                )
-                return files[i][key]["path"] or f"number {i}"
-    except Exception:
-        return f"number {i}"
-    return f"number {i}"
-
-
-def _blanked(samples: Iterator[Sample]) -> Iterator[Sample]:
-    """NaN for images that could not be read, in the shape of the first that could."""
-    waiting: list[Sample] = []
-    blank = None
-    for sample in samples:
-        if blank is None and sample.flaw:
-            waiting.append(sample)
-            continue
-        if blank is None:
-            blank = torch.full_like(sample.image, float("nan"))
-            for earlier in waiting:
-                yield replace(earlier, image=blank)
-        yield replace(sample, image=blank) if sample.flaw else sample
-    if blank is None:
-        raise ValueError(f"no image could be read; the first: {waiting[0].flaw}")
-
-
-def _from_iterable(images: Iterable, labels: Sequence | None) -> Iterator[Sample]:
-    """Samples of an iterable of batches (b, C, H, W), or of single images as a streaming data set gives them."""
-    row = 0
-    for batch in images:
-        pictures, own, names = _parts(batch)
+def _items(images: Iterable) -> Iterator[Any]:
+    """Items of an iterable of batches (b, C, H, W), or of single images as a streaming data set gives them."""
+    for item in images:
+        pictures, labels, names = _parts(item)
         if not isinstance(pictures, Tensor | np.ndarray) or pictures.ndim == 3:
-            pictures = [pictures]
-            own = [own]
-            names = None if names is None else [names]
-        elif pictures.ndim != 4:
+            yield item
+            continue
+        if pictures.ndim != 4:
             raise ValueError(
                 f"a batch of images must be (b, C, H, W), or an image (C, H, W), got {tuple(pictures.shape)}"
             )
-        pictures = torch.from_numpy(pictures) if isinstance(pictures, np.ndarray) else pictures
-        own = None if own is None else _labels_of_batch(own)
-        for i, picture in enumerate(pictures):
-            if labels is not None and row >= len(labels):
-                raise ValueError(f"got {len(labels)} labels, but more images")
-            label = None if own is None else own[i]
-            if labels is not None:
-                label = labels[row]
-            yield Sample(row, row if names is None else _scalar(names[i]), as_float(picture), _scalar(label))
-            row += 1
-    if row == 0:
-        raise ValueError("there is no image to measure on; expected at least one")
-    if labels is not None and len(labels) != row:
-        raise ValueError(f"expected one label for each of {row} images, got {len(labels)}")
-
-
-def _labels_of_batch(labels: Any) -> Any:
-    return labels if isinstance(labels, list) else label_list(labels)
+        for place, picture in enumerate(torch.as_tensor(pictures)):
+            # of a mapping of boxes or masks no image has a label of its own
+            label = None if labels is None or isinstance(labels, Mapping) else labels[place]
+            name = None if names is None else names[place]
+            yield {"image": picture, "label": label, "id": name}
 
 
 def _parts(item: Any) -> tuple[Any, Any, Any]:
@@ -497,16 +465,43 @@ def _parts(item: Any) -> tuple[Any, Any, Any]:
     return item, None, None
 
 
+def _column(images: Any, keys: Sequence[str]) -> Sequence | None:
+    """A column of a Hugging Face data set, read without its images; None where there is none."""
+    for key in keys:
+        if key in (getattr(images, "column_names", None) or ()):
+            # without its format: a transform may need an image that cannot be read
+            return images.with_format(None).select_columns([key])[key]
+    return None
+
+
+def _flaw(images: Any, number: int, name: Any, error: Exception) -> str:
+    """Why an image cannot be read, after its id, the path of its file or its number."""
+    reason = f"{type(error).__name__}: {error}"
+    if name is None:
+        path = _path(images, number)
+        if path and path in reason:
+            return reason
+        name = path or f"number {number}"
+    return f"{name}: {reason}"
+
+
+def _path(images: Any, number: int) -> str:
+    """The file of an image in a data set that knows it."""
+    try:
+        if hasattr(images, "samples"):  # the paths and classes of a folder as torchvision reads it
+            return os.fspath(images.samples[number][0])
+        key = next(key for key in IMAGE_KEYS if key in images.column_names)
+        files = images.with_format(None).select_columns([key])
+        return files.cast_column(key, type(images.features[key])(decode=False))[number][key]["path"] or ""
+    except Exception:
+        return ""
+
+
 def as_float(image: Any) -> Tensor:
     """An image as floats (C, H, W): uint8 and PIL images scaled to [0, 1], arrays of floats as they are.
 
-    Raises
-    ------
-    ValueError
-        The numbers are integers of another type, or an array's channels could be its first axis or its last.
+    ValueError where the numbers are integers of another type, or an array's channels could be its first axis or its last.
 
-    Examples
-    --------
     >>> as_float(np.full((3, 8, 8), 255, np.uint8)).max()
     tensor(1.)
     """
@@ -528,7 +523,7 @@ def _channels_first(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array[None].copy())
     if array.ndim != 3:
         return torch.from_numpy(array.copy())
-    first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
+    first, last = array.shape[0] in CHANNELS, array.shape[-1] in CHANNELS
     if first == last:
         raise ValueError(
             f"an array of shape {array.shape} does not show whether its first or its last axis is the channels; give a torch "
@@ -550,32 +545,10 @@ def _from_pil(image: Any) -> Tensor:
 
 
 def _scalar(value: Any) -> Any:
-    if isinstance(value, Tensor | np.generic):
+    """A number for a tensor or array that holds one."""
+    if isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
         return value.item()
     return value
-
-
-def _checked(samples: Iterator[Sample]) -> Iterator[Sample]:
-    first, ids = None, set()
-    for sample in samples:
-        if sample.id in ids:
-            raise ValueError(f"the id {sample.id!r} stands for more than one sample; ids must differ")
-        ids.add(sample.id)
-        if sample.image.dim() != 3:
-            raise ValueError(
-                f"an image must have shape (C, H, W), got {tuple(sample.image.shape)} for sample {sample.id}"
-            )
-        first = first or sample
-        if sample.image.shape != first.image.shape:
-            raise ValueError(
-                f"images must have one size, but sample {first.id} is {_size(first)} and sample {sample.id} is "
-                f"{_size(sample)}; resize or crop first"
-            )
-        yield sample
-
-
-def _size(sample: Sample) -> str:
-    return "×".join(map(str, sample.image.shape))
 
 
 class Fingerprint:
