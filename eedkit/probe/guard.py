@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from eedkit.probe.layers import Scripted
-
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, **HALF}
 AUTO = "auto"
@@ -193,7 +191,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         else:
             inside = getattr(model, "_orig_mod", None)
         if not isinstance(inside, nn.Module):
-            return Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
+            return model
         model = inside
 
 

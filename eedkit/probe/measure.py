@@ -23,12 +23,14 @@ from eedkit.probe import dataset, guard, run, samples
 from eedkit.probe import metrics as family
 from eedkit.probe.collect import ABSENT, SCORES, LayerPass, Place, Scores, Setting, Whole
 from eedkit.probe.dataset import Measured, Results
-from eedkit.probe.layers import KINDS, Layer, first_noisy_module
+from eedkit.probe.layers import Layer
 from eedkit.probe.matching import matched
 from eedkit.probe.metrics import Metric
-from eedkit.probe.run import Call, Ready
+from eedkit.probe.outputs import asked_outputs
+from eedkit.probe.run import Ready
 from eedkit.probe.samples import Batch
 from eedkit.probe.sums import is_worth_compiling
+from eedkit.probe.tracing import Call, first_noisy_module
 from eedkit.progress import bar
 from eedkit.theory import actions, deviation
 from eedkit.theory.actions import Action
@@ -69,10 +71,7 @@ class Options:
         object.__setattr__(self, "layouts", dict(_checked_texts("layouts", self.layouts or {})))
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", _names("layers", self.layers))
-        if isinstance(self.output, Mapping):
-            for entry, kind in _checked_texts("output", self.output).items():
-                if kind not in KINDS:
-                    raise ValueError(f"output[{entry!r}]: {unknown('kind', kind, KINDS)}")
+        asked_outputs(self.output)  # raises where it is none
         if self.call is not None and not callable(self.call):
             raise TypeError(f"call must be a function (model, images) -> output, got {type(self.call).__name__}")
         if self.precision not in (guard.AUTO, *guard.DTYPES):

@@ -19,23 +19,17 @@ from eedkit.probe.collect import Place
 from eedkit.probe.guard import left_as_found
 from eedkit.probe.layers import Found, Layer, find_layers, tap
 from eedkit.probe.samples import Sample, Stream
+from eedkit.probe.tracing import Call, plain_call
 from eedkit.theory import deviation
 from eedkit.theory.actions import Action
 
 if TYPE_CHECKING:
     from eedkit.probe.measure import Options
 
-Call = Callable[[nn.Module, Tensor], Any]
-"""(the model, images (b, C, H, W)) -> what the model gives for them."""
 OnLayer = Callable[[Layer, Place, Any], None]
 """(a layer, the forward pass, what the layer gave) -> nothing; runs inside the hook."""
 TOGETHER = 64
 """Images in a forward pass for which a group's elements are not parted, whatever the batch size that was chosen for the user."""
-
-
-def plainly(model: nn.Module, images: Tensor) -> Any:
-    """The model's forward pass."""
-    return model(images)
 
 
 class Forward:
@@ -106,7 +100,7 @@ def prepared(model: nn.Module, stream: Stream, options: "Options") -> Iterator[R
     shape = tuple(first_samples[0].image.shape)
     law_error = options.action.on_images(shape).law_error
     device = options.torch_device
-    call = options.call or plainly
+    call = options.call or plain_call
     with left_as_found(model, device, options.precision) as dtype:
         forward = Forward(model, call, options.action, shape, device, dtype)
         example = forward.orbit([0], _two_images(first_samples)).contiguous()

@@ -16,7 +16,8 @@ from eedkit.errors import printable
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.lab import specs
-from eedkit.probe.measure import Options, default_batch_size, measure_block
+from eedkit.probe.measure import Options, measure_block
+from eedkit.probe.run import default_batch_size
 from eedkit.progress import bar
 from eedkit.results.schema import metrics_of
 from eedkit.store.cells import State
@@ -105,7 +106,7 @@ def cost(model: str | nn.Module, data: str, options: Options) -> tuple[float, in
         shape = tuple(lab_images.load(data, size=loaded.size, channels=loaded.channels)[0]["image"].shape)
     device = workers.device(options.device)
     order = options.action.group.order
-    batch = options.batch_size or default_batch_size(shape, device)
+    batch = options.batch_size or default_batch_size(shape, order, device)
     images = torch.rand(max(FEW, 2 * batch), *shape, generator=torch.Generator().manual_seed(0))
     without_null = replace(
         options, head=options.head or loaded.head, layers=loaded.layers or options.layers, device=device, null=False

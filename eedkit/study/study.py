@@ -22,6 +22,7 @@ from eedkit.errors import cut, printable, short, unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.lab import recipes
+from eedkit.probe import guard
 from eedkit.probe import measure as probe
 from eedkit.probe.measure import Options
 from eedkit.probe.metrics import Metric
@@ -87,7 +88,7 @@ class Study:
     output: str | int = "auto"
     null: bool = True
     seed: int = 0
-    precision: str = "float32"
+    precision: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
     block: int = 1024
@@ -364,7 +365,7 @@ def _source(model: str | nn.Module) -> str:
     if isinstance(model, str):
         return lab_models.source(model)
     # equal weights may be used otherwise: the second checksum is of what torch prints of the module
-    return f"{probe.fingerprint(model)} {zlib.crc32(repr(model).encode()):08x}"
+    return f"{guard.fingerprint(model)} {zlib.crc32(repr(model).encode()):08x}"
 
 
 def _moves(action: Action) -> str:
