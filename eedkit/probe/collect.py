@@ -122,6 +122,7 @@ class AsItComes:
         """The mean over positions of what came last, where the sums hold it."""
         order = setting.action.group.order
         self.values = torch.full((len(metrics), 2, order, setting.size), torch.nan, device=setting.device)
+        """Values and nulls of each metric."""
         self.sizes = torch.full((setting.size,), torch.nan, dtype=torch.float64, device=setting.device)
         self.dead = torch.zeros(2, setting.size, dtype=torch.float64, device=setting.device)
         self.is_anywhere = torch.zeros(setting.size, dtype=torch.bool, device=setting.device)
@@ -143,7 +144,7 @@ class AsItComes:
         self.mean = None
         if not of_sums:
             return
-        value, null = orbit_sums(
+        sums = orbit_sums(
             orbit,
             self.layer_actions,
             place.elements,
@@ -152,12 +153,10 @@ class AsItComes:
             compiled=self.setting.compiled,
         )
         if self.layer_actions[0].compared is None:
-            self.mean = value.a / value.n
+            self.mean = sums.a[0] / sums.n
         for metric in of_sums:
-            self._put(metric, place, 0, metric.distance(value))  # (4)
-            if self.setting.null:
-                self._put(metric, place, 1, metric.distance(null))
-        self._count_dead(place, value.aa == 0, value.aa.isfinite())
+            self._put(metric, place, metric.distance(sums))  # (4), and of the shuffled orbit its null
+        self._count_dead(place, sums.aa[0] == 0, sums.aa[0].isfinite())
 
     def _take_others(self, place: Place, orbit: Tensor) -> None:
         others = [metric for metric in self.metrics if not metric.distance.of_sums]
@@ -170,19 +169,22 @@ class AsItComes:
             moved = torch.stack([action(g, target) for g in place.elements])
         moved = action.visible(moved)
         orbit = action.visible(orbit)
+        orbits = [orbit, shuffled(orbit, place.partners)] if self.setting.null else [orbit]
         for metric in others:
             if metric.distance.of_sets:
                 self.is_anywhere[place.rows] |= boxes.has_boxes(orbit).any(0)
-            self._put(metric, place, 0, metric.distance(orbit, moved))  # (4)
-            if self.setting.null:
-                self._put(metric, place, 1, metric.distance(shuffled(orbit, place.partners), moved))
+            values = [metric.distance(one, moved) for one in orbits]  # (4), and of the shuffled orbit its null
+            self._put(metric, place, torch.stack(values))
         if len(others) == len(self.metrics) and others[0].where == "maps":
             self._count_dead(place, (orbit == 0).all(-2), orbit.isfinite().all(-2))
 
-    def _put(self, metric: Metric, place: Place, which: int, values: Tensor) -> None:
-        _check_shape(metric, values, (len(place.elements), place.images))
-        fresh = place.elements[place.fresh :]
-        self.values[self.metrics.index(metric), which, fresh, place.rows] = values[place.fresh :].float()
+    def _put(self, metric: Metric, place: Place, values: Tensor) -> None:
+        """Keep (2, g, b), values and nulls."""
+        _check_shape(metric, values[0], (len(place.elements), place.images))
+        fresh = place.elements[place.fresh]
+        until = place.elements[-1] + 1
+        kept = self.values[self.metrics.index(metric), : len(values)]
+        kept[:, fresh:until, place.rows] = values[:, place.fresh :]
 
     def _count_dead(self, place: Place, is_zero: Tensor, is_finite: Tensor) -> None:
         """Count the channels that are zero for gx and for x, and all that are finite, from (g, b, C)."""

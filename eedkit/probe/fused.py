@@ -75,16 +75,17 @@ def _with_channels(t, positions, channels):
 
 
 def _sums_of_orbit(orbit, positions, channels, half, partners, sums):
+    """Write a, aa and ab of the orbit, and of the shuffled one, to sums (3, 2, g, b, C)."""
     order, images, places, _ = orbit.shape
     in_place = np.arange(places)
     permutes = len(channels) > 0
     for i in numba.prange(images):
         t = orbit[0, i]
         a, aa = _squares(t)
-        sums[0, 0, i] = a
-        sums[0, 1, i] = aa
-        sums[0, 2, i] = aa
-        sums[0, 3, i] = aa
+        sums[0, 0, 0, i] = a
+        sums[1, 0, 0, i] = aa
+        sums[2, 0, 0, i] = aa
+        sums[2, 1, 0, i] = aa
         for k in range(1, order):
             v = orbit[k, i]
             w = orbit[k, partners[k, i]]
@@ -93,10 +94,13 @@ def _sums_of_orbit(orbit, positions, channels, half, partners, sums):
                 a, aa, ab, wb = _products(v, w, moved, in_place)
             else:
                 a, aa, ab, wb = _products(v, w, t, positions[k])
-            sums[k, 0, i] = a
-            sums[k, 1, i] = aa
-            sums[k, 2, i] = ab
-            sums[k, 3, i] = wb
+            sums[0, 0, k, i] = a
+            sums[1, 0, k, i] = aa
+            sums[2, 0, k, i] = ab
+            sums[2, 1, k, i] = wb
+    for i in numba.prange(images):
+        for k in range(order):
+            sums[:2, 1, k, i] = sums[:2, 0, k, partners[k, i]]
 
 
 _options = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc"}}
@@ -108,13 +112,11 @@ _compiled = numba.njit(parallel=True, **_options)(_sums_of_orbit)
 _one_at_a_time = threading.Lock()
 
 
-def orbit_sums(
-    orbit: Tensor, positions: Tensor, channels: Tensor, half: Tensor, partners: Tensor
-) -> tuple[Tensor, ...]:
-    """Σa, Σa², Σb, Σb², Σab and Σa′b of a = f(gx) and b = g f(x), each (g, b, C), for orbits (g, b, P, C)."""
+def orbit_sums(orbit: Tensor, positions: Tensor, channels: Tensor, half: Tensor, partners: Tensor) -> Tensor:
+    """Σa, Σa² and Σab of a = f(gx) and b = g f(x), and of the shuffled orbit: (3, 2, g, b, C), for orbits (g, b, P, C)."""
     tables = [table.contiguous().numpy() for table in (orbit, positions, channels, half, partners)]
     order, images, _, width = orbit.shape
-    sums = np.empty((order, 4, images, width))
+    sums = np.empty((3, 2, order, images, width))
     threads = torch.get_num_threads()
     # numba's simplest threading layer does not bear two callers
     with _one_at_a_time:
@@ -123,10 +125,4 @@ def orbit_sums(
         _compiled(*tables, sums)
         if torch.get_num_threads() != threads:  # starting numba's threads sets those of torch
             torch.set_num_threads(threads)
-    a, aa, ab, ab_of_partners = torch.from_numpy(sums).unbind(1)
-    if not len(channels):
-        return a, aa, a[:1].expand_as(a), aa[:1].expand_as(aa), ab, ab_of_partners
-    come_from = channels[half % len(channels)].movedim(1, 0)  # (g, b, C)
-    b = a[:1].expand_as(a).gather(2, come_from)
-    bb = aa[:1].expand_as(aa).gather(2, come_from)
-    return a, aa, b, bb, ab, ab_of_partners
+    return torch.from_numpy(sums)

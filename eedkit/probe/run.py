@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 OnLayer = Callable[[Layer, Place, Any], None]
 """(a layer, the forward pass, what the layer gave) -> nothing; runs inside the hook."""
+LEAST = 32
+"""Images in a forward pass by default: with fewer, putting weights in order costs as much as using them."""
 TOGETHER = 64
-"""Images in a forward pass for which a group's elements are not parted, whatever the batch size that was chosen for the user."""
+"""Images in a forward pass up to which the elements of a group are not parted by default."""
 
 
 class Forward:
@@ -211,11 +213,11 @@ def default_batch_size(shape: Sequence[int], order: int, device: torch.device | 
     """Images in a forward pass: such that they fit a processor's cache, or keep a GPU busy, and few groups are parted.
 
     >>> default_batch_size((3, 224, 224), 4), default_batch_size((3, 32, 32), 4), default_batch_size((3, 224, 224), 8)
-    (16, 128, 64)
+    (32, 128, 64)
     """
     numbers = 2**19 if torch.device(device).type == "cpu" else 2**25
     size = 256
-    while size > 8 and size * math.prod(shape) > numbers:
+    while size > LEAST and size * math.prod(shape) > numbers:
         size //= 2
     of_chain = order * max(order, deviation.SHORTEST_CHAIN)
     return max(size, of_chain) if of_chain <= TOGETHER else size

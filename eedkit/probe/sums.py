@@ -38,8 +38,8 @@ def orbit_sums(
     half: Tensor,
     *,
     compiled: bool,
-) -> tuple[ChannelSums, ChannelSums]:
-    """The sums of a = f(gx) and b = g f(x), and those of the shuffled orbit, a = f(gx′), each (g, b, C).
+) -> ChannelSums:
+    """The sums of a = f(gx) and b = g f(x), and those of the shuffled orbit, a = f(gx′): (2, g, b, C).
 
     Parameters
     ----------
@@ -56,20 +56,30 @@ def orbit_sums(
         Whether the compiled loop may be used, where it is installed.
     """
     n = orbit.shape[2] if layer_actions[0].compared is None else len(layer_actions[0].compared)
-    tables = _tables(layer_actions, elements, half) if compiled else None
-    is_plain = orbit.dtype == torch.float32 and orbit.device.type == "cpu"
-    loop = _loop() if tables is not None and is_plain else None
-    if loop is not None:
-        sums = loop(orbit, *tables, partners)
-    elif len(layer_actions) == 1:
-        sums = _eager_sums(orbit, layer_actions[0], elements, partners)
-    else:
-        of_halves = [_eager_sums(orbit, action, elements, partners) for action in layer_actions]
-        sums = torch.where(half.bool()[:, None], of_halves[1], of_halves[0])
+    tables = _tables(layer_actions, elements, half) if compiled and orbit.dtype == torch.float32 else None
+    loop = None if tables is None else _loop()
+    if tables is not None and loop is not None:
+        a, aa, ab = loop(orbit, *tables, partners)
+        b, bb = a[0, :1], aa[0, :1]
+        channels = tables[1]
+        if len(channels):
+            come_from = channels[half % len(channels)].movedim(1, 0)  # (g, b, C)
+            b = b.expand_as(a[0]).gather(2, come_from)
+            bb = bb.expand_as(a[0]).gather(2, come_from)
+        return ChannelSums(n, a, b, aa, bb, ab)
+    of_actions = [_eager_sums(orbit, action, elements, partners) for action in layer_actions]
+    sums = of_actions[0]
+    if len(of_actions) > 1:
+        sums = torch.where(half.bool()[:, None], of_actions[1], of_actions[0])
     a, aa, b, bb, ab, ab_of_partners = sums
-    value = ChannelSums(n, a, b, aa, bb, ab)
-    null = ChannelSums(n, shuffled(a, partners), b, shuffled(aa, partners), bb, ab_of_partners)
-    return value, null
+    return ChannelSums(
+        n,
+        torch.stack([a, shuffled(a, partners)]),
+        b,
+        torch.stack([aa, shuffled(aa, partners)]),
+        bb,
+        torch.stack([ab, ab_of_partners]),
+    )
 
 
 def _eager_sums(orbit: Tensor, action: LayerAction, elements: list[int], partners: Tensor) -> Tensor:
