@@ -1,14 +1,13 @@
 """Actions: the law, exactness, kernels, inverses, and what is refused. Moves are compared with numpy's."""
 
 import math
+import re
 
 import cloudpickle
 import numpy as np
 import oracles
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from eedkit.errors import Undefined
@@ -29,8 +28,7 @@ from eedkit.theory.actions import (
 from eedkit.theory.groups import Group, Motion
 
 TURNS = ["C1", "C2", "C4", "D1", "D2", "D4", "flip", "C2*flip"]
-SHIFTS = ["shift1", "shift2", "shift3", "shift4", "shift6", "shift2*flip", "shift4*flip", "flip*shift3", "shift2*C2"]
-SHIFTS += ["shift2*shift3", "C2*flip*shift2"]
+SHIFTS = ["shift1", "shift3", "shift4", "shift2x4", "shift4*flip", "shift2*C2", "shift2*shift3", "C2*flip*shift2"]
 S3 = [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (1, 0, 2), (2, 1, 0)]
 
 
@@ -65,57 +63,35 @@ def half_way(g, z):
     return z if g == 0 else 0.875 * torch.rot90(z, 2, (-2, -1)) + 0.125 * z
 
 
-# ---- moves, against numpy
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(TURNS + SHIFTS), st.sampled_from([12, 24]), st.lists(st.integers(1, 3), max_size=2))
-def test_every_exact_action_obeys_the_group_law_bit_for_bit(name, side, leading):
+@pytest.mark.parametrize("name", TURNS + SHIFTS)
+@pytest.mark.parametrize("leading", [(), (3,), (2, 1)])
+def test_every_exact_action_obeys_the_group_law_bit_for_bit(name, leading):
+    side = 7 if name in TURNS else 12
     z = torch.rand(*leading, side, side)
     assert obeys_the_law(spatial(name), z)
     assert check_action(spatial(name), z) == spatial(name).on((side, side), channels=2).law_error == 0
-    assert obeys_the_law(trivial(name), z)
 
 
-@pytest.mark.parametrize("name", TURNS)
-@pytest.mark.parametrize("side", [1, 2, 5, 7])
-def test_turns_and_mirrors_are_exact_at_every_square_size(name, side):
-    assert obeys_the_law(spatial(name), torch.rand(2, side, side))
+ON_GRIDS = [("C2", 4, 5), ("C4", 8, 8), ("D4", 8, 8), ("flip", 5, 4), ("shift2", 8, 5), ("shift4", 8, 8)]
+ON_GRIDS += [(group, side, side) for group in oracles.IN_A_CIRCLE for side in (2, 5, 8)]
 
 
-@pytest.mark.parametrize("group", ["C2", "C4", "D4", "flip", "shift2", "shift4"])
-def test_elements_move_images_as_numpy_does(group):
-    x = np.random.default_rng(0).random((2, 3, 8, 8))
+@pytest.mark.parametrize(("group", "height", "width"), ON_GRIDS)
+def test_elements_move_images_as_numpy_and_scipy_do(group, height, width):
+    x = np.random.default_rng(0).random((2, 3, height, width))
     action = spatial(group)
     assert list(action.group.elements) == oracles.ELEMENTS[group]
+    assert action.on((height, width), 3).interpolates == (group in oracles.IN_A_CIRCLE)
     for element in action.group.elements:
-        np.testing.assert_array_equal(action(element, torch.from_numpy(x)), oracles.move(group, element, x))
-
-
-@pytest.mark.parametrize("name", ["C2", "D2", "flip"])
-def test_rows_and_columns_of_what_is_no_square_stay_apart(name):
-    z = np.random.default_rng(0).random((2, 3, 4, 5))
-    at_layer = spatial(name).on((4, 5), channels=3)
-    for element in at_layer.group.elements:
-        wanted = torch.from_numpy(oracles.move(name, element, z))
-        assert torch.equal(at_layer(element, as_positions(torch.from_numpy(z))), as_positions(wanted))
+        moved = action(element, torch.from_numpy(x))
+        np.testing.assert_allclose(
+            moved, oracles.move(group, element, x), rtol=0, atol=1e-12 * (group in oracles.IN_A_CIRCLE)
+        )
 
 
 def test_shifts_in_two_directions_roll_rows_and_columns():
     x = torch.arange(48).reshape(4, 12)
-    assert obeys_the_law(spatial("shift2x4"), x)
     assert torch.equal(spatial("shift2x4")("s1,3", x), x.roll((2, 9), (-2, -1)))
-
-
-@pytest.mark.parametrize("name", oracles.IN_A_CIRCLE)
-@pytest.mark.parametrize("side", [2, 5, 8])
-def test_rotations_between_quarter_turns_read_between_pixels(name, side):
-    x = np.random.default_rng(0).random((2, 3, side, side))
-    action = spatial(name)
-    assert list(action.group.elements) == oracles.ELEMENTS[name]
-    for element in action.group.elements:
-        moved = action(element, torch.from_numpy(x))
-        np.testing.assert_allclose(moved, oracles.move(name, element, x), atol=1e-12)
 
 
 def test_quarter_turns_of_a_group_that_interpolates_are_exact_in_the_circle():
@@ -124,14 +100,6 @@ def test_quarter_turns_of_a_group_that_interpolates_are_exact_in_the_circle():
     inside = torch.from_numpy(oracles.circle(9))
     for element in ("e", "r90", "r180", "r270"):
         assert torch.equal(spatial("C8")(element, x), torch.where(inside, spatial("C4")(element, x), 0))
-
-
-def test_rotations_that_interpolate_keep_constants():
-    at_layer = spatial("C8").on((7, 7), channels=2)
-    assert at_layer.interpolates
-    assert not spatial("C4").on((7, 7), channels=2).interpolates
-    for g in range(8):
-        np.testing.assert_allclose(at_layer.visible(at_layer(g, torch.ones(49, 2))), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(("sample", "finite"), [("SO(2)?n=8", "C8"), ("O(2)?n=3", "D3"), ("SO(2)?n=4", "C4")])
@@ -169,9 +137,6 @@ def test_colours_come_from_where_the_label_says():
     x = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1)
     assert spatial("rgb")("gbr", x).flatten().tolist() == [2, 3, 1]
     assert spatial("sign")("neg", x).flatten().tolist() == [-1, -2, -3]
-
-
-# ---- at a layer
 
 
 def mixing(action):
@@ -229,9 +194,6 @@ def test_a_layer_compares_the_positions_in_the_circle():
     assert spatial("C4").on((6, 6), 2).visible(z) is z
 
 
-# ---- the kernel, the law and inverses
-
-
 @pytest.mark.parametrize(
     ("action", "shape", "expected"),
     [
@@ -277,9 +239,6 @@ def test_the_law_error_says_how_far_an_action_is_off():
     assert 0.1 < rough.law_error <= 14 / 64
     assert trivial("C4").on((3, 3), channels=1).law_error == 0
     assert math.isnan(spatial("SO(2)?n=4").on((5, 5), channels=1).law_error)
-
-
-def test_permutations_that_do_not_compose_as_the_table_says_are_refused():
     careless = Action("careless", groups.parse("C4"), lambda g, z: torch.rot90(z, min(g, 1), (-2, -1)))
     with pytest.raises(
         ValueError, match=r"careless is no action of C4: r90 and then r90 is not r180 .*; it is what no"
@@ -309,55 +268,34 @@ def test_the_inverse_of_a_sample_undoes_motions_that_are_no_elements(name):
         assert (back - smooth)[middle].abs().max() < 0.02 < (action(g, smooth) - smooth)[middle].abs().max()
 
 
-def test_inverses_of_a_sample_are_known_of_motions_alone():
-    custom = Action("custom", groups.parse("SO(2)?n=3"), lambda g, z: z)
-    for action in (custom, coordinates("SO(2)?n=3")):
-        with pytest.raises(
-            Undefined, match=r"the inverses of SO\(2\)\?n=3 are not among its elements, which are a sample"
-        ):
-            _ = action.inverse
-
-
-# ---- check_action, and what is refused
-
-
 def turned(g, z):
     return torch.rot90(z, g, (-2, -1))
 
 
-@pytest.mark.parametrize(
-    ("group", "move", "message"),
-    [
-        (
-            "C4",
-            lambda g, z: turned(-g, z[..., :-1, :]) if g else z,
-            r"mine: r90 turned shape .* an action keeps the shape",
-        ),
-        ("C2", lambda g, z: None, "mine: e turned a tensor into NoneType; an action returns the moved tensor"),
-        (
-            "C2",
-            lambda g, z: z.roll(1 + g, -1),
-            r"mine is no action of C2: e is not the identity \(off by .*\); the first element",
-        ),
-        ("C3", turned, r"mine is no action of C3: .*; it is what no element does, so the elements are not closed"),
-        (
-            "C4",
-            lambda g, z: z.flip([(), -1, -2, (-2, -1)][g]) if g else z,
-            "r90 and then r90 is not r180 .*; it is e, so the",
-        ),
-        *[
-            (
-                "C2",
-                lambda g, z, bent=bent: bent(z) if g else z,
-                "mine: r180 is not linear: what it does to a sum of images",
-            )
-            for bent in (torch.abs, torch.square, torch.round, lambda z: 1 - z, lambda z: z.sort(-1).values)
-        ],
-    ],
-)
-def test_check_action_explains_why_something_is_no_group_action(group, move, message):
+def custom(group, move):
+    return Action("mine", groups.parse(group), move)
+
+
+BENT = (torch.abs, torch.square, torch.round, lambda z: 1 - z, lambda z: z.sort(-1).values)
+NO_ACTIONS = {
+    r"mine: r90 turned shape .* an action keeps the shape": custom("C4", lambda g, z: z[..., min(g, 1) :, :]),
+    r"mine: e turned a tensor into NoneType; an action returns the moved tensor": custom("C2", lambda g, z: None),
+    r"of C2: e is not the identity \(off by .*\); the first element": custom("C2", lambda g, z: z.roll(1 + g, -1)),
+    r"mine is no action of C3: .*; it is what no element does, so the elements are not closed": custom("C3", turned),
+    r"r90 and then r90 is not r180 .*; it is e, so": custom("C4", lambda g, z: z.flip(((), -1, -2, (-2, -1))[g])),
+}
+
+
+@pytest.mark.parametrize("message", NO_ACTIONS)
+def test_check_action_explains_why_something_is_no_group_action(message):
     with pytest.raises(ValueError, match=message):
-        check_action(Action("mine", groups.parse(group), move), torch.rand(3, 4, 4))
+        check_action(NO_ACTIONS[message], torch.rand(3, 4, 4))
+
+
+@pytest.mark.parametrize("bent", BENT)
+def test_what_is_not_linear_is_no_action(bent):
+    with pytest.raises(ValueError, match="mine: r180 is not linear: what it does to a sum of images is not the sum"):
+        custom("C2", lambda g, z: bent(z) if g else z).on((4, 4), channels=1)
 
 
 def test_a_homomorphism_in_the_wrong_order_is_no_action():
@@ -381,81 +319,45 @@ def test_check_action_tells_how_far_an_inexact_action_is_off():
         check_action(action, torch.tensor([[1.0, math.nan]]))
 
 
-@pytest.mark.parametrize(
-    ("action", "shape", "message"),
-    [
-        (spatial("C4"), (1, 28, 32), "quarter turns need square images, got 28×32; centre-crop or pad first"),
-        (spatial("C8"), (1, 6, 7), "rotations need square images, got 6×7; centre-crop or pad first"),
-        (spatial("shift4"), (1, 6, 8), "shifts by 1/4 of the height need a height divisible by 4, got 6"),
-        (spatial("shift2x4"), (1, 4, 6), "shifts by 1/4 of the width need a width divisible by 4, got 6"),
-        (spatial("rgb"), (1, 4, 4), "rgb permutes 3 colour channels, got images of 1"),
-        (Action("mine", groups.parse("C4"), turned), (1, 3, 4), r"mine: r90 turned shape .* an action keeps the shape"),
-        (regular("C4"), (6, 3, 3), "fields of C4 need channels divisible by 4, got 6"),
-        (linear(*s3()), (4, 1, 1), "the matrices are those of 3 channels, got 4"),
-        (permuted(spatial("flip"), torch.tensor([[0, 1], [1, 0]])), (3, 4, 4), "those of 2 channels, got 3"),
-        (coordinates("C4"), (3, 4, 4), "channels must be even in number, got 3"),
-        (boxes("C4"), (3, 4, 4), "x, y, width, height and more, got 3 numbers"),
-    ],
-)
-def test_what_is_not_defined_at_a_size_says_so(action, shape, message):
-    with pytest.raises(Undefined, match=message):
-        action.on_images(shape)
+UNDEFINED = {
+    "quarter turns need square images, got 28×32; centre-crop or pad first": lambda: spatial("C4").on((28, 32), 1),
+    "rotations need square images, got 6×7; centre-crop or pad first": lambda: spatial("C8").on((6, 7), 1),
+    "shifts by 1/4 of the height need a height divisible by 4, got 6": lambda: spatial("shift4").on((6, 8), 1),
+    "shifts by 1/4 of the width need a width divisible by 4, got 6": lambda: spatial("shift2x4").on((4, 6), 1),
+    "rgb permutes 3 colour channels, got images of 1": lambda: spatial("rgb")("gbr", torch.rand(1, 4, 4)),
+    "mine: r90 turned shape (3, 3, 4) into (3, 4, 3)": lambda: custom("C4", turned).on((3, 4), 1),
+    "fields of C4 need channels divisible by 4, got 6": lambda: regular("C4").on((3, 3), 6),
+    "the matrices are those of 3 channels, got 4": lambda: linear(*s3()).on_vectors(4),
+    "the permutations are those of 4 channels, got 3": lambda: AT_LAYERS["permuted"][0].on((3, 3), 3),
+    "the channels must be even in number, got 3": lambda: coordinates("C4").on_vectors(3),
+    "x, y, width, height and more, got 3 numbers": lambda: boxes("C4").on_vectors(3),
+    "shift4 shifts images, and no matrix shifts points": lambda: coordinates("shift4"),
+    "C8 turns boxes by less than quarter turns": lambda: boxes("C8"),
+    "S3 has no motions on the plane, so how points move is not known": lambda: boxes(Action("mine", s3()[0])),
+    "mine moves images otherwise than C4 says of r90": lambda: coordinates(custom("C4", lambda g, z: turned(-g, z))),
+    "is a sample, and regular fields have a map for every element": lambda: regular("SO(2)?n=3"),
+    "mine: the inverses of SO(2)?n=3 are not among its elements": lambda: custom("SO(2)?n=3", turned).inverse,
+    "coordinates: the inverses of SO(2)?n=3 are not among its": lambda: coordinates("SO(2)?n=3").inverse,
+}
+WRONG = {
+    "S3 has no motions on the plane; give an Action of your own": lambda: spatial(s3()[0]),
+    "an action moves images (…, C, H, W) or (H, W), got shape (3,)": lambda: spatial("C4")(1, torch.rand(3)),
+    "linear is no action of S3": lambda: linear(s3()[0], s3()[1].mT),
+    "one square matrix for each of 6 elements, got (5, 3, 3)": lambda: linear(s3()[0], s3()[1][:5]),
+    "one square matrix for each of 6 elements, got (6, 2, 3)": lambda: linear(s3()[0], s3()[1][:, :2]),
+    "a permutation for each of 2 elements, got (1, 2)": lambda: permuted(spatial("flip"), torch.tensor([[0, 1]])),
+    "each of the 2 channels once, got": lambda: permuted(spatial("flip"), torch.tensor([[0, 1], [1, 1]])),
+    "a projection of C4 names 4 images, got 3": lambda: quotient("C4", spatial("flip"), [0, 1, 0]),
+    "onto flip: π(r90 r90) differs from π(r90) π(r90)": lambda: quotient("C4", spatial("flip"), [0, 1, 1, 0]),
+    "invalid literal for int() with base 10: 'mine'": lambda: custom("C2", lambda g, z: int("mine")).on((3, 3), 1),
+}
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: coordinates("shift4"), "shift4 shifts images, and no matrix shifts points"),
-        (lambda: boxes("C8"), "C8 turns boxes by less than quarter turns"),
-        (lambda: boxes(Action("mine", s3()[0])), "S3 has no motions on the plane, so how points move is not known"),
-        (lambda: regular("SO(2)?n=3"), "is a sample, and regular fields have a map for every element"),
-        (
-            lambda: coordinates(Action("mine", groups.parse("C4"), lambda g, z: turned(-g, z))),
-            "otherwise than C4 says of r90",
-        ),
-    ],
-)
-def test_what_a_group_cannot_move_says_so(make, message):
-    with pytest.raises(Undefined, match=message):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: spatial(s3()[0]), "S3 has no motions on the plane; give an Action of your own"),
-        (lambda: spatial("C4")(1, torch.rand(3)), r"an action moves images .* got shape \(3,\)"),
-        (lambda: linear(s3()[0], s3()[1].mT), r"linear is no action of S3: .* and then .* is not"),
-        (lambda: linear(s3()[0], s3()[1][:5]), "expected one square matrix for each of 6 elements, got"),
-        (lambda: linear(s3()[0], s3()[1][:, :2]), "expected one square matrix for each of 6 elements, got"),
-        (
-            lambda: permuted(spatial("flip"), torch.tensor([[0, 1]] * 3)),
-            r"a permutation for each of 2 elements, got \(3, 2\)",
-        ),
-        (lambda: permuted(spatial("flip"), torch.tensor([[0, 1], [1, 1]])), "each of the 2 channels once, got"),
-        (lambda: quotient("C4", spatial("flip"), [0, 1, 0]), "a projection of C4 names 4 images, got 3"),
-        (
-            lambda: quotient("C4", spatial("flip"), [0, 1, 1, 0]),
-            r"not a homomorphism onto flip: π\(r90 r90\) differs from",
-        ),
-    ],
-)
-def test_what_is_no_action_ends_a_measurement(make, message):
-    with pytest.raises(ValueError, match=message) as refused:
-        make()
-    assert not isinstance(refused.value, Undefined)
-
-
-def test_an_error_of_the_users_own_is_no_reason():
-    def refuse(g, z):
-        raise ValueError("mine")
-
-    with pytest.raises(ValueError, match="mine") as refused:
-        Action("mine", groups.parse("C2"), refuse).on((3, 3), channels=1)
-    assert not isinstance(refused.value, Undefined)
-
-
-# ---- channels
+@pytest.mark.parametrize("message", [*UNDEFINED, *WRONG])
+def test_only_what_is_not_defined_is_a_reason(message):
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        (UNDEFINED | WRONG)[message]()
+    assert isinstance(refused.value, Undefined) == (message in UNDEFINED)
 
 
 def test_regular_fields_move_every_map_and_send_map_h_to_map_gh():
