@@ -9,7 +9,7 @@ import pandas as pd
 
 from eedkit.errors import naming_extras
 from eedkit.probe.metrics import METRICS
-from eedkit.theory import actions
+from eedkit.theory.groups import parse
 
 GROUPS = ("flip", "C2", "C4", "D1", "D2", "D4", "shift2", "shift4", "shift4*flip")
 """Examples of each family of groups; numbers and products of other sizes have the same names."""
@@ -56,11 +56,15 @@ def groups() -> pd.DataFrame:
 
 
 def _of_group(name: str) -> dict[str, Any]:
-    group = actions.spatial(name).group
-    kinds: dict[str, None] = {}  # a set that keeps the order
-    for moves in group.moves or ():
-        for kind, _ in moves:
-            kinds[f"{kind}s"] = None
+    group = parse(name)
+    motions = group.motions or ()
+    kinds = []
+    if any(motion.angle for motion in motions):
+        kinds.append("rotates")
+    if any(motion.is_mirrored for motion in motions):
+        kinds.append("mirrors")
+    if any(motion.down or motion.right for motion in motions):
+        kinds.append("shifts")
     return {"group": name, "order": group.order, "elements": ", ".join(group.elements), "moves": ", ".join(kinds)}
 
 

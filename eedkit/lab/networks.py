@@ -72,7 +72,7 @@ class GroupConv(nn.Module):
         group = self.action.group
         moved = []
         for g in range(group.order):
-            come_from = [0] if self.lifts else [group.product(group.inverse(g), h) for h in range(group.order)]
+            come_from = [0] if self.lifts else group.products[group.inverses[g]].tolist()
             moved.append(self.action(g, self.weight[:, :, come_from]))
         return torch.stack(moved, dim=1).flatten(2, 3).flatten(0, 1)
 

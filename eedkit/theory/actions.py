@@ -611,7 +611,8 @@ def _matrices_of_points(action: Action) -> Tensor:
             )
         cosine, sine = _cosine_and_sine(motion)
         mirror = -1 if motion.is_mirrored else 1
-        matrices[g] = torch.tensor([[mirror * cosine, mirror * sine], [-sine, cosine]])
+        rows = [[mirror * cosine, mirror * sine], [-sine, cosine]]
+        matrices[g] = torch.tensor(rows, dtype=torch.float64)
     return matrices
 
 
