@@ -54,7 +54,8 @@ def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
     """Values of all samples as measure() gives them."""
     rng, depth = np.random.default_rng(seed), len(layers)
     about = {**LATENT, "scale": "latent_norm"}
-    drawn = {name: rng.uniform(-1, 1, (1, depth, 2, n)).astype(np.float32) for name in ("latent", "latent_null")}
+    names = ("latent", "latent_null", "latent_from_x", "latent_from_x_null")
+    drawn = {name: rng.uniform(-1, 1, (1, depth, 2, n)).astype(np.float32) for name in names}
     variables = {name: (DIMS, array, {**about, "long_name": name}) for name, array in drawn.items()}
     variables["latent_norm"] = (("model", "layer", "sample"), rng.uniform(1, 2, (1, depth, n)).astype(np.float32))
     variables["latent_pair_cosine"] = (("model", "layer"), np.full((1, depth), np.nan), {"samples": n})
