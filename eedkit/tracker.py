@@ -64,7 +64,6 @@ class Tracker:
         Returns
         -------
         DataFrame
-            Without intervals.
 
         Raises
         ------
@@ -79,7 +78,7 @@ class Tracker:
             results = measure(self.model, self.images, group=self.group, **options)
         seconds = time.perf_counter() - started
         self._results.append(results.assign_coords(step=step, seconds=seconds))
-        table = summarise(results, resamples=0).assign(step=step, seconds=seconds)
+        table = summarise(results).assign(step=step, seconds=seconds)
         self._tables.append(table)
         return table
 

@@ -1,4 +1,4 @@
-"""Blocks of a small study, made by hand as `measure_block` gives them."""
+"""Datasets made by hand, whose answers are known, and blocks of a small study as `measure_block` gives them."""
 
 import numpy as np
 import xarray as xr
@@ -11,6 +11,37 @@ N, BOUNDS = 10, [(0, 4), (4, 8), (8, 10)]
 SETTINGS = {"model": "spec [w]", "data": "digits [1]", "metrics": ["latent"], "null": True, "about": {"seed": 0}}
 DIMS = ("model", "layer", "element", "sample")
 IDS = np.array([f"image {i} · 图 " + "x" * i for i in range(N)], dtype=object)
+LATENT = {
+    "long_name": "latent", "units": "1", "best": -1.0, "upper": 1.0, "order": 2, "scale": 1.0, "rounding": 1e-7, "equation": "m",
+    "source": "eq. 6",
+}  # fmt: skip
+
+
+def result(values, null=None, *, model="a", layers=("one", "latent"), pair=0.5, reasons=None, elements=2, **attrs):
+    """A Dataset of the schema whose `latent` holds the given (layer, element, sample) values; there are no chains."""
+    values = np.asarray(values, dtype=np.float32)
+    data = {"latent": (DIMS, values[None], {**LATENT, **attrs})}
+    if null is not None:
+        data["latent_null"] = (DIMS, np.asarray(null, dtype=np.float32)[None], {**LATENT, **attrs})
+    data["latent_pair_cosine"] = (("model", "layer"), [[pair] * len(layers)])
+    n = values.shape[2]
+    if attrs.get("scale") == "latent_norm":
+        data["latent_norm"] = (("model", "layer", "sample"), np.full((1, len(layers), n), 4.0, np.float32))
+    numbers = {"channels": 3, "height": 5, "width": 5, "latent_kernel_order": 1}
+    texts = {"layer_type": ["Block"] * len(layers), "layout": ["b c h w"] * len(layers)}
+    texts["latent_nan_reason"] = list(reasons or [""] * len(layers))
+    coords = {
+        "model": np.array([model], dtype=object),
+        "layer": np.array(layers, dtype=object),
+        "element": np.array(["e", "r180", *range(2, elements)], dtype=object),
+        "sample": np.arange(n),
+        "angle": ("element", np.linspace(0, 360, elements, endpoint=False)),
+        "depth": (("model", "layer"), [np.linspace(0, 1, len(layers))]),
+        **{name: (("model", "layer"), [[number] * len(layers)]) for name, number in numbers.items()},
+        **{name: (("model", "layer"), np.array([text], dtype=object)) for name, text in texts.items()},
+    }
+    attrs = {"group": "C2", "action": "spatial", "data": "x", "schema": schema.SCHEMA, "eedkit_version": "0"}
+    return xr.Dataset(data, coords, attrs)
 
 
 def vectors(n=N, layers=2, seed=0):
@@ -22,22 +53,15 @@ def vectors(n=N, layers=2, seed=0):
 def whole(n=N, *, layers=("one", "latent"), weights="w", model="m", seed=0):
     """Values of all samples as measure() gives them."""
     rng, depth = np.random.default_rng(seed), len(layers)
-    about = {
-        "units": "1",
-        "best": -1.0,
-        "upper": 1.0,
-        "scale": "latent_norm",
-        "rounding": 1e-7,
-        "equation": "m",
-        "source": "eq. 6",
-    }
-    drawn = {name: rng.uniform(-1, 1, (1, depth, 2, n)).astype(np.float32) for name in ("latent", "latent_null")}
+    about = {**LATENT, "scale": "latent_norm"}
+    names = ("latent", "latent_null", "latent_from_x", "latent_from_x_null")
+    drawn = {name: rng.uniform(-1, 1, (1, depth, 2, n)).astype(np.float32) for name in names}
     variables = {name: (DIMS, array, {**about, "long_name": name}) for name, array in drawn.items()}
     variables["latent_norm"] = (("model", "layer", "sample"), rng.uniform(1, 2, (1, depth, n)).astype(np.float32))
     variables["latent_pair_cosine"] = (("model", "layer"), np.full((1, depth), np.nan), {"samples": n})
     variables["prediction"] = (("model", "element", "sample"), rng.integers(0, 9, (1, 2, n)).astype(np.int32))
     variables["confidence"] = (("model", "element", "sample"), rng.uniform(0, 1, (1, 2, n)).astype(np.float32))
-    on_layer = {name: (("model", "layer"), np.full((1, depth), 1)) for name in ("channels", "height", "width", "kernel_order")}  # fmt: skip
+    on_layer = {name: (("model", "layer"), np.full((1, depth), 1)) for name in ("channels", "height", "width", "latent_kernel_order")}  # fmt: skip
     text = {"model": [model], "layer": list(layers), "element": ["e", "r180"]}
     coords = {
         **{name: np.array(labels, dtype=object) for name, labels in text.items()},

@@ -146,7 +146,8 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None) -
         raise ValueError(unknown("metric", "latent", schema.metrics_of(one)) + "; a card needs it")
     table = summarise(one, full=True)
     latent = table[table.metric == "latent"].set_index("layer")
-    deviations = (one.latent.sel(layer="latent").isel(model=0) - one.latent.attrs["best"]).astype("float64")
+    from_x = one[schema.from_x(one, "latent")].sel(layer="latent").isel(model=0)
+    deviations = (from_x - one.latent.attrs["best"]).astype("float64")
     facts = {
         "model": one.model.values[0],
         "group": one.attrs["group"],
@@ -207,7 +208,7 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame) -> Section:
             interval = _interval(row.relative_low, row.relative_high)
             sentences.append(
                 f"Relative to other images, the {what} deviate by {row.relative:.2f}{interval}: at 0 they would be invariant, at "
-                "1 a moved copy would be no more alike than another image."
+                "1 a transformed copy would be as far away as a different image."
             )
     identity = one.element.attrs.get("identity", "e")
     if "prediction" in one and identity in one.element.values and one.sizes["element"] > 1:
@@ -218,11 +219,14 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame) -> Section:
 
 
 def _under_which_elements(one: xr.Dataset, deviations: xr.DataArray) -> Section:
-    by_element = deviations.mean("sample").to_series().sort_values()
-    said = (
-        f"From the mean over all elements, the features deviate least under {by_element.index[0]} ({by_element.iloc[0]:.2g} above the best value) and most "
-        f"under {by_element.index[-1]} ({by_element.iloc[-1]:.2g})."
-    )
+    identity = one.element.attrs.get("identity", "e")
+    by_element = deviations.mean("sample").to_series().drop(identity, errors="ignore").sort_values()
+    said = "No element moves the image."
+    if len(by_element):
+        said = (
+            f"From those of the unmoved image, the features deviate least under {by_element.index[0]} ({by_element.iloc[0]:.2g}) "
+            f"and most under {by_element.index[-1]} ({by_element.iloc[-1]:.2g})."
+        )
     return Section("Under which elements?", (said,), plots.orbit_rose(one))
 
 

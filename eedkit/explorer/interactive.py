@@ -24,8 +24,6 @@ ALL = "all"
 """The choice of no single element or class."""
 FEW = 6
 """Models that are shown at first."""
-BESIDE = ("_null", "_norm", "_floor", "_pair_cosine", "_nan_reason")
-"""How the names of the variables end that stand beside a metric."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _sliced(results: xr.Dataset, choice: Choice) -> xr.Dataset:
     of_others = []
     for metric in schema.metrics_of(results):
         if metric != choice.metric:
-            of_others += [metric, *(metric + ending for ending in BESIDE)]
+            of_others += [metric, *(metric + ending for ending in schema.ENDINGS)]
     chosen = results.drop_vars(of_others, errors="ignore").sel(model=list(choice.models))
     if choice.element != ALL:
         chosen = chosen.sel(element=[choice.element])

@@ -130,8 +130,8 @@ def out_of_distribution(
     The gain of augmentation is relative(plain) − relative(augmented), by seed. Premise: in distribution it is above the
     margin. Claims: on corruptions (their mean) it is above the margin; it is smaller there by more than the margin; and on
     some far domain the augmented network's raw E is not above home's by the margin while its relative value is. So the
-    invariance that raw E shows there is the null's. Raw E is compared in units of the null gap at home, in which it is the
-    relative value that the network would have had with home's null.
+    invariance that raw E shows there is the null's. Raw E is put on the relative scale by the null gap at home: it is the relative
+    value that the network would have had with home's null.
 
     Premise: the equivariant network stays below the margin everywhere. Control: the plain network passes the test of far
     domains on none of them.
@@ -146,7 +146,7 @@ def out_of_distribution(
     margin : float
         The difference of relative values that counts.
     """
-    needs(table, "recipe", "seed", "data", "source", "shift", "domain", "null", "best")
+    needs(table, "recipe", "seed", "data", "source", "shift", "domain", "null", "best", "order")
     layer = _end(table, metric)
     table = table[(table.metric == metric) & (table.layer == layer)]
     near = (table.source == source) & (table.domain != "noise")
@@ -165,14 +165,18 @@ def out_of_distribution(
 
     def from_home(recipe: str, domain: str, raw: str, relative: str) -> list[Comparison]:
         """How far raw and relative values of a recipe lie above home's, each with the direction that is claimed."""
-        estimate_at_home = _mean_over_data(home, recipe, "estimate")
-        gap_at_home = _mean_over_data(home, recipe, "null") - _mean_over_data(home, recipe, "best")
-        change = _mean_over_data(domains[domain], recipe, "estimate") - estimate_at_home
+        best = _mean_over_data(home, recipe, "best")
+        gap_at_home = _mean_over_data(home, recipe, "null") - best
+        raw_values = []
+        for part in (home, domains[domain]):
+            deviation = (_mean_over_data(part, recipe, "estimate") - best).clip(lower=0)
+            raw_values.append((deviation / gap_at_home) ** (1 / table.order.iloc[0]))
+        raw_change = raw_values[1] - raw_values[0]
         relative_change = _mean_over_data(domains[domain], recipe, "relative")
         relative_change = relative_change - _mean_over_data(home, recipe, "relative")
         says = {"below": "is not above home's", "above": "is above home's"}
         return [
-            compared(f"{domain}: {recipe}'s raw E {says[raw]}", raw, change / gap_at_home, "raw, in null gaps at home"),
+            compared(f"{domain}: {recipe}'s raw E {says[raw]}", raw, raw_change, "raw, by the null gap at home"),
             compared(f"{domain}: {recipe}'s relative value {says[relative]}", relative, relative_change),
         ]
 
@@ -316,7 +320,7 @@ def pretraining(
     Parameters
     ----------
     margin : float
-        As a part of the distance's scale; for relative values, of the null gap.
+        As a part of the distance's scale; for relative values, their difference.
     metrics : sequence of str
         Distances; those of the same layer look at the same vector.
     """
@@ -328,7 +332,7 @@ def pretraining(
         for metric in metrics:
             of = {"metric": metric, "layer": _end(table, metric)}
             rows = table[(table.metric == metric) & (table.layer == of["layer"]) & table.recipe.isin([name, control])]
-            # a relative value has the null gap as its unit
+            # relative values are on one scale already
             unit = 1.0 if value == "relative" else rows.scale.mean()
             differences = seed_values(table, value, recipe=control, **of) - seed_values(table, value, recipe=name, **of)
             effect = mean_effect(differences / unit)

@@ -14,6 +14,7 @@ import xarray as xr
 
 from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
+from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
 
 ZERO = 1e-6
@@ -328,7 +329,7 @@ def extremes(
     """
     if over not in ("label", "element"):
         raise ValueError(f'extremes are read over "label" or "element", got {over!r}')
-    values = ds[metric] - ds[metric].attrs["best"]
+    values = ds[schema.from_x(ds, metric)] - ds[metric].attrs["best"]
     values = values.sel(layer=layer) if "layer" in values.dims else values
     by = "recipe" if "recipe" in ds.coords else "model"
     parts = []

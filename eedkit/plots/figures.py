@@ -36,14 +36,15 @@ def depth_profile(
 ) -> Figure:
     """EED of one metric by depth: one line per model, or per recipe with a 95 % band over its seeds.
 
-    Without seeds the band is the bootstrap interval over chains of samples. Data sets and groups have a panel each. Class
-    tokens, which lie beside the maps, are left out. Where the group interpolates, dots show what interpolation alone leaves.
+    Without seeds the band is the interval over images, that of `summarise`. Data sets and groups have a panel each. Class
+    tokens, which lie beside the maps, are left out. Where the group interpolates, a dotted line shows the round trip
+    m(f(g⁻¹gx), f(x)), which bounds from above what interpolation adds to the deviation.
 
     Parameters
     ----------
     results : Dataset, a tree of them, or a table of `summarise`
-    relative : draw (E − m*) / (E_null − m*) instead of E: 0 is perfectly equivariant, at 1 a moved copy is no more alike than
-        another image
+    relative : draw the relative value of `summarise` instead of E: 0 is perfectly equivariant, at 1 a transformed copy is as far
+        away as a different image
     by : coordinate of `model` to group by; None takes `recipe` when there is one
     """
     table, by = _table(results, by)
@@ -53,9 +54,7 @@ def depth_profile(
         known = table[table[value].notna()].metric.unique()
         raise ValueError(unknown(f"metric with {value} values", metric, known) + _why(table, metric))
     best = rows.best.min()
-    lowest = best
-    if relative:
-        lowest = 0.0 if (rows[value] >= 0).all() else -np.inf  # above a floor values may lie below 0
+    lowest = 0.0 if relative else best
     highest = np.inf if relative else _attribute(results, metric, "upper", np.inf)
     looks = style.looks(rows[by])
     parts = _parts(rows)
@@ -74,8 +73,8 @@ def depth_profile(
                 ax.plot(x, mid, **look, label=style.literal(kind))
             if not relative and rows.best.nunique() == 1:
                 ax.axhline(best, color="0.5", linewidth=0.8, zorder=0.5)
-            if "floor" in part and part.floor.notna().any():
-                _draw_floor(ax, part, relative)
+            if "round_trip" in part and part.round_trip.notna().any():
+                _draw_round_trip(ax, part, relative)
             ax.set_title(name)
             ax.set_xlim(0, 1)
             ax.set_xlabel("depth (0 input, 1 output)")
@@ -86,11 +85,11 @@ def depth_profile(
                 ax.set_ylabel(_label(results, metric, relative))
         note = _replicates(rows, by, "relative_low" if relative else "low")
         if relative:
-            note = f"0: perfectly equivariant, 1: no more alike than another image; {note}"
+            note = f"0: perfectly equivariant, 1: as far away as a different image; {note}"
         elif rows.best.nunique() == 1:
             note = f"grey line: perfectly equivariant ({best:g}); {note}"
-        if "floor" in rows and rows.floor.notna().any():
-            note += "; dots: what interpolation alone leaves"
+        if "round_trip" in rows and rows.round_trip.notna().any():
+            note += "; dotted: round trip, the most that interpolation can add"
         absent = [style.literal(kind) for kind in dict.fromkeys(table[by]) if kind not in looks]
         if absent:
             note += f"; no {value} value: {', '.join(absent)}"
@@ -98,12 +97,12 @@ def depth_profile(
     return fig
 
 
-def _draw_floor(ax: Axes, part: pd.DataFrame, relative: bool) -> None:
-    """What interpolation alone leaves at each layer, in the units of the figure."""
-    floors = part.floor
-    if relative:
-        floors = (part.floor - part.best) / (part.null - part.best)
-    of_layers = part.assign(shown=floors).dropna(subset="shown").groupby("layer")[["depth", "shown"]].mean()
+def _draw_round_trip(ax: Axes, part: pd.DataFrame, relative: bool) -> None:
+    """What moving images there and back costs at each layer, in the units of the figure."""
+    round_trip = part.round_trip
+    if not relative:
+        round_trip = part.best + (part.null - part.best) * part.round_trip**part.order
+    of_layers = part.assign(shown=round_trip).dropna(subset="shown").groupby("layer")[["depth", "shown"]].mean()
     of_layers = of_layers.sort_values("depth")
     ax.plot(of_layers.depth, of_layers.shown, color="0.3", linestyle=":", linewidth=1.2)
 
@@ -116,7 +115,7 @@ def orbit_rose(
     by: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """EED by group element on a polar axis: the angle is the rotation, the radius E − m* of that element.
+    """Deviation by group element on a polar axis: the angle is the rotation, the radius m(f(gx), g f(x)) − m* of that element.
 
     Mirrored elements are drawn dashed. The elements of a group that is not made of rotations and mirrors are spread evenly.
     With a recipe's seeds the points are means over them, with 95 % intervals.
@@ -161,7 +160,7 @@ def orbit_rose(
         ax.set_rlabel_position(float(np.diff([*sorted(labels), 360])[0]) / 2)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
-        note = f"radius: {_label(results, metric, False)} above its best value, mean over {pointwise.sizes['sample']} images"
+        note = f"radius: {_label(results, metric, False)} from the unmoved image, mean over {pointwise.sizes['sample']} images"
         if absent:
             note += f"; no value: {', '.join(absent)}"
         style.finish(fig, entries, note)
@@ -176,9 +175,9 @@ def histogram(
     by: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """How E − m* is spread over the images: one outline per model (or recipe), and dashed that of the null.
+    """How m(f(gx), g f(x)) − m* is spread over the images: one outline per model (or recipe), and dashed that of the null.
 
-    Where outline and dashes lie on each other, a moved copy is no more alike than another image; outliers are single images
+    Where outline and dashes lie on each other, a transformed copy is as far away as a different image; outliers are single images
     on which the model is not as invariant as on the others.
 
     Raises
@@ -191,8 +190,9 @@ def histogram(
     best = results[metric].attrs["best"] if metric in results else 0.0
     of_images = pointwise_values(results, metric, layer).astype("float64").mean("element") - best
     nulls = None
-    if f"{metric}_null" in results:
-        nulls = results[f"{metric}_null"].sel(sample=of_images["sample"].values)
+    null = f"{schema.from_x(results, metric)}_null"
+    if null in results:
+        nulls = results[null].sel(sample=of_images["sample"].values)
         if "layer" in nulls.dims:
             nulls = nulls.sel(layer=of_images.layer.item())
         nulls = nulls.compute().astype("float64").mean("element") - best
@@ -207,7 +207,7 @@ def histogram(
             ax.stairs(shares, edges, color=look["color"], linewidth=1.8, label=style.literal(name))
             if nulls is not None:
                 ax.stairs(_shares(nulls, ours, edges), edges, color=look["color"], linewidth=1, linestyle="--")
-        ax.set(xlabel=f"{_label(results, metric, False)} above its best value", ylabel="share of the images")
+        ax.set(xlabel=f"{_label(results, metric, False)} from the unmoved image", ylabel="share of the images")
         ax.set_xlim(left=min(0.0, edges[0]))
         dashed = "" if nulls is None else "dashed: the null, in which each element acts on another image; "
         note = f"{dashed}{of_images.sizes['sample']} images, means over the elements"
@@ -231,7 +231,7 @@ def class_heatmap(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """E − m* by class and group element, one panel per model (or recipe, its seeds averaged), on one colour scale.
+    """m(f(gx), g f(x)) − m* by class and element, one panel per model (or recipe, its seeds averaged), on one colour scale.
 
     Raises
     ------
@@ -284,7 +284,7 @@ def class_heatmap(
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel("class")
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
-        fig.colorbar(scale, ax=axes, label=f"{_label(results, metric, False)}\nabove its best value", shrink=0.8)
+        fig.colorbar(scale, ax=axes, label=f"{_label(results, metric, False)}\nfrom the unmoved image", shrink=0.8)
         style.finish(fig, [])
     return fig
 
@@ -308,8 +308,8 @@ def calibration(
     """Is it invariance, or insensitivity? E − m* against the null gap E_null − m*, on logarithmic axes *[ours]*.
 
     One point for each model. E_null is that of the shuffled orbit. Diagonals are contours of the relative value: on that of 1
-    a moved copy is no more alike than another image, and far below them all a model is perfectly equivariant. To the left all
-    images look alike to the model.
+    a transformed copy is as far away as a different image, and far below them all a model is perfectly equivariant. To the left
+    all images look alike to the model.
     """
     table, by = _table(results, by)
     if layer is None:
@@ -334,9 +334,10 @@ def calibration(
             ax.set_title(name)
             ax.set_xlabel("null − best value")
             for level in (1.0, 0.1, 0.01, 0.001):
-                ax.plot([left, right], [level * left, level * right], color="0.75", linewidth=0.8, zorder=0)
-                if bottom < level * right < top:
-                    ax.annotate(f"{level:g}", (right, level * right), ha="right", va="bottom", color="0.45", fontsize=7)
+                ratio = level ** rows.order.iloc[0]
+                ax.plot([left, right], [ratio * left, ratio * right], color="0.75", linewidth=0.8, zorder=0)
+                if bottom < ratio * right < top:
+                    ax.annotate(f"{level:g}", (right, ratio * right), ha="right", va="bottom", color="0.45", fontsize=7)
             for kind, look in looks.items():
                 ours = part[part[by] == kind]
                 ax.plot(ours.gap, ours.value, linestyle="", alpha=0.85, **look, label=style.literal(kind))
@@ -347,7 +348,7 @@ def calibration(
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(f"{_label(results, metric, False)} − best value")
         exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
-        note = f"null: how far apart other images are; grey diagonals: relative value; on 1 a moved copy is no more alike than another image{exact}"
+        note = f"null: how far apart other images are; grey diagonals: relative value; on 1 a transformed copy is as far away as a different image{exact}"
         style.finish(fig, style.entries(looks, linestyle=""), note)
     return fig
 
@@ -399,13 +400,13 @@ def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
 
 
 def pointwise_values(results: xr.Dataset, metric: str, layer: str | None = None) -> xr.DataArray:
-    """A metric at a layer, (model, element, sample), of the samples for which every model has a value.
+    """m(f(gx), g f(x)) of a metric at a layer, (model, element, sample), of the samples for which every model has a value.
 
     None takes the layer `latent`, or the only one that a selection has left.
     """
     if metric not in schema.metrics_of(results):
         raise ValueError(unknown("metric", metric, schema.metrics_of(results)))
-    values = results[metric]
+    values = results[schema.from_x(results, metric)]
     if "layer" not in values.dims:
         return _on_shared_samples(values)
     if layer is None:
@@ -450,7 +451,7 @@ def _replicates(rows: pd.DataFrame, by: str, low: str) -> str:
         return f"bands: 95 % over {models.max()} seeds{single}; {n} images"
     if rows[low].isna().all():
         return f"no intervals; {n} images"
-    return f"bands: 95 % bootstrap over {n} images"
+    return f"bands: 95 % over {n} images"
 
 
 def _title(results: xr.Dataset | xr.DataTree | pd.DataFrame, metric: str) -> str:

@@ -159,7 +159,7 @@ def _interval(values: pd.Series, log: bool, bounds: tuple[float, float]) -> tupl
 
 def _best(rows: pd.DataFrame, y: str) -> float:
     """The least value that a column can have, where the table tells it."""
-    if y == "relative" and (rows[y] >= 0).all():  # above a floor of interpolation values may lie below 0
+    if y == "relative":
         return 0.0
     if y == "estimate" and "best" in rows and rows.best.nunique() == 1:
         return float(rows.best.iloc[0])

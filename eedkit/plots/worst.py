@@ -47,8 +47,7 @@ def worst(
 ) -> Figure:
     """The n images of largest deviation, each above its moved copy that deviates most, with the predictions on both.
 
-    Images are ranked by the mean over the elements of m(f(gx), g f̂(x)) above its best value (Kvinge et al. 2022, the
-    integrand of eq. 4).
+    Images are ranked by the mean over the elements but the identity of m(f(gx), g f(x)) above its best value *[ours]*.
 
     Parameters
     ----------

@@ -60,7 +60,7 @@ def metrics_of(ds: xr.Dataset) -> list[str]:
     >>> metrics_of(xr.Dataset({"latent": ((), 0.0, {"best": -1.0}), "confidence": ((), 1.0)}))
     ['latent']
     """
-    names = [str(name) for name, variable in ds.data_vars.items() if "best" in variable.attrs]
+    names = [str(name) for name in ds.data_vars if "best" in ds.variables[name].attrs]
     return [name for name in names if not name.endswith(ENDINGS)]
 
 

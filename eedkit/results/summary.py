@@ -8,6 +8,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,14 +126,6 @@ class _Deviation:
             return f"E lies {below:.2g} below the best value {self.best:g}, which rounding ({rounding:.2g}) does not explain"
         return ""
 
-    def no_interval(self, layer: int, relative_low: np.ndarray) -> str:
-        """Why a layer that has values lacks an interval; empty where it lacks none."""
-        if self.n[layer] == 1:
-            return "one sample gives no interval"
-        if np.isnan(relative_low[layer]) and not np.isnan(self.ratio[layer]):
-            return "one chain of samples gives no interval of the relative value"
-        return ""
-
     def where(self, is_kept: np.ndarray) -> "_Deviation":
         """The same of a part of the samples, (layer, sample)."""
         values = np.where(is_kept, self.values, np.nan)
@@ -152,9 +145,9 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     estimate, low, high : E and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
     best : m*, the value of a perfectly equivariant model
-    relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order), where order is 2 for distances that grow with
-        the square of a small difference and 1 for the others: 0 is perfectly equivariant; at 1 a transformed copy is as far away
-        as a different image *[ours]*
+    order : 2 for distances that grow with the square of a small difference, 1 for the others
+    relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order): 0 is perfectly equivariant; at 1 a
+        transformed copy is as far away as a different image *[ours]*
     round_trip : the same of m(f(g⁻¹gx), f(x)) in the place of E, for groups that interpolate: what moving the image there and back
         costs on the relative scale, which bounds from above what interpolation adds to `relative` *[ours]*
     element_error : standard error of the estimate that comes from sampling elements of a continuous group
@@ -198,12 +191,9 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     chains = _chains(ds)
     parts = []
     for about, one in _each_model(ds):
-        accuracy, accuracy_reason = _accuracy(one)
+        accuracy = _accuracy(one) if full else {}
         for metric in schema.metrics_of(ds):
-            columns = _summary(one, metric, chains, confidence, full=full)
-            if full:
-                columns |= {"accuracy": accuracy, "accuracy_reason": accuracy_reason}
-            parts.append({**about, **columns})
+            parts.append({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy})
     return _table(parts)
 
 
@@ -260,6 +250,7 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
     if not datasets:
         raise ValueError("nothing to join: expected at least one Dataset")
     datasets = [schema.validate(ds) for ds in datasets]
+    datasets = _with_from_x(datasets)
     first = datasets[0]
     for ds in datasets[1:]:
         for what in ("group", "action", "data", "seed", "precision", "null"):
@@ -286,6 +277,23 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
     )
     joined = joined.assign_coords({name: ("model", _column(name, about[name], joined)) for name in about})
     return schema.validate(joined.transpose(*schema.DIMS, missing_dims="ignore"))
+
+
+def _with_from_x(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """With `<metric>_from_x` for all where some model has it: f̂ of one that lacks it is f, so that it is the metric itself."""
+    attrs = {}
+    for ds in datasets:
+        for name, variable in ds.data_vars.items():
+            if str(name).endswith(("_from_x", "_from_x_null")):
+                attrs[name] = variable.attrs
+    completed = []
+    for ds in datasets:
+        for name in attrs:
+            metric, _, null = str(name).rpartition("_from_x")
+            if name not in ds and metric + null in ds:
+                ds = ds.assign({name: ds[metric + null].assign_attrs(attrs[name])})
+        completed.append(ds)
+    return completed
 
 
 def _column(name: str, values: Sequence, joined: xr.Dataset) -> np.ndarray:
@@ -320,20 +328,20 @@ def _each_model(ds: xr.Dataset) -> Iterator[tuple[dict[str, object], xr.Dataset]
     ds = ds.compute() if ds.nbytes < SMALL else ds
     for model in ds.model.values.tolist():
         one = ds.sel(model=model).compute()
+        # any metric's reasons say which layers only other models have
         reasons = [coord.values for name, coord in one.coords.items() if str(name).endswith("_nan_reason")]
         if reasons:
             one = one.isel(layer=reasons[0] != schema.NO_LAYER)
         yield {name: one[name].item() for name in about}, one
 
 
-def _table(parts: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+def _table(parts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The columns of all parts below each other; what is no list or array holds for every layer of its part."""
     columns: dict[str, list] = {name: [] for name in (parts[0] if parts else ())}
     for part in parts:
+        layers = np.size(part["layer"])
         for name, values in part.items():
-            if not isinstance(values, list | np.ndarray):
-                values = [values] * len(part["layer"])
-            columns[name] += list(values)
+            columns[name] += list(values) if isinstance(values, list | np.ndarray) else [values] * layers
     return pd.DataFrame(columns)
 
 
@@ -346,39 +354,42 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
     for layer, missing in enumerate(_missing(one, metric, deviation.values)):
         reasons.append([missing])
         if deviation.n[layer]:
-            reasons[layer] += [deviation.no_relative(layer), deviation.no_interval(layer, relative_low)]
-    columns = {
+            reasons[layer].append(deviation.no_relative(layer))
+            reasons[layer].append(_no_interval(low[layer], deviation.relative[layer], relative_low[layer]))
+    of_group = {}
+    if any(str(name).endswith("_round_trip") for name in one.data_vars):
+        of_group["round_trip"] = np.nan
+    if f"{metric}_round_trip" in one:
+        round_trip = mean_of(_by_layer(one, f"{metric}_round_trip"))
+        of_group["round_trip"] = deviation.rooted(deviation.ratio_of(round_trip))
+    if "sampled" in one.element.attrs:
+        of_group["element_error"], no_error = _element_error(one, metric)
+        for layer in np.flatnonzero(deviation.n):
+            reasons[layer].append(no_error)
+    further = {}
+    if full:
+        further["scale"], no_scale = _scale(one, metric)
+        further["pair_cosine"], not_normalised = _pair_cosine(one, metric, deviation.n)
+        has_meaning = further["pair_cosine"] > SMALL_PAIR_COSINE
+        further["normalised"] = np.where(has_meaning, deviation.estimate / further["pair_cosine"], np.nan)
+        for layer in np.flatnonzero(deviation.n):
+            reasons[layer] += [no_scale, not_normalised[layer]]
+    return {
         **_places(one, metric),
         "estimate": deviation.estimate,
         "low": low,
         "high": high,
         "null": deviation.null,
         "best": deviation.best,
+        "order": deviation.order,
         "relative": deviation.relative,
         "relative_low": relative_low,
         "relative_high": relative_high,
+        **of_group,
+        "n": deviation.n,
+        "reason": ["; ".join(filter(None, of_layer)) for of_layer in reasons],
+        **further,
     }
-    if any(f"{name}_round_trip" in one for name in schema.metrics_of(one)):
-        columns["round_trip"] = np.nan
-        if f"{metric}_round_trip" in one:
-            round_trip = mean_of(_by_layer(one, f"{metric}_round_trip"))
-            columns["round_trip"] = deviation.rooted(deviation.ratio_of(round_trip))
-    if "sampled" in one.element.attrs:
-        columns["element_error"], no_error = _element_error(one, metric)
-        for layer in np.flatnonzero(deviation.n):
-            reasons[layer].append(no_error)
-    columns["n"] = deviation.n
-    columns["reason"] = reasons
-    if full:
-        scale, no_scale = _scale(one, metric)
-        pair_cosine, not_normalised = _pair_cosine(one, metric, deviation.n)
-        columns["scale"] = scale
-        columns["pair_cosine"] = pair_cosine
-        columns["normalised"] = np.where(pair_cosine > SMALL_PAIR_COSINE, deviation.estimate / pair_cosine, np.nan)
-        for layer in np.flatnonzero(deviation.n):
-            reasons[layer] += [no_scale, not_normalised[layer]]
-    columns["reason"] = ["; ".join(filter(None, of_layer)) for of_layer in reasons]
-    return columns
 
 
 def _differences(
@@ -404,10 +415,11 @@ def _differences(
     for layer, (of_model, of_baseline) in enumerate(missing):
         parts = [of_model]
         if of_model != of_baseline:
-            parts = [f"{name}: {text}" for name, text in ((one, of_model), (base, of_baseline)) if text]
+            texts = {one.model.item(): of_model, base.model.item(): of_baseline}
+            parts = [f"{name}: {text}" for name, text in texts.items() if text]
         if of_one.n[layer]:
             parts.append(of_one.no_relative(layer) or of_base.no_relative(layer))
-            parts.append(of_one.no_interval(layer, relative_low))
+            parts.append(_no_interval(low[layer], relative_difference[layer], relative_low[layer]))
         reasons.append("; ".join(filter(None, parts)))
     return {
         **_places(one, metric),
@@ -421,6 +433,15 @@ def _differences(
         "n": of_one.n,
         "reason": reasons,
     }
+
+
+def _no_interval(low: float, relative: float, relative_low: float) -> str:
+    """Why a layer that has values lacks an interval; empty where it lacks none."""
+    if np.isnan(low):
+        return "one sample gives no interval"
+    if np.isnan(relative_low) and not np.isnan(relative):
+        return "one chain of samples gives no interval of the relative value"
+    return ""
 
 
 def _places(one: xr.Dataset, metric: str) -> dict[str, object]:
@@ -451,10 +472,9 @@ def _by_layer(one: xr.Dataset, name: str, *, over: str = "element") -> np.ndarra
 
     A sample that lacks an element has no mean over them; samples that have no value are left out of a mean over samples.
     """
-    variable = one[name]
-    if "layer" not in variable.dims:
-        variable = variable.expand_dims("layer")
-    values = variable.transpose("layer", "element", "sample").values
+    values = one.variables[name].transpose("layer", "element", "sample", missing_dims="ignore").values
+    if values.ndim == 2:
+        values = values[None]
     return values.mean(1, dtype=float) if over == "element" else mean_of(values.astype(float))
 
 
@@ -544,7 +564,13 @@ def _element_error(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
     )
 
 
-def _accuracy(one: xr.Dataset) -> tuple[float, str]:
+def _accuracy(one: xr.Dataset) -> dict[str, object]:
+    """The columns of the accuracy, which the rows of a model share."""
+    accuracy, reason = _part_predicted(one)
+    return {"accuracy": accuracy, "accuracy_reason": reason}
+
+
+def _part_predicted(one: xr.Dataset) -> tuple[float, str]:
     """The part of the unmoved images whose label is predicted; or NaN, and why there is none."""
     if "label" not in one.coords:
         return np.nan, "the images have no labels"

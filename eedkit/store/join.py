@@ -196,7 +196,7 @@ def _join_states(model: _Model, blocks: Sequence[Block]) -> None:
     for i, metric in enumerate(metrics):
         reasons = [next(filter(None, column), "") for column in states["reason"][:, i].T.tolist()]
         is_output = "layer" not in variables[metric]["dims"]
-        for name in (metric, f"{metric}_null", f"{metric}_norm", f"{metric}_floor"):
+        for name in (metric, *(metric + ending for ending in schema.ENDINGS)):
             if name in model.arrays and is_output and reasons[0]:
                 model.arrays[name] = model.arrays[name] * np.float32(np.nan)
             elif name in model.arrays and not is_output and any(reasons):

@@ -38,9 +38,13 @@ def test_sentences_hold_the_numbers_of_the_summary(results):
 
 def test_extremes_are_named_as_they_lie(results):
     tilted = results.copy(deep=True)
-    tilted.latent.loc[{"element": "r90", "sample": [3, 7]}] = 0.9
+    tilted["latent_from_x"] = results.latent.copy(deep=True)
+    tilted.latent_from_x.loc[{"element": "r90", "sample": [3, 7]}] = 0.9
+    tilted.latent_from_x.loc[{"element": "e"}] = -1
     card = ek.card(tilted)
-    assert "most under r90" in sentences(card, "Under which elements?")
+    sentence = sentences(card, "Under which elements?")
+    assert "most under r90" in sentence
+    assert "least under r" in sentence  # the identity is no move
     assert "most on class 3" in sentences(card, "On which classes?")
     assert card.facts["by element"]["r90"] == max(card.facts["by element"].values())
 
@@ -50,7 +54,8 @@ def test_the_layer_at_which_it_falls_most_is_named(results):
     for layer, value in (("0", 0.0), ("1", -0.1), ("2", -0.8), ("3", -0.85), ("latent", -0.9)):
         falling.latent.loc[{"layer": layer}] = value
     falling.latent_null[:] = 0.0
-    assert "falls most from 1 to 2, by 0.70" in sentences(ek.card(falling), "Where in the network?")
+    # from √0.9 to √0.2
+    assert "falls most from 1 to 2, by 0.50" in sentences(ek.card(falling), "Where in the network?")
 
 
 def test_a_model_that_tells_nothing_apart_is_said_to(images):

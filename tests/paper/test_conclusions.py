@@ -39,7 +39,16 @@ def table(cells, *, noise=0.005, seeds=6, **columns):
             value = relative + noise * rng.standard_normal()
             row = {"model": f"{recipe}-{seed}", "recipe": recipe, "seed": seed, "metric": metric, "layer": layer}
             rows.append(
-                {**row, "relative": value, "estimate": value - 1, "best": -1.0, "null": 0.0, "scale": 1.0, **columns}
+                {
+                    **row,
+                    "relative": value,
+                    "estimate": value - 1,
+                    "best": -1.0,
+                    "order": 1,
+                    "null": 0.0,
+                    "scale": 1.0,
+                    **columns,
+                }
             )
     return pd.DataFrame(rows)
 
@@ -295,11 +304,12 @@ def test_conclusion_2_means_over_the_corruptions_of_a_seed():
         assert found.loc[test, ["effect", "low"]].tolist() == pytest.approx([effect.mean(), low])
 
 
-def test_conclusion_2_sees_raw_values_in_null_gaps_at_home():
-    made = shifted()
+@pytest.mark.parametrize("order", [1, 2])
+def test_conclusion_2_sees_raw_values_by_the_null_gap_at_home(order):
+    made = shifted().assign(order=order)
     found = second(made).set_index("test")
     raw = made[(made.recipe == "augmented")].pivot(index="seed", columns="data", values="estimate")
-    effect = (raw["letters/test?0"] - raw["digits/test?0"]) / 2
+    effect = ((raw["letters/test?0"] + 1) / 2) ** (1 / order) - ((raw["digits/test?0"] + 1) / 2) ** (1 / order)
     row = found.loc["letters: augmented's raw E is not above home's"]
     assert row.effect == pytest.approx(effect.mean())
     # three far domains, of which one must pass: Holm; a conjunction of two in each costs nothing
@@ -341,7 +351,7 @@ def test_conclusion_2_says_which_images_or_recipes_it_lacks(chosen, message):
         second(shifted().query(chosen))
 
 
-@pytest.mark.parametrize("column", ["data", "source", "shift", "domain", "null", "best"])
+@pytest.mark.parametrize("column", ["data", "source", "shift", "domain", "null", "best", "order"])
 def test_conclusion_2_says_which_column_it_lacks(column):
     with pytest.raises(ValueError, match=f"none called {column}:"):
         second(shifted().drop(columns=column))

@@ -229,6 +229,8 @@ def test_extremes_name_the_class_and_the_element():
     assert readings.extremes(ds, "label").startswith("Deviation by label: `net` most for `9` 0.55")
     assert "; least for `6` 0.15" in readings.extremes(ds, "label")
     assert "`net` most for `r180` 0.50" in readings.extremes(ds, "element")
+    from_x = ds.assign(latent_from_x=measured({"e": (0, 0), "r180": (0.8, 0.2)}).latent)
+    assert "`net` most for `6` 0.40" in readings.extremes(from_x, "label")
 
 
 def test_extremes_are_over_seeds_where_there_are_some():

@@ -14,6 +14,7 @@ from torch import nn
 import eedkit as ek
 from eedkit import plots
 from eedkit.plots import style
+from eedkit.results import schema
 
 
 class Lit(nn.Module):
@@ -79,22 +80,22 @@ def test_depth_profile_draws_the_means_over_seeds(results, relative):
     assert "2 seeds; 24 images" in note(figure)
 
 
-def test_depth_profile_of_single_models_has_the_bootstrap_band(results):
+def test_depth_profile_of_single_models_has_the_band_of_the_table(results):
     one = results.isel(model=[0]).drop_vars(["recipe", "seed"])
-    figure = plots.depth_profile(one, metric="latent")
     row = ek.summarise(one).query("metric == 'latent' and layer == 'latent'").iloc[0]
-    band = figure.axes[0].collections[0].get_paths()[0].vertices
-    at_latent = band[np.isclose(band[:, 0], row.depth), 1]
-    assert [at_latent.min(), at_latent.max()] == pytest.approx([row.low, row.high])
-    assert "bootstrap over 24 images" in note(figure)
-
-
-def test_a_single_chain_has_no_band_and_says_so(results):
-    one = results.isel(model=[0], sample=results.chain == 1).drop_vars(["recipe", "seed"])
-    for relative in (False, True):
+    for relative, (low, high) in {False: row[["low", "high"]], True: row[["relative_low", "relative_high"]]}.items():
         figure = plots.depth_profile(one, metric="latent", relative=relative)
-        assert note(figure).endswith("no intervals; 8 images")
-        assert not any(len(c.get_paths()) for c in figure.axes[0].collections)
+        band = figure.axes[0].collections[0].get_paths()[0].vertices
+        at_latent = band[np.isclose(band[:, 0], row.depth), 1]
+        assert [at_latent.min(), at_latent.max()] == pytest.approx([low, high])
+        assert note(figure).endswith("bands: 95 % over 24 images")
+
+
+def test_a_single_chain_has_no_band_of_relative_values_and_says_so(results):
+    one = results.isel(model=[0], sample=results.chain == 1).drop_vars(["recipe", "seed"])
+    figure = plots.depth_profile(one, metric="latent", relative=True)
+    assert note(figure).endswith("no intervals; 8 images")
+    assert not any(len(c.get_paths()) for c in figure.axes[0].collections)
 
 
 def test_depth_profile_leaves_out_class_tokens(results):
@@ -117,13 +118,21 @@ def test_calibration_puts_every_model_on_its_relative_value(results):
     table = ek.summarise(results)
     rows = table[(table.metric == "latent") & (table.layer == "latent") & (table.recipe == "plain")]
     (points,) = (line for line in plots.calibration(table).axes[0].lines if line.get_label() == "plain")
-    assert points.get_ydata() / points.get_xdata() == pytest.approx(rows.relative.to_numpy())
+    assert np.sqrt(points.get_ydata() / points.get_xdata()) == pytest.approx(rows.relative.to_numpy())
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_calibration_draws_contours_of_the_relative_value(results, order):
+    figure = plots.calibration(ek.summarise(results).assign(order=order))
+    contours = [line for line in figure.axes[0].lines if line.get_color() == "0.75"]
+    levels = [(line.get_ydata() / line.get_xdata()) ** (1 / order) for line in contours]
+    np.testing.assert_allclose(levels, [[level, level] for level in (1, 0.1, 0.01, 0.001)])
 
 
 def test_rose_draws_rotations_solid_and_mirrored_dashed_closing_the_orbit(results):
     figure = plots.orbit_rose(results)
     angle, radius = drawn(figure, style.KNOWN["plain"][0])
-    values = results.latent.sel(layer="latent").mean("sample") + 1
+    values = results[schema.from_x(results, "latent")].sel(layer="latent").mean("sample") + 1
     expected = values.where(results.recipe == "plain", drop=True).mean("model")
     assert np.rad2deg(angle) == pytest.approx([0, 90, 180, 270, 0])
     assert radius == pytest.approx(expected.values[[0, 1, 2, 3, 0]], abs=1e-6)
@@ -138,7 +147,7 @@ def test_rose_spreads_the_elements_of_a_group_without_rotations_evenly(results):
 
 def test_heatmap_shows_class_means_on_one_scale(results):
     figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
-    values = results.latent.sel(layer="latent").groupby("label").mean("sample") + 1
+    values = results[schema.from_x(results, "latent")].sel(layer="latent").groupby("label").mean("sample") + 1
     panels = {ax.get_title().split()[0]: ax for ax in figure.axes if ax.get_title()}
     assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim"}
     expected = values.where(results.recipe == "dim", drop=True).mean("model").transpose("label", "element")
@@ -358,7 +367,8 @@ def test_a_histogram_shows_the_shares_of_images(results):
     one = results.sel(model=["dim/0"]).drop_vars(["recipe", "seed"])
     figure = plots.histogram(one, metric="latent")
     own, null = (patch.get_data() for patch in figure.axes[0].patches)
-    deviations = one.latent.sel(layer="latent").astype("float64").mean("element").values.ravel() + 1
+    values = one[schema.from_x(one, "latent")].sel(layer="latent")
+    deviations = values.astype("float64").mean("element").values.ravel() + 1
     counts, _ = np.histogram(deviations, bins=own.edges)
     np.testing.assert_allclose(own.values, counts / 24)
     assert own.values.sum() == pytest.approx(1)
@@ -398,18 +408,38 @@ def test_groups_and_data_sets_have_a_panel_each(results):
     assert len(second) == 1
 
 
-def test_what_interpolation_leaves_is_dotted(results):
-    images = torch.randn(12, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    ds = ek.measure(
-        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(324, 3)),
-        images,
-        group="C8",
-        progress=False,
+def test_the_round_trip_is_dotted_in_the_units_of_the_figure(results):
+    table = ek.summarise(results).assign(round_trip=0.5)
+    rows = (
+        table.query("metric == 'channelwise'").groupby("layer")[["null", "depth"]].mean().dropna().sort_values("depth")
     )
-    rows = ek.summarise(ds).query("metric == 'channelwise'").dropna(subset="floor")
-    for relative in (False, True):
-        (ax,) = plots.depth_profile(ds, relative=relative).axes
+    for relative, expected in {True: 0.5, False: -1 + 0.25 * (rows.null + 1)}.items():
+        (ax,) = plots.depth_profile(table, relative=relative).axes
         (dots,) = (line for line in ax.lines if line.get_linestyle() == ":")
-        expected = (rows.floor - rows.best) / (rows.null - rows.best) if relative else rows.floor
+        np.testing.assert_allclose(dots.get_xdata(), rows.depth)
         np.testing.assert_allclose(dots.get_ydata(), expected)
-        assert "dots: what interpolation alone leaves" in note(ax.figure)
+        assert "dotted: round trip" in note(ax.figure)
+
+
+@pytest.mark.parametrize("figure", [plots.orbit_rose, plots.histogram, plots.class_heatmap])
+def test_by_element_image_and_class_the_unmoved_image_is_the_reference(results, figure):
+    """What a figure draws of `latent_from_x` is what it would draw of a metric with these values."""
+    beside = [name for name in results.data_vars if name.startswith("latent_from_x")]
+    one = results.drop_vars(beside)[["latent", "latent_null"]].isel(model=[0])
+    from_x = 2 * one.latent + 1
+    with_from_x = one.assign(latent_from_x=from_x, latent_from_x_null=one.latent_null / 2)
+    as_metric = one.assign(latent=one.latent.copy(data=from_x.values), latent_null=one.latent_null / 2)
+
+    def shown(ds):
+        axes = figure(ds).axes
+        lines = [line.get_xydata() for ax in axes for line in ax.lines]
+        steps = [patch.get_data().values for ax in axes for patch in ax.patches if hasattr(patch, "get_data")]
+        cells = [artist.get_array() for ax in axes for artist in ax.collections if artist.get_array() is not None]
+        return [np.asarray(part, dtype=float) for part in (*lines, *steps, *cells)]
+
+    assert shown(with_from_x)
+    for found, wanted in zip(shown(with_from_x), shown(as_metric), strict=True):
+        np.testing.assert_allclose(found, wanted)
+    assert any(
+        not np.array_equal(found, of_metric) for found, of_metric in zip(shown(with_from_x), shown(one), strict=True)
+    )

@@ -214,10 +214,3 @@ def test_a_dose_response_shows_effects_and_intervals_by_share():
     np.testing.assert_allclose(features[0].get_xydata(), [[0.1, 0.4], [1.0, 0.9]])
     np.testing.assert_allclose(best_map[0].get_xydata(), [[0.1, 0.1], [1.0, 0.3]])
     np.testing.assert_allclose(features[2][0].get_segments()[0], [[0.1, 0.3], [0.1, 0.45]])
-
-
-def test_relative_values_below_a_floor_keep_their_intervals():
-    table = pd.DataFrame({"recipe": "plain", "epoch": 1, "relative": [-0.30, -0.31, -0.32]})
-    (ax,) = plots.lines(table, x="epoch", y="relative").axes
-    (segment,) = ax.containers[0][2][0].get_segments()
-    assert segment[1, 1] < -0.2

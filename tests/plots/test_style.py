@@ -171,7 +171,7 @@ def test_fonts_are_embedded(results, tmp_path):
 
 
 def test_a_legend_stays_whole_where_jupyter_cuts_the_margins_off(results, tmp_path):
-    figure = plots.orbit_rose(results)
+    figure = plots.histogram(results)
     whole, cut = tmp_path / "whole.png", tmp_path / "cut.png"
     figure.savefig(whole, dpi=100)
     figure.savefig(cut, dpi=100, bbox_inches="tight")

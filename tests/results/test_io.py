@@ -74,12 +74,12 @@ def test_what_is_not_ours_is_refused(measured, tmp_path):
         ek.open(tmp_path / "new.zarr")
 
 
-def test_one_dataset_of_schema_1_is_refused_with_the_reason(measured, tmp_path):
-    measured.assign_attrs(schema=1).to_zarr(tmp_path / "old.zarr", consolidated=False)
-    with pytest.raises(schema.SchemaError, match=r"schema 1, whose nulls mean something else .* measure again"):
+def test_one_dataset_of_schema_2_is_refused_with_the_reason(measured, tmp_path):
+    measured.assign_attrs(schema=2).to_zarr(tmp_path / "old.zarr", consolidated=False)
+    with pytest.raises(schema.SchemaError, match=r"schema 2, .* relative values on another scale .* measure again"):
         ek.open(tmp_path / "old.zarr")
-    with pytest.raises(schema.SchemaError, match="schema 1"):
-        measured.assign_attrs(schema=1).eed.to_zarr(tmp_path / "again.zarr")
+    with pytest.raises(schema.SchemaError, match="schema 2"):
+        measured.assign_attrs(schema=2).eed.to_zarr(tmp_path / "again.zarr")
     assert not (tmp_path / "again.zarr").exists()
 
 

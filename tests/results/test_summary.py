@@ -7,48 +7,16 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from made import result
 from torch import nn
 
 import eedkit as ek
-from eedkit.results.intervals import ChainBootstrap
 from eedkit.results.schema import SCHEMA, SchemaError
-
-LATENT = {
-    "long_name": "latent", "units": "1", "best": -1.0, "upper": 1.0, "scale": 1.0, "rounding": 1e-7, "equation": "m", "source": "eq. 6",
-}  # fmt: skip
-
-
-def result(values, null=None, *, model="a", layers=("one", "latent"), pair=0.5, reasons=None, **attrs):
-    """A Dataset of the schema whose `latent` holds the given (layer, element, sample) values; there are no chains."""
-    values = np.asarray(values, dtype=np.float32)
-    dims = ("model", "layer", "element", "sample")
-    data = {"latent": (dims, values[None], {**LATENT, **attrs})}
-    if null is not None:
-        data["latent_null"] = (dims, np.asarray(null, dtype=np.float32)[None], {**LATENT, **attrs})
-    data["latent_pair_cosine"] = (("model", "layer"), [[pair] * len(layers)])
-    n = values.shape[2]
-    if attrs.get("scale") == "latent_norm":
-        data["latent_norm"] = (("model", "layer", "sample"), np.full((1, len(layers), n), 4.0, np.float32))
-    on_layer = {
-        "depth": [np.linspace(0, 1, len(layers))], "layer_type": [["Block"] * len(layers)], "layout": [["b c h w"] * len(layers)],
-        "channels": [[3] * len(layers)], "height": [[5] * len(layers)], "width": [[5] * len(layers)],
-        "kernel_order": [[1] * len(layers)], "latent_nan_reason": [list(reasons or [""] * len(layers))],
-    }  # fmt: skip
-    coords = {
-        "model": np.array([model], dtype=object),
-        "layer": np.array(layers, dtype=object),
-        "element": np.array(["e", "r180"], dtype=object),
-        "sample": np.arange(n),
-        "angle": ("element", [0.0, 180.0]),
-        **{k: (("model", "layer"), np.array(v, dtype=object if isinstance(v[0][0], str) else None)) for k, v in on_layer.items()},
-    }  # fmt: skip
-    attrs = {"group": "C2", "action": "spatial", "data": "x", "schema": SCHEMA, "eedkit_version": "0"}
-    return xr.Dataset(data, coords, attrs)
 
 
 @pytest.fixture
 def spread():
-    """200 samples around −0.8 against a null around −0.2, so that relative is about (−0.8 + 1) / (−0.2 + 1) = 0.25."""
+    """200 samples around −0.8 against a null around −0.2, so that relative is about √((−0.8 + 1) / (−0.2 + 1)) = 0.5."""
     rng = np.random.default_rng(0)
     values = -0.8 + 0.1 * rng.standard_normal((2, 2, 200))
     null = -0.2 + 0.1 * rng.standard_normal((2, 2, 200))
@@ -66,7 +34,7 @@ def test_estimate_null_relative_and_normalised_are_the_formulas(spread):
     estimate, of_shuffled = values[1].mean(), null[1].mean()
     assert found.estimate == pytest.approx(estimate, abs=1e-6)
     assert found.null == pytest.approx(of_shuffled, abs=1e-6)
-    assert found.relative == pytest.approx((estimate + 1) / (of_shuffled + 1), abs=1e-6)
+    assert found.relative == pytest.approx(np.sqrt((estimate + 1) / (of_shuffled + 1)), abs=1e-6)
     assert found.normalised == pytest.approx(estimate / 0.5, abs=1e-6)
     assert (found.n, found.reason) == (200, "")
 
@@ -78,7 +46,7 @@ def test_the_short_table_is_the_full_one_without_five_columns(spread):
     further = ["scale", "pair_cosine", "normalised", "accuracy", "accuracy_reason"]
     assert list(full.columns) == [*short.columns, *further]
     assert list(short.columns) == [
-        "model", "recipe", "metric", "layer", "depth", "estimate", "low", "high", "null", "best",
+        "model", "recipe", "metric", "layer", "depth", "estimate", "low", "high", "null", "best", "order",
         "relative", "relative_low", "relative_high", "n", "reason",
     ]  # fmt: skip
     pd.testing.assert_frame_equal(full[short.columns].drop(columns="reason"), short.drop(columns="reason"))
@@ -87,62 +55,155 @@ def test_the_short_table_is_the_full_one_without_five_columns(spread):
     assert full.reason.str.startswith("M = 0.01").all()
 
 
-def test_without_chains_every_sample_is_one(spread):
-    values, null = spread
-    found = row(result(values, null), resamples=4999)
-    per_sample = values[1].mean(0)
-    half = 1.96 * per_sample.std(ddof=1) / np.sqrt(200)
-    assert found.low == pytest.approx(per_sample.mean() - half, abs=0.15 * half)
-    assert found.high == pytest.approx(per_sample.mean() + half, abs=0.15 * half)
-    singly = result(values, null).assign_coords(chain=("sample", np.arange(200)))
-    assert row(singly, resamples=4999).equals(found)
+def test_distances_of_first_order_need_no_root(spread):
+    first, second = row(result(*spread, order=1)), row(result(*spread, order=2))
+    for column in ("relative", "relative_low", "relative_high"):
+        assert first[column] == pytest.approx(second[column] ** 2, rel=1e-12)
 
 
-def test_intervals_are_those_of_the_chains(spread):
-    values, null = spread
-    chains = np.repeat(np.arange(50), 4)
-    ds = result(values, null).assign_coords(chain=("sample", chains))
-    found = row(ds, resamples=199, seed=3)
-    per_sample = values.astype(np.float32)[1].mean(0, dtype=float)
-    null_of_sample = null.astype(np.float32)[1].mean(0, dtype=float)
-    bootstrap = ChainBootstrap(chains, confidence=0.95, resamples=199, seed=3)
-    means, null_means = bootstrap.means([per_sample, null_of_sample])
-    assert (found.low, found.high) == pytest.approx(bootstrap.interval(means), rel=1e-9)
-    relative = bootstrap.interval((means + 1) / (null_means + 1))
-    assert (found.relative_low, found.relative_high) == pytest.approx(relative, rel=1e-9)
+def test_the_interval_of_e_is_over_images_and_that_of_relative_over_chains(spread):
+    ds = result(*spread)
+    found = row(ds)
+    per_sample = ds.latent[0, 1].mean("element").values.astype(float)
+    # 1.972 is the 97.5 % point of t with 199 degrees of freedom
+    half = 1.97196 * per_sample.std(ddof=1) / np.sqrt(200)
+    assert (found.low, found.high) == pytest.approx((found.estimate - half, found.estimate + half), abs=1e-6)
+    pairs = ds.assign_coords(chain=("sample", np.arange(200) // 4))
+    chained = row(pairs)
+    assert (chained.low, chained.high) == (found.low, found.high)
+    # ratios of sums over chains, one chain left out at a time (jackknife)
+    sums = (pairs[["latent", "latent_null"]].isel(layer=1).mean("element") + 1).groupby("chain").sum()
+    ratios = ((sums.sum() - sums).latent / (sums.sum() - sums).latent_null).values
+    half = 2.00957 * np.sqrt(49 / 50 * ((ratios - ratios.mean()) ** 2).sum())
+    expected = np.sqrt([found.relative**2 - half, found.relative**2 + half])
+    assert (chained.relative_low, chained.relative_high) == pytest.approx(tuple(expected), abs=1e-4)
+    # where chains are not known, every sample is one
+    assert row(ds.assign_coords(chain=("sample", np.arange(200)))).equals(found)
 
 
-def test_one_chain_gives_no_interval_and_says_so(spread):
+def test_intervals_end_at_0():
+    values = np.zeros((2, 2, 8))
+    values[:, 1, 0] = 1.0
+    found = row(result(values, np.ones((2, 2, 8)), best=0.0))
+    assert found.relative_low == 0 < found.relative == 0.25 < found.relative_high
+
+
+def test_one_chain_gives_no_interval_of_the_relative_value(spread):
     found = row(result(*spread).assign_coords(chain=("sample", np.zeros(200, int))))
+    assert np.isnan([found.relative_low, found.relative_high]).all()
+    assert np.isfinite([found.estimate, found.low, found.high, found.relative]).all()
+    assert found.reason == "one chain of samples gives no interval of the relative value"
+
+
+def test_one_sample_gives_no_interval(spread):
+    found = row(result(*spread).isel(sample=[0]))
     assert np.isnan([found.low, found.high, found.relative_low, found.relative_high]).all()
-    assert np.isfinite([found.estimate, found.relative]).all()
-    assert found.reason == "one chain of samples gives no interval"
+    assert found.reason == "one sample gives no interval"
 
 
-def test_relative_interval_resamples_estimate_and_null_together():
+def test_estimate_and_null_are_judged_together():
     rng = np.random.default_rng(1)
     gap = rng.uniform(0.1, 1.0, 300)
     null = np.broadcast_to(-1 + gap, (2, 2, 300))
-    values = -1 + 0.3 * (null + 1)
+    values = -1 + 0.09 * (null + 1)
     found = row(result(values, null))
-    assert found.high - found.low > 0.01
-    assert found.relative_low == pytest.approx(0.3, abs=1e-5)
-    assert found.relative_high == pytest.approx(0.3, abs=1e-5)
+    assert found.high - found.low > 0.001
+    assert (found.relative_low, found.relative_high) == pytest.approx((0.3, 0.3), abs=1e-5)
 
 
-def test_wider_confidence_gives_a_wider_interval_and_the_same_seed_the_same_one(spread):
+def test_wider_confidence_gives_a_wider_interval(spread):
     ds = result(*spread)
     narrow, wide = row(ds, confidence=0.5), row(ds, confidence=0.99)
     assert wide.low < narrow.low < narrow.high < wide.high
-    assert row(ds, seed=3).low == row(ds, seed=3).low != row(ds, seed=4).low
-    assert row(ds, seed=3).relative_low == row(ds, seed=3).relative_low != row(ds, seed=4).relative_low
+    assert wide.relative_low < narrow.relative_low < narrow.relative_high < wide.relative_high
     with pytest.raises(ValueError, match="between 0 and 1, got 95"):
         ek.summarise(ds, confidence=95)
 
 
+def test_an_estimate_below_the_best_value_counts_as_best_within_rounding():
+    null = np.zeros((2, 2, 9))
+    values = np.full((2, 2, 9), -1 - 9e-8)
+    found = row(result(values, null, rounding=2e-7))
+    assert (found.relative, found.relative_low, found.relative_high, found.reason) == (0, 0, 0, "")
+    found = row(result(values, null, rounding=1e-9))
+    assert np.isnan([found.relative, found.relative_low]).all()
+    assert found.reason == "E lies 1.2e-07 below the best value -1, which rounding (1e-09) does not explain"
+
+
+def with_round_trip(ds, deviation):
+    """The same Dataset with a round trip that lies so far above the best value on average, and not at all under the identity."""
+    values = ds.latent.copy(data=np.full(ds.latent.shape, 2 * deviation + ds.latent.attrs["best"], np.float32))
+    values[:, :, 0] = ds.latent.attrs["best"]
+    return ds.assign(latent_round_trip=values)
+
+
+def test_the_round_trip_is_on_the_relative_scale(spread):
+    ds = with_round_trip(result(spread[0], np.full((2, 2, 200), -0.2)), 0.2)
+    assert row(ds).round_trip == pytest.approx(0.5, abs=1e-6)
+    assert "round_trip" not in row(result(*spread))
+    assert np.isnan(row(ds.drop_vars("latent_null")).round_trip)
+
+
+def with_elements(curves, group):
+    """A Dataset of sampled elements whose layers have these means, (layer, element)."""
+    curves = np.asarray(curves)
+    ds = result(np.repeat(curves[..., None], 3, axis=2), layers=range(len(curves)), elements=curves.shape[1], best=0.0)
+    ds.element.attrs["sampled"] = "one from each part"
+    return ds.assign_attrs(group=group)
+
+
+def test_the_error_of_sampled_elements_is_that_of_second_differences():
+    curve = np.random.default_rng(0).uniform(size=16)
+
+    def error(values):
+        around = [values[k - 2] - 2 * values[k - 1] + values[k] for k in range(len(values))]
+        return np.sqrt(np.square(around).sum() / 6) / len(values)
+
+    found = ek.summarise(with_elements([curve, 2 * curve], "SO(2)?n=16&seed=3")).element_error
+    assert found.tolist() == pytest.approx([error(curve), 2 * error(curve)])
+    # two circles of their own
+    found = ek.summarise(with_elements([curve], "O(2)?n=8")).element_error.item()
+    assert found == pytest.approx(np.hypot(error(curve[:8]), error(curve[8:])) / 2)
+    # a torus: what varies in one direction alone is no error in second differences in both
+    found = ek.summarise(with_elements([np.repeat(curve[:4], 4)], "T(2)?n=4")).element_error.item()
+    assert found == pytest.approx(0, abs=1e-8)
+    assert "element_error" not in ek.summarise(result(curve[None, :2, None], layers=["one"]))
+
+
+@pytest.mark.parametrize("group", ["SO(2)?n=4", "SO(2)?n=16", "SO(2)?n=8&jitter=0", "SO(2)?n=4*flip", "turns"])
+def test_other_samples_have_no_error_of_their_elements(group):
+    found = ek.summarise(with_elements(np.ones((1, 4 if group == "SO(2)?n=4" else 8)), group))
+    assert np.isnan(found.element_error.item())
+    assert "a whole sample of SO(2), O(2) or T(2), of 8 parts or more" in found.reason.item()
+
+
+def with_from_x(ds, shift=0.1):
+    return ds.assign(latent_from_x=ds.latent + np.float32(shift), latent_from_x_null=ds.latent_null + np.float32(shift))
+
+
+def test_what_stands_beside_a_metric_is_none():
+    ds = with_round_trip(with_from_x(result(np.zeros((2, 2, 9)), np.zeros((2, 2, 9)), best=0.0)), 0.2)
+    assert ds.eed.metrics == ["latent"]
+    assert ek.summarise(ds).metric.unique().tolist() == ["latent"]
+    one = ds.sel(model="a", layer="one", element="e", sample=3)
+    for name in ("latent_from_x", "latent_from_x_null", "latent_round_trip"):
+        assert one.eed.validate()[name].dims == ("model", "layer", "element", "sample")
+    assert one.eed.validate().latent_kernel_order.dims == ("model", "layer")
+    with pytest.raises(SchemaError, match="latent_from_x has dtype float64"):
+        ds.assign(latent_from_x=ds.latent.astype(float)).eed.validate()
+
+
+def test_where_f_hat_is_f_the_deviation_from_the_unmoved_image_is_the_metric(spread):
+    mixing, faithful = with_from_x(result(*spread)), result(*spread, model="b")
+    for joined in (ek.concat([mixing, faithful]), ek.concat([faithful, mixing])):
+        xr.testing.assert_equal(joined.latent_from_x.sel(model="a"), mixing.latent_from_x.sel(model="a"))
+        xr.testing.assert_equal(joined.latent_from_x.sel(model="b"), faithful.latent.sel(model="b"))
+        xr.testing.assert_equal(joined.latent_from_x_null.sel(model="b"), faithful.latent_null.sel(model="b"))
+
+
 def test_a_small_null_gap_still_gives_a_relative_value():
     found = row(result(np.full((2, 2, 9), -0.998), np.full((2, 2, 9), -0.996)))
-    assert found.relative == pytest.approx(0.5, abs=1e-3)
+    assert found.relative == pytest.approx(np.sqrt(0.5), abs=1e-3)
 
 
 def test_a_null_gap_within_rounding_has_no_relative_value():
@@ -199,7 +260,7 @@ def test_a_sample_without_a_null_costs_the_null_alone(spread):
     left = np.delete(null[1], [7, 8], axis=1).mean()
     assert found.estimate == pytest.approx(values[1].mean(), abs=1e-6)
     assert found.null == pytest.approx(left, abs=1e-6)
-    assert found.relative == pytest.approx((values[1].mean() + 1) / (left + 1), abs=1e-6)
+    assert found.relative == pytest.approx(np.sqrt((values[1].mean() + 1) / (left + 1)), abs=1e-6)
     assert found.relative_low < found.relative < found.relative_high
     assert (found.n, found.reason) == (200, "")
 
@@ -234,7 +295,8 @@ def test_compare_is_paired_so_what_samples_share_cancels(spread):
     assert found.difference == pytest.approx(0.05, abs=1e-6)
     assert found.low == pytest.approx(0.05, abs=1e-6)
     assert found.high == pytest.approx(0.05, abs=1e-6)
-    assert found.relative_difference == pytest.approx(0.05 / (null[1].mean() + 1), abs=1e-4)
+    relative = np.sqrt((values[1].mean() + np.array([1, 1.05])) / (null[1].mean() + 1))
+    assert found.relative_difference == pytest.approx(relative[1] - relative[0], abs=1e-6)
     with pytest.raises(ValueError, match="no model 'c'"):
         ek.compare(both, "c")
 
@@ -346,8 +408,8 @@ def test_compare_takes_the_samples_that_both_have(spread):
     assert found.low < found.difference < found.high
     value, kept_null = values[1][:, kept].mean(), null[1][:, kept].mean()
     null_of_one = np.delete(null[1], [3, 4, 9, 150], axis=1).mean()
-    relative = (value + shift[kept].mean() + 1) / (kept_null + 1) - (value + 1) / (null_of_one + 1)
-    assert found.relative_difference == pytest.approx(relative, abs=1e-6)
+    relative = np.sqrt([(value + shift[kept].mean() + 1) / (kept_null + 1), (value + 1) / (null_of_one + 1)])
+    assert found.relative_difference == pytest.approx(relative[0] - relative[1], abs=1e-6)
     assert found.relative_low < found.relative_difference < found.relative_high
 
 
@@ -356,18 +418,21 @@ def test_compare_says_why_there_is_no_relative_difference(spread):
     both = ek.concat([result(values, null), result(values, np.full_like(null, -1), model="b")])
     found = ek.compare(both, "a").iloc[0]
     assert np.isnan([found.relative_difference, found.relative_low]).all()
-    assert "within rounding" in found.reason
+    assert found.reason.startswith("the null gap 0 lies within rounding (1e-07)")
+    assert "chain" not in found.reason
     assert found.difference == 0
 
 
-def test_compare_resamples_chains(spread):
+def test_compare_takes_chains_for_the_unit_of_relative_values(spread):
     values, null = spread
     of_chain = np.repeat(np.random.default_rng(3).normal(0, 0.1, 50), 4)
     pair = [result(values, null), result(values + of_chain, null, model="b")]
     chains = [ds.assign_coords(chain=("sample", np.arange(200) // 4)) for ds in pair]
     singly, whole = (ek.compare(ek.concat(some), "a").iloc[0] for some in (pair, chains))
     # four equal samples of a chain are one: the interval is √4 times as wide
-    assert (whole.high - whole.low) / (singly.high - singly.low) == pytest.approx(2, abs=0.2)
+    widths = [found.relative_high - found.relative_low for found in (whole, singly)]
+    assert widths[0] / widths[1] == pytest.approx(2, abs=0.2)
+    assert (whole.low, whole.high) == (singly.low, singly.high)
 
 
 def test_compare_keeps_undefined_rows_with_their_reason(spread):
@@ -390,10 +455,10 @@ def test_what_is_no_result_is_refused_by_name(spread):
         ek.summarise(result(*spread).isel(sample=slice(0)))
 
 
-def test_a_dataset_of_schema_1_is_refused_with_the_reason(spread):
-    old = result(*spread).assign_attrs(schema=1)
+def test_a_dataset_of_schema_2_is_refused_with_the_reason(spread):
+    old = result(*spread).assign_attrs(schema=2)
     for use in (old.eed.validate, old.eed.summarise, lambda: ek.concat([old]), lambda: ek.compare(old, "a")):
-        with pytest.raises(SchemaError, match=r"schema 1, whose nulls mean something else .* measure again"):
+        with pytest.raises(SchemaError, match=r"schema 2, .* relative values on another scale .* measure again"):
             use()
 
 
@@ -457,7 +522,7 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
 
     _, unread = lazy
     monkeypatch.setattr(summary, "SMALL", 0)
-    chunks, rows, row = [], [], summary._row
+    chunks, rows, of_metric = [], [], summary._summary
 
     def read(chunk):
         chunks.append(chunk.size)
@@ -468,27 +533,21 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
         return variable.copy(data=variable.data.map_blocks(read, dtype=variable.dtype, meta=meta))
 
     seen = unread.assign({name: watched(v.variable) for name, v in unread.data_vars.items()})
-    monkeypatch.setattr(summary, "_row", lambda *given: (rows.append(sum(chunks)), row(*given))[1])
+    monkeypatch.setattr(summary, "_summary", lambda *given, **o: (rows.append(sum(chunks)), of_metric(*given, **o))[1])
     chunks.clear()
     ek.summarise(seen)
     size = sum(v.size for v in unread.isel(model=0).data_vars.values())
-    assert rows == [size, size, 2 * size, 2 * size, 3 * size, 3 * size]
+    assert rows == [size, 2 * size, 3 * size]
 
 
 def test_a_tree_gives_the_tables_of_its_datasets_below_each_other(spread):
     one, other = result(*spread), result(*(part + 0.01 for part in spread), model="b")
     tree = xr.DataTree.from_dict({"digits/test?n=9/C2": one, "letters/C2": other})
-    found = ek.summarise(tree, resamples=9)
+    found = ek.summarise(tree)
     assert found.group.unique().tolist() == ["C2"]
     for data, ds in {"digits/test?n=9": one, "letters": other}.items():
-        alone = ek.summarise(ds, resamples=9)
+        alone = ek.summarise(ds)
         pd.testing.assert_frame_equal(found[found.data == data][alone.columns].reset_index(drop=True), alone)
-
-
-def test_without_resamples_there_are_no_intervals_and_the_same_values(spread):
-    quick, whole = row(result(*spread), resamples=0), row(result(*spread))
-    assert np.isnan([quick.low, quick.high, quick.relative_low, quick.relative_high]).all()
-    assert (quick.estimate, quick.relative, quick.reason) == (whole.estimate, whole.relative, "")
 
 
 @pytest.fixture
@@ -608,7 +667,7 @@ def test_the_unreadable_image_alone_says_why_it_has_no_value(torn):
 def test_a_mask_over_samples_leaves_the_estimates_of_the_rest(torn):
     part = torn.isel(sample=np.flatnonzero(torn.label == 1))
     for masked in (torn.where(torn.label == 1), torn.where(torn.label == 1, drop=True)):
-        found, wanted = (ek.summarise(ds, full=True, resamples=0) for ds in (masked, part))
+        found, wanted = (ek.summarise(ds, full=True) for ds in (masked, part))
         numbers = ["estimate", "null", "relative", "normalised", "accuracy", "n"]
         np.testing.assert_allclose(found[numbers].astype(float), wanted[numbers].astype(float))
     found = ek.summarise(torn.where(torn.label == 1), full=True).query("metric == 'latent'").reason.iloc[0]
@@ -638,7 +697,7 @@ def test_measured_results_hold_what_accuracy_needs(torn):
     assert torn.element.attrs["identity"] == "e"
     of_a = torn.prediction.sel(model="a", element="e")
     right = (of_a == torn.label)[torn.sample != 7].mean().item()
-    assert ek.summarise(torn, full=True, resamples=0).accuracy[0] == pytest.approx(right)
+    assert ek.summarise(torn, full=True).accuracy[0] == pytest.approx(right)
 
 
 @pytest.fixture(scope="module")
@@ -657,16 +716,16 @@ def labelled_results():
     ("dim", "label"), [("model", "a"), ("layer", "0"), ("layer", "latent"), ("element", "r90"), ("sample", 3)]
 )
 def test_a_scalar_selection_is_summarised_like_a_list(labelled_results, dim, label):
-    of_scalar = ek.summarise(labelled_results.sel({dim: label}), resamples=9)
-    pd.testing.assert_frame_equal(of_scalar, ek.summarise(labelled_results.sel({dim: [label]}), resamples=9))
+    of_scalar = ek.summarise(labelled_results.sel({dim: label}))
+    pd.testing.assert_frame_equal(of_scalar, ek.summarise(labelled_results.sel({dim: [label]})))
 
 
 def test_a_masked_or_reduced_selection_keeps_working(labelled_results):
     chosen = labelled_results.where(labelled_results.label == 1, drop=True)
-    wanted = ek.summarise(labelled_results.isel(sample=labelled_results.label.values == 1), resamples=0)
+    wanted = ek.summarise(labelled_results.isel(sample=labelled_results.label.values == 1))
     columns = ["model", "metric", "layer", "estimate", "n"]
-    pd.testing.assert_frame_equal(ek.summarise(chosen, resamples=0)[columns], wanted[columns])
-    alone = ek.summarise(labelled_results[["latent"]], resamples=0)
+    pd.testing.assert_frame_equal(ek.summarise(chosen)[columns], wanted[columns])
+    alone = ek.summarise(labelled_results[["latent"]])
     assert set(alone.metric) == {"latent"}
     with pytest.raises(SchemaError, match="no labelled dimension 'sample'"):
         ek.summarise(labelled_results.mean("sample"))
@@ -674,34 +733,4 @@ def test_a_masked_or_reduced_selection_keeps_working(labelled_results):
 
 def test_a_tree_has_its_summary_as_a_method(labelled_results):
     tree = xr.DataTree.from_dict({"digits/C4": labelled_results})
-    pd.testing.assert_frame_equal(tree.eed.summarise(resamples=9), ek.summarise(tree, resamples=9))
-
-
-def test_what_interpolation_leaves_can_be_taken_out():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(36, 3))
-    images = torch.rand(12, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    ds = ek.measure(net, images, group="C8", metrics=["channelwise", "latent"], progress=False)
-    with_floor, without = ek.summarise(ds), ek.summarise(ds, above_floor=True)
-    assert "floor" not in without
-    has_floor = with_floor.floor.notna()
-    assert has_floor.sum() == 2
-    rows = with_floor[has_floor]
-    expected = (rows.estimate - rows.floor) / (rows.null - rows.floor)
-    np.testing.assert_allclose(without.relative[has_floor], expected)
-    assert (
-        without.relative[1] < rows.relative[1]
-    )  # the pooled map; at the image's own resolution nothing is left to take out
-    np.testing.assert_array_equal(without.relative[~has_floor], with_floor.relative[~has_floor])
-    np.testing.assert_array_equal(without.estimate, with_floor.estimate)
-
-
-def test_a_null_below_the_floor_has_its_own_reason():
-    images = torch.rand(12, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=3))
-    nn.init.constant_(net[0].bias, 30.0)  # every map is nearly the same
-    ds = ek.measure(net, images, group="C8", metrics=["channelwise"], progress=False)
-    (row,) = ek.summarise(ds, above_floor=True).query("layer == '0'").itertuples()
-    assert np.isnan(row.relative)
-    assert "other images differ less (null" in row.reason
-    assert f"(floor {row.best:.3g})" in row.reason
+    pd.testing.assert_frame_equal(tree.eed.summarise(), ek.summarise(tree))

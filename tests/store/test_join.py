@@ -98,7 +98,7 @@ def test_a_layer_undefined_in_one_block_is_undefined(store, cell):
         write(store, cell, number, reason=reason)
     found = opened(store)
     assert found.latent_nan_reason.values.tolist() == [["it does not run", ""]]
-    for name in ("latent", "latent_null", "latent_norm"):
+    for name in ("latent", "latent_null", "latent_norm", "latent_from_x", "latent_from_x_null"):
         assert found[name].sel(layer="one").isnull().all()
     np.testing.assert_array_equal(found.latent.sel(layer="latent"), whole().latent.sel(layer="latent"))
 
