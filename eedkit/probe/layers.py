@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from eedkit.errors import Undefined, short, unknown
@@ -183,6 +184,7 @@ def tap(
         yield begin
 
 
+@torch.no_grad()
 def find_layers(
     model: nn.Module,
     images: Tensor,
@@ -237,9 +239,9 @@ def find_layers(
             continue
         value = first.add(Output(chosen_entry))
         if head_input is None and may_have_head(chosen_entry, kind, value):
-            head_input = find_head(model, first, vectors, value, kind=kind, rerun=lambda: call(model, images))
-        is_classifier = head_input is not None or is_sealed(model)
-        outputs.append(describe_output(chosen_entry, kind, value, is_classifier=is_classifier))
+            head_input = find_head(model, first, vectors, value, kind=kind, rerun=lambda: call(model, images.clone()))
+        has_head = head_input is not None or is_sealed(model)
+        outputs.append(describe_output(chosen_entry, kind, value, has_head=has_head))
         example = value.clone() if example is None else example
     ends = _ends(model, first, outputs, head_input)
     by_hand = _layouts_by_hand(layouts or {}, first, [*chosen, *ends])
@@ -343,9 +345,9 @@ def _ends(model: nn.Module, first: Trace, outputs: Sequence[Output], head: Key |
         reason = "" if output.key in first.shapes else output.reason
         at_outputs.append(Layer("", number, kind, 1.0, "output", "out", reason=reason, output=output))
     if head is not None:
-        path, call, side = head
+        path, call, _ = head
         head_kind = type(model.get_submodule(path)).__name__
-        return [Layer(path, call, head_kind, first.depth(head), "latent", side), *at_outputs]
+        return [Layer(path, call, head_kind, first.depth(head), "latent", "in"), *at_outputs]
     latent = replace(at_outputs[0], role="latent")
     if outputs[0].kind in ("scores", "probabilities", "independent") and len(first.shapes[latent.key]) == 2:
         reason = "the model gives class scores, but no module was found whose output they are; pass head='path of the classifier'"
