@@ -44,6 +44,7 @@ from eedkit.probe.tracing import (
 __all__ = ["Found", "Layer", "Output", "find_layers", "first_noisy_module", "is_sealed", "tap"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
+SEALED = "inside of a ScriptModule or an exported model nothing can be tapped: measure the module that it was made from"
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls")
 """What models call the parameter that is their class token."""
 
@@ -309,7 +310,7 @@ def _chosen(model: nn.Module, first: Trace, layers: str | list[str]) -> tuple[li
             if name not in by_name and name not in paths:
                 why = ""
                 if is_sealed(model):
-                    why = "; inside of a ScriptModule or an exported model no layer can be tapped, measure its source"
+                    why = f"; {SEALED}"
                 elif name in modules:
                     why = "; that module exists but is not called (a hook does not see module.forward(x))"
                 raise ValueError(unknown("layer", name, by_name) + why)
@@ -349,8 +350,11 @@ def _ends(model: nn.Module, first: Trace, outputs: Sequence[Output], head: Key |
         head_kind = type(model.get_submodule(path)).__name__
         return [Layer(path, call, head_kind, first.depth(head), "latent", "in"), *at_outputs]
     latent = replace(at_outputs[0], role="latent")
-    if outputs[0].kind in ("scores", "probabilities", "independent") and len(first.shapes[latent.key]) == 2:
+    has_scores = outputs[0].kind in ("scores", "probabilities", "independent")
+    if has_scores and len(first.shapes[latent.key]) == 2:
         reason = "the model gives class scores, but no module was found whose output they are; pass head='path of the classifier'"
+        if is_sealed(model):
+            reason = f"the model gives class scores, and {SEALED}"
         latent = replace(latent, reason=reason)
     return [latent, *at_outputs]
 

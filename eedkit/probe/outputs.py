@@ -186,10 +186,11 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
     candidates = candidates or [path for path, z in tensors.items() if images in z.shape] or list(tensors)
     if not candidates:
         return None
-    chosen = min(candidates, key=_rank)
+    ranks = {path: _rank(own_name(path), kind) for path in candidates}
+    chosen = min(candidates, key=lambda path: ranks[path])
     alike = []
     for path in candidates:
-        has_same_rule = _rank(path)[0] == _rank(chosen)[0]
+        has_same_rule = ranks[path][0] == ranks[chosen][0]
         if path != chosen and has_same_rule and tensors[path].dim() == tensors[chosen].dim():
             alike.append(path)
     if alike:
@@ -201,10 +202,9 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
     return chosen
 
 
-def _rank(path: str) -> tuple[int, int]:
+def _rank(name: str, kind: str | None) -> tuple[int, int]:
     """The number of the rule by which an entry is chosen, and its place among those of the rule."""
-    name = own_name(path)
-    if "logit" in name or name in SCORES:
+    if kind != "features" and ("logit" in name or name in SCORES):
         return 0, int(name != "logits")
     return (1, FEATURES.index(name)) if name in FEATURES else (2, 0)
 
