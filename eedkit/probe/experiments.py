@@ -5,7 +5,7 @@ Knows traces and layouts, never weights. Costs four images of another size, and 
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 
@@ -16,35 +16,27 @@ from eedkit.probe.layouts import UNKNOWN, Layout, is_proportional, layouts_by_co
 from eedkit.probe.outputs import Output
 from eedkit.probe.tracing import Call, Key, Trace, trace
 
+HEIGHT, WIDTH = -2, -1
+"""The axes of images."""
 Axes = list[int] | None
 """The axes of an output that follow the image's height, or its width; None where that is not known."""
 
 
+@dataclass
 class Experiments:
     """Finds layouts, with further forward passes only where a layer asks for them.
 
-    Parameters
-    ----------
-    images : Tensor (2, C, H, W)
-    first : Trace
-        Of these images.
-    outputs : sequence of Output
-        What is read of what the model gives.
-    head : Key, or None
-        The one input that is read.
+    `first` is the trace of `images` (2, C, H, W); of what the model gives `outputs` are read, of what modules take the `head`'s.
     """
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, call: Call, first: Trace, outputs: Sequence[Output], head: Key | None
-    ) -> None:
-        self.model = model
-        self.images = images
-        self.call = call
-        self.first = first
-        self.outputs = outputs
-        self.head = head
-        self.resized: dict[int, list[Trace]] = {-2: [], -1: []}  # by axis of the images
-        self.by_corners: dict[Key, list[Layout]] = {}
+    model: nn.Module
+    images: Tensor
+    call: Call
+    first: Trace
+    outputs: Sequence[Output]
+    head: Key | None
+    resized: dict[int, list[Trace]] = field(default_factory=lambda: {HEIGHT: [], WIDTH: []})
+    by_corners: dict[Key, list[Layout]] = field(default_factory=dict)
 
     def layout(self, key: Key, name: str) -> tuple[Layout | None, str]:
         """How the layer of this name is read, and why it, or its maps, cannot be."""
@@ -64,9 +56,10 @@ class Experiments:
         vector = Layout(blank, batch, space=(), grid=(1, 1))
         if len(blank) <= 2:
             return vector, ""
-        rows, columns = self._axes_that_follow(key)
-        if _is_map(rows, columns):
-            return _map(blank, batch, rows[0], columns[0]), ""
+        rows, columns = self._follow(key)
+        map_axes = _map_axes(rows, columns)
+        if map_axes is not None:
+            return _map(blank, batch, *map_axes), ""
         is_vector = sum(size > 1 for size in blank) <= 1
         if is_vector and rows == columns == []:
             return vector, ""
@@ -92,66 +85,66 @@ class Experiments:
             tokens = rows
         follows = "no axis follows the image's size"
         if rows is None or columns is None:
-            side, name = (-2, "height") if rows is None else (-1, "width")
-            sizes = ", ".join(str(size) for size in _other_sizes(self.images.shape[side]))
-            follows = f"the model takes no other size (tried {name} {sizes})"
+            side, name = (HEIGHT, "height") if rows is None else (WIDTH, "width")
+            tried = f"tried {name} {', '.join(map(str, _other_sizes(self.images.shape[side])))}"
+            follows = f"the model takes no other size ({tried})"
+            if any(other.error is None for other in self.resized[side]):
+                follows = f"at other sizes its output has other axes ({tried})"
         elif rows or columns:
             follows = "that some follow the image's size does not settle it"
         why = f"{follows}, and a change in a corner of the image does not change one corner most"
         if len(tokens) == 1:
-            layout = Layout(blank, batch, (tokens[0],), UNKNOWN)
-            return (
-                layout,
-                f"where the {blank[tokens[0]]} tokens of its output {shape_text(blank)} lie did not show: {why}",
-            )
+            (axis,) = tokens
+            why = f"where the {blank[axis]} tokens of its output {shape_text(blank)} lie did not show: {why}"
+            return Layout(blank, batch, (axis,), UNKNOWN), why
         return None, f"which axes of its output {shape_text(blank)} are places of the image did not show: {why}"
 
     def _batch_axis(self, key: Key, shape: tuple[int, ...]) -> int | None:
         """The one axis that has as many entries as there are images, whatever their number."""
+        passes = [other for other in self._other_passes if len(other.shapes.get(key, ())) == len(shape)]
         axes = {axis for axis, size in enumerate(shape) if size == len(self.images)}
-        for other in self._passes_with(key, len(shape)):
-            axes &= {axis for axis, size in enumerate(other.shapes[key]) if size == other.images}
+        for other in passes or [self.cornered]:
+            axes &= {axis for axis, size in enumerate(other.shapes.get(key, ())) if size == other.images}
         return axes.pop() if len(axes) == 1 else None
-
-    def _passes_with(self, key: Key, axes: int) -> list[Trace]:
-        """The passes on other numbers of images in which the layer ran."""
-        passes = [self._resized(-2, 0), *self.resized[-2][1:], self._resized(-1, 0), *self.resized[-1][1:]]
-        passes = [other for other in passes if len(other.shapes.get(key, ())) == axes]
-        return passes or [other for other in [self.cornered] if len(other.shapes.get(key, ())) == axes]
 
     def _why_no_batch(self, key: Key, shape: tuple[int, ...]) -> str:
         seen = f"it has shape {shape_text(shape)} for {len(self.images)} images"
-        for other in (self._resized(-2, 0), self._resized(-1, 0), self.cornered):
-            if key in other.shapes:
-                seen = f"{seen} and {shape_text(other.shapes[key])} for {other.images}"
-                break
+        others = [other for other in (*self._other_passes, self.cornered) if key in other.shapes]
+        for other in others[:1]:
+            seen = f"{seen} and {shape_text(other.shapes[key])} for {other.images}"
         if shape.count(len(self.images)) > 1:
             return f"more than one axis of its output may count the images: {seen}"
         return f"no axis of its output counts the images (they may be merged with windows, or not come in): {seen}"
 
-    def _axes_that_follow(self, key: Key) -> tuple[Axes, Axes]:
-        """The axes that are shorter where the image has fewer rows, and where it has fewer columns."""
-        rows, columns = (self._axes_that_follow_one(key, side) for side in (-2, -1))
-        return rows, columns
+    @property
+    def _other_passes(self) -> list[Trace]:
+        """The passes on images of another height, or width, as far as there was need of any."""
+        for side in (HEIGHT, WIDTH):
+            self._resized(side, 0)
+        return [*self.resized[HEIGHT], *self.resized[WIDTH]]
 
-    def _axes_that_follow_one(self, key: Key, side: int) -> Axes:
+    def _follow(self, key: Key) -> tuple[Axes, Axes]:
+        """The axes that are shorter where the image has fewer rows, and those where it has fewer columns."""
+        return self._follow_one(key, HEIGHT), self._follow_one(key, WIDTH)
+
+    def _follow_one(self, key: Key, side: int) -> Axes:
         shape = self.first.shapes[key]
         size = self.images.shape[side]
         for number, other_size in enumerate(_other_sizes(size)):
             other = self._resized(side, number).shapes.get(key, ())
             if len(other) == len(shape):
                 batch = self._batch_axis(key, shape)
-                grows = (other_size > size) - (other_size < size)
+                sign = 1 if other_size > size else -1
                 axes = [axis for axis in range(len(shape)) if axis != batch]
-                return [axis for axis in axes if grows * (other[axis] - shape[axis]) > 0]
+                return [axis for axis in axes if sign * (other[axis] - shape[axis]) > 0]
         return [] if size == 1 else None
 
     def _resized(self, side: int, number: int) -> Trace:
-        """The pass on the number-th other height (side −2) or width (side −1), of three images or of one."""
+        """The pass on the number-th other height, of three images, or on the number-th other width, of one."""
         passes = self.resized[side]
         while len(passes) <= number:
             shape = list(self.images.shape)
-            shape[0] = 3 if side == -2 else 1
+            shape[0] = 3 if side == HEIGHT else 1
             shape[side] = _other_sizes(shape[side])[len(passes)]
             noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
             passes.append(trace(self.model, noise.to(self.images), self.call, outputs=self.outputs))
@@ -197,7 +190,7 @@ class Experiments:
         open_shapes = {}
         for key, shape in self.first.shapes.items():
             is_read = key[2] != "in" or key == self.head
-            if is_read and len(shape) > 2 and not _is_map(*self._axes_that_follow(key)):
+            if is_read and len(shape) > 2 and _map_axes(*self._follow(key)) is None:
                 open_shapes[key] = shape
 
         def find(key: Key, z: Tensor) -> None:
@@ -211,11 +204,12 @@ class Experiments:
     def _drop_unlikely_grids(self) -> None:
         """Leave out grids of tokens that have neither the image's proportions nor the size of a map of this model."""
         height, width = self.images.shape[-2:]
-        grids = {UNKNOWN}
+        grids: set[tuple[int, int]] = {UNKNOWN}
         for key, shape in self.first.shapes.items():
-            rows, columns = self._axes_that_follow(key) if len(shape) > 2 else ([], [])
-            if _is_map(rows, columns):
-                grids.add((shape[rows[0]], shape[columns[0]]))
+            map_axes = _map_axes(*self._follow(key)) if len(shape) > 2 else None
+            if map_axes is not None:
+                row, column = map_axes
+                grids.add((shape[row], shape[column]))
             grids |= {layout.grid for layout in self.by_corners.get(key, []) if len(layout.space) == 2}
         for key, layouts in self.by_corners.items():
             likely = []
@@ -239,9 +233,11 @@ def _map(blank: tuple[int, ...], batch: int, row: int, column: int) -> Layout:
     return Layout(blank, batch, () if grid == (1, 1) else (row, column), grid)
 
 
-def _is_map(rows: Axes, columns: Axes) -> bool:
-    """Whether one axis follows the image's rows, and another its columns."""
-    return bool(rows and columns) and len(rows) == len(columns) == 1 and rows != columns
+def _map_axes(rows: Axes, columns: Axes) -> tuple[int, int] | None:
+    """The axes of rows and columns, where one follows the image's height and another its width."""
+    if not rows or not columns or rows == columns or len(rows) + len(columns) > 2:
+        return None
+    return rows[0], columns[0]
 
 
 def _follows(layout: Layout, rows: Axes, columns: Axes) -> bool:
@@ -252,9 +248,10 @@ def _follows(layout: Layout, rows: Axes, columns: Axes) -> bool:
 
 def _in_one_line(blank: tuple[int, ...], batch: int, rows: Axes, columns: Axes) -> Layout | None:
     """One row of places, or one column, where one axis follows the image one way, none the other, and the rest are channels."""
-    if [] not in (rows, columns) or len(rows or columns or ()) != 1:
+    followed = rows or columns or []
+    if [] not in (rows, columns) or len(followed) != 1:
         return None
-    (axis,) = rows or columns or ()
+    axis = followed[0]
     others = [other for other in range(len(blank)) if other not in (batch, axis)]
     flat = [other for other in others if blank[other] == 1]
     if len(others) - len(flat) > 1:

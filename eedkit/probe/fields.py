@@ -5,7 +5,7 @@ Knows the interface that the two share and imports neither. Costs one small imag
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,6 @@ SAME = 0.1
 """How far, of its length, the image may be off after two moves that are the same: interpolations differ."""
 
 
-class HasField(Protocol):
-    """A layer, as far as it says how its channels move."""
-
-    @property
-    def field_type(self) -> Any:
-        """The FieldType, or None."""
-
-
 def field_type_of(output: Any) -> Any:
     """The field type of a GeometricTensor; None for anything else.
 
@@ -39,7 +31,7 @@ def field_type_of(output: Any) -> Any:
     return field_type if is_one else None
 
 
-def field(action: Action, layer: HasField) -> Action:
+def field(action: Action, layer: Any) -> Action:
     """G acting on a layer by the representation that its output names, for `Metric.action`; Undefined where it names none."""
     if layer.field_type is None:
         raise Undefined(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from eedkit.errors import Undefined, short, unknown
@@ -43,6 +44,7 @@ from eedkit.probe.tracing import (
 __all__ = ["Found", "Layer", "Output", "find_layers", "first_noisy_module", "is_sealed", "tap"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
+SEALED = "inside of a ScriptModule or an exported model nothing can be tapped: measure the module that it was made from"
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls")
 """What models call the parameter that is their class token."""
 
@@ -183,6 +185,7 @@ def tap(
         yield begin
 
 
+@torch.no_grad()
 def find_layers(
     model: nn.Module,
     images: Tensor,
@@ -237,9 +240,9 @@ def find_layers(
             continue
         value = first.add(Output(chosen_entry))
         if head_input is None and may_have_head(chosen_entry, kind, value):
-            head_input = find_head(model, first, vectors, value, kind=kind, rerun=lambda: call(model, images))
-        is_classifier = head_input is not None or is_sealed(model)
-        outputs.append(describe_output(chosen_entry, kind, value, is_classifier=is_classifier))
+            head_input = find_head(model, first, vectors, value, kind=kind, rerun=lambda: call(model, images.clone()))
+        has_head = head_input is not None or is_sealed(model)
+        outputs.append(describe_output(chosen_entry, kind, value, has_head=has_head))
         example = value.clone() if example is None else example
     ends = _ends(model, first, outputs, head_input)
     by_hand = _layouts_by_hand(layouts or {}, first, [*chosen, *ends])
@@ -307,7 +310,7 @@ def _chosen(model: nn.Module, first: Trace, layers: str | list[str]) -> tuple[li
             if name not in by_name and name not in paths:
                 why = ""
                 if is_sealed(model):
-                    why = "; inside of a ScriptModule or an exported model no layer can be tapped, measure its source"
+                    why = f"; {SEALED}"
                 elif name in modules:
                     why = "; that module exists but is not called (a hook does not see module.forward(x))"
                 raise ValueError(unknown("layer", name, by_name) + why)
@@ -343,12 +346,15 @@ def _ends(model: nn.Module, first: Trace, outputs: Sequence[Output], head: Key |
         reason = "" if output.key in first.shapes else output.reason
         at_outputs.append(Layer("", number, kind, 1.0, "output", "out", reason=reason, output=output))
     if head is not None:
-        path, call, side = head
+        path, call, _ = head
         head_kind = type(model.get_submodule(path)).__name__
-        return [Layer(path, call, head_kind, first.depth(head), "latent", side), *at_outputs]
+        return [Layer(path, call, head_kind, first.depth(head), "latent", "in"), *at_outputs]
     latent = replace(at_outputs[0], role="latent")
-    if outputs[0].kind in ("scores", "probabilities", "independent") and len(first.shapes[latent.key]) == 2:
+    has_scores = outputs[0].kind in ("scores", "probabilities", "independent")
+    if has_scores and len(first.shapes[latent.key]) == 2:
         reason = "the model gives class scores, but no module was found whose output they are; pass head='path of the classifier'"
+        if is_sealed(model):
+            reason = f"the model gives class scores, and {SEALED}"
         latent = replace(latent, reason=reason)
     return [latent, *at_outputs]
 

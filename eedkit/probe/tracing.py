@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from eedkit.errors import Undefined
 from eedkit.probe.fields import field_type_of
-from eedkit.probe.outputs import Output, entries, first_tensor, part_at
+from eedkit.probe.outputs import Output, entries, first_tensor
 
 Key = tuple[str, int, Literal["in", "out", "returned"]]
 """A module's path, the number of its call in a forward pass, "in" or "out"; or an entry of the output, 1, "returned"."""
@@ -37,8 +37,8 @@ def watch(
 ) -> Iterator[Callable[[], None]]:
     """Within the block calls of modules are shown to `see`, for every wanted (path, "in" or "out").
 
-    Gives `begin`, which starts the numbers of calls anew and must be called before every forward pass but the first. Hooks are
-    gone when the block is left, also by an exception.
+    Gives `begin`, which counts calls anew and must be called before every forward pass but the first. Hooks are gone when the
+    block is left, also by an exception.
     """
     calls = Counter[tuple[str, str]]()
 
@@ -67,7 +67,7 @@ def watch(
 
 
 def is_sealed(model: nn.Module) -> bool:
-    """Whether hooks see nothing of what is inside: a ScriptModule, or what torch.export made, whose graph calls no module."""
+    """Whether no hook sees what is inside: a ScriptModule, or what torch.export made, whose graph calls no module."""
     if isinstance(model, fx.GraphModule):
         called = {node.target for node in model.graph.nodes if node.op == "call_module"}
         return called <= {"_guards_fn"}
@@ -76,32 +76,16 @@ def is_sealed(model: nn.Module) -> bool:
 
 def watchable(model: nn.Module) -> dict[str, nn.Module]:
     """The modules inside that hooks can see, by path."""
-    if is_sealed(model):
-        return {}
-    modules = dict(model.named_modules())
+    modules = {} if is_sealed(model) else dict(model.named_modules())
     return {path: part for path, part in modules.items() if path and not isinstance(part, torch.jit.ScriptModule)}
 
 
 @dataclass
 class Trace:
-    """What one forward pass showed.
+    """What one forward pass showed, up to the error that ended it, if one did.
 
-    Parameters
-    ----------
-    images : int
-        How many there were.
-    leaves_done : dict
-        Every call in order, with how many calls of leaf modules were done then.
-    shapes : dict
-        Of what went in and out, where that holds a tensor of floats.
-    field_types : dict
-        How steerable features say that they move.
-    takes_images : set
-        Inputs that are the images as they are.
-    raw : Any
-        What the model gave.
-    error : Exception, or None
-        What ended the pass; what ran before is there.
+    `leaves_done` has every call in order, with the number of leaf modules' calls until then; `shapes` those of what holds a
+    tensor of floats; `takes_images` the inputs that are the images as they are; `raw` is what the model gave.
     """
 
     images: int
@@ -114,14 +98,14 @@ class Trace:
 
     def depth(self, key: Key) -> float:
         """Which part of the leaf modules had run; half a call more for an input."""
-        leaves = max(self.leaves_done.values(), default=1) or 1
+        leaves = max(next(reversed(self.leaves_done.values())), 1)
         return (self.leaves_done[key] + (0.5 if key[2] == "in" else 0.0)) / leaves
 
     def add(self, output: Output) -> Tensor:
         """Take an output of the model into account, and give it; Undefined where there is none."""
         z = output.select(self.raw)
         self.shapes[output.key] = tuple(z.shape)
-        self.field_types[output.key] = field_type_of(part_at(self.raw, output.entry))
+        self.field_types[output.key] = field_type_of(self.raw)
         return z
 
 
@@ -134,15 +118,7 @@ def trace(
     outputs: Sequence[Output] = (),
     on_tensor: Callable[[Key, Tensor], None] | None = None,
 ) -> Trace:
-    """One forward pass; an error ends it and is kept.
-
-    Parameters
-    ----------
-    outputs : sequence of Output
-        What is looked at of what the model gives.
-    on_tensor : callable, or None
-        Called with every tensor that a module takes or gives, and with the outputs.
-    """
+    """One forward pass; `on_tensor` gets what modules take and give, and these outputs of the model."""
     images = images.clone()  # the model may work in place
     found = Trace(len(images))
     modules = watchable(model)
@@ -151,8 +127,7 @@ def trace(
 
     def see(key: Key, given: Any) -> None:
         nonlocal leaf_calls
-        path, _, side = key
-        leaf_calls += side == "out" and path in leaves
+        leaf_calls += key[2] == "out" and key[0] in leaves
         found.leaves_done[key] = leaf_calls
         z = first_tensor(given)
         if z is None:
@@ -164,8 +139,7 @@ def trace(
         if on_tensor is not None:
             on_tensor(key, z)
 
-    sides = [(path, side) for path in modules for side in ("in", "out")]
-    with watch(model, sides, see):
+    with watch(model, [(path, side) for path in modules for side in ("in", "out")], see):
         try:
             found.raw = call(model, images)
             for output in outputs:
@@ -184,33 +158,29 @@ def first_trace(
 ) -> tuple[Trace, bool]:
     """The pass on two of the user's images, and whether they were channels-last, in which convolutions are fastest.
 
-    Raises
-    ------
-    ValueError
-        The model wants more than images.
+    The model's own errors are raised, but ValueError with a remedy where it wants more than images.
     """
-    formats = [torch.contiguous_format]
     if images.device.type in ("cpu", "cuda"):
-        formats.insert(0, torch.channels_last)
-    for memory_format in formats:
-        found = trace(model, images.contiguous(memory_format=memory_format), call, on_tensor=on_tensor)
+        found = trace(model, images.contiguous(memory_format=torch.channels_last), call, on_tensor=on_tensor)
         if found.error is None:
-            return found, memory_format is torch.channels_last
+            return found, True
+    found = trace(model, images.contiguous(), call, on_tensor=on_tensor)
+    if found.error is None:
+        return found, False
     missing = re.search(r"missing \d+ required.* arguments?: (.*)", str(found.error))
     if isinstance(found.error, TypeError) and missing:
         names = re.findall(r"'(\w+)'", missing[1])
-        more = ", ".join(f"{name}=…" for name in names)
         raise ValueError(
             f"the model wants more than images: {', '.join(names)}. Say how it is called, as "
-            f"call=lambda model, images: model(images, {more})"
+            f"call=lambda model, images: model(images, {', '.join(f'{name}=…' for name in names)})"
         ) from found.error
     raise found.error
 
 
 def first_noisy_module(model: nn.Module, images: Tensor, call: Call = plain_call) -> str | None:
-    """The path of the first module that gives another output when the same images come again, empty for the model itself.
+    """The path of the first module that gives another output when the same images come again.
 
-    None where all repeat.
+    Empty where only what the model makes of them is another; None where all repeat.
     """
     values: dict[Key, Tensor] = {}
     noisy: list[str] = []
@@ -223,12 +193,11 @@ def first_noisy_module(model: nn.Module, images: Tensor, call: Call = plain_call
         if key in values and not _is_same(z, values[key]):
             noisy.append(key[0])
 
-    once = trace(model, images, call, on_tensor=keep)
-    again = trace(model, images, call, on_tensor=compare)
+    once = entries(trace(model, images, call, on_tensor=keep).raw)
+    again = entries(trace(model, images, call, on_tensor=compare).raw)
     if noisy:
         return noisy[0]
-    outputs, repeated = entries(once.raw), entries(again.raw)
-    is_repeated = outputs.keys() == repeated.keys() and all(_is_same(z, repeated[path]) for path, z in outputs.items())
+    is_repeated = all(path in again and _is_same(z, again[path]) for path, z in once.items())
     return None if is_repeated else ""
 
 
