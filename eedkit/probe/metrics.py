@@ -302,7 +302,7 @@ METRICS = {
         Metric(
             "boxes_50",
             "raw",
-            boxes.box_disagreement_50,
+            boxes.box_disagreement(0.5),
             "boxes without a match of IoU ≥ 0.5",
             features=boxes.detections,
             action=actions.boxes,
@@ -310,7 +310,7 @@ METRICS = {
         Metric(
             "boxes_75",
             "raw",
-            boxes.box_disagreement_75,
+            boxes.box_disagreement(0.75),
             "boxes without a match of IoU ≥ 0.75",
             features=boxes.detections,
             action=actions.boxes,
