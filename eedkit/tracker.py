@@ -117,7 +117,8 @@ class Tracker:
         Names are `eed/<name, or group>/<layer>/<metric>_relative`, and the same with `_estimate` and `_null`.
         """
         named = {}
-        for row in table[table.layer.str.match("latent|output")].to_dict("records"):
+        ends: pd.DataFrame = table.loc[table.layer.str.match("latent|output"), :]
+        for row in ends.to_dict("records"):
             for column in ("relative", "estimate", "null"):
                 if pd.notna(row[column]):
                     named[f"eed/{self.name}/{row['layer']}/{row['metric']}_{column}"] = float(row[column])

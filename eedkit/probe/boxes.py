@@ -103,8 +103,9 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
 
 def _between(least: float | None, a: Tensor, b: Tensor) -> Tensor:
     a, b = torch.broadcast_tensors(a, b)
-    sets_of_a = a.reshape(-1, *a.shape[-2:]).double().cpu()
-    sets_of_b = b.reshape(-1, *b.shape[-2:]).double().cpu()
+    pairs = math.prod(a.shape[:-2])
+    sets_of_a = a.reshape(pairs, *a.shape[-2:]).double().cpu()
+    sets_of_b = b.reshape(pairs, *b.shape[-2:]).double().cpu()
     values = [_of_two(*pair, least) for pair in zip(sets_of_a, sets_of_b, strict=True)]
     return torch.tensor(values, dtype=torch.float64, device=a.device).reshape(a.shape[:-2])
 

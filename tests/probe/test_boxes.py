@@ -59,6 +59,16 @@ def test_sets_that_are_not_finite_have_no_distance():
     assert box_ospa(as_rows([(0, 0, 2, 2, 0)]) * torch.nan, as_rows([])).isnan()
 
 
+def test_boxes_agree_from_the_least_overlap_on():
+    assert box_disagreement(0.5)(as_rows([(0, 0, 2, 2, 0)]), as_rows([(0, 0, 2, 1, 0)])) == 0
+
+
+@pytest.mark.parametrize("distance", [distance for distance, _ in DISTANCES])
+def test_sets_without_rows_are_empty_sets(distance):
+    assert distance(torch.zeros(2, 3, 0, 5), torch.zeros(3, 0, 5)).tolist() == [[0.0] * 3] * 2
+    assert distance(as_rows([])[:0], as_rows([])[:0]) == 0
+
+
 @pytest.mark.parametrize("distance", [distance for distance, _ in DISTANCES])
 def test_many_boxes_of_equal_size_and_score_match_exactly(distance):
     down, across = torch.meshgrid(torch.arange(13) / 7, torch.arange(13) / 7, indexing="ij")
