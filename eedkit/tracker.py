@@ -3,7 +3,9 @@
 Leaves mode, device, gradients and random state as found. Costs one `measure` a step, and keeps its results in memory.
 """
 
+import inspect
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,8 +13,10 @@ import torch
 import xarray as xr
 from torch import nn
 
-from eedkit.errors import naming_extras
-from eedkit.probe.measure import measure
+from eedkit.errors import naming_extras, unknown
+from eedkit.probe import samples
+from eedkit.probe.guard import unwrapped
+from eedkit.probe.measure import Options, measure
 from eedkit.results.summary import summarise
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
@@ -20,16 +24,22 @@ from eedkit.theory.groups import Group
 if TYPE_CHECKING:
     import lightning
 
+NOT_HOW = ("labels", "name", "progress")
+"""What `measure` takes besides how to measure."""
+
 
 class Tracker:
     """G-EED of a model at steps of its training (Kvinge et al. 2022, eq. 4), along a dimension `step`.
+
+    Whatever `measure` refuses without running the model is refused here, before the training.
 
     Parameters
     ----------
     model : nn.Module
         The model that is being trained.
     images : tensor, array or data set
-        What it is measured on at every step; a few hundred images that it is not trained on do.
+        What it is measured on at every step; a few hundred images that it is not trained on are enough. What can only be
+        iterated is read into memory, once.
     group : str, Group or Action
         As `measure`.
     **options
@@ -46,12 +56,23 @@ class Tracker:
     """
 
     def __init__(self, model: nn.Module, images: Any, *, group: str | Group | Action, **options: Any) -> None:
+        for option in options:
+            known = set(inspect.signature(measure).parameters) - {"model", "images", "group"}
+            if option not in known:
+                raise TypeError(unknown("option", option, sorted(known)))
+        how = Options(group, **{option: value for option, value in options.items() if option not in NOT_HOW})
         self.model = model
-        self.images = images
-        self.group = group
-        self.options = {"progress": False, **options}
+        self.images = samples.by_number(images)
+        self.options = {"progress": False, **options, "group": how.action}
+        self.name = options.get("name") or how.action.group.name
         self._results: list[xr.Dataset] = []
         self._tables: list[pd.DataFrame] = []
+        _refuse_unknown_modules(unwrapped(model), how)
+        order = how.action.group.order
+        labels = options.get("labels")
+        stream = samples.open_stream(self.images, labels=labels, seed=how.seed, order=order, null=how.null)
+        (first,) = stream.first(1)
+        how.action.on_images(first.image.shape)  # raises where the group cannot act on such images
 
     def step(self, step: int) -> pd.DataFrame:
         """Measure now; gives the rows of `summarise` with the columns `step` and `seconds`.
@@ -60,10 +81,6 @@ class Tracker:
         ----------
         step : int
             Number of the optimiser's step or of the epoch.
-
-        Returns
-        -------
-        DataFrame
 
         Raises
         ------
@@ -75,10 +92,10 @@ class Tracker:
         started = time.perf_counter()
         options = {"device": _device_of(self.model), **self.options}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            results = measure(self.model, self.images, group=self.group, **options)
+            results = measure(self.model, self.images, **options)
         seconds = time.perf_counter() - started
-        self._results.append(results.assign_coords(step=step, seconds=seconds))
         table = summarise(results).assign(step=step, seconds=seconds)
+        self._results.append(results.assign_coords(step=step, seconds=seconds))
         self._tables.append(table)
         return table
 
@@ -95,42 +112,73 @@ class Tracker:
         return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame({"step": [], "seconds": []})
 
     def scalars(self, table: pd.DataFrame) -> dict[str, float]:
-        """Relative values (raw ones where there are none) of the latent vector and the output, by name, for a logger."""
-        ends = table[table.layer.isin(["latent", "output"])]
+        """What a step's table says of the latent vector and the outputs, by name, for a logger.
+
+        Names are `eed/<name, or group>/<layer>/<metric>_relative`, and the same with `_estimate` and `_null`.
+        """
         named = {}
-        for metric, relative, estimate in zip(ends.metric, ends.relative, ends.estimate, strict=True):
-            if pd.notna(relative):
-                named[f"eed/{metric}_relative"] = relative
-            else:
-                named[f"eed/{metric}"] = estimate
-        return {name: float(value) for name, value in named.items() if pd.notna(value)}
+        ends: pd.DataFrame = table.loc[table.layer.str.match("latent|output"), :]
+        for row in ends.to_dict("records"):
+            for column in ("relative", "estimate", "null"):
+                if pd.notna(row[column]):
+                    named[f"eed/{self.name}/{row['layer']}/{row['metric']}_{column}"] = float(row[column])
+        return named
 
     def callback(self, *, every: int = 1) -> "lightning.Callback":
         """A Lightning callback that takes a step at the end of every so many epochs, and logs the scalars.
 
-        Parameters
-        ----------
-        every : int
-            Epochs between two steps.
+        Steps are epochs; with another Trainer they go on from the last one. A measurement that fails ends no training: its
+        reason is a warning. Two trackers that would log under one name are refused before the first epoch.
 
         Raises
         ------
         ModuleNotFoundError
             Lightning is not installed.
         """
+        if every < 1:
+            raise ValueError(f"every must be at least 1 epoch, got {every}")
         with naming_extras():
             import lightning
-        tracker = self
 
         class Tracking(lightning.Callback):
             """Measures at the end of epochs."""
 
-            def on_train_epoch_end(self, trainer: "lightning.Trainer", module: "lightning.LightningModule") -> None:
-                """Take a step after every so many epochs."""
-                if (trainer.current_epoch + 1) % every == 0:
-                    module.log_dict(tracker.scalars(tracker.step(trainer.current_epoch + 1)))
+            def __init__(self, tracker: Tracker) -> None:
+                self.tracker = tracker
 
-        return Tracking()
+            def setup(self, trainer: "lightning.Trainer", pl_module: "lightning.LightningModule", stage: str) -> None:
+                """Refuse another tracker of the same name."""
+                trackers = [getattr(callback, "tracker", None) for callback in trainer.callbacks]  # pyright: ignore
+                names = [tracker.name for tracker in trackers if isinstance(tracker, Tracker)]
+                if names.count(self.tracker.name) > 1:
+                    raise ValueError(f"two trackers would log as {self.tracker.name!r}; give one of them another name=")
+
+            def on_train_epoch_end(self, trainer: "lightning.Trainer", pl_module: "lightning.LightningModule") -> None:
+                """Take a step after every so many epochs."""
+                epoch = trainer.current_epoch + 1
+                if epoch % every:
+                    return
+                last_step = max((known.step.item() for known in self.tracker._results), default=0)
+                try:
+                    table = self.tracker.step(max(epoch, last_step + every))
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    warnings.warn(f"{self.tracker.name} was not measured after epoch {epoch}: {reason}", stacklevel=2)
+                    return
+                pl_module.log_dict(self.tracker.scalars(table))
+
+        return Tracking(self)
+
+
+def _refuse_unknown_modules(model: nn.Module, how: Options) -> None:
+    """ValueError for a layer or a head that names no module."""
+    paths = [path for path, _ in model.named_modules() if path]
+    if not isinstance(how.layers, str):
+        for layer in how.layers:
+            if layer.partition("#")[0] not in paths:  # the second call of a module is called "path#2"
+                raise ValueError(unknown("layer", layer, paths))
+    if how.head is not None and how.head not in paths:
+        raise ValueError(unknown("head", how.head, paths))
 
 
 def _device_of(model: nn.Module) -> torch.device | str:

@@ -9,6 +9,8 @@ from torch import nn
 
 import eedkit as ek
 
+IMAGES = torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
 
 def network():
     torch.manual_seed(0)
@@ -17,19 +19,18 @@ def network():
     )
 
 
-@pytest.fixture
-def images():
-    return torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+def tracked(net=None, images=IMAGES, **options):
+    return ek.Tracker(net or network(), images, **{"group": "C4", "metrics": ["latent"], **options})
 
 
-def trained(images, tracker_of=None):
+def trained(tracker_of=None):
     """Weights after five steps with dropout, measured after each or not."""
     net = network()
     tracker = tracker_of(net) if tracker_of else None
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     torch.manual_seed(1)
     for step in range(5):
-        loss = net(images + 0.1 * torch.randn_like(images)).square().mean()
+        loss = net(IMAGES + 0.1 * torch.randn_like(IMAGES)).square().mean()
         loss.backward()
         if tracker:
             tracker.step(step)
@@ -38,18 +39,18 @@ def trained(images, tracker_of=None):
     return copy.deepcopy(net.state_dict()), net.training
 
 
-def test_training_is_the_same_bit_for_bit(images):
-    plain, _ = trained(images)
-    tracked, in_training = trained(images, lambda net: ek.Tracker(net, images, group="C4"))
+def test_training_is_the_same_bit_for_bit():
+    plain, _ = trained()
+    with_steps, in_training = trained(lambda net: ek.Tracker(net, IMAGES, group="C4"))
     assert in_training
-    assert all(torch.equal(plain[name], tracked[name]) for name in plain)
+    assert all(torch.equal(plain[name], with_steps[name]) for name in plain)
 
 
-def test_each_step_is_what_measure_gives_then(images):
+def test_each_step_is_what_measure_gives_then():
     net = network()
-    tracker = ek.Tracker(net, images, group="C4", metrics=["latent"])
+    tracker = tracked(net, iter(IMAGES))
     for step in (0, 10):
-        expected = ek.measure(net, images, group="C4", metrics=["latent"], progress=False)
+        expected = ek.measure(net, IMAGES, group="C4", metrics=["latent"], progress=False)
         table = tracker.step(step)
         np.testing.assert_array_equal(tracker.results.latent.sel(step=step), expected.latent)
         wanted = ek.summarise(expected)
@@ -62,16 +63,16 @@ def test_each_step_is_what_measure_gives_then(images):
     assert (tracker.table.seconds > 0).all()
 
 
-def test_steps_are_drawn_as_lines(images):
-    tracker = ek.Tracker(network(), images, group="C4", metrics=["latent"])
+def test_steps_are_drawn_as_lines():
+    tracker = tracked()
     for step in range(3):
         tracker.step(step)
     figure = ek.plots.lines(tracker.table, x="step", y="relative", by="layer")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(tracker.table.layer.unique())
 
 
-def test_a_step_cannot_be_measured_twice(images):
-    tracker = ek.Tracker(network(), images, group="C4")
+def test_a_step_cannot_be_measured_twice():
+    tracker = tracked()
     with pytest.raises(ValueError, match="nothing was measured yet"):
         _ = tracker.results
     tracker.step(3)
@@ -79,13 +80,35 @@ def test_a_step_cannot_be_measured_twice(images):
         tracker.step(3)
 
 
-def test_the_callback_measures_and_logs_by_epoch(images):
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"group": "C_4"}, ValueError, "no group 'C_4'; did you mean 'C4'"),
+        ({"metrics": ["latnt"]}, ValueError, "no metric 'latnt'; did you mean 'latent'"),
+        ({"metric": ["latent"]}, TypeError, "no option 'metric'; did you mean 'metrics'"),
+        ({"layers": ["8"]}, ValueError, "no layer '8'"),
+        ({"head": "fc"}, ValueError, "no head 'fc'"),
+        ({"precision": "float8"}, ValueError, "no precision 'float8'"),
+        ({"null": "class"}, ValueError, "null must be"),
+        ({"labels": [1, 2]}, ValueError, "expected one label for each of 16 images, got 2"),
+        ({"images": IMAGES[:3]}, ValueError, "needs 4 images, got 3"),
+        ({"images": IMAGES[..., :5]}, ValueError, "need square images, got 6×5"),
+        ({"images": "digits/test"}, TypeError, "open it first"),
+        ({"net": "resnet18"}, TypeError, "model must be a torch.nn.Module, got str"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_training(options, error, message):
+    with pytest.raises(error, match=message):
+        tracked(**options)
+
+
+def training_of(net):
     lightning = pytest.importorskip("lightning")
 
     class Training(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = network()
+            self.net = net
 
         def training_step(self, batch):
             return self.net(batch).square().mean()
@@ -93,13 +116,69 @@ def test_the_callback_measures_and_logs_by_epoch(images):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    training = Training()
-    tracker = ek.Tracker(training.net, images, group="C4")
-    trainer = lightning.Trainer(
-        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[tracker.callback(every=2)],
-    )  # fmt: skip
-    trainer.fit(training, torch.utils.data.DataLoader(images, batch_size=8))
+    return Training()
+
+
+def fit(training, *callbacks, epochs=1, **options):
+    """Train by Lightning; gives what was logged."""
+    lightning = pytest.importorskip("lightning")
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=list(callbacks), **quiet, **options)
+    trainer.fit(training, torch.utils.data.DataLoader(IMAGES.to(next(training.parameters()).dtype), batch_size=8))
+    assert trainer.current_epoch == epochs
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def test_the_callback_measures_and_logs_by_epoch():
+    net = network()
+    tracker = ek.Tracker(net, IMAGES, group="C4")
+    logged = fit(training_of(net), tracker.callback(every=2), epochs=4)
     assert tracker.table.step.unique().tolist() == [2, 4]
-    last = tracker.table.query("step == 4 and metric == 'latent' and layer == 'latent'").relative.item()
-    assert float(trainer.callback_metrics["eed/latent_relative"]) == pytest.approx(last)
+    last = tracker.table.query("step == 4")
+    for metric, layer in (("latent", "latent"), ("softmax", "output")):
+        row = last.query("metric == @metric and layer == @layer").iloc[0]
+        for column in ("relative", "estimate", "null"):
+            assert logged[f"eed/C4/{layer}/{metric}_{column}"] == pytest.approx(row[column])
+    assert len(logged) == 6
+
+
+def test_another_trainer_goes_on_counting():
+    net = network()
+    tracker = tracked(net)
+    for _ in range(2):
+        fit(training_of(net), tracker.callback(every=2), epochs=5)
+    assert tracker.table.step.unique().tolist() == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("64-true", "float64"), ("bf16-true", "bfloat16"), ("bf16-mixed", "float32")]
+)
+def test_a_model_is_measured_in_its_own_type(precision, dtype):
+    net = network()
+    tracker = tracked(net)
+    logged = fit(training_of(net), tracker.callback(), precision=precision)
+    assert tracker.results.attrs["precision"] == dtype
+    assert 0 < logged["eed/C4/latent/latent_relative"] < 2
+
+
+def test_trackers_in_one_trainer_share_no_key():
+    net = network()
+    trackers = {"C4": tracked(net), "flip": tracked(net, group="flip"), "all layers": tracked(net, name="all layers")}
+    logged = fit(training_of(net), *[tracker.callback() for tracker in trackers.values()])
+    for name, tracker in trackers.items():
+        relative = tracker.table.query("layer == 'latent'").relative.item()
+        assert logged[f"eed/{name}/latent/latent_relative"] == pytest.approx(relative)
+    with pytest.raises(ValueError, match="two trackers would log as 'C4'; give one of them another name="):
+        fit(training_of(net), tracked(net).callback(), tracked(net, seed=1).callback())
+
+
+def test_a_measurement_that_fails_ends_no_training():
+    net = network()
+    tracker = tracked(net, output="logits")
+    with pytest.warns(UserWarning, match="C4 was not measured after epoch 2: ValueError: no output 'logits'"):
+        assert fit(training_of(net), tracker.callback(), epochs=2) == {}
+    assert tracker.table.empty
+    with pytest.raises(ValueError, match="no output 'logits'"):
+        tracker.step(1)
+    with pytest.raises(ValueError, match="every must be at least 1 epoch, got 0"):
+        tracker.callback(every=0)

@@ -4,97 +4,113 @@ Costs one matching of boxes for every pair of sets, on the processor.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from eedkit.errors import naming_extras
+from eedkit.errors import Undefined, naming_extras
 from eedkit.theory.distances import Distance
 
 LEAST_SCORE = 0.5
 """Boxes with lower scores are no detections."""
-MOST_BOXES = 100
-"""Detections of one image, the best; torchvision's detectors give no more."""
-KEYS = {"boxes", "labels", "scores"}
+KEYS = ("boxes", "labels", "scores")
 """What detectors of torchvision's form give for every image."""
 
 
-def detections(output: Any, size: tuple[int, int]) -> Tensor:
-    """The detections of torchvision's detectors, rows x, y, width, height and label as in `actions.boxes`.
+def detections(output: Any, size: tuple[int, int], least_score: float = LEAST_SCORE) -> Tensor:
+    """What a detector found: rows x, y, width, height and label as in `actions.boxes`, (b, N, 5); N is the most in one image.
 
-    Boxes with scores below one half are no detections.
+    An image with fewer is filled up by rows without area. Another threshold: `functools.partial(detections, least_score=0.2)`.
 
     Parameters
     ----------
-    output : list of dict
-        For every image `boxes` (n, 4), left, top, right and bottom in pixels from the upper left corner, `labels` (n,) and
-        `scores` (n,).
+    output : list of dict, or a mapping or object
+        As of torchvision, for every image `boxes` (n, 4), left, top, right and bottom in pixels from the upper left corner,
+        `labels` (n,) and `scores` (n,). Or as of DETR, `logits` (b, q, k + 1), the last class being "no object", and
+        `pred_boxes` (b, q, 4), middle, width and height in parts of the image. Undefined for another form.
     size : (height, width)
         Of the images.
 
-    Returns
-    -------
-    Tensor (b, 100, 5)
-        Filled up by rows without area.
-
-    Raises
-    ------
-    ValueError
-        The output has another form.
-
     >>> one = {"boxes": torch.tensor([[0.0, 0.0, 2.0, 4.0]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.9])}
     >>> detections([one], (10, 10))[0, 0]
-    tensor([-4., -3.,  2.,  4.,  3.])
+    tensor([-4., -3.,  2.,  4.,  3.], dtype=torch.float64)
     """
-    if not isinstance(output, list) or not all(isinstance(one, Mapping) and one.keys() >= KEYS for one in output):
-        raise ValueError(
-            f"the model's output is no list with a dict of {', '.join(sorted(KEYS))} for every image; pass a Metric with "
-            "features of your own"
+    found = []
+    for corners, labels, scores in _by_image(output, size):
+        low, high = corners.double().cpu().split(2, dim=-1)
+        middle = (low + high) / 2 - torch.tensor([size[1], size[0]]) / 2
+        rows = torch.cat([middle, (high - low).clamp_min(0), labels[:, None].double().cpu()], dim=1)
+        rows = rows.masked_fill(scores.cpu().isnan()[:, None], math.nan)
+        found.append(rows[~(scores.cpu() < least_score)])
+    return pad_sequence(found, batch_first=True)
+
+
+def _by_image(output: Any, size: tuple[int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Boxes as corners in pixels, labels and scores of every image."""
+    if isinstance(output, list) and all(isinstance(one, Mapping) and one.keys() >= set(KEYS) for one in output):
+        return [tuple(one[key] for key in KEYS) for one in output]
+    entries = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    logits, parts = entries.get("logits"), entries.get("pred_boxes")
+    if not isinstance(logits, Tensor) or not isinstance(parts, Tensor) or parts.shape != (*logits.shape[:2], 4):
+        raise Undefined(
+            f"the model's output is neither a list with a dict of {', '.join(KEYS)} for every image, nor a mapping with logits "
+            "(b, q, k + 1) and pred_boxes (b, q, 4); pass a Metric with features of your own"
         )
-    height, width = size
-    rows = torch.zeros(len(output), MOST_BOXES, 5)
-    for i, one in enumerate(output):
-        best = one["scores"].argsort(descending=True)
-        best = best[one["scores"][best] >= LEAST_SCORE][:MOST_BOXES]
-        corners = one["boxes"][best].float().cpu()
-        low = corners[:, :2]
-        high = corners[:, 2:]
-        middle = (low + high) / 2 - torch.tensor([width, height]) / 2
-        labels = one["labels"][best, None].float().cpu()
-        rows[i, : len(best)] = torch.cat([middle, high - low, labels], dim=1)
-    return rows
+    scores, labels = logits.double().softmax(-1)[..., :-1].max(-1)
+    middle, extent = parts.double().split(2, dim=-1)
+    corners = torch.cat([middle - extent / 2, middle + extent / 2], dim=-1)
+    corners = corners * torch.tensor([size[1], size[0]] * 2, device=corners.device)
+    return list(zip(corners, labels, scores, strict=True))
+
+
+def has_boxes(rows: Tensor) -> Tensor:
+    """Whether a set has a box, that is a row with an area: (…, N, C) -> (…).
+
+    >>> has_boxes(torch.tensor([[[0.0, 0, 2, 4], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]])).tolist()
+    [True, False]
+    """
+    return (rows[..., 2:4].prod(-1) != 0).any(-1)
+
+
+def nothing_found(features: Callable) -> str:
+    """Why a sample has no value when no image of its orbit has a box; names the threshold of `detections`.
+
+    >>> nothing_found(partial(detections, least_score=0.2))
+    'no box with a score of 0.2 or more in any image of its orbit'
+    """
+    options = {}
+    if isinstance(features, partial):
+        features, options = features.func, features.keywords
+    if features is not detections:
+        return "no box in any image of its orbit"
+    return f"no box with a score of {options.get('least_score', LEAST_SCORE):g} or more in any image of its orbit"
 
 
 def overlaps(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every box with every box: (N, C), (M, C) -> (N, M), rows as in `actions.boxes`.
-
-    0 where what follows width and height, a label, is not the same.
-
-    >>> overlaps(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 2.0, 2.0]])).round(decimals=3)
-    tensor([[0.3330]])
-    """
-    low = torch.maximum((a[:, :2] - a[:, 2:4] / 2)[:, None], b[:, :2] - b[:, 2:4] / 2)
-    high = torch.minimum((a[:, :2] + a[:, 2:4] / 2)[:, None], b[:, :2] + b[:, 2:4] / 2)
-    common = (high - low).clamp_min(0).prod(-1)
-    together = a[:, 2:4].prod(-1)[:, None] + b[:, 2:4].prod(-1) - common
+    """Intersection over union of every box with every box, 0 for different labels: (N, C), (M, C) -> (N, M)."""
+    low_a, high_a = a[:, None, :2] - a[:, None, 2:4] / 2, a[:, None, :2] + a[:, None, 2:4] / 2
+    low_b, high_b = b[:, :2] - b[:, 2:4] / 2, b[:, :2] + b[:, 2:4] / 2
+    common = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp_min(0).prod(-1)
+    # from corners, as what is common, so that equal boxes overlap by exactly 1
+    together = (high_a - low_a).prod(-1) + (high_b - low_b).prod(-1) - common
     has_same_label = (a[:, None, 4:] == b[:, 4:]).all(-1)
     return torch.where(has_same_label, common / together, 0.0)
 
 
-def _between_sets(least: float | None, a: Tensor, b: Tensor) -> Tensor:
+def _between(least: float | None, a: Tensor, b: Tensor) -> Tensor:
     a, b = torch.broadcast_tensors(a, b)
-    sets_of_a = a.reshape(-1, *a.shape[-2:]).double().cpu()
-    sets_of_b = b.reshape(-1, *b.shape[-2:]).double().cpu()
-    values = []
-    for rows_of_a, rows_of_b in zip(sets_of_a, sets_of_b, strict=True):
-        values.append(_between_two_sets(rows_of_a, rows_of_b, least))
+    pairs = math.prod(a.shape[:-2])
+    sets_of_a = a.reshape(pairs, *a.shape[-2:]).double().cpu()
+    sets_of_b = b.reshape(pairs, *b.shape[-2:]).double().cpu()
+    values = [_of_two(*pair, least) for pair in zip(sets_of_a, sets_of_b, strict=True)]
     return torch.tensor(values, dtype=torch.float64, device=a.device).reshape(a.shape[:-2])
 
 
-def _between_two_sets(a: Tensor, b: Tensor, least: float | None) -> float:
+def _of_two(a: Tensor, b: Tensor, least: float | None) -> float:
     """OSPA with 1 − IoU; with the `least` overlap of boxes that agree, 1 − F1."""
     # kept out of the module's imports: measuring without it needs no scipy
     with naming_extras():
@@ -117,31 +133,18 @@ def _between_two_sets(a: Tensor, b: Tensor, least: float | None) -> float:
 
 box_ospa = Distance(
     "box_ospa",
-    partial(_between_sets, None),
+    partial(_between, None),
+    equation="1 − max over matchings of Σ IoU / max(|a|, |b|)",
     best=0.0,
     upper=1.0,
     order=1,
-    equation="1 − max over matchings of Σ IoU / max(|a|, |b|)",
     of_sets=True,
 )
-"""How far sets of boxes (…, N, C) are apart: OSPA of order 1 with 1 − IoU (Schuhmacher, Vo & Vo 2008)."""
+"""How far sets of boxes (…, N, C) are apart: OSPA of order 1 with 1 − IoU (Schuhmacher, Vo & Vo 2008); 0 for two empty sets."""
 
 
-def _box_disagreement(percent: int) -> Distance:
-    least = percent / 100
-    return Distance(
-        f"box_disagreement_{percent}",
-        partial(_between_sets, least),
-        best=0.0,
-        upper=1.0,
-        order=1,
-        equation=f"1 − 2 (matched boxes with IoU ≥ {least:g}) / (|a| + |b|)",
-        of_sets=True,
-    )
-
-
-box_disagreement_50 = _box_disagreement(50)
-"""1 − F1 of two sets of boxes (…, N, C), those matched that overlap by at least one half; 0 for two empty sets."""
-
-box_disagreement_75 = _box_disagreement(75)
-"""The same for boxes that overlap by at least three quarters."""
+def box_disagreement(least: float) -> Distance:
+    """1 − F1 of two sets of boxes (…, N, C), those matched that overlap by at least so much; 0 for two empty sets."""
+    name = f"box_disagreement_{100 * least:.0f}"
+    equation = f"1 − 2 (matched boxes with IoU ≥ {least:g}) / (|a| + |b|)"
+    return Distance(name, partial(_between, least), equation=equation, best=0.0, upper=1.0, order=1, of_sets=True)

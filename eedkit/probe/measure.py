@@ -21,6 +21,7 @@ from eedkit.errors import Undefined, printable, short, unknown
 from eedkit.machine import processor_name
 from eedkit.probe import dataset, guard, run, samples
 from eedkit.probe import metrics as family
+from eedkit.probe.boxes import nothing_found
 from eedkit.probe.collect import ABSENT, SCORES, LayerPass, Place, Scores, Setting, Whole
 from eedkit.probe.dataset import Measured, Results
 from eedkit.probe.layers import Layer
@@ -508,6 +509,9 @@ class Pass:
             at = self.inner if metric.has_layers else [_output_of(metric, self.outputs)]
             reasons[metric.name] = [self.passes[layer].reasons.get(metric.name, "") for layer in at]
             kernel_orders[metric.name] = [self.passes[layer].kernel_orders.get(metric.name, 0) for layer in at]
+            values = self.results.arrays.get(metric.name)
+            if metric.distance.of_sets and values is not None and np.isnan(values).all():
+                reasons[metric.name] = [reasons[metric.name][0] or nothing_found(metric.features)]
         pair_cosines = {}
         for metric in self.metrics:
             if metric.normalised:

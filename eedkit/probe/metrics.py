@@ -324,9 +324,9 @@ def _family() -> Iterable[Metric]:
     yield Metric("segmentation_iou", "dense", iou, "1 − IoU of the masks of classes", features=class_scores)
     found = {"features": boxes.detections, "action": as_boxes}
     yield Metric("boxes", "raw", boxes.box_ospa, "1 − IoU of matched boxes", **found)
-    for percent, distance in ((50, boxes.box_disagreement_50), (75, boxes.box_disagreement_75)):
-        title = f"boxes without a match of IoU ≥ {percent / 100:g}"
-        yield Metric(f"boxes_{percent}", "raw", distance, title, **found)
+    for percent in (50, 75):
+        distance = boxes.box_disagreement(percent / 100)
+        yield Metric(f"boxes_{percent}", "raw", distance, f"boxes without a match of IoU ≥ {percent / 100:g}", **found)
 
 
 METRICS = {metric.name: metric for metric in _family()}
