@@ -125,8 +125,6 @@ def _checked_texts(name: str, given: Any) -> Mapping[str, str]:
 def _names(name: str, given: Any) -> tuple[str, ...]:
     if not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
         raise TypeError(f"{name} must be a text or a list of names, got {short(given)}")
-    if not given:
-        raise ValueError(f"{name} must name one layer or more, got an empty list")
     return tuple(given)
 
 

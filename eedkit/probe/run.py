@@ -121,14 +121,16 @@ def prepared(model: nn.Module, stream: Stream, options: "Options") -> Iterator[R
 
 
 @contextmanager
-def watched(ready: Ready, on_layer: OnLayer) -> Iterator[Callable[..., Any]]:
+def watched(ready: Ready, on_layer: OnLayer, *, layers: Sequence[Layer] | None = None) -> Iterator[Callable[..., Any]]:
     """Within the block `forward(place, images)` shows what every layer gives to `on_layer`, and gives the model's output.
 
-    With `returned=True` images go there and back, g⁻¹gx.
+    With `returned=True` images go there and back, g⁻¹gx. `layers` None: those that have a layout.
     """
     device = ready.forward.device.type
-    inside = [layer for layer in ready.found.layers if layer.layout is not None and layer.output is None]
-    outputs = [layer for layer in ready.found.layers if layer.layout is not None and layer.output is not None]
+    if layers is None:
+        layers = [layer for layer in ready.found.layers if layer.layout is not None]
+    inside = [layer for layer in layers if layer.output is None]
+    outputs = [layer for layer in layers if layer.output is not None]
     current: Place
 
     def see(layer: Layer, given: Any) -> None:
