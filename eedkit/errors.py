@@ -10,7 +10,7 @@ LONGEST = 200
 """Characters of a value that a message repeats."""
 
 EXTRA_OF = {
-    **dict.fromkeys(("matplotlib", "scipy", "seaborn"), "plots"),
+    **dict.fromkeys(("matplotlib", "seaborn"), "plots"),
     **dict.fromkeys(
         ("PIL", "datasets", "filelock", "joblib", "lightly", "lightning", "pyarrow", "safetensors", "torchvision"),
         "lab",

@@ -1,4 +1,4 @@
-"""The core alone: six dependencies measure, and what needs an extra names it."""
+"""The core alone: seven dependencies measure, and what needs an extra names it."""
 
 import re
 import subprocess
@@ -67,8 +67,8 @@ def in_the_core():
     return run
 
 
-def test_the_core_depends_on_six_libraries():
-    assert {"lazy-loader", "numpy", "pandas", "torch", "tqdm", "xarray"} == CORE
+def test_the_core_depends_on_seven_libraries():
+    assert {"lazy-loader", "numpy", "pandas", "scipy", "torch", "tqdm", "xarray"} == CORE
 
 
 def test_the_core_measures_summarises_and_tracks(in_the_core):
@@ -106,7 +106,6 @@ except ModuleNotFoundError as error:
 EXTRA_FOR = {
     "ek.plots.depth_profile": "plots",
     "ek.card": "plots",
-    "ek.measure(net, images, group='C4', metrics=['channelwise_matched'], progress=False)": "plots",
     "ek.lab.models": "lab",
     "ek.available.images()": "lab",
     "ek.available.recipes()": "lab",

@@ -33,7 +33,7 @@ models = ek.lab.models.pool(["plain", "augmented"], seeds=SEEDS)
 with tempfile.TemporaryDirectory() as folder:
     study = ek.Study(models=models, data=[DATA], groups=["C4"], metrics=list(SHOWN), store=folder)
     results = study.run().load()
-table = ek.summarise(results, full=True, resamples=0)
+table = ek.summarise(results, full=True)
 table["shown"] = table.metric.map(SHOWN)
 table["block"] = table.layer.str.removeprefix("blocks.").replace("latent", "head")
 blocks = [block for block in dict.fromkeys(table.block) if block != "head"]
