@@ -3,6 +3,7 @@
 Knows modules and one traced pass. Costs one more forward pass where a candidate has weights in several places.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,14 +24,14 @@ def asked_head(model: nn.Module, first: Trace, head: str) -> Key:
     why = ""
     if any(key[0] == head for key in first.leaves_done):
         why = "; that module takes no tensor of floats"
-    elif head in dict(model.named_modules()):
+    elif any(path == head for path, _ in model.named_modules()):
         why = "; that module exists but does not run"
     raise ValueError(unknown("head", head, dict.fromkeys(path for path, _, _ in inputs)) + why)
 
 
 def is_vector(z: Tensor) -> bool:
     """Whether all numbers of an image lie along one axis, as a classifier gives them."""
-    return z.dim() > 1 and z[0].numel() == max(z.shape[1:])
+    return z.dim() > 1 and math.prod(z.shape[1:]) == max(z.shape[1:])
 
 
 def find_head(
@@ -46,17 +47,7 @@ def find_head(
 
     The head is the innermost module that gives the output up to one positive factor and an offset for each row, or up to that
     and a softmax. It has weights in one place, or it is affine in its input, as a classifier with low-rank updates is.
-
-    Parameters
-    ----------
-    vectors : mapping from Key to Tensor
-        What the modules gave of that form, for two images.
-    value : Tensor (2, k)
-        The model's output for these.
-    kind : str, or None
-        What the output was said to be.
-    rerun : callable
-        Runs the same forward pass once more.
+    `vectors` are what the modules gave and `value` (2, k) is what the model gave for two images; `rerun` makes that pass again.
     """
     candidates = []
     for place, (key, z) in enumerate(vectors.items()):
@@ -93,17 +84,19 @@ def _gives(z: Tensor, value: Tensor, kind: str | None) -> bool:
     """
     tolerance = max(1e-5, *(4 * torch.finfo(part.dtype).eps for part in (z, value)))
     z, value = z.double(), value.double()
-    if torch.equal(z.isfinite(), value.isfinite()):
-        scale, offset = _fit(z, value)
-        largest = float(value.nan_to_num(0, 0, 0).abs().max())
-        if scale > 0 and _is_close(scale * z + offset, value, tolerance * largest):
-            return True
+    largest = float(value.nan_to_num(0, 0, 0).abs().max())
+    forms: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [(value, lambda scores: scores)]
     if is_distribution(value):
-        scale, _ = _fit(z, value.log())
-        return scale > 0 and _is_close((scale * z).softmax(1), value, tolerance)
+        forms.append((value.log(), lambda scores: scores.softmax(1)))
     if kind == "independent" and bool(((value >= 0) & (value <= 1)).all()):
-        scale, offset = _fit(z, value.logit())
-        return scale > 0 and _is_close((scale * z + offset).sigmoid(), value, tolerance)
+        forms.append((value.logit(), torch.sigmoid))
+    # one or two numbers, the same for both images, are those of any other module up to a factor
+    tells_nothing = value.shape[1] < 3 and _is_close(value[:1].expand_as(value), value, tolerance * largest)
+    for scores, link in forms:
+        scale, offset = _fit(z, scores)
+        is_right = abs(scale - 1) < tolerance if tells_nothing else scale > 0
+        if is_right and _is_close(link(scale * z + offset), value, tolerance * largest):
+            return True
     return False
 
 

@@ -130,20 +130,10 @@ class Layer:
 
 @dataclass
 class Found:
-    """What the experiments found.
+    """What was found: the layers that were asked for in order of execution, then `latent` and the outputs.
 
-    Parameters
-    ----------
-    layers : list of Layer
-        Those that were asked for in order of execution, `latent`, and one or more of role "output".
-    head : str
-        The path of the classifier; empty where there is none.
-    channels_last : bool
-        Whether the model takes images in this memory format, in which convolutions are fastest.
-    example : Tensor, or None
-        The first output for the two images that were traced.
-    silent_blocks : list of str
-        Blocks that are not called in a forward pass.
+    `head` is the path of the classifier, or empty; `channels_last` whether the model takes images in this memory format;
+    `example` the first output for the two images that were traced; `silent_blocks` are blocks that no forward pass calls.
     """
 
     layers: list[Layer]
@@ -349,8 +339,9 @@ def _ends(model: nn.Module, first: Trace, outputs: Sequence[Output], head: Key |
         path, call, _ = head
         head_kind = type(model.get_submodule(path)).__name__
         return [Layer(path, call, head_kind, first.depth(head), "latent", "in"), *at_outputs]
-    latent = replace(at_outputs[0], role="latent")
-    has_scores = outputs[0].kind in ("scores", "probabilities", "independent")
+    features = [layer for layer in at_outputs if layer.output and layer.output.kind == "features"]
+    latent = replace([*features, *at_outputs][0], role="latent")
+    has_scores = latent.output and latent.output.kind in ("scores", "probabilities", "independent")
     if has_scores and len(first.shapes[latent.key]) == 2:
         reason = "the model gives class scores, but no module was found whose output they are; pass head='path of the classifier'"
         if is_sealed(model):

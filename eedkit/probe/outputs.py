@@ -31,8 +31,6 @@ NEEDS = {
     "features": "a tensor of floats",
 }
 """What an output may be, and of what shape it must be then."""
-DEEPEST = 8
-"""Levels of dicts, lists and objects that are searched for tensors."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +92,16 @@ def entries(given: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     visited = set[int]()  # objects may hold each other
 
-    def walk(value: Any, path: str, levels: int) -> None:
+    def walk(value: Any, path: str) -> None:
         z = tensor_of(value)
         if z is not None:
             found[path] = z
-        elif levels and id(value) not in visited:
+        elif id(value) not in visited:
             visited.add(id(value))
             for name, part in _parts(value):
-                walk(part, f"{path}.{name}" if path else str(name), levels - 1)
+                walk(part, f"{path}.{name}" if path else str(name))
 
-    walk(given, "", DEEPEST)
+    walk(given, "")
     return found
 
 

@@ -57,10 +57,17 @@ def output_of(found):
 # which entry is read
 
 
-@dataclass
+@dataclass(slots=True)
 class Pair:
     first: Any
     second: Any
+
+
+def knot(**parts):
+    """An object that holds itself."""
+    made = types.SimpleNamespace(**parts)
+    made.itself = made
+    return made
 
 
 NamedPair = namedtuple("NamedPair", "first second")
@@ -70,7 +77,7 @@ HOLDERS = {
     "tuple": (lambda a, b: (a, b), "0", "1"),
     "named tuple": (NamedPair, "first", "second"),
     "dataclass": (Pair, "first", "second"),
-    "object": (lambda a, b: types.SimpleNamespace(first=a, second=b), "first", "second"),
+    "object": (lambda a, b: knot(first=a, second=b), "first", "second"),
     "nested": (lambda a, b: {"loss": None, "maps": [{"a.b": a}, {"a.b": b}]}, "maps.0.a.b", "maps.1.a.b"),
 }
 
@@ -128,6 +135,14 @@ def heads(z, v, fc, classify):
 def test_an_entry_may_be_named_and_said_to_be_something(output, entry, kind):
     found = find_layers(Whole(heads, nn.Linear(6, 3), nn.Conv2d(6, 1, 1)), pictures(), output=output)
     assert (output_of(found).entry, output_of(found).kind) == (entry, kind)
+
+
+def test_names_of_kinds_and_of_what_holds_tensors_are_entries():
+    def function(z, v, fc):
+        return {"logits": fc(v), "scores": fc(v), "aux": {"x": v}}
+
+    assert output_of(found_in(function, nn.Linear(6, 3), output="scores")) == Output("scores", "scores")
+    assert output_of(found_in(function, nn.Linear(6, 3), output={"aux": "features"})).entry == "aux.x"
 
 
 def test_several_heads_are_outputs_in_one_pass():
@@ -289,6 +304,17 @@ def test_the_innermost_module_is_the_head_and_one_weight_may_have_others_behind_
     pooling = nn.Sequential(nn.Dropout(), nn.Conv2d(6, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     found = found_in(lambda z, v, fc: fc(z).flatten(1), pooling)
     assert (found.head, str(found.layers[0].layout)) == ("parts.0", "b c h w")
+
+
+@pytest.mark.filterwarnings("ignore:no classifier was found")
+def test_blank_images_tell_no_factor():
+    """Two numbers that are the same for both images are anything's up to a factor; the head must give them as they are."""
+    for function, head in (
+        (lambda z, v, fc, gate: (gate(v), fc(v))[1], "parts.0"),
+        (lambda z, v, fc, gate: 2 * fc(v), ""),
+    ):
+        model = Whole(function, nn.Linear(6, 1), nn.Sequential(nn.Identity(), nn.Linear(6, 1)))
+        assert find_layers(model, torch.zeros(2, 2, 6, 6)).head == head
 
 
 def test_a_network_that_ends_in_nan_still_has_its_head():
