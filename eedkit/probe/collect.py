@@ -6,7 +6,7 @@ null are whole (`WhenWhole`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from eedkit.errors import Undefined
 from eedkit.probe import boxes
 from eedkit.probe.layers import Layer
+from eedkit.probe.layouts import Layout
 from eedkit.probe.metrics import Metric, probabilities, two_classes
 from eedkit.probe.sums import orbit_sums
 from eedkit.theory.actions import Action, LayerAction
@@ -88,6 +89,8 @@ class Setting:
         On images.
     size : int
         Images in the largest batch.
+    grid : (height, width)
+        Of the images.
     null : bool
         Whether nulls are asked for.
     device : torch.device
@@ -99,6 +102,7 @@ class Setting:
 
     action: Action
     size: int
+    grid: tuple[int, int]
     null: bool
     device: torch.device
     compiled: bool = False
@@ -275,6 +279,63 @@ class WhenWhole:
         return _dead_channels((orbit == 0).all(-2), orbit.isfinite().all(-2), 0)
 
 
+class OnImageGrid:
+    """Metrics of maps on whose grid the action is not defined, as of shifts below a stride: taken on the image's grid *[ours]*.
+
+    Maps are resampled bilinearly, opposite edges meeting. What that costs stands beside: the round trip is the map resampled to
+    the image's grid and back.
+    """
+
+    def __init__(self, collector: AsItComes, still: AsItComes, grid: tuple[int, int], onto: tuple[int, int]) -> None:
+        self.collector = collector
+        self.still = still
+        self.up = [resampling(size, on) for size, on in zip(grid, onto, strict=True)]
+        self.down = [resampling(size, on) for size, on in zip(onto, grid, strict=True)]
+
+    def take(self, place: Place, orbit: Tensor) -> None:
+        """Take f(gx) of some images, (g, b, P, C)."""
+        self.collector.take(place, _resampled(orbit, self.up))
+        of_x = orbit[:1]
+        back = _resampled(_resampled(of_x, self.up), self.down)
+        self.still.take(place, torch.cat([of_x, back.expand(len(orbit) - 1, *back.shape[1:])]))
+
+    def finish(self, whole: Whole) -> Found:
+        """The deviations of a whole batch, and the round trips."""
+        found = self.collector.finish(whole)
+        for metric in self.still.metrics:
+            found[f"{metric.name}_round_trip"] = self.still.finish(whole)[metric.name]
+        return found
+
+    def dead_channels(self, n: int) -> Tensor:
+        """How many channels are dead in each image, and how many there are: (2, n)."""
+        return self.collector.dead_channels(n)
+
+
+def resampling(size: int, onto: int) -> Tensor:
+    """(onto, size), by which a row of cells is interpolated linearly onto as many others of the same length, round a circle.
+
+    >>> resampling(2, 4)
+    tensor([[0.7500, 0.2500],
+            [0.7500, 0.2500],
+            [0.2500, 0.7500],
+            [0.2500, 0.7500]])
+    """
+    places = (torch.arange(onto) + 0.5) * (size / onto) - 0.5
+    below = places.floor()
+    weights = torch.zeros(onto, size)
+    rows = torch.arange(onto)
+    weights[rows, below.long() % size] += 1 - (places - below)
+    weights[rows, (below.long() + 1) % size] += places - below
+    return weights
+
+
+def _resampled(orbit: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Maps (g, b, P, C) on another grid."""
+    rows, columns = (weight.to(orbit) for weight in weights)
+    maps = orbit.unflatten(2, (rows.shape[1], columns.shape[1]))
+    return torch.einsum("ih,gbhwc,jw->gbijc", rows, maps, columns).flatten(2, 3)
+
+
 def _dead_channels(is_zero: Tensor, is_finite: Tensor, fresh: int) -> Tensor:
     """Channels that are zero for gx and for x, and all that are finite, from (g, b, C): (2, b)."""
     dead = is_zero & is_zero[:1]
@@ -313,7 +374,7 @@ class LayerPass:
     ran: bool = False
 
     def __post_init__(self) -> None:
-        self.collectors: dict[tuple, AsItComes | WhenWhole] = {}
+        self.collectors: dict[tuple, Collector] = {}
         self.kinds: dict[tuple, list[Metric]] = {}
         for metric in self.metrics:
             try:
@@ -330,6 +391,7 @@ class LayerPass:
         """Take what the layer gave, in the hook; with `raw_of` the model's output for images of this size, whatever it is."""
         self.ran = True
         mean = None
+        z = None
         for kind, metrics in list(self.kinds.items()):
             where, features, *_ = kind
             if (where == "raw") != (raw_of is not None):
@@ -340,7 +402,8 @@ class LayerPass:
                 elif where == "vectors" and features is None and mean is not None:
                     value = mean
                 else:
-                    value = metrics[0].of(self._read(place, given))
+                    z = self._read(place, given) if z is None else z
+                    value = metrics[0].of(z)
                 orbit = self._orbit(place, metrics[0], value)
                 collector = self.collectors.get(kind)
                 if collector is None:
@@ -370,21 +433,42 @@ class LayerPass:
         # what is made of a raw output may be on the processor
         return value.to(self.setting.device).unflatten(0, (len(place.elements), place.images))
 
-    def _collector(self, metrics: Sequence[Metric], channels: int) -> AsItComes | WhenWhole:
+    def _collector(self, metrics: Sequence[Metric], channels: int) -> "Collector":
         """What fits the one question: does f̂ mix elements?"""
-        layer_actions = metrics[0].at(self.layer, self.setting.action, channels)
-        layer_actions = [action.to(self.setting.device) for action in layer_actions]
+        metric = metrics[0]
+        action = self.setting.action
+        try:
+            layer_actions = metric.at(self.layer, action, channels)
+        except Undefined as why:
+            if not (metric.has_positions and _shifts(action)) or self.setting.returned:
+                raise
+            try:
+                return self._on_image_grid(metrics, channels)
+            except Undefined:
+                raise why from None
+        layer_actions = [one.to(self.setting.device) for one in layer_actions]
         kernel = layer_actions[0].kernel
-        for metric in metrics:
-            self.kernel_orders[metric.name] = len(kernel)
+        for one in metrics:
+            self.kernel_orders[one.name] = len(kernel)
         if self.setting.returned:
             return AsItComes(metrics, [_still(layer_actions[0])], self.setting)
         if len(kernel) > 1 and len(layer_actions) > 1:
-            raise Undefined("channels are matched between elements that move positions, and here some move none")
+            raise Undefined("its channels could not be matched: the action is no faithful permutation of its positions")
         # M and the null of elements need the orbit as well
-        if len(kernel) > 1 or metrics[0].null == "elements" or any(metric.normalised for metric in metrics):
+        if len(kernel) > 1 or metric.null == "elements" or any(one.normalised for one in metrics):
             return WhenWhole(metrics, layer_actions[0], self.setting)
         return AsItComes(metrics, layer_actions, self.setting)
+
+    def _on_image_grid(self, metrics: Sequence[Metric], channels: int) -> OnImageGrid:
+        layout = Layout((0, channels, *self.setting.grid), batch=0, space=(2, 3), grid=self.setting.grid)
+        layer_actions = metrics[0].at(replace(self.layer, layout=layout), self.setting.action, channels)
+        layer_actions = [one.to(self.setting.device) for one in layer_actions]
+        for metric in metrics:
+            self.kernel_orders[metric.name] = len(layer_actions[0].kernel)
+        collector = AsItComes(metrics, layer_actions, self.setting)
+        returned = replace(self.setting, null=False, returned=True)
+        still = AsItComes(metrics, [LayerAction("still", layer_actions[0].group, self.layer.grid)], returned)
+        return OnImageGrid(collector, still, self.layer.grid, self.setting.grid)
 
     def give_up(self, reason: str, metrics: Sequence[Metric] | None = None) -> None:
         """No value for these metrics, or for all that read the layer, for that reason; the first reason stays."""
@@ -417,6 +501,14 @@ class LayerPass:
             if metric in metrics and isinstance(collector, WhenWhole):
                 return collector.pair_cosine
         return PairCosine()
+
+
+Collector = AsItComes | WhenWhole | OnImageGrid
+
+
+def _shifts(action: Action) -> bool:
+    """Whether some element translates images by parts of their size."""
+    return any(motion.down or motion.right for motion in action.group.motions or ())
 
 
 def _still(action: LayerAction) -> LayerAction:

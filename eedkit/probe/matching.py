@@ -5,6 +5,7 @@ beside the pass itself; holds |G| matrices C×C of each layer in float64.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
@@ -35,10 +36,10 @@ def matched(action: Action, layer: Layer) -> tuple[Action, Action]:
 
     Each half is compared under what was fitted on the other.
     """
-    if layer.fit is None:
-        raise Undefined("its channels could not be matched: it does not run in every forward pass")
     if action.on(layer.grid, layer.channels).positions is None:
         raise Undefined("its channels could not be matched: the action is no permutation of its positions")
+    if layer.fit is None:
+        raise Undefined("its channels could not be matched: it does not run in every forward pass")
     fit: Fit = layer.fit
     return actions.permuted(action, fit.first.cpu()), actions.permuted(action, fit.second.cpu())
 
@@ -74,10 +75,8 @@ def fit(
     """
     layer_actions = {}
     for layer in layers:
-        try:
+        with suppress(Undefined):  # the metric's own action says so, too
             layer_actions[layer] = action.on(layer.grid, layer.channels)
-        except Undefined:  # the metric's own action says so, too
-            continue
     of_halves = []
     for _, of_half in groupby(samples, lambda sample: sample.row < half):
         cosines = {layer: ChannelCosines(of_layer) for layer, of_layer in layer_actions.items()}

@@ -409,6 +409,7 @@ class Pass:
         setting = Setting(
             action=options.action,
             size=max(ready.batch_size, stream.chain_length) + 2 * stream.chain_length,
+            grid=ready.image_shape[1:],
             null=bool(options.null),
             device=device,
             compiled=device.type == "cpu" and is_worth_compiling(numbers * self.order * stream.length),
