@@ -129,13 +129,13 @@ class ChannelCosines:
 
 def _of_norm_one(orbit: Tensor) -> tuple[Tensor, Tensor]:
     """Maps (g, b, P, C) whose channels have norm 1, and which of these, (g, b, C), are dead or not finite, and so 0."""
-    norms = torch.linalg.vector_norm(orbit, dim=-2, dtype=torch.float64)
-    is_dead = ~((norms > 0) & norms.isfinite())
-    factors = norms.reciprocal().masked_fill(is_dead, 0.0).to(orbit.dtype)
-    scaled = orbit * factors[..., None, :]
-    if is_dead.any():
-        scaled = scaled.masked_fill(is_dead[..., None, :], 0.0)
-    return scaled, is_dead
+    norms = torch.linalg.vector_norm(orbit, dim=-2)
+    is_finite = norms.isfinite()
+    is_dead = ~((norms > 0) & is_finite)
+    factors = norms.reciprocal().masked_fill(is_dead, 0.0)
+    if not is_finite.all():
+        orbit = orbit.masked_fill(~is_finite[..., None, :], 0.0)
+    return orbit * factors[..., None, :], is_dead
 
 
 def assigned(totals: Tensor) -> Tensor:
