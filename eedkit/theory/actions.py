@@ -308,14 +308,14 @@ def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
 
 
 def _moved(action: Action, g: int, z: Tensor) -> Tensor:
-    """What an element makes of z (…, H, W), in float64."""
+    """What an element makes of z (…, H, W), a tensor of that shape."""
     moved = action.move(g, z) if action.move is not None else z
     element = f"{action.name}: {action.group.elements[g]}"
     if not isinstance(moved, Tensor):
         raise ValueError(f"{element} turned a tensor into {type(moved).__name__}; an action returns the moved tensor")
     if moved.shape != z.shape:
         raise Undefined(f"{element} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; an action keeps the shape")
-    return moved.double()
+    return moved
 
 
 def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:

@@ -315,6 +315,8 @@ def test_check_action_tells_how_far_an_inexact_action_is_off():
     assert check_action(action, torch.ones(1, 3), atol=0.1) == pytest.approx(1.01**2 - 1, abs=1e-12)
     with pytest.raises(ValueError, match=r"r180 and then r180 is not e \(off by 0.0201, allowed 0.01\); it is what no"):
         check_action(action, torch.ones(1, 3), atol=0.01)
+    outside = torch.from_numpy(~oracles.circle(9)).double()
+    assert check_action(spatial("C8"), outside) == 0  # what is not compared does not come in
     with pytest.raises(ValueError, match="an action is checked on finite numbers"):
         check_action(action, torch.tensor([[1.0, math.nan]]))
 
