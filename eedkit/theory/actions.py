@@ -37,8 +37,8 @@ class LayerAction:
         For every element from which position each position comes; None where `move` moves them, or nothing does.
     channels : Tensor (g, C) or (g, C, C), or None
         For every element from which channel each channel comes, or the matrix that mixes them; None: they stay.
-    move : callable, or None
-        `Move` of an action that interpolates.
+    move : Move, or None
+        Of an action that interpolates.
     compared : Tensor (P′,), or None
         The positions that the action keeps among themselves, so that maps are compared on them; None: all.
 
@@ -81,8 +81,8 @@ class LayerAction:
     def kernel(self) -> tuple[int, ...]:
         """ker φ = {g : g acts as the identity on Z} (Kvinge et al. 2022, before eq. 2), found by moving noise.
 
-        The kernel belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels are moved
-        one without the other, which takes P + C numbers instead of P·C; both must stay.
+        It belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels must both stay;
+        they are moved one without the other, which takes P + C numbers instead of P·C.
 
         >>> spatial("C4").on((6, 6), channels=1).kernel, spatial("C4").on((1, 1), channels=1).kernel
         ((0,), (0, 1, 2, 3))
@@ -98,10 +98,9 @@ class LayerAction:
 
     @property
     def law_error(self) -> float:
-        """The largest |φ(g, φ(h, z)) − φ(gh, z)| for noise z from 0 to 1, over what is compared; 0 for permutations.
+        """The largest |φ(g, φ(h, z)) − φ(gh, z)| for noise z from 0 to 1, over what is compared; NaN for a sample.
 
-        NaN for a sample of a continuous group, whose products are not among its elements. ValueError where permutations do not
-        compose as the group's table says; the message names the elements.
+        ValueError where permutations, for which it is 0, compose otherwise than the group's table says.
         """
         if self.group.is_sample:
             return math.nan
@@ -180,8 +179,7 @@ class Action:
     move : callable, or None
         (index of g, tensor (…, H, W)) -> tensor of the same shape, linear in the tensor. None: no position moves.
     channels : callable, or None
-        Number of channels C -> (g, C), for every element from which channel each channel comes, or (g, C, C), matrices.
-        None: no channel moves.
+        Number of channels C -> (g, C), from which channel each channel comes, or (g, C, C), matrices. None: they stay.
     colours : callable, or None
         The same for the channels of images, where they move otherwise than those of maps.
     inside : callable, or None
@@ -253,10 +251,7 @@ class Action:
     def inverse(self) -> "Action":
         """The action by which every element undoes what it does in this one: (g, z) ↦ φ(g⁻¹, z).
 
-        Raises
-        ------
-        Undefined
-            Of a sample of a continuous group, whose inverses are not among its elements; motions can be inverted.
+        `Undefined` for a sample of a continuous group, whose inverses are not among its elements, but where motions move.
 
         >>> spatial("C4").inverse("r90", torch.tensor([[2, 4], [1, 3]]))
         tensor([[1, 2],
@@ -319,14 +314,7 @@ def _moved(action: Action, g: int, z: Tensor) -> Tensor:
 
 
 def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
-    """The largest |φ(g, φ(h, z)) − φ(gh, z)| over all pairs, and |φ(e, z) − z|: 0 for an exact action.
-
-    Parameters
-    ----------
-    z : Tensor (…, C, H, W)
-        An image or a batch of them; (H, W) where channels stay.
-    atol : float
-        How much deviation is allowed.
+    """The largest |φ(g, φ(h, z)) − φ(gh, z)| over all pairs, and |φ(e, z) − z|, for images z; 0 for an exact action.
 
     Raises
     ------
@@ -362,13 +350,8 @@ def spatial(group: Group | str) -> Action:
     not quite their product (`LayerAction.law_error`). Rotations that interpolate act within the inscribed circle, outside of
     which images are 0.
 
-    Raises
-    ------
-    ValueError
-        The group has no motions.
-    Undefined
-        On use, when the size does not allow the move: rotations need squares, shifts a height or width that they divide,
-        permutations of colours three channels.
+    ValueError for a group without motions. On use `Undefined` where the size does not allow the move: rotations need squares,
+    shifts a height or width that they divide, permutations of colours three channels.
 
     >>> spatial("flip")("m", torch.tensor([[1, 2, 3]]))
     tensor([[3, 2, 1]])
@@ -514,10 +497,7 @@ def regular(action: Action | Group | str) -> Action:
     Each field holds one map per element; φ(g, z) moves every map on the plane and sends map h to map gh
     (Cohen & Welling 2016). The features of a group convolution carry this action.
 
-    Raises
-    ------
-    Undefined
-        The group is a sample; on use, when |G| does not divide the number of channels.
+    `Undefined` for a sample, and on use where |G| does not divide the number of channels.
 
     >>> regular("C4")("r90", torch.arange(4.0).reshape(4, 1, 1)).flatten()
     tensor([3., 0., 1., 2.])
@@ -542,11 +522,7 @@ def coordinates(action: Action | Group | str) -> Action:
 
     A field of offsets moves on the plane, and every pair turns with it: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ(g) the 2×2 matrix of
     the rotation and the mirror. Points are positions about the middle of the image; they lie on no grid, and only ρ acts.
-
-    Raises
-    ------
-    Undefined
-        The group has no motions or shifts images, which no matrix does to points; on use, when the number of channels is odd.
+    `Undefined` where the group has no motions or shifts images, and on use for an odd number of channels.
 
     >>> coordinates("C4").on_vectors(2)("r90", torch.tensor([1.0, 0.0]))
     tensor([ 0., -1.])
@@ -566,12 +542,7 @@ def boxes(action: Action | Group | str) -> Action:
     """G acting on boxes with sides along the axes: rows (x, y, width, height, …), (x, y) the middle as in `coordinates`.
 
     What follows in a row, a label or a score, stays. The action is linear: middles turn, a quarter turn exchanges width and
-    height.
-
-    Raises
-    ------
-    Undefined
-        As of `coordinates`, or a rotation is no quarter turn; on use, when rows have fewer than four numbers.
+    height. `Undefined` as for `coordinates`, where a rotation is no quarter turn, and on use for fewer than four numbers.
 
     >>> boxes("C4").on_vectors(5)("r90", torch.tensor([[1.0, 0.0, 4.0, 2.0, 7.0]]))
     tensor([[ 0., -1.,  2.,  4.,  7.]])
@@ -617,21 +588,10 @@ def _matrices_of_points(action: Action) -> Tensor:
 
 
 def permuted(action: Action, permutations: Tensor) -> Action:
-    """An action followed by a permutation of channels: φ_σ(g, z)_i = φ(g, z)_(σ_g(i)) for z (…, C, H, W) *[ours]*.
+    """An action followed by permutations of channels (g, C): φ_σ(g, z)_i = φ(g, z)_(σ_g(i)) *[ours]*.
 
-    Permutations that were fitted need not compose, and then this obeys no group law; `check_action` tells.
-
-    Parameters
-    ----------
-    permutations : Tensor (g, C)
-        For every element from which channel each channel comes.
-
-    Raises
-    ------
-    ValueError
-        There is not one permutation for each element.
-    Undefined
-        On use, when there are not C channels.
+    Permutations that were fitted need not compose, and then this obeys no group law; `check_action` tells. ValueError where
+    there is not one for each element, `Undefined` on use for another number of channels.
 
     >>> swap = permuted(spatial("flip"), torch.tensor([[0, 1], [1, 0]]))
     >>> swap("m", torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
@@ -656,19 +616,9 @@ def permuted(action: Action, permutations: Tensor) -> Action:
 
 
 def linear(group: Group | str, matrices: Tensor) -> Action:
-    """G acting on the C channels of a vector by matrices ρ(g) with ρ(g) ρ(h) = ρ(gh).
+    """G acting on the C channels of a vector by matrices (g, C, C), ρ(g) with ρ(g) ρ(h) = ρ(gh).
 
-    Parameters
-    ----------
-    matrices : Tensor (g, C, C)
-        In the group's order.
-
-    Raises
-    ------
-    ValueError
-        The matrices are no representation of the group; the message names the elements.
-    Undefined
-        On use, when there are not C channels.
+    ValueError, naming elements, where they are no representation; `Undefined` on use for another number of channels.
 
     >>> swap = torch.stack([torch.eye(2), torch.eye(2).flip(0)])
     >>> linear("C2", swap).on_vectors(2)("r180", torch.tensor([1.0, 2.0]))
@@ -693,17 +643,7 @@ def linear(group: Group | str, matrices: Tensor) -> Action:
 def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) -> Action:
     """G acting through a quotient: φ(g, z) = φ_Q(π(g), z), so that the kernel of π acts as the identity.
 
-    Parameters
-    ----------
-    onto : Action
-        The quotient's action.
-    projection : sequence of int or str
-        For every element of G its image in the quotient.
-
-    Raises
-    ------
-    ValueError
-        π is no homomorphism; the message names the elements.
+    `onto` is φ_Q, and `projection` names π(g) for every g; ValueError, naming elements, where π is no homomorphism.
 
     >>> quotient("C4", spatial("flip"), projection=[0, 1, 0, 1]).on((1, 3), channels=1).kernel
     (0, 2)

@@ -48,13 +48,14 @@ class ChannelSums:
         return cls(a.shape[-2], a.sum(-2), b.sum(-2), (a * a).sum(-2), (b * b).sum(-2), (a * b).sum(-2))
 
     def cosine(self) -> Tensor:
-        """cos(aᵢ, bᵢ) of every channel: 1 where both are zero, 0 where one is."""
+        """cos(aᵢ, bᵢ) of every channel: 1 where both are zero, 0 where one is. Computed once."""
         return self._cosine
 
     def correlation(self) -> Tensor:
         """The same of channels less their means over positions; a constant channel counts as zero."""
         aa, bb = self._variances
-        return _cosine(aa, bb, self.ab - self.a * self.b / self.n)
+        ab = self.ab - self.a * self.b / self.n
+        return _cosine(aa, bb, ab.masked_fill_((aa == 0) | (bb == 0), 0.0))
 
     def dead(self) -> Tensor:
         """Where a channel is zero in a and in b."""
@@ -137,8 +138,10 @@ class Distance:
 
     def __call__(self, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
         """m(a, b): (…, *z), (…, *z) -> (…); with `of_sums` also m of the sums of a pair of maps."""
-        if isinstance(a, ChannelSums) or not self.of_sums:
-            return self.between(a) if b is None else self.between(a, b)
+        if not self.of_sums:
+            return self.between(a, b)
+        if isinstance(a, ChannelSums):
+            return self.between(a)
         if b is None:
             raise TypeError(f"{self.name} compares two tensors, or the sums of a pair of maps; got one tensor")
         return self.between(ChannelSums.of(a, b))
@@ -247,33 +250,27 @@ channelwise_negative_cosine = Distance(
 )
 """(5): of two maps (…, P, C), a channel being a vector of P numbers."""
 
-channelwise_negative_cosine_zero = Distance(
-    "channelwise_negative_cosine_zero",
-    _mean_cosine_dead_as_zero,
-    "−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 0",
-    best=-1.0,
-    upper=1.0,
-    of_sums=True,
+channelwise_negative_cosine_zero = replace(
+    channelwise_negative_cosine,
+    name="channelwise_negative_cosine_zero",
+    between=_mean_cosine_dead_as_zero,
+    equation="−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 0",
 )
 """The reading in which dead channels count as cosine 0: what a plain library cosine gives. Its best value needs live channels."""
 
-channelwise_negative_cosine_skip = Distance(
-    "channelwise_negative_cosine_skip",
-    _mean_cosine_of_live,
-    "−mean over live channels of cos(aᵢ, bᵢ)",
-    best=-1.0,
-    upper=1.0,
-    of_sums=True,
+channelwise_negative_cosine_skip = replace(
+    channelwise_negative_cosine,
+    name="channelwise_negative_cosine_skip",
+    between=_mean_cosine_of_live,
+    equation="−mean over live channels of cos(aᵢ, bᵢ)",
 )
 """The reading in which dead channels are left out; NaN where all are dead."""
 
-channelwise_negative_correlation = Distance(
-    "channelwise_negative_correlation",
-    _mean_correlation_of_varying,
-    "−mean over channels that vary of corr(aᵢ, bᵢ)",
-    best=-1.0,
-    upper=1.0,
-    of_sums=True,
+channelwise_negative_correlation = replace(
+    channelwise_negative_cosine,
+    name="channelwise_negative_correlation",
+    between=_mean_correlation_of_varying,
+    equation="−mean over channels that vary of corr(aᵢ, bᵢ)",
 )
 """The cosine of maps less their means over positions; channels constant in both are left out; NaN where all are *[ours]*."""
 
@@ -332,36 +329,13 @@ mean_tv = replace(
 jaccard = Distance("jaccard", _jaccard, "1 − mean over channels of Σ_p min(a, b) / Σ_p max(a, b)", upper=1.0, order=1)
 """1 − IoU of masks (…, P, k), the mean over the channels that either has (Jaccard 1912; weighted: Ružička 1958)."""
 
-jaccard_of_scores = Distance(
-    "jaccard_of_scores",
-    _jaccard_of_scores,
-    "1 − mean over classes of the IoU of the positions where each is likeliest",
-    upper=1.0,
-    order=1,
+jaccard_of_scores = replace(
+    jaccard,
+    name="jaccard_of_scores",
+    between=_jaccard_of_scores,
+    equation="1 − mean over classes of the IoU of the positions where each is likeliest",
 )
 """`jaccard` of the masks of the likeliest class, from scores (…, P, k): f̂ and the group act on these, before the decision *[ours]*."""
 
-DISTANCES = {
-    distance.name: distance
-    for distance in (
-        negative_cosine,
-        channelwise_negative_cosine,
-        channelwise_negative_cosine_zero,
-        channelwise_negative_cosine_skip,
-        channelwise_negative_correlation,
-        euclidean,
-        mean_euclidean,
-        root_mean_square,
-        kl,
-        kl_reverse,
-        jensen_shannon,
-        total_variation,
-        hellinger,
-        mean_kl,
-        mean_js,
-        mean_tv,
-        jaccard,
-        jaccard_of_scores,
-    )
-}
-"""Every distance by name."""
+DISTANCES = {distance.name: distance for distance in list(globals().values()) if isinstance(distance, Distance)}
+"""Every distance of this module by name."""

@@ -188,6 +188,7 @@ def test_constant_channels_are_left_out_of_the_correlation():
     assert value(name, torch.stack([varying, varying]), both) == pytest.approx(-0.5)
     level = torch.full((1, 7, 7), 1 / 3)  # whose variance is not 0, but rounding
     assert math.isnan(value(name, level, level * 0.1))
+    assert value(name, level, np.random.default_rng(0).random((1, 7, 7))) == 0
     # a high level is agreement, but no correlation
     a, b = np.random.default_rng(0).standard_normal((2, 1, 20, 20)) + 100
     assert value("channelwise_negative_cosine", a, b) < -0.999
