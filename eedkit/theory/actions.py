@@ -452,16 +452,15 @@ def _sources(motion: Motion, grid: Sequence[int], *, slides: bool) -> tuple[Tens
     if not (motion.down or motion.right):
         row = row.clamp(0, height - 1)
         column = column.clamp(0, width - 1)
+    above, left = row.floor(), column.floor()
+    is_whole = torch.equal(row, above) and torch.equal(column, left)
     sources = []
     weights = []
-    for below in (0, 1):
-        for right in (0, 1):
-            at_row = row.floor() + below
-            at_column = column.floor() + right
+    for at_row in (above,) if is_whole else (above, above + 1):
+        for at_column in (left,) if is_whole else (left, left + 1):
             sources.append((at_row % height * width + at_column % width).long())
             weights.append((1 - (row - at_row).abs()) * (1 - (column - at_column).abs()))
-    k = 1 if weights[0].eq(1).all() else 4
-    return torch.stack(sources[:k]), torch.stack(weights[:k])
+    return torch.stack(sources), torch.stack(weights)
 
 
 def _cosine_and_sine(motion: Motion) -> tuple[float, float]:

@@ -54,8 +54,9 @@ class ChannelSums:
     def correlation(self) -> Tensor:
         """The same of channels less their means over positions; a constant channel counts as zero."""
         aa, bb = self._variances
-        ab = self.ab - self.a * self.b / self.n
-        return _cosine(aa, bb, ab.masked_fill_((aa == 0) | (bb == 0), 0.0))
+        covariance = self.ab - self.a * self.b / self.n
+        # of a constant channel it is rounding
+        return _cosine(aa, bb, covariance.masked_fill_((aa == 0) | (bb == 0), 0.0))
 
     def dead(self) -> Tensor:
         """Where a channel is zero in a and in b."""
