@@ -1,7 +1,8 @@
 """Groups acting on tensors: how an element moves positions and channels, the kernel, the group law.
 
-An exact action is a permutation of positions and one of channels, found once per grid and applied as one gather. One that
-interpolates takes each position from its four neighbours, whose weights are computed once per grid. Knows torch and groups.
+An exact action is a permutation of positions and one of channels, found once per grid and applied as one gather. One
+that interpolates takes each position from its four neighbours, whose weights are computed once per grid. Knows torch
+and groups, and nothing of layers or labels.
 """
 
 import math
@@ -81,8 +82,8 @@ class LayerAction:
     def kernel(self) -> tuple[int, ...]:
         """ker φ = {g : g acts as the identity on Z} (Kvinge et al. 2022, before eq. 2), found by moving noise.
 
-        It belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels must both stay;
-        they are moved one without the other, which takes P + C numbers instead of P·C.
+        It belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels must both
+        stay; they are moved one without the other, which takes P + C numbers instead of P·C.
 
         >>> spatial("C4").on((6, 6), channels=1).kernel, spatial("C4").on((1, 1), channels=1).kernel
         ((0,), (0, 1, 2, 3))
@@ -132,35 +133,33 @@ class LayerAction:
 
 
 def _broken_law(action: LayerAction, z: Tensor, atol: float) -> tuple[float, str]:
-    """The largest |φ(e, z) − z| or |φ(g, φ(h, z)) − φ(gh, z)| for z (…, P, C), and what is wrong there if it is above `atol`."""
+    """The largest |φ(e, z) − z| or |φ(g, φ(h, z)) − φ(gh, z)| for z (…, P, C); if above `atol`, what is wrong there."""
     group = action.group
     moved = torch.stack([action(g, z) for g in range(group.order)])
     error = action.difference(moved[:1], z).item()
     if error > atol:
-        return error, (
-            f"{group.elements[0]} is not the identity (off by {error:.3g}, allowed {atol:g}); the first element must leave "
-            "everything as it is"
+        off = f"off by {error:.3g}, allowed {atol:g}"
+        return (
+            error,
+            f"{group.elements[0]} is not the identity ({off}); the first element must leave everything as it is",
         )
     explanation = ""
     for g, products in enumerate(group.products):
         twice = action(g, moved)  # row h: h first, then g
-        off = action.difference(twice, moved[products])
-        h = int(off.argmax())
-        if off[h].item() <= error:
+        errors = action.difference(twice, moved[products])
+        h = int(errors.argmax())
+        if errors[h].item() <= error:
             continue
-        error = off[h].item()
+        error = errors[h].item()
         if error > atol:
             first, second, product = (group.elements[k] for k in (h, g, products[h]))
-            explanation = f"{first} and then {second} is not {product} (off by {error:.3g}, allowed {atol:g}); it is "
-            alike = (action.difference(moved, twice[h]) <= atol).nonzero().flatten()
-            if len(alike):
-                explanation += (
-                    f"{group.elements[int(alike[0])]}, so the elements compose otherwise than the group's table says"
-                )
-            else:
-                explanation += (
-                    "what no element does, so the elements are not closed: one is missing, or a move is not exact"
-                )
+            found = "what no element does, so the elements are not closed: one is missing, or a move is not exact"
+            for element, of_element in zip(group.elements, moved, strict=True):
+                if action.difference(of_element[None], twice[h]).item() <= atol:
+                    found = f"{element}, so the elements compose otherwise than the group's table says"
+                    break
+            off = f"off by {error:.3g}, allowed {atol:g}"
+            explanation = f"{first} and then {second} is not {product} ({off}); it is {found}"
     return error, explanation
 
 
@@ -183,8 +182,8 @@ class Action:
     colours : callable, or None
         The same for the channels of images, where they move otherwise than those of maps.
     inside : callable, or None
-        (height, width) -> (P,), which positions the action keeps among themselves: a circle for rotations that interpolate.
-        Outside of it `move` gives 0, and maps are not compared. None: all.
+        (height, width) -> (P,), which positions the action keeps among themselves: a circle for rotations that
+        interpolate. Outside of it `move` gives 0, and maps are not compared. None: all.
 
     Where one of these is not defined, at a size or for a number of channels, it raises `Undefined`.
 
@@ -251,7 +250,8 @@ class Action:
     def inverse(self) -> "Action":
         """The action by which every element undoes what it does in this one: (g, z) ↦ φ(g⁻¹, z).
 
-        `Undefined` for a sample of a continuous group, whose inverses are not among its elements, but where motions move.
+        `Undefined` for a sample of a continuous group, whose inverses are not among its elements; but those of motions
+        are known.
 
         >>> spatial("C4").inverse("r90", torch.tensor([[2, 4], [1, 3]]))
         tensor([[1, 2],
@@ -262,8 +262,7 @@ class Action:
         if isinstance(self.move, _MoveByMotions) and self.channels is None:
             return _by_motions(self.group, [motion.inverse for motion in self.move.motions])
         raise Undefined(
-            f"{self.name}: the inverses of {self.group.name} are not among its elements, which are a sample; take a finite group "
-            "such as C8"
+            f"{self.name}: the inverses of the sample {self.group.name} are not among its elements; take C8, say"
         )
 
 
@@ -296,8 +295,8 @@ def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
         together = _moved(action, g, 2 * images[1:2] - 3 * images[2:]).flatten()
         if not torch.allclose(together, 2 * moved[1] - 3 * moved[2], atol=1e-4):
             raise ValueError(
-                f"{action.name}: {element} is not linear: what it does to a sum of images is not the sum of what it does to each; a "
-                "layer's values can only be moved or mixed linearly"
+                f"{action.name}: {element} is not linear: what it does to a sum of images is not the sum of what it "
+                "does to each; a layer's values can only be moved or mixed linearly"
             )
     return torch.stack(rows) if len(rows) == action.group.order else None
 
@@ -319,8 +318,8 @@ def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
     Raises
     ------
     ValueError
-        An element changes the shape, the identity moves something, an element is not linear, or two elements one after the
-        other are not their product by more than `atol`; the message names the elements and says what they are instead.
+        An element changes the shape or is not linear, the identity moves something, or two elements one after the other
+        are not their product by more than `atol`; the message names the elements and says what they are instead.
 
     >>> check_action(spatial("D4"), torch.rand(3, 5, 5))
     0.0
@@ -343,15 +342,15 @@ def trivial(group: Group | str) -> Action:
 
 
 def spatial(group: Group | str) -> Action:
-    """G acting on images (…, C, H, W) by its motions: rotations, mirrors, shifts, permutations of colours, changes of sign.
+    """G acting on images (…, C, H, W) by its motions: rotations, mirrors, shifts, exchanged colours, changed signs.
 
-    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other rotations and
-    samples of translations interpolate bilinearly between the four nearest pixels: then two elements one after the other are
-    not quite their product (`LayerAction.law_error`). Rotations that interpolate act within the inscribed circle, outside of
-    which images are 0.
+    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other
+    rotations and samples of translations interpolate bilinearly between the four nearest pixels: then two elements one
+    after the other are not quite their product (`LayerAction.law_error`). Rotations that interpolate act within the
+    inscribed circle, outside of which images are 0.
 
-    ValueError for a group without motions. On use `Undefined` where the size does not allow the move: rotations need squares,
-    shifts a height or width that they divide, permutations of colours three channels.
+    ValueError for a group without motions. On use `Undefined` where the size does not allow the move: rotations need
+    squares, shifts a height or width that they divide, exchanges of colours three channels.
 
     >>> spatial("flip")("m", torch.tensor([[1, 2, 3]]))
     tensor([[3, 2, 1]])
@@ -430,8 +429,8 @@ def in_circle(grid: Sequence[int]) -> Tensor:
 def _sources(motion: Motion, grid: Sequence[int], *, slides: bool) -> tuple[Tensor, Tensor]:
     """The k positions from which each position comes and their weights, which sum to 1: (k, P), (k, P).
 
-    k is 1 where all are whole positions, else 4. What comes from beyond the outermost centres is taken from there; with a
-    translation opposite edges meet.
+    k is 1 where all are whole positions, else 4. What comes from beyond the outermost centres is taken from there; with
+    a translation opposite edges meet.
     """
     height, width = grid
     if motion.angle % 180 and height != width:
@@ -519,9 +518,9 @@ def regular(action: Action | Group | str) -> Action:
 def coordinates(action: Action | Group | str) -> Action:
     """G acting on channels that are pairs (x, y) in pixels, x to the right and y down: (…, 2F, H, W).
 
-    A field of offsets moves on the plane, and every pair turns with it: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ(g) the 2×2 matrix of
-    the rotation and the mirror. Points are positions about the middle of the image; they lie on no grid, and only ρ acts.
-    `Undefined` where the group has no motions or shifts images, and on use for an odd number of channels.
+    A field of offsets moves on the plane, and every pair turns with it: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ(g) the 2×2 matrix
+    of the rotation and the mirror. Points are positions about the middle of the image; they lie on no grid, and only ρ
+    acts. `Undefined` where the group has no motions or shifts images, and on use for an odd number of channels.
 
     >>> coordinates("C4").on_vectors(2)("r90", torch.tensor([1.0, 0.0]))
     tensor([ 0., -1.])
@@ -538,10 +537,10 @@ def coordinates(action: Action | Group | str) -> Action:
 
 
 def boxes(action: Action | Group | str) -> Action:
-    """G acting on boxes with sides along the axes: rows (x, y, width, height, …), (x, y) the middle as in `coordinates`.
+    """G acting on boxes with sides along the axes: rows (x, y, width, height, …), (x, y) the middle in `coordinates`.
 
-    What follows in a row, a label or a score, stays. The action is linear: middles turn, a quarter turn exchanges width and
-    height. `Undefined` as for `coordinates`, where a rotation is no quarter turn, and on use for fewer than four numbers.
+    What follows in a row, a label or a score, stays. The action is linear: middles turn, a quarter turn exchanges width
+    and height. `Undefined` as for `coordinates`, where a rotation is no quarter turn, and on use for fewer numbers.
 
     >>> boxes("C4").on_vectors(5)("r90", torch.tensor([[1.0, 0.0, 4.0, 2.0, 7.0]]))
     tensor([[ 0., -1.,  2.,  4.,  7.]])
@@ -549,9 +548,7 @@ def boxes(action: Action | Group | str) -> Action:
     action = as_action(action)
     matrices = _matrices_of_points(action)
     if (matrices != matrices.round()).any():
-        raise Undefined(
-            f"{action.group.name} turns boxes by less than quarter turns, after which their sides are not along the axes"
-        )
+        raise Undefined(f"{action.group.name} turns boxes by less than quarter turns; their sides then leave the axes")
 
     def rows(channels: int) -> Tensor:
         if channels < 4:
@@ -576,8 +573,8 @@ def _matrices_of_points(action: Action) -> Tensor:
     for g, motion in enumerate(group.motions):
         if by_motions.difference(as_given(g, noise)[None], by_motions(g, noise)).item() > 1e-6:
             raise Undefined(
-                f"{action.name} moves images otherwise than {group.name} says of {group.elements[g]}, so how points move is not "
-                "known; give the action a Group whose motions are its own"
+                f"{action.name} moves images otherwise than {group.name} says of {group.elements[g]}, so how points "
+                "move is not known; give the action a Group whose motions are its own"
             )
         cosine, sine = _cosine_and_sine(motion)
         mirror = -1 if motion.is_mirrored else 1
@@ -589,8 +586,8 @@ def _matrices_of_points(action: Action) -> Tensor:
 def permuted(action: Action, permutations: Tensor) -> Action:
     """An action followed by permutations of channels (g, C): φ_σ(g, z)_i = φ(g, z)_(σ_g(i)) *[ours]*.
 
-    Permutations that were fitted need not compose, and then this obeys no group law; `check_action` tells. ValueError where
-    there is not one for each element, `Undefined` on use for another number of channels.
+    Permutations that were fitted need not compose, and then this obeys no group law; `check_action` tells. ValueError
+    where there is not one for each element, `Undefined` on use for another number of channels.
 
     >>> swap = permuted(spatial("flip"), torch.tensor([[0, 1], [1, 0]]))
     >>> swap("m", torch.tensor([[[1, 2]], [[3, 4]]])).tolist()

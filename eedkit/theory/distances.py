@@ -1,7 +1,7 @@
 """Distances m as values: how far two points of the target space are apart, larger meaning less alike.
 
-Knows torch alone. Leading dimensions broadcast, so one call serves a whole orbit. Channelwise distances are functions of six
-sums over positions (`ChannelSums`), so that one pass over the activations serves them all.
+Knows torch alone. Leading dimensions broadcast, so one call serves a whole orbit. Channelwise distances are functions
+of six sums over positions (`ChannelSums`), so that one pass over the activations serves them all.
 """
 
 import math
@@ -25,7 +25,7 @@ TINY = torch.finfo(torch.float64).tiny
 class ChannelSums:
     """The sums over n positions by which every channelwise measure compares maps a and b, each (…, C) in float64.
 
-    They are what their names say, so that a custom function of them reads the same for any precision. Squares of numbers
+    They are what their names say, so that a custom function of them reads the same in any precision. Squares of numbers
     between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow.
 
     >>> sums = ChannelSums.of(torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]]))
@@ -101,8 +101,8 @@ class Distance:
     name : str
         The key in `DISTANCES`.
     between : callable
-        (a, b) with the point's dimensions last -> one value for each pair, shape of the leading dimensions. A distance with
-        `of_sums` takes `ChannelSums` in their place.
+        (a, b) with the point's dimensions last -> one value for each pair, shape of the leading dimensions. A distance
+        with `of_sums` takes `ChannelSums` in their place.
     equation : str
         For docstrings and attributes.
     best : float
@@ -112,8 +112,8 @@ class Distance:
     unit : str
         "1" or "nat".
     scale : float, "norm" or "rms"
-        The size of a large difference, for judging whether a gap is rounding; "norm" where that is the length of the features,
-        "rms" where it is the root of the mean of their squares.
+        The size of a large difference, for judging whether a gap is rounding; "norm" where that is the length of the
+        features, "rms" where it is the root of the mean of their squares.
     order : int
         How m leaves its best value for b = a + δ: 2 with δ², 1 with |δ|. Relative values are the 1/order-th root of the
         ratio of gaps, and rounding moves m by that power.
@@ -257,7 +257,7 @@ channelwise_negative_cosine_zero = replace(
     between=_mean_cosine_dead_as_zero,
     equation="−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 0",
 )
-"""The reading in which dead channels count as cosine 0: what a plain library cosine gives. Its best value needs live channels."""
+"""What a plain library cosine gives. Its best value needs live channels."""
 
 channelwise_negative_cosine_skip = replace(
     channelwise_negative_cosine,
@@ -265,7 +265,7 @@ channelwise_negative_cosine_skip = replace(
     between=_mean_cosine_of_live,
     equation="−mean over live channels of cos(aᵢ, bᵢ)",
 )
-"""The reading in which dead channels are left out; NaN where all are dead."""
+"""NaN where all channels are dead."""
 
 channelwise_negative_correlation = replace(
     channelwise_negative_cosine,
@@ -273,7 +273,7 @@ channelwise_negative_correlation = replace(
     between=_mean_correlation_of_varying,
     equation="−mean over channels that vary of corr(aᵢ, bᵢ)",
 )
-"""The cosine of maps less their means over positions; channels constant in both are left out; NaN where all are *[ours]*."""
+"""The cosine of maps less their means over positions; NaN where every channel is constant in both *[ours]*."""
 
 euclidean = Distance("euclidean", _euclidean, "‖a − b‖₂", scale="norm", order=1)
 """Of vectors (…, d)."""
@@ -336,7 +336,7 @@ jaccard_of_scores = replace(
     between=_jaccard_of_scores,
     equation="1 − mean over classes of the IoU of the positions where each is likeliest",
 )
-"""`jaccard` of the masks of the likeliest class, from scores (…, P, k): f̂ and the group act on these, before the decision *[ours]*."""
+"""`jaccard` of the masks of the likeliest class; f̂ and the group act on the scores (…, P, k) before *[ours]*."""
 
 DISTANCES = {distance.name: distance for distance in list(globals().values()) if isinstance(distance, Distance)}
 """Every distance of this module by name."""

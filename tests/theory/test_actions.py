@@ -338,8 +338,10 @@ UNDEFINED = {
     "S3 has no motions on the plane, so how points move is not known": lambda: boxes(Action("mine", s3()[0])),
     "mine moves images otherwise than C4 says of r90": lambda: coordinates(custom("C4", lambda g, z: turned(-g, z))),
     "is a sample, and regular fields have a map for every element": lambda: regular("SO(2)?n=3"),
-    "mine: the inverses of SO(2)?n=3 are not among its elements": lambda: custom("SO(2)?n=3", turned).inverse,
-    "coordinates: the inverses of SO(2)?n=3 are not among its": lambda: coordinates("SO(2)?n=3").inverse,
+    "mine: the inverses of the sample SO(2)?n=3 are not among its elements": lambda: (
+        custom("SO(2)?n=3", turned).inverse
+    ),
+    "coordinates: the inverses of the sample SO(2)?n=3 are not": lambda: coordinates("SO(2)?n=3").inverse,
 }
 WRONG = {
     "S3 has no motions on the plane; give an Action of your own": lambda: spatial(s3()[0]),
