@@ -242,10 +242,6 @@ def hellinger(p, q):
     return math.sqrt(max(0.0, 1 - affinity))
 
 
-def cross_entropy(p, q):
-    return -math.fsum(x * math.log(y) for x, y in zip(p.tolist(), q.tolist(), strict=True) if x > 0)
-
-
 def mean_kl(p, q):
     """The mean over the places of maps (C, H, W) whose places are distributions."""
     places = list(itertools.product(range(p.shape[1]), range(p.shape[2])))
@@ -261,12 +257,6 @@ def jaccard(a, b):
         if together:
             overlaps.append(math.fsum(min(pair) for pair in pairs) / together)
     return 1 - math.fsum(overlaps) / len(overlaps)
-
-
-def mean_euclidean(a, b):
-    """The mean length of the differences of fields (C, H, W)."""
-    places = list(itertools.product(range(a.shape[1]), range(a.shape[2])))
-    return math.fsum(euclidean(a[:, i, j], b[:, i, j]) for i, j in places) / len(places)
 
 
 def box_overlap(a, b):

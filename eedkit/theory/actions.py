@@ -1,7 +1,8 @@
 """Groups acting on tensors: how an element moves positions and channels, the kernel, the group law.
 
-An exact action is a permutation of positions and one of channels, found once per grid and applied as one gather. One that
-interpolates takes each position from its four neighbours, whose weights are computed once per grid. Knows torch and groups.
+An exact action is a permutation of positions and one of channels, found once per grid and applied as one gather. One
+that interpolates takes each position from its four neighbours, whose weights are computed once per grid. Knows torch
+and groups, and nothing of layers or labels.
 """
 
 import math
@@ -37,8 +38,8 @@ class LayerAction:
         For every element from which position each position comes; None where `move` moves them, or nothing does.
     channels : Tensor (g, C) or (g, C, C), or None
         For every element from which channel each channel comes, or the matrix that mixes them; None: they stay.
-    move : callable, or None
-        `Move` of an action that interpolates.
+    move : Move, or None
+        Of an action that interpolates.
     compared : Tensor (P′,), or None
         The positions that the action keeps among themselves, so that maps are compared on them; None: all.
 
@@ -81,8 +82,8 @@ class LayerAction:
     def kernel(self) -> tuple[int, ...]:
         """ker φ = {g : g acts as the identity on Z} (Kvinge et al. 2022, before eq. 2), found by moving noise.
 
-        The kernel belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels are moved
-        one without the other, which takes P + C numbers instead of P·C; both must stay.
+        It belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels must both
+        stay; they are moved one without the other, which takes P + C numbers instead of P·C.
 
         >>> spatial("C4").on((6, 6), channels=1).kernel, spatial("C4").on((1, 1), channels=1).kernel
         ((0,), (0, 1, 2, 3))
@@ -98,10 +99,9 @@ class LayerAction:
 
     @property
     def law_error(self) -> float:
-        """The largest |φ(g, φ(h, z)) − φ(gh, z)| for noise z from 0 to 1, over what is compared; 0 for permutations.
+        """The largest |φ(g, φ(h, z)) − φ(gh, z)| for noise z from 0 to 1, over what is compared; NaN for a sample.
 
-        NaN for a sample of a continuous group, whose products are not among its elements. ValueError where permutations do not
-        compose as the group's table says; the message names the elements.
+        ValueError where permutations, for which it is 0, compose otherwise than the group's table says.
         """
         if self.group.is_sample:
             return math.nan
@@ -133,35 +133,33 @@ class LayerAction:
 
 
 def _broken_law(action: LayerAction, z: Tensor, atol: float) -> tuple[float, str]:
-    """The largest |φ(e, z) − z| or |φ(g, φ(h, z)) − φ(gh, z)| for z (…, P, C), and what is wrong there if it is above `atol`."""
+    """The largest |φ(e, z) − z| or |φ(g, φ(h, z)) − φ(gh, z)| for z (…, P, C); if above `atol`, what is wrong there."""
     group = action.group
     moved = torch.stack([action(g, z) for g in range(group.order)])
     error = action.difference(moved[:1], z).item()
     if error > atol:
-        return error, (
-            f"{group.elements[0]} is not the identity (off by {error:.3g}, allowed {atol:g}); the first element must leave "
-            "everything as it is"
+        off = f"off by {error:.3g}, allowed {atol:g}"
+        return (
+            error,
+            f"{group.elements[0]} is not the identity ({off}); the first element must leave everything as it is",
         )
     explanation = ""
     for g, products in enumerate(group.products):
         twice = action(g, moved)  # row h: h first, then g
-        off = action.difference(twice, moved[products])
-        h = int(off.argmax())
-        if off[h].item() <= error:
+        errors = action.difference(twice, moved[products])
+        h = int(errors.argmax())
+        if errors[h].item() <= error:
             continue
-        error = off[h].item()
+        error = errors[h].item()
         if error > atol:
             first, second, product = (group.elements[k] for k in (h, g, products[h]))
-            explanation = f"{first} and then {second} is not {product} (off by {error:.3g}, allowed {atol:g}); it is "
-            alike = (action.difference(moved, twice[h]) <= atol).nonzero().flatten()
-            if len(alike):
-                explanation += (
-                    f"{group.elements[int(alike[0])]}, so the elements compose otherwise than the group's table says"
-                )
-            else:
-                explanation += (
-                    "what no element does, so the elements are not closed: one is missing, or a move is not exact"
-                )
+            found = "what no element does, so the elements are not closed: one is missing, or a move is not exact"
+            for element, of_element in zip(group.elements, moved, strict=True):
+                if action.difference(of_element[None], twice[h]).item() <= atol:
+                    found = f"{element}, so the elements compose otherwise than the group's table says"
+                    break
+            off = f"off by {error:.3g}, allowed {atol:g}"
+            explanation = f"{first} and then {second} is not {product} ({off}); it is {found}"
     return error, explanation
 
 
@@ -180,13 +178,12 @@ class Action:
     move : callable, or None
         (index of g, tensor (…, H, W)) -> tensor of the same shape, linear in the tensor. None: no position moves.
     channels : callable, or None
-        Number of channels C -> (g, C), for every element from which channel each channel comes, or (g, C, C), matrices.
-        None: no channel moves.
+        Number of channels C -> (g, C), from which channel each channel comes, or (g, C, C), matrices. None: they stay.
     colours : callable, or None
         The same for the channels of images, where they move otherwise than those of maps.
     inside : callable, or None
-        (height, width) -> (P,), which positions the action keeps among themselves: a circle for rotations that interpolate.
-        Outside of it `move` gives 0, and maps are not compared. None: all.
+        (height, width) -> (P,), which positions the action keeps among themselves: a circle for rotations that
+        interpolate. Outside of it `move` gives 0, and maps are not compared. None: all.
 
     Where one of these is not defined, at a size or for a number of channels, it raises `Undefined`.
 
@@ -253,10 +250,8 @@ class Action:
     def inverse(self) -> "Action":
         """The action by which every element undoes what it does in this one: (g, z) ↦ φ(g⁻¹, z).
 
-        Raises
-        ------
-        Undefined
-            Of a sample of a continuous group, whose inverses are not among its elements; motions can be inverted.
+        `Undefined` for a sample of a continuous group, whose inverses are not among its elements; but those of motions
+        are known.
 
         >>> spatial("C4").inverse("r90", torch.tensor([[2, 4], [1, 3]]))
         tensor([[1, 2],
@@ -267,8 +262,7 @@ class Action:
         if isinstance(self.move, _MoveByMotions) and self.channels is None:
             return _by_motions(self.group, [motion.inverse for motion in self.move.motions])
         raise Undefined(
-            f"{self.name}: the inverses of {self.group.name} are not among its elements, which are a sample; take a finite group "
-            "such as C8"
+            f"{self.name}: the inverses of the sample {self.group.name} are not among its elements; take C8, say"
         )
 
 
@@ -301,38 +295,31 @@ def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
         together = _moved(action, g, 2 * images[1:2] - 3 * images[2:]).flatten()
         if not torch.allclose(together, 2 * moved[1] - 3 * moved[2], atol=1e-4):
             raise ValueError(
-                f"{action.name}: {element} is not linear: what it does to a sum of images is not the sum of what it does to each; a "
-                "layer's values can only be moved or mixed linearly"
+                f"{action.name}: {element} is not linear: what it does to a sum of images is not the sum of what it "
+                "does to each; a layer's values can only be moved or mixed linearly"
             )
     return torch.stack(rows) if len(rows) == action.group.order else None
 
 
 def _moved(action: Action, g: int, z: Tensor) -> Tensor:
-    """What an element makes of z (…, H, W), in float64."""
+    """What an element makes of z (…, H, W), a tensor of that shape."""
     moved = action.move(g, z) if action.move is not None else z
     element = f"{action.name}: {action.group.elements[g]}"
     if not isinstance(moved, Tensor):
         raise ValueError(f"{element} turned a tensor into {type(moved).__name__}; an action returns the moved tensor")
     if moved.shape != z.shape:
         raise Undefined(f"{element} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; an action keeps the shape")
-    return moved.double()
+    return moved
 
 
 def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
-    """The largest |φ(g, φ(h, z)) − φ(gh, z)| over all pairs, and |φ(e, z) − z|: 0 for an exact action.
-
-    Parameters
-    ----------
-    z : Tensor (…, C, H, W)
-        An image or a batch of them; (H, W) where channels stay.
-    atol : float
-        How much deviation is allowed.
+    """The largest |φ(g, φ(h, z)) − φ(gh, z)| over all pairs, and |φ(e, z) − z|, for images z; 0 for an exact action.
 
     Raises
     ------
     ValueError
-        An element changes the shape, the identity moves something, an element is not linear, or two elements one after the
-        other are not their product by more than `atol`; the message names the elements and says what they are instead.
+        An element changes the shape or is not linear, the identity moves something, or two elements one after the other
+        are not their product by more than `atol`; the message names the elements and says what they are instead.
 
     >>> check_action(spatial("D4"), torch.rand(3, 5, 5))
     0.0
@@ -355,20 +342,15 @@ def trivial(group: Group | str) -> Action:
 
 
 def spatial(group: Group | str) -> Action:
-    """G acting on images (…, C, H, W) by its motions: rotations, mirrors, shifts, permutations of colours, changes of sign.
+    """G acting on images (…, C, H, W) by its motions: rotations, mirrors, shifts, exchanged colours, changed signs.
 
-    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other rotations and
-    samples of translations interpolate bilinearly between the four nearest pixels: then two elements one after the other are
-    not quite their product (`LayerAction.law_error`). Rotations that interpolate act within the inscribed circle, outside of
-    which images are 0.
+    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other
+    rotations and samples of translations interpolate bilinearly between the four nearest pixels: then two elements one
+    after the other are not quite their product (`LayerAction.law_error`). Rotations that interpolate act within the
+    inscribed circle, outside of which images are 0.
 
-    Raises
-    ------
-    ValueError
-        The group has no motions.
-    Undefined
-        On use, when the size does not allow the move: rotations need squares, shifts a height or width that they divide,
-        permutations of colours three channels.
+    ValueError for a group without motions. On use `Undefined` where the size does not allow the move: rotations need
+    squares, shifts a height or width that they divide, exchanges of colours three channels.
 
     >>> spatial("flip")("m", torch.tensor([[1, 2, 3]]))
     tensor([[3, 2, 1]])
@@ -447,8 +429,8 @@ def in_circle(grid: Sequence[int]) -> Tensor:
 def _sources(motion: Motion, grid: Sequence[int], *, slides: bool) -> tuple[Tensor, Tensor]:
     """The k positions from which each position comes and their weights, which sum to 1: (k, P), (k, P).
 
-    k is 1 where all are whole positions, else 4. What comes from beyond the outermost centres is taken from there; with a
-    translation opposite edges meet.
+    k is 1 where all are whole positions, else 4. What comes from beyond the outermost centres is taken from there; with
+    a translation opposite edges meet.
     """
     height, width = grid
     if motion.angle % 180 and height != width:
@@ -469,16 +451,15 @@ def _sources(motion: Motion, grid: Sequence[int], *, slides: bool) -> tuple[Tens
     if not (motion.down or motion.right):
         row = row.clamp(0, height - 1)
         column = column.clamp(0, width - 1)
+    above, left = row.floor(), column.floor()
+    is_whole = torch.equal(row, above) and torch.equal(column, left)
     sources = []
     weights = []
-    for below in (0, 1):
-        for right in (0, 1):
-            at_row = row.floor() + below
-            at_column = column.floor() + right
+    for at_row in (above,) if is_whole else (above, above + 1):
+        for at_column in (left,) if is_whole else (left, left + 1):
             sources.append((at_row % height * width + at_column % width).long())
             weights.append((1 - (row - at_row).abs()) * (1 - (column - at_column).abs()))
-    k = 1 if weights[0].eq(1).all() else 4
-    return torch.stack(sources[:k]), torch.stack(weights[:k])
+    return torch.stack(sources), torch.stack(weights)
 
 
 def _cosine_and_sine(motion: Motion) -> tuple[float, float]:
@@ -514,10 +495,7 @@ def regular(action: Action | Group | str) -> Action:
     Each field holds one map per element; φ(g, z) moves every map on the plane and sends map h to map gh
     (Cohen & Welling 2016). The features of a group convolution carry this action.
 
-    Raises
-    ------
-    Undefined
-        The group is a sample; on use, when |G| does not divide the number of channels.
+    `Undefined` for a sample, and on use where |G| does not divide the number of channels.
 
     >>> regular("C4")("r90", torch.arange(4.0).reshape(4, 1, 1)).flatten()
     tensor([3., 0., 1., 2.])
@@ -540,13 +518,9 @@ def regular(action: Action | Group | str) -> Action:
 def coordinates(action: Action | Group | str) -> Action:
     """G acting on channels that are pairs (x, y) in pixels, x to the right and y down: (…, 2F, H, W).
 
-    A field of offsets moves on the plane, and every pair turns with it: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ(g) the 2×2 matrix of
-    the rotation and the mirror. Points are positions about the middle of the image; they lie on no grid, and only ρ acts.
-
-    Raises
-    ------
-    Undefined
-        The group has no motions or shifts images, which no matrix does to points; on use, when the number of channels is odd.
+    A field of offsets moves on the plane, and every pair turns with it: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ(g) the 2×2 matrix
+    of the rotation and the mirror. Points are positions about the middle of the image; they lie on no grid, and only ρ
+    acts. `Undefined` where the group has no motions or shifts images, and on use for an odd number of channels.
 
     >>> coordinates("C4").on_vectors(2)("r90", torch.tensor([1.0, 0.0]))
     tensor([ 0., -1.])
@@ -563,15 +537,10 @@ def coordinates(action: Action | Group | str) -> Action:
 
 
 def boxes(action: Action | Group | str) -> Action:
-    """G acting on boxes with sides along the axes: rows (x, y, width, height, …), (x, y) the middle as in `coordinates`.
+    """G acting on boxes with sides along the axes: rows (x, y, width, height, …), (x, y) the middle in `coordinates`.
 
-    What follows in a row, a label or a score, stays. The action is linear: middles turn, a quarter turn exchanges width and
-    height.
-
-    Raises
-    ------
-    Undefined
-        As of `coordinates`, or a rotation is no quarter turn; on use, when rows have fewer than four numbers.
+    What follows in a row, a label or a score, stays. The action is linear: middles turn, a quarter turn exchanges width
+    and height. `Undefined` as for `coordinates`, where a rotation is no quarter turn, and on use for fewer numbers.
 
     >>> boxes("C4").on_vectors(5)("r90", torch.tensor([[1.0, 0.0, 4.0, 2.0, 7.0]]))
     tensor([[ 0., -1.,  2.,  4.,  7.]])
@@ -579,9 +548,7 @@ def boxes(action: Action | Group | str) -> Action:
     action = as_action(action)
     matrices = _matrices_of_points(action)
     if (matrices != matrices.round()).any():
-        raise Undefined(
-            f"{action.group.name} turns boxes by less than quarter turns, after which their sides are not along the axes"
-        )
+        raise Undefined(f"{action.group.name} turns boxes by less than quarter turns; their sides then leave the axes")
 
     def rows(channels: int) -> Tensor:
         if channels < 4:
@@ -606,8 +573,8 @@ def _matrices_of_points(action: Action) -> Tensor:
     for g, motion in enumerate(group.motions):
         if by_motions.difference(as_given(g, noise)[None], by_motions(g, noise)).item() > 1e-6:
             raise Undefined(
-                f"{action.name} moves images otherwise than {group.name} says of {group.elements[g]}, so how points move is not "
-                "known; give the action a Group whose motions are its own"
+                f"{action.name} moves images otherwise than {group.name} says of {group.elements[g]}, so how points "
+                "move is not known; give the action a Group whose motions are its own"
             )
         cosine, sine = _cosine_and_sine(motion)
         mirror = -1 if motion.is_mirrored else 1
@@ -617,21 +584,10 @@ def _matrices_of_points(action: Action) -> Tensor:
 
 
 def permuted(action: Action, permutations: Tensor) -> Action:
-    """An action followed by a permutation of channels: φ_σ(g, z)_i = φ(g, z)_(σ_g(i)) for z (…, C, H, W) *[ours]*.
+    """An action followed by permutations of channels (g, C): φ_σ(g, z)_i = φ(g, z)_(σ_g(i)) *[ours]*.
 
-    Permutations that were fitted need not compose, and then this obeys no group law; `check_action` tells.
-
-    Parameters
-    ----------
-    permutations : Tensor (g, C)
-        For every element from which channel each channel comes.
-
-    Raises
-    ------
-    ValueError
-        There is not one permutation for each element.
-    Undefined
-        On use, when there are not C channels.
+    Permutations that were fitted need not compose, and then this obeys no group law; `check_action` tells. ValueError
+    where there is not one for each element, `Undefined` on use for another number of channels.
 
     >>> swap = permuted(spatial("flip"), torch.tensor([[0, 1], [1, 0]]))
     >>> swap("m", torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
@@ -656,19 +612,9 @@ def permuted(action: Action, permutations: Tensor) -> Action:
 
 
 def linear(group: Group | str, matrices: Tensor) -> Action:
-    """G acting on the C channels of a vector by matrices ρ(g) with ρ(g) ρ(h) = ρ(gh).
+    """G acting on the C channels of a vector by matrices (g, C, C), ρ(g) with ρ(g) ρ(h) = ρ(gh).
 
-    Parameters
-    ----------
-    matrices : Tensor (g, C, C)
-        In the group's order.
-
-    Raises
-    ------
-    ValueError
-        The matrices are no representation of the group; the message names the elements.
-    Undefined
-        On use, when there are not C channels.
+    ValueError, naming elements, where they are no representation; `Undefined` on use for another number of channels.
 
     >>> swap = torch.stack([torch.eye(2), torch.eye(2).flip(0)])
     >>> linear("C2", swap).on_vectors(2)("r180", torch.tensor([1.0, 2.0]))
@@ -693,17 +639,7 @@ def linear(group: Group | str, matrices: Tensor) -> Action:
 def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) -> Action:
     """G acting through a quotient: φ(g, z) = φ_Q(π(g), z), so that the kernel of π acts as the identity.
 
-    Parameters
-    ----------
-    onto : Action
-        The quotient's action.
-    projection : sequence of int or str
-        For every element of G its image in the quotient.
-
-    Raises
-    ------
-    ValueError
-        π is no homomorphism; the message names the elements.
+    `onto` is φ_Q, and `projection` names π(g) for every g; ValueError, naming elements, where π is no homomorphism.
 
     >>> quotient("C4", spatial("flip"), projection=[0, 1, 0, 1]).on((1, 3), channels=1).kernel
     (0, 2)

@@ -65,7 +65,7 @@ def deviation(orbit: Tensor, action: LayerAction, distance: Distance, *, kernel:
     distance : Distance
         m.
     kernel : sequence of int, or None
-        Over which elements f̂ is the mean; None: the kernel of the action. With `(0,)` f̂ is f, and this is m(f(gx), g f(x)).
+        Over which elements f̂ is the mean; None: the kernel of the action. With `(0,)` this is m(f(gx), g f(x)).
 
     Returns
     -------
@@ -88,19 +88,10 @@ def deviation(orbit: Tensor, action: LayerAction, distance: Distance, *, kernel:
 def null_of_elements(orbit: Tensor, action: LayerAction, distance: Distance) -> Tensor:
     """The null of the element: the mean of m(f(gx), g′ f̂(x)) over every g′ that moves otherwise than g *[ours]*.
 
-    For outputs that unrelated images may rightly share, so that no other image can serve. Relative values are 1 where f(gx) is
-    no more like g f̂(x) than like f̂(x) moved otherwise. An element of the kernel moves nothing; its value is that of (4), so
-    that estimate and null have these in common.
-
-    Parameters
-    ----------
-    orbit, action, distance
-        As of `deviation`.
-
-    Returns
-    -------
-    Tensor (g, b)
-        NaN where every element is in the kernel: nothing moves otherwise.
+    For outputs that unrelated images may rightly share, so that no other image can serve. Relative values are 1 where
+    f(gx) is no more like g f̂(x) than like f̂(x) moved otherwise. An element of the kernel moves nothing; its value is
+    that of (4), so that estimate and null have these in common. Arguments and shape are those of `deviation`; NaN where
+    every element is in the kernel.
 
     >>> from eedkit.theory import actions, distances
     >>> turn = actions.coordinates("C4").on_vectors(2)
@@ -135,21 +126,10 @@ def chains(n: int, length: int) -> list[range]:
 
 
 def partners(chains: Sequence[range], order: int) -> Tensor:
-    """On which image each element acts in the shuffled orbit of every image *[ours]*.
+    """On which image each element acts in the shuffled orbit of every image, (g, n); chains make up 0 … n−1 *[ours]*.
 
-    Element k of x_i's shuffled orbit is f(g_k x_{i+k}), counted round x_i's chain; the identity acts on x_i itself. In a
-    chain of fewer than |G| images the others come again: 1 + (k − 1) mod (length − 1).
-
-    Parameters
-    ----------
-    chains : sequence of range
-        Positions of the images of each chain; together 0 … n−1.
-    order : int
-        |G|.
-
-    Returns
-    -------
-    Tensor (g, n)
+    Element k of x_i's shuffled orbit is f(g_k x_{i+k}), counted round x_i's chain; the identity acts on x_i itself. In
+    a chain of fewer than |G| images the others come again: 1 + (k − 1) mod (length − 1).
 
     >>> partners([range(0, 3)], order=3)
     tensor([[0, 1, 2],
@@ -166,21 +146,10 @@ def partners(chains: Sequence[range], order: int) -> Tensor:
 
 
 def shuffled(orbit: Tensor, partners: Tensor) -> Tensor:
-    """The shuffled orbit {f(g_k x_{i+k})}, of which the deviation is the null *[ours]*.
+    """The shuffled orbit {f(g_k x_{i+k})}, (g, b, *z) with whole chains along b; its deviation is the null *[ours]*.
 
-    A permutation null: within each element the samples are permuted. At what (4) gives for it, a moved copy is as far away as
-    another image, so relative values are 1 there.
-
-    Parameters
-    ----------
-    orbit : Tensor (g, b, *z)
-        f(gx), with whole chains along b.
-    partners : Tensor (g, b)
-        From `partners`.
-
-    Returns
-    -------
-    Tensor (g, b, *z)
+    A permutation null: within each element the samples are permuted. Relative values are 1 where the deviation is as
+    large as this: a moved copy is as far away as another image.
 
     >>> shuffled(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), partners([range(0, 2)], order=2))
     tensor([[1., 2.],
@@ -191,10 +160,10 @@ def shuffled(orbit: Tensor, partners: Tensor) -> Tensor:
 
 @dataclass
 class PairCosine:
-    """M = (‖Σu‖² − n) / (n² − n), the mean cosine over pairs of different vectors, u the unit vectors *[closed form ours]*.
+    """M = (‖Σu‖² − n) / (n² − n), the mean cosine over pairs of different vectors, u the unit vectors *[form ours]*.
 
-    The latent normaliser of the paper (eq. 6), held as (Σu, n): without an n×n matrix, and the same however the vectors are
-    split. Vectors that are zero or not finite have no direction and are left out.
+    The latent normaliser of the paper (eq. 6), held as (Σu, n): without an n×n matrix, and the same however the vectors
+    are split. Vectors that are zero or not finite have no direction and are left out.
 
     >>> state = PairCosine()
     >>> state.update(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))

@@ -1,7 +1,7 @@
 """Distances m as values: how far two points of the target space are apart, larger meaning less alike.
 
-Knows torch alone. Leading dimensions broadcast, so one call serves a whole orbit. Channelwise distances are functions of six
-sums over positions (`ChannelSums`), so that one pass over the activations serves them all.
+Knows torch alone. Leading dimensions broadcast, so one call serves a whole orbit. Channelwise distances are functions
+of six sums over positions (`ChannelSums`), so that one pass over the activations serves them all.
 """
 
 import math
@@ -25,7 +25,7 @@ TINY = torch.finfo(torch.float64).tiny
 class ChannelSums:
     """The sums over n positions by which every channelwise measure compares maps a and b, each (…, C) in float64.
 
-    They are what their names say, so that a custom function of them reads the same for any precision. Squares of numbers
+    They are what their names say, so that a custom function of them reads the same in any precision. Squares of numbers
     between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow.
 
     >>> sums = ChannelSums.of(torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]]))
@@ -48,7 +48,7 @@ class ChannelSums:
         return cls(a.shape[-2], a.sum(-2), b.sum(-2), (a * a).sum(-2), (b * b).sum(-2), (a * b).sum(-2))
 
     def cosine(self) -> Tensor:
-        """cos(aᵢ, bᵢ) of every channel: 1 where both are zero, 0 where one is."""
+        """cos(aᵢ, bᵢ) of every channel: 1 where both are zero, 0 where one is. Computed once."""
         return self._cosine
 
     def correlation(self) -> Tensor:
@@ -101,8 +101,8 @@ class Distance:
     name : str
         The key in `DISTANCES`.
     between : callable
-        (a, b) with the point's dimensions last -> one value for each pair, shape of the leading dimensions. A distance with
-        `of_sums` takes `ChannelSums` in their place.
+        (a, b) with the point's dimensions last -> one value for each pair, shape of the leading dimensions. A distance
+        with `of_sums` takes `ChannelSums` in their place.
     equation : str
         For docstrings and attributes.
     best : float
@@ -112,8 +112,8 @@ class Distance:
     unit : str
         "1" or "nat".
     scale : float, "norm" or "rms"
-        The size of a large difference, for judging whether a gap is rounding; "norm" where that is the length of the features,
-        "rms" where it is the root of the mean of their squares.
+        The size of a large difference, for judging whether a gap is rounding; "norm" where that is the length of the
+        features, "rms" where it is the root of the mean of their squares.
     order : int
         How m leaves its best value for b = a + δ: 2 with δ², 1 with |δ|. Relative values are the 1/order-th root of the
         ratio of gaps, and rounding moves m by that power.
@@ -139,8 +139,10 @@ class Distance:
 
     def __call__(self, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
         """m(a, b): (…, *z), (…, *z) -> (…); with `of_sums` also m of the sums of a pair of maps."""
-        if isinstance(a, ChannelSums) or not self.of_sums:
-            return self.between(a) if b is None else self.between(a, b)
+        if not self.of_sums:
+            return self.between(a, b)
+        if isinstance(a, ChannelSums):
+            return self.between(a)
         if b is None:
             raise TypeError(f"{self.name} compares two tensors, or the sums of a pair of maps; got one tensor")
         return self.between(ChannelSums.of(a, b))
@@ -249,35 +251,29 @@ channelwise_negative_cosine = Distance(
 )
 """(5): of two maps (…, P, C), a channel being a vector of P numbers."""
 
-channelwise_negative_cosine_zero = Distance(
-    "channelwise_negative_cosine_zero",
-    _mean_cosine_dead_as_zero,
-    "−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 0",
-    best=-1.0,
-    upper=1.0,
-    of_sums=True,
+channelwise_negative_cosine_zero = replace(
+    channelwise_negative_cosine,
+    name="channelwise_negative_cosine_zero",
+    between=_mean_cosine_dead_as_zero,
+    equation="−(1/C) Σᵢ cos(aᵢ, bᵢ), a dead channel (both zero) counting as 0",
 )
-"""The reading in which dead channels count as cosine 0: what a plain library cosine gives. Its best value needs live channels."""
+"""What a plain library cosine gives. Its best value needs live channels."""
 
-channelwise_negative_cosine_skip = Distance(
-    "channelwise_negative_cosine_skip",
-    _mean_cosine_of_live,
-    "−mean over live channels of cos(aᵢ, bᵢ)",
-    best=-1.0,
-    upper=1.0,
-    of_sums=True,
+channelwise_negative_cosine_skip = replace(
+    channelwise_negative_cosine,
+    name="channelwise_negative_cosine_skip",
+    between=_mean_cosine_of_live,
+    equation="−mean over live channels of cos(aᵢ, bᵢ)",
 )
-"""The reading in which dead channels are left out; NaN where all are dead."""
+"""NaN where all channels are dead."""
 
-channelwise_negative_correlation = Distance(
-    "channelwise_negative_correlation",
-    _mean_correlation_of_varying,
-    "−mean over channels that vary of corr(aᵢ, bᵢ)",
-    best=-1.0,
-    upper=1.0,
-    of_sums=True,
+channelwise_negative_correlation = replace(
+    channelwise_negative_cosine,
+    name="channelwise_negative_correlation",
+    between=_mean_correlation_of_varying,
+    equation="−mean over channels that vary of corr(aᵢ, bᵢ)",
 )
-"""The cosine of maps less their means over positions; channels constant in both are left out; NaN where all are *[ours]*."""
+"""The cosine of maps less their means over positions; NaN where every channel is constant in both *[ours]*."""
 
 euclidean = Distance("euclidean", _euclidean, "‖a − b‖₂", scale="norm", order=1)
 """Of vectors (…, d)."""
@@ -334,36 +330,13 @@ mean_tv = replace(
 jaccard = Distance("jaccard", _jaccard, "1 − mean over channels of Σ_p min(a, b) / Σ_p max(a, b)", upper=1.0, order=1)
 """1 − IoU of masks (…, P, k), the mean over the channels that either has (Jaccard 1912; weighted: Ružička 1958)."""
 
-jaccard_of_scores = Distance(
-    "jaccard_of_scores",
-    _jaccard_of_scores,
-    "1 − mean over classes of the IoU of the positions where each is likeliest",
-    upper=1.0,
-    order=1,
+jaccard_of_scores = replace(
+    jaccard,
+    name="jaccard_of_scores",
+    between=_jaccard_of_scores,
+    equation="1 − mean over classes of the IoU of the positions where each is likeliest",
 )
-"""`jaccard` of the masks of the likeliest class, from scores (…, P, k): f̂ and the group act on these, before the decision *[ours]*."""
+"""`jaccard` of the masks of the likeliest class; f̂ and the group act on the scores (…, P, k) before *[ours]*."""
 
-DISTANCES = {
-    distance.name: distance
-    for distance in (
-        negative_cosine,
-        channelwise_negative_cosine,
-        channelwise_negative_cosine_zero,
-        channelwise_negative_cosine_skip,
-        channelwise_negative_correlation,
-        euclidean,
-        mean_euclidean,
-        root_mean_square,
-        kl,
-        kl_reverse,
-        jensen_shannon,
-        total_variation,
-        hellinger,
-        mean_kl,
-        mean_js,
-        mean_tv,
-        jaccard,
-        jaccard_of_scores,
-    )
-}
-"""Every distance by name."""
+DISTANCES = {distance.name: distance for distance in list(globals().values()) if isinstance(distance, Distance)}
+"""Every distance of this module by name."""

@@ -24,8 +24,8 @@ LARGEST = 512
 class Motion:
     """What an element does to an image: to its channels and their sign, then a rotation, a mirror and a translation.
 
-    `later @ earlier` is the motion that does `earlier` first. Equal motions are equal values: angles and translations are
-    reduced when the value is made, and channels that stay are left out.
+    `later @ earlier` does `earlier` first. Equal motions are equal values: angles and translations are reduced when the
+    value is made, and channels that stay are left out.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Motion:
         down, right = earlier.down, earlier.right
         if self.angle % 90 and (down or right):
             raise ValueError(
-                f"a rotation by {float(self.angle):g}° cannot follow a shift, since only quarter turns keep the edges"
+                f"only quarter turns can follow a shift, since others do not keep the edges, got {self.angle}°"
             )
         for _ in range(int(self.angle // 90)):
             down, right = -right, down
@@ -116,7 +116,7 @@ class Group:
     Raises
     ------
     ValueError
-        A label appears twice, there are more than `LARGEST` elements, or the table or the motions break an axiom; the message
+        A label appears twice, there are more than `LARGEST` elements, or table or motions break an axiom; the message
         names the elements.
 
     >>> Group("Z2", ("e", "s"), ((0, 1), (1, 0))).inverses
@@ -171,8 +171,8 @@ class Group:
         """The table, (g, g); ValueError for a sample of a continuous group."""
         if self.is_sample:
             raise ValueError(
-                f"{self.name} is a sample of a continuous group, whose products are not among its elements; this needs a "
-                "finite group such as C8"
+                f"{self.name} is a sample of a continuous group, whose products are not among its elements; "
+                "this needs a finite group such as C8"
             )
         return np.array(self.table)
 
@@ -206,9 +206,7 @@ def _check_motions(name: str, labels: Sequence[str], motions: Sequence[Motion]) 
         raise ValueError(f"{name}: the first element ({labels[0]}) must be the identity, but its motion moves images")
     counts = {len(motion.colours) for motion in motions if motion.colours}
     if len(counts) > 1:
-        raise ValueError(
-            f"{name} permutes the colours of images of {' and of '.join(map(str, sorted(counts)))} channels"
-        )
+        raise ValueError(f"{name} permutes colours of images of different numbers of channels: {sorted(counts)}")
     label_of: dict[Motion, str] = {}
     for label, motion in zip(labels, motions, strict=True):
         if motion in label_of:
@@ -224,9 +222,7 @@ def _table_of_motions(name: str, labels: Sequence[str], motions: Sequence[Motion
         products = [index.get(motions[g] @ motion, -1) for motion in motions]
         if -1 in products:
             first, second = labels[products.index(-1)], labels[g]
-            raise ValueError(
-                f"{name} is not closed: {first} and then {second} is the motion of no element; add the one that is missing"
-            )
+            raise ValueError(f"{name} is not closed: {first} and then {second} is the motion of no element; add it")
         return np.array(products)
 
     rows, _ = _generated(len(motions), row)
@@ -260,17 +256,17 @@ def _refuse_table(group: Group, by_motions: Sequence[Sequence[int]]) -> None:
     table = group.products
     g, h = np.argwhere(table != np.array(by_motions))[0]
     first, second, wanted, found = (group.elements[k] for k in (h, g, table[g, h], by_motions[g][h]))
+    together = f"{first} and then {second}"
     raise ValueError(
-        f"{group.name}: {first} and then {second} is {wanted} by its table, but {found} by its motions; leave out the table"
+        f"{group.name}: {together} is {wanted} by its table, but {found} by its motions; leave out the table"
     )
 
 
 def _check_axioms(name: str, labels: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
     n = len(labels)
     if len(rows) != n or any(len(row) != n for row in rows):
-        raise ValueError(
-            f"{name} has {n} elements, so its table must be {n}×{n}, got rows of {short([len(row) for row in rows])}"
-        )
+        lengths = short([len(row) for row in rows])
+        raise ValueError(f"{name} has {n} elements, so its table must be {n}×{n}, got rows of {lengths}")
     table = np.array(rows)
     index = np.arange(n)
     outside = np.argwhere((table < 0) | (table >= n))
@@ -282,8 +278,8 @@ def _check_axioms(name: str, labels: Sequence[str], rows: Sequence[Sequence[int]
         )
     if (table[0] != index).any() or (table[:, 0] != index).any():
         raise ValueError(
-            f"{name}: the first element ({labels[0]}) must be the identity, and its row and column of the table 0 to {n - 1} in "
-            f"order; got the row {short(rows[0])}"
+            f"{name}: the first element ({labels[0]}) must be the identity, and its row and column of the table "
+            f"0 to {n - 1} in order; got the row {short(rows[0])}"
         )
     for label, row in zip(labels, table, strict=True):
         if (np.sort(row) != index).any():
@@ -294,7 +290,7 @@ def _check_axioms(name: str, labels: Sequence[str], rows: Sequence[Sequence[int]
         if len(broken):
             a, b, c = (labels[k] for k in (a, *broken[0]))
             raise ValueError(
-                f"{name} is not associative: ({a} {b}) {c} differs from {a} ({b} {c}); correct these products in its table"
+                f"{name} is not associative: ({a} {b}) {c} differs from {a} ({b} {c}); correct these products"
             )
 
 
@@ -314,7 +310,7 @@ def dihedral(n: int) -> Group:
 
 
 def shift(rows: int, columns: int | None = None) -> Group:
-    """Cyclic translations: rolls downwards by multiples of 1/rows of the height, to the right by 1/columns of the width.
+    """Cyclic translations: rolls downwards by multiples of 1/rows of the height, to the right by those of 1/columns.
 
     >>> shift(4).elements, shift(2, 2).elements
     (('e', 's1', 's2', 's3'), ('e', 's0,1', 's1,0', 's1,1'))
@@ -329,12 +325,12 @@ def shift(rows: int, columns: int | None = None) -> Group:
 
 
 def sample(family: str, n: int, seed: int = 0, jitter: int = 1) -> Group:
-    """A sample of SO(2), O(2) or T(2): one element from each of n equal parts of the circle, or n × n of a torus *[ours]*.
+    """A sample of SO(2), O(2) or T(2): an element from each of n equal parts of the circle, n × n of a torus *[ours]*.
 
-    Part k lies about 360 k/n degrees, or k/n of the height or width, and its element is drawn by seed (Haar measure). O(2) has
-    as many other rotations followed by the mirror. The identity stands for its own part, which biases a mean over elements by
-    the order of 1/n², less than its standard error, of the order of n^(-3/2). Without jitter every element is in the middle
-    of its part, as in C_n.
+    Part k lies about 360 k/n degrees, or k/n of the height or width, and its element is drawn by seed (Haar measure).
+    O(2) has as many other rotations followed by the mirror. The identity stands for its own part, which biases a mean
+    over elements by the order of 1/n², less than its standard error, of the order of n^(-3/2). Without jitter every
+    element is in the middle of its part, as in C_n.
 
     >>> sample("SO(2)", 4, jitter=0).angles
     (0.0, 90.0, 180.0, 270.0)
@@ -361,7 +357,7 @@ def sample(family: str, n: int, seed: int = 0, jitter: int = 1) -> Group:
 
 
 def _drawn(part: int, n: int, draw: random.Random, jitter: int) -> Fraction:
-    """A number from one of n equal parts of the circle [0, 1), which lie about multiples of 1/n; a multiple of 1/10⁶ n."""
+    """A number from one of n equal parts of the circle [0, 1), which lie about multiples of 1/n: steps of 1/10⁶ n."""
     off = draw.randrange(-(10**6) // 2, 10**6 // 2) if jitter else 0
     return Fraction(10**6 * part + off, 10**6 * n)
 
@@ -371,13 +367,17 @@ def _rotation_label(motion: Motion, digits: int = 2) -> str:
     return ("m" if motion.is_mirrored else "") + turn or "e"
 
 
+def _colours() -> Group:
+    """The permutations of three colour channels; after "gbr" red is what green was, and so on."""
+    come_from = list(permutations(range(3)))
+    labels = ["".join("rgb"[channel] for channel in permutation) for permutation in come_from]
+    return Group("rgb", ("e", *labels[1:]), motions=tuple(Motion(colours=permutation) for permutation in come_from))
+
+
 def direct_product(left: Group, right: Group) -> Group:
     """The pairs of elements of two groups, multiplied part by part; on images those of `right` move first.
 
-    Raises
-    ------
-    ValueError
-        On images an element of one does not commute with one of the other, or both have an element besides the identity.
+    ValueError where on images they do not commute, or have an element besides the identity in common.
 
     >>> direct_product(parse("C2"), parse("flip")).elements
     ('e', 'm', 'r180', 'r180·m')
@@ -394,8 +394,8 @@ def direct_product(left: Group, right: Group) -> Group:
             motions.append(of_left @ of_right)
             if motions[-1] != of_right @ of_left:
                 raise ValueError(
-                    f"{name} is no direct product: {a} and then {b} is not {b} and then {a}; D4 and O(2) have turns and mirrors "
-                    "together"
+                    f"{name} is no direct product: {a} and then {b} is not {b} and then {a}; "
+                    "D4 and O(2) have turns and mirrors together"
                 )
             if of_left == of_right != Motion():
                 raise ValueError(f"{name} is no direct product: both factors have {b}; take one of them")
@@ -406,15 +406,11 @@ def direct_product(left: Group, right: Group) -> Group:
     return Group(name, tuple(labels), (right.order * of_left + of_right).tolist())
 
 
-COLOURS = tuple(permutations(range(3)))
 FAMILIES = {"C": cyclic, "D": dihedral, "shift": shift}
 """Groups that are named by a word and a number."""
 NAMED = {
     "flip": Group("flip", ("e", "m"), motions=(Motion(), Motion(is_mirrored=True))),
-    # after "gbr" red is what green was, and so on
-    "rgb": Group(
-        "rgb", ("e", "rbg", "grb", "gbr", "brg", "bgr"), motions=tuple(Motion(colours=colours) for colours in COLOURS)
-    ),
+    "rgb": _colours(),
     "sign": Group("sign", ("e", "neg"), motions=(Motion(), Motion(is_negated=True))),
 }
 """Groups that stand alone."""
@@ -422,8 +418,8 @@ CONTINUOUS = {"SO(2)": 16, "O(2)": 16, "T(2)": 4}
 """Continuous groups, of which elements are sampled, and from how many parts; the brackets may be left out."""
 EXAMPLES = ("C2", "C4", "C8", "D1", "D2", "D4", "shift2", "shift4", "shift4x4", "shift4*flip", *NAMED, *CONTINUOUS)
 SYNTAX = (
-    "a number n from 1 may follow C (rotations), D (rotations and mirrors) and shift (rolls; shift4x4 in both directions); "
-    "flip, rgb and sign stand alone; SO(2), O(2) and T(2) are sampled, SO(2)?n=16&seed=0; * makes products"
+    "a number n from 1 may follow C (rotations), D (rotations and mirrors) and shift (rolls; shift4x4 in both "
+    "directions); flip, rgb and sign stand alone; SO(2), O(2) and T(2) are sampled, SO(2)?n=16&seed=0; * makes products"
 )
 
 
@@ -481,8 +477,8 @@ def _options(name: str, text: str) -> dict[str, int]:
         allowed = {"n": "[0-9]{1,9}", "seed": "[0-9]{1,9}", "jitter": "[01]"}
         if key in options or not re.fullmatch(allowed.get(key, "(?!)"), number):
             raise ValueError(
-                f"the sample {short(name)} has {short(option)}; its options are n (how many parts), seed and jitter (1 or 0), whole "
-                "numbers, each once, as in SO(2)?n=16&seed=1"
+                f"the sample {short(name)} has {short(option)}; its options are n (how many parts), seed and jitter "
+                "(1 or 0), whole numbers, each once, as in SO(2)?n=16&seed=1"
             )
         options[key] = int(number)
     return options

@@ -315,6 +315,8 @@ def test_check_action_tells_how_far_an_inexact_action_is_off():
     assert check_action(action, torch.ones(1, 3), atol=0.1) == pytest.approx(1.01**2 - 1, abs=1e-12)
     with pytest.raises(ValueError, match=r"r180 and then r180 is not e \(off by 0.0201, allowed 0.01\); it is what no"):
         check_action(action, torch.ones(1, 3), atol=0.01)
+    outside = torch.from_numpy(~oracles.circle(9)).double()
+    assert check_action(spatial("C8"), outside) == 0  # what is not compared does not come in
     with pytest.raises(ValueError, match="an action is checked on finite numbers"):
         check_action(action, torch.tensor([[1.0, math.nan]]))
 
@@ -336,8 +338,10 @@ UNDEFINED = {
     "S3 has no motions on the plane, so how points move is not known": lambda: boxes(Action("mine", s3()[0])),
     "mine moves images otherwise than C4 says of r90": lambda: coordinates(custom("C4", lambda g, z: turned(-g, z))),
     "is a sample, and regular fields have a map for every element": lambda: regular("SO(2)?n=3"),
-    "mine: the inverses of SO(2)?n=3 are not among its elements": lambda: custom("SO(2)?n=3", turned).inverse,
-    "coordinates: the inverses of SO(2)?n=3 are not among its": lambda: coordinates("SO(2)?n=3").inverse,
+    "mine: the inverses of the sample SO(2)?n=3 are not among its elements": lambda: (
+        custom("SO(2)?n=3", turned).inverse
+    ),
+    "coordinates: the inverses of the sample SO(2)?n=3 are not": lambda: coordinates("SO(2)?n=3").inverse,
 }
 WRONG = {
     "S3 has no motions on the plane; give an Action of your own": lambda: spatial(s3()[0]),

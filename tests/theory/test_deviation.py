@@ -1,6 +1,7 @@
 """f̂, the integrand, chains and the shuffled orbit against the loops of oracles.py; facts 5 to 7 of the measure."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import oracles
@@ -71,18 +72,24 @@ def test_maps_under_a_group_that_interpolates_deviate_within_the_circle():
     np.testing.assert_allclose(found, want, atol=1e-12)
 
 
-def test_where_nothing_moves_the_target_is_not_moved():
-    class Refusing(actions.LayerAction):
-        def __call__(self, g, z):
-            raise AssertionError("moved")
+def test_elements_that_move_nothing_are_not_asked_to():
+    """And where none of them moves, the target is broadcast."""
+    asked, targets = [], []
 
-    nothing = actions.trivial("C4").on_vectors(3)
-    refusing = Refusing(nothing.name, nothing.group, nothing.grid)
-    refusing.__dict__["kernel"] = (0, 1, 2, 3)
-    orbit = torch.rand(4, 5, 3)
-    assert torch.equal(
-        deviation.deviation(orbit, refusing, distances.euclidean), invariance(orbit, distances.euclidean)
-    )
+    class Asked(actions.LayerAction):
+        def __call__(self, g, z):
+            asked.append(g)
+            return super().__call__(g, z)
+
+    spy = replace(distances.euclidean, between=lambda a, b: targets.append(b.shape) or distances.euclidean(a, b))
+    for action in (actions.quotient("C4", actions.regular("C2"), [0, 1, 0, 1]), actions.trivial("C4")):
+        layer = action.on_vectors(2)
+        watched = Asked(layer.name, layer.group, layer.grid, channels=layer.channels)
+        assert watched.kernel == layer.kernel
+        asked.clear()
+        deviation.deviation(torch.rand(4, 5, 2), watched, spy)
+        assert asked == [g for g in range(4) if g not in layer.kernel]
+    assert targets == [(4, 5, 2), (1, 5, 2)]
 
 
 @pytest.mark.parametrize(("kernel", "mean"), [([0], 1), ((1, 3), 20), ([0, 2], 2), ([0, 1, 2, 3], 11)])
@@ -188,7 +195,7 @@ def test_fact_7_m_is_the_mean_over_pairs_however_it_was_split(sizes, seed):
 def test_m_is_of_two_vectors_with_a_direction_or_more():
     state = deviation.PairCosine()
     assert math.isnan(state.result())
-    state.update(torch.tensor([[1.0, 0.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]]))
+    state.update(torch.tensor([[1.0, 1.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]]))
     assert math.isnan(state.result())
-    state.update(torch.tensor([[1.0, 1.0]]))
+    state.update(torch.tensor([[1.0, 0.0]]))
     assert (state.n, state.result()) == (2, pytest.approx(math.sqrt(0.5)))

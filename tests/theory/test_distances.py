@@ -186,7 +186,9 @@ def test_constant_channels_are_left_out_of_the_correlation():
     both, name = torch.stack([varying, constant]), "channelwise_negative_correlation"
     assert value(name, both, both) == pytest.approx(-1)
     assert value(name, torch.stack([varying, varying]), both) == pytest.approx(-0.5)
-    assert math.isnan(value(name, constant[None], constant[None] * 0.1))
+    level = torch.full((1, 7, 7), 1 / 3)  # whose variance is not 0, but rounding
+    assert math.isnan(value(name, level, level * 0.1))
+    assert value(name, level, np.random.default_rng(0).random((1, 7, 7))) == 0
     # a high level is agreement, but no correlation
     a, b = np.random.default_rng(0).standard_normal((2, 1, 20, 20)) + 100
     assert value("channelwise_negative_cosine", a, b) < -0.999
@@ -202,6 +204,8 @@ def test_cosines_do_not_see_how_long_vectors_are(dtype):
     together = distances.negative_cosine(torch.stack([a * p for p, _ in pairs]), torch.stack([b * q for _, q in pairs]))
     alone = [distances.negative_cosine(a * p, b * q) for p, q in pairs]
     np.testing.assert_allclose([together.tolist(), alone], -math.sqrt(0.5), rtol=1e-6)
+    parallel = torch.rand(1000, 7)
+    assert distances.negative_cosine(parallel, 3 * parallel).min() == -1  # and no rounding below
 
 
 @pytest.mark.parametrize("name", OF_SUMS)
