@@ -101,6 +101,7 @@ ENTRIES = {
     "scores before features": (lambda z, v, fc: {"image_embeds": v, "per_image_logits": fc(v)}, "per_image_logits", "scores"),
     "features by name": (lambda z, v, fc: {"x": v, "pooler_output": v}, "pooler_output", "features"),
     "what counts images": (lambda z, v, fc: {"logit_scale": v.sum(), "text": v.T, "image": fc(v)}, "image", "scores"),
+    "numbers are no names": (lambda z, v, fc: {"x": v, "logits": (None, fc(v))}, "logits.1", "scores"),
     "one for each image": (lambda z, v, fc: v[:, 0], "", "features"),
 }  # fmt: skip
 
@@ -113,6 +114,10 @@ def test_an_entry_is_chosen_by_its_name(case):
     assert (output_of(found).entry, output_of(found).kind) == (entry, kind)
     if case == "one for each image":
         assert found.example.shape == (2, 1)
+
+
+def test_outputs_of_another_form_need_no_warning():
+    assert output_of(found_in(lambda z, v: (z, v))).entry == "0"
 
 
 def heads(z, v, fc, classify):
@@ -268,6 +273,12 @@ def test_where_no_module_gives_the_output_it_is_features_with_a_warning(case):
         assert SCORES_WITHOUT_HEAD in found_in(*WITHOUT_HEAD[case], output="scores").layers[0].reason
 
 
+def test_a_vector_said_to_be_features_has_no_head_and_images_are_no_latent():
+    assert found_in(lambda z, v, fc: fc(v), nn.Linear(6, 3), output="features").head == ""
+    on_images = nn.Sequential(nn.Conv2d(2, 3, 6), nn.Flatten())
+    assert find_layers(on_images, pictures(), output="scores").head == ""
+
+
 def test_advice_beside_an_entry_names_the_entry():
     with pytest.warns(UserWarning, match="if not, output={'first': 'scores'} and head="):
         find_layers(Whole(lambda z, v: {"first": v}), pictures())
@@ -280,8 +291,9 @@ def test_scores_by_name_need_no_head():
 
 
 def test_a_sigmoid_hides_no_head_of_independent_outputs():
-    found = found_in(lambda z, v, fc: fc(v).sigmoid(), nn.Linear(6, 3), output="independent")
-    assert (found.head, output_of(found).kind) == ("parts.0", "independent")
+    for function, k in ((lambda z, v, fc: fc(v).sigmoid(), 3), (lambda z, v, fc: fc(v)[:, 0].sigmoid(), 1)):
+        found = found_in(function, nn.Linear(6, k), output="independent")
+        assert (found.head, output_of(found).kind) == ("parts.0", "independent")
 
 
 def test_a_head_may_be_named():
@@ -301,7 +313,8 @@ def test_the_innermost_module_is_the_head_and_one_weight_may_have_others_behind_
     wrapped = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(6, 3)))
     assert found_in(lambda z, v, fc: fc(v), wrapped).head == "parts.0.1.0"
     # as squeezenet's: dropout, convolution, ReLU, pooling
-    pooling = nn.Sequential(nn.Dropout(), nn.Conv2d(6, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 3, 1))
+    pooling = nn.Sequential(nn.Dropout(), conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     found = found_in(lambda z, v, fc: fc(z).flatten(1), pooling)
     assert (found.head, str(found.layers[0].layout)) == ("parts.0", "b c h w")
 
