@@ -102,6 +102,7 @@ ENTRIES = {
     "features by name": (lambda z, v, fc: {"x": v, "pooler_output": v}, "pooler_output", "features"),
     "what counts images": (lambda z, v, fc: {"logit_scale": v.sum(), "text": v.T, "image": fc(v)}, "image", "scores"),
     "numbers are no names": (lambda z, v, fc: {"x": v, "logits": (None, fc(v))}, "logits.1", "scores"),
+    "a map of features": (lambda z, v, fc: {"last_hidden_state": z}, "last_hidden_state", "features"),
     "one for each image": (lambda z, v, fc: v[:, 0], "", "features"),
 }  # fmt: skip
 
@@ -156,6 +157,10 @@ def test_several_heads_are_outputs_in_one_pass():
     assert [layer.output.kind for layer in found.layers[1:]] == ["independent", "scores"]
     assert [str(layer.layout) for layer in found.layers] == ["b c", "b 1 h w", "b c"]
     assert found.head == "parts.0"
+    model, seen = Whole(heads, nn.Linear(6, 3), nn.Conv2d(6, 1, 1)), []
+    with tap(model, found.layers, lambda layer, z: seen.append(layer.name)):  # outputs are for others to select
+        model(pictures())
+    assert seen == ["latent"]
 
 
 @pytest.mark.parametrize(
@@ -299,6 +304,7 @@ def test_a_sigmoid_hides_no_head_of_independent_outputs():
 def test_a_head_may_be_named():
     named = found_in(lambda z, v, fc: fc(v.relu()) ** 3, nn.Linear(6, 3), head="parts.0")
     assert (named.head, output_of(named).kind) == ("parts.0", "scores")
+    assert found_in(lambda z, v, fc: (fc(v), fc(-v))[0], nn.Linear(6, 3), head="parts.0").layers[0].call == 2
     for head, said in (("parts.9", "did you mean 'parts.0'"), ("parts.1", "exists but does not run"), (3, "no head 3")):
         with pytest.raises(ValueError, match=said):
             found_in(lambda z, v, fc, unused: fc(v), nn.Linear(6, 3), nn.Linear(6, 3), head=head)

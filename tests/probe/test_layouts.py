@@ -284,10 +284,14 @@ def test_a_map_of_one_row_or_one_column_lies_along_the_other_side(layout, rearra
     assert at_layer(model).grid == ((6, 1) if axis == 2 else (1, 6))
 
 
-def test_images_of_one_row_have_maps_of_one_row():
-    model = Patches(lambda z: z.clone())
+@pytest.mark.parametrize(
+    ("layout", "rearrange"), [("b c h w", lambda z: z.clone()), ("b c 1x16", lambda z: z.squeeze(2))]
+)
+def test_images_of_one_row_have_maps_of_one_row(layout, rearrange):
+    model = Patches(rearrange)
     model.stem = nn.Conv2d(2, WIDTH, 3, padding=1)
-    assert at_layer(model, pictures(2, 1, 16)).grid == (1, 16)
+    layer = at_layer(model, pictures(2, 1, 16))
+    assert (str(layer.layout), layer.grid) == (layout, (1, 16))
 
 
 @pytest.mark.parametrize("least", [16, 32, 64])
