@@ -321,18 +321,38 @@ def reason_where_open(model, images=None):
     return layer.reason
 
 
-@both_sizes
-@pytest.mark.parametrize("rearrange", [shuffled, lambda z: shuffled(z)[:, ::2]])
-def test_tokens_in_an_order_that_does_not_show_have_a_mean_and_no_places(rearrange, size):
-    model = Patches(rearrange, size=size)
-    layer = at_layer(model)
-    assert (str(layer.layout), layer.grid, layer.channels) == ("b n c", (0, 0), WIDTH)
-    assert "tokens of its output" in layer.reason
-    assert "did not show" in layer.reason
-    images = pictures()
-    with torch.no_grad():
-        z = model.at(model.stem(images))
-    torch.testing.assert_close(layer.read(z), z)
+def as_of_four_rows(z):
+    """Tokens whose corners are where a grid of four rows of nine would have them."""
+    order = list(range(36))
+    order[5], order[8], order[27], order[30] = 8, 5, 30, 27
+    return tokens(z)[:, order]
+
+
+def mixed_tokens(z):
+    sequence = tokens(z)
+    tokens_by_tokens = torch.randn(2 * [sequence.shape[1]], generator=torch.Generator().manual_seed(0))
+    return tokens_by_tokens.to(z) @ sequence
+
+
+@pytest.mark.parametrize(
+    ("rearrange", "sizes"),
+    [
+        (shuffled, [FLEXIBLE, FIXED]),
+        (lambda z: shuffled(z)[:, ::2], [FLEXIBLE, FIXED]),
+        (as_of_four_rows, [FIXED]),
+        (mixed_tokens, [FLEXIBLE]),
+    ],
+)
+def test_tokens_in_an_order_that_does_not_show_have_a_mean_and_no_places(rearrange, sizes):
+    for size in sizes:
+        model = Patches(rearrange, size=size)
+        layer, images = at_layer(model), pictures()
+        assert (str(layer.layout), layer.grid, layer.channels) == ("b n c", (0, 0), WIDTH)
+        assert "tokens of its output" in layer.reason
+        assert "did not show" in layer.reason
+        with torch.no_grad():
+            z = model.at(model.stem(images))
+        torch.testing.assert_close(layer.read(z), z)
 
 
 @both_sizes
