@@ -387,6 +387,12 @@ def test_queries_have_no_places_however_many_they_are(size, seed):
             None,
             r"no axis of its output counts the images.*\(8, 9, 4\) for 2 im",
         ),
+        (
+            lambda z: everywhere(F.adaptive_avg_pool2d(z, (3, None))),
+            None,
+            None,
+            "some follow the image's size does not",
+        ),
         (lambda z: torch.ones(1, 36, 4), None, None, "no axis of its output counts the images"),
         (lambda z: z.flatten(1) @ z.flatten(1).T, None, None, "more than one axis of its output may count the images"),
         (windows, None, pictures(2, 16, 16), "can be read as b 2x2 c c and as b c 4x4 c; if you know"),
