@@ -65,13 +65,14 @@ def find_head(
     return None
 
 
-def _weighted(module: nn.Module) -> list[str]:
-    """The modules within that map channels by weights of their own."""
-    weighted = []
+def _weighted(module: nn.Module) -> set[str]:
+    """The modules within that map channels by weights of their own, as they are or parametrised."""
+    weighted = set()
     for path, part in module.named_modules():
         has_matrix = any(parameter.dim() > 1 for parameter in part.parameters(recurse=False))
-        if "parametrizations" not in path and (has_matrix or hasattr(part, "in_features")):
-            weighted.append(path)
+        if has_matrix or hasattr(part, "in_features"):
+            owner, _, _ = path.partition("parametrizations")
+            weighted.add(owner.rstrip("."))
     return weighted
 
 

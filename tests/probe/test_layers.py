@@ -95,54 +95,12 @@ def test_the_first_of_two_maps_is_read_in_whatever_holds_them(holder):
         torch.testing.assert_close(found.example, output_of(found).select(model(pictures())))
 
 
-ENTRIES = {
-    "scores by name": (lambda z, v, fc: {"box": v, "cls": fc(v)}, "cls", "scores"),
-    "logits before other names": (lambda z, v, fc: {"out": v, "a": {"Logits": fc(v)}}, "a.Logits", "scores"),
-    "scores before features": (lambda z, v, fc: {"image_embeds": v, "per_image_logits": fc(v)}, "per_image_logits", "scores"),
-    "features by name": (lambda z, v, fc: {"x": v, "pooler_output": v}, "pooler_output", "features"),
-    "what counts images": (lambda z, v, fc: {"logit_scale": v.sum(), "text": v.T, "image": fc(v)}, "image", "scores"),
-    "one for each image": (lambda z, v, fc: v[:, 0], "", "features"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", ENTRIES)
-@pytest.mark.filterwarnings("ignore:of the model's outputs 'a.Logits'", "ignore:no classifier was found")
-def test_an_entry_is_chosen_by_its_name(case):
-    function, entry, kind = ENTRIES[case]
-    found = find_layers(Whole(function, nn.Linear(6, 3)), pictures())
-    assert (output_of(found).entry, output_of(found).kind) == (entry, kind)
-    if case == "one for each image":
-        assert found.example.shape == (2, 1)
+def test_outputs_of_another_form_need_no_warning():
+    assert output_of(found_in(lambda z, v: (z, v))).entry == "0"
 
 
 def heads(z, v, fc, classify):
     return {"cls": fc(v), "mask": classify(z), "embeddings": v, "logits": fc(v) / 0.1}
-
-
-@pytest.mark.parametrize(
-    ("output", "entry", "kind"),
-    [
-        ("mask", "mask", "dense"),
-        ("dense", "mask", "dense"),
-        ("scores", "logits", "scores"),
-        ("features", "embeddings", "features"),
-        ("embeddings", "embeddings", "features"),
-        ({"cls": "independent"}, "cls", "independent"),
-        ({"cls": "probabilities"}, "cls", "probabilities"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:of the model's outputs 'logits'")
-def test_an_entry_may_be_named_and_said_to_be_something(output, entry, kind):
-    found = find_layers(Whole(heads, nn.Linear(6, 3), nn.Conv2d(6, 1, 1)), pictures(), output=output)
-    assert (output_of(found).entry, output_of(found).kind) == (entry, kind)
-
-
-def test_names_of_kinds_and_of_what_holds_tensors_are_entries():
-    def function(z, v, fc):
-        return {"logits": fc(v), "scores": fc(v), "aux": {"x": v}}
-
-    assert output_of(found_in(function, nn.Linear(6, 3), output="scores")) == Output("scores", "scores")
-    assert output_of(found_in(function, nn.Linear(6, 3), output={"aux": "features"})).entry == "aux.x"
 
 
 def test_several_heads_are_outputs_in_one_pass():
@@ -151,6 +109,10 @@ def test_several_heads_are_outputs_in_one_pass():
     assert [layer.output.kind for layer in found.layers[1:]] == ["independent", "scores"]
     assert [str(layer.layout) for layer in found.layers] == ["b c", "b 1 h w", "b c"]
     assert found.head == "parts.0"
+    model, seen = Whole(heads, nn.Linear(6, 3), nn.Conv2d(6, 1, 1)), []
+    with tap(model, found.layers, lambda layer, z: seen.append(layer.name)):  # outputs are for others to select
+        model(pictures())
+    assert seen == ["latent"]
 
 
 @pytest.mark.parametrize(
@@ -214,29 +176,66 @@ class Cosine(nn.Linear):
         return F.linear(F.normalize(z), F.normalize(self.weight))
 
 
-WITH_HEAD = {
-    "plain": (lambda z, v, fc: fc(v), nn.Linear(6, 3), "scores"),
-    "temperature": (lambda z, v, fc: fc(v) / 1.7, nn.Linear(6, 3), "scores"),
-    "offset": (lambda z, v, fc: fc(v) - fc(v).amax(1, keepdim=True), nn.Linear(6, 3), "scores"),
-    "softmax": (lambda z, v, fc: fc(v).softmax(1), nn.Linear(6, 3), "probabilities"),
-    "hard softmax": (lambda z, v, fc: (40 * fc(v)).softmax(1), nn.Linear(6, 3), "probabilities"),
-    "softmax and temperature": (lambda z, v, fc: (fc(v) / 0.2).softmax(1), nn.Linear(6, 3), "probabilities"),
-    "log-softmax": (lambda z, v, fc: (fc(v) / 0.2).log_softmax(1), nn.Linear(6, 3), "scores"),
-    "squeezed": (lambda z, v, fc: fc(v[..., None, None])[..., 0, 0], nn.Conv2d(6, 3, 1), "scores"),
-    "weight norm": (lambda z, v, fc: fc(v), nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)), "scores"),
-    "cosine": (lambda z, v, fc: 16 * fc(v), Cosine(6, 3), "scores"),
-    "low rank": (lambda z, v, fc: fc(v) / 0.1, LowRank(), "scores"),
-    "one score": (lambda z, v, fc: 3 * fc(v)[:, 0], nn.Linear(6, 1), "features"),
-}
+def kinds(z, v, fc):
+    return {"logits": fc(v), "scores": fc(v), "aux": {"x": v}}
 
 
-@pytest.mark.parametrize("case", WITH_HEAD)
-def test_the_head_is_found_by_what_it_gives(case):
-    function, module, kind = WITH_HEAD[case]
-    found = found_in(function, module)
-    assert (found.head, output_of(found).kind) == ("parts.0", kind)
-    latent = found.layers[0]
-    assert (latent.path, latent.side, latent.layout.channels, latent.reason) == ("parts.0", "in", 6, "")
+FC, ONE = [nn.Linear(6, 3)], [nn.Linear(6, 1)]
+HEADS = nn.Linear(6, 3), nn.Conv2d(6, 1, 1)
+PARAMETRISED = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 3, 1))
+AS_SQUEEZENET = nn.Sequential(nn.Dropout(), PARAMETRISED, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+WRAPPED = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(6, 3)))
+FOUND = {  # what the model gives, its modules, options; entry, kind and head
+    "scores by name": (lambda z, v, fc: {"box": v, "cls": fc(v)}, FC, {}, "cls", "scores", "parts.0"),
+    "logits before others": (lambda z, v, fc: {"out": v, "a": {"Logits": fc(v)}}, FC, {}, "a.Logits", "scores", "parts.0"),
+    "scores before features": (lambda z, v, fc: {"image_embeds": v, "a_logits": fc(v)}, FC, {}, "a_logits", "scores", "parts.0"),
+    "features by name": (lambda z, v: {"x": v, "pooler_output": v}, (), {}, "pooler_output", "features", ""),
+    "scores without a head": (lambda z, v: {"logits_per_image": F.normalize(v)}, (), {}, "logits_per_image", "scores", ""),
+    "numbers are no names": (lambda z, v, fc: {"x": v, "logits": (None, fc(v))}, FC, {}, "logits.1", "scores", "parts.0"),
+    "what counts images": (lambda z, v, fc: {"logit": v.sum(), "t": v.T, "i": fc(v)}, FC, {}, "i", "scores", "parts.0"),
+    "a map of features": (lambda z, v: {"last_hidden_state": z}, (), {}, "last_hidden_state", "features", ""),
+    "one number for each image": (lambda z, v, fc: 3 * fc(v)[:, 0], ONE, {}, "", "features", "parts.0"),
+    "an entry": (heads, HEADS, {"output": "mask"}, "mask", "dense", ""),
+    "an entry that is features": (heads, HEADS, {"output": "embeddings"}, "embeddings", "features", ""),
+    "a kind": (heads, HEADS, {"output": "dense"}, "mask", "dense", ""),
+    "features before scores": (heads, HEADS, {"output": "features"}, "embeddings", "features", ""),
+    "entry and kind": (heads, HEADS, {"output": {"cls": "independent"}}, "cls", "independent", "parts.0"),
+    "probabilities": (heads, HEADS, {"output": {"cls": "probabilities"}}, "cls", "probabilities", "parts.0"),
+    "an entry called scores": (kinds, FC, {"output": "scores"}, "scores", "scores", "parts.0"),
+    "what holds one": (kinds, FC, {"output": {"aux": "features"}}, "aux.x", "features", ""),
+    "plain": (lambda z, v, fc: fc(v), FC, {}, "", "scores", "parts.0"),
+    "plain features": (lambda z, v, fc: fc(v), FC, {"output": "features"}, "", "features", ""),
+    "temperature": (lambda z, v, fc: fc(v) / 1.7, FC, {}, "", "scores", "parts.0"),
+    "offset": (lambda z, v, fc: fc(v) - fc(v).amax(1, keepdim=True), FC, {}, "", "scores", "parts.0"),
+    "softmax": (lambda z, v, fc: fc(v).softmax(1), FC, {}, "", "probabilities", "parts.0"),
+    "hard softmax": (lambda z, v, fc: (40 * fc(v)).softmax(1), FC, {}, "", "probabilities", "parts.0"),
+    "soft softmax": (lambda z, v, fc: (fc(v) / 9).softmax(1), FC, {}, "", "probabilities", "parts.0"),
+    "log-softmax": (lambda z, v, fc: (fc(v) / 0.2).log_softmax(1), FC, {}, "", "scores", "parts.0"),
+    "squeezed": (lambda z, v, conv: conv(v[..., None, None])[..., 0, 0], [nn.Conv2d(6, 3, 1)], {}, "", "scores", "parts.0"),
+    "cosine": (lambda z, v, fc: 16 * fc(v), [Cosine(6, 3)], {}, "", "scores", "parts.0"),
+    "low rank": (lambda z, v, fc: fc(v) / 0.1, [LowRank()], {}, "", "scores", "parts.0"),
+    "weights in one place": (lambda z, v, fc: fc(z).flatten(1), [AS_SQUEEZENET], {}, "", "scores", "parts.0"),
+    "innermost": (lambda z, v, fc: fc(v), [WRAPPED], {}, "", "scores", "parts.0.1.0"),
+    "sigmoid": (lambda z, v, fc: fc(v).sigmoid(), FC, {"output": "independent"}, "", "independent", "parts.0"),
+    "a sigmoid": (lambda z, v, fc: fc(v)[:, 0].sigmoid(), ONE, {"output": "independent"}, "", "independent", "parts.0"),
+    "a head that was named": (lambda z, v, fc: fc(v) ** 3, FC, {"head": "parts.0"}, "", "scores", "parts.0"),
+    "images are no latent": (lambda z, v: z[:, :, 0, 0], (), {"output": "scores"}, "", "scores", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOUND)
+@pytest.mark.filterwarnings("ignore:of the model's outputs")
+def test_the_entry_that_is_read_what_it_is_and_the_head(case):
+    function, modules, options, entry, kind, head = FOUND[case]
+    found = find_layers(Whole(function, *modules).eval(), pictures(side=1 if "images" in case else 6), **options)
+    assert (output_of(found).entry, output_of(found).kind, found.head) == (entry, kind, head)
+    (latent,) = [layer for layer in found.layers if layer.role == "latent"]
+    if head:
+        assert (latent.path, latent.side, latent.channels, latent.reason) == (head, "in", 6, "")
+    elif kind == "scores":
+        assert SCORES_WITHOUT_HEAD in latent.reason
+    else:
+        assert latent.channels == found.layers[-1].channels
 
 
 WITHOUT_HEAD = {
@@ -265,45 +264,17 @@ def test_where_no_module_gives_the_output_it_is_features_with_a_warning(case):
     assert "the model ends in features (output='features')" in output_of(silenced).reason
     if output.channels > 1:
         assert "output='scores', and head=" in output.output.reason
+        with pytest.warns(UserWarning, match="if not, output={'first': 'scores'} and head="):
+            find_layers(Whole(lambda *z: {"first": WITHOUT_HEAD[case][0](*z)}, *WITHOUT_HEAD[case][1:]), images)
         assert SCORES_WITHOUT_HEAD in found_in(*WITHOUT_HEAD[case], output="scores").layers[0].reason
 
 
-def test_advice_beside_an_entry_names_the_entry():
-    with pytest.warns(UserWarning, match="if not, output={'first': 'scores'} and head="):
-        find_layers(Whole(lambda z, v: {"first": v}), pictures())
-
-
-def test_scores_by_name_need_no_head():
-    found = found_in(lambda z, v: {"logits_per_image": F.normalize(v), "image_embeds": v})
-    assert output_of(found) == Output("logits_per_image", "scores")
-    assert SCORES_WITHOUT_HEAD in found.layers[0].reason
-
-
-def test_a_sigmoid_hides_no_head_of_independent_outputs():
-    found = found_in(lambda z, v, fc: fc(v).sigmoid(), nn.Linear(6, 3), output="independent")
-    assert (found.head, output_of(found).kind) == ("parts.0", "independent")
-
-
 def test_a_head_may_be_named():
-    named = found_in(lambda z, v, fc: fc(v.relu()) ** 3, nn.Linear(6, 3), head="parts.0")
-    assert (named.head, output_of(named).kind) == ("parts.0", "scores")
+    for options, call in (({}, 1), ({"head": "parts.0"}, 2)):  # the call that gives the output, or the last
+        assert found_in(lambda z, v, fc: (fc(v), fc(-v))[0], nn.Linear(6, 3), **options).layers[0].call == call
     for head, said in (("parts.9", "did you mean 'parts.0'"), ("parts.1", "exists but does not run"), (3, "no head 3")):
         with pytest.raises(ValueError, match=said):
             found_in(lambda z, v, fc, unused: fc(v), nn.Linear(6, 3), nn.Linear(6, 3), head=head)
-
-
-def test_the_call_of_the_head_that_gives_the_output_counts():
-    found = found_in(lambda z, v, fc: (fc(-v), fc(v))[1], nn.Linear(6, 3))
-    assert (found.layers[0].path, found.layers[0].call) == ("parts.0", 2)
-
-
-def test_the_innermost_module_is_the_head_and_one_weight_may_have_others_behind_it():
-    wrapped = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(6, 3)))
-    assert found_in(lambda z, v, fc: fc(v), wrapped).head == "parts.0.1.0"
-    # as squeezenet's: dropout, convolution, ReLU, pooling
-    pooling = nn.Sequential(nn.Dropout(), nn.Conv2d(6, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-    found = found_in(lambda z, v, fc: fc(z).flatten(1), pooling)
-    assert (found.head, str(found.layers[0].layout)) == ("parts.0", "b c h w")
 
 
 @pytest.mark.filterwarnings("ignore:no classifier was found")

@@ -284,10 +284,14 @@ def test_a_map_of_one_row_or_one_column_lies_along_the_other_side(layout, rearra
     assert at_layer(model).grid == ((6, 1) if axis == 2 else (1, 6))
 
 
-def test_images_of_one_row_have_maps_of_one_row():
-    model = Patches(lambda z: z.clone())
+@pytest.mark.parametrize(
+    ("layout", "rearrange"), [("b c h w", lambda z: z.clone()), ("b c 1x16", lambda z: z.squeeze(2))]
+)
+def test_images_of_one_row_have_maps_of_one_row(layout, rearrange):
+    model = Patches(rearrange)
     model.stem = nn.Conv2d(2, WIDTH, 3, padding=1)
-    assert at_layer(model, pictures(2, 1, 16)).grid == (1, 16)
+    layer = at_layer(model, pictures(2, 1, 16))
+    assert (str(layer.layout), layer.grid) == (layout, (1, 16))
 
 
 @pytest.mark.parametrize("least", [16, 32, 64])
@@ -317,18 +321,38 @@ def reason_where_open(model, images=None):
     return layer.reason
 
 
-@both_sizes
-@pytest.mark.parametrize("rearrange", [shuffled, lambda z: shuffled(z)[:, ::2]])
-def test_tokens_in_an_order_that_does_not_show_have_a_mean_and_no_places(rearrange, size):
-    model = Patches(rearrange, size=size)
-    layer = at_layer(model)
-    assert (str(layer.layout), layer.grid, layer.channels) == ("b n c", (0, 0), WIDTH)
-    assert "tokens of its output" in layer.reason
-    assert "did not show" in layer.reason
-    images = pictures()
-    with torch.no_grad():
-        z = model.at(model.stem(images))
-    torch.testing.assert_close(layer.read(z), z)
+def as_of_four_rows(z):
+    """Tokens whose corners are where a grid of four rows of nine would have them."""
+    order = list(range(36))
+    order[5], order[8], order[27], order[30] = 8, 5, 30, 27
+    return tokens(z)[:, order]
+
+
+def mixed_tokens(z):
+    sequence = tokens(z)
+    tokens_by_tokens = torch.randn(2 * [sequence.shape[1]], generator=torch.Generator().manual_seed(0))
+    return tokens_by_tokens.to(z) @ sequence
+
+
+@pytest.mark.parametrize(
+    ("rearrange", "sizes"),
+    [
+        (shuffled, [FLEXIBLE, FIXED]),
+        (lambda z: shuffled(z)[:, ::2], [FLEXIBLE, FIXED]),
+        (as_of_four_rows, [FIXED]),
+        (mixed_tokens, [FLEXIBLE]),
+    ],
+)
+def test_tokens_in_an_order_that_does_not_show_have_a_mean_and_no_places(rearrange, sizes):
+    for size in sizes:
+        model = Patches(rearrange, size=size)
+        layer, images = at_layer(model), pictures()
+        assert (str(layer.layout), layer.grid, layer.channels) == ("b n c", (0, 0), WIDTH)
+        assert "tokens of its output" in layer.reason
+        assert "did not show" in layer.reason
+        with torch.no_grad():
+            z = model.at(model.stem(images))
+        torch.testing.assert_close(layer.read(z), z)
 
 
 @both_sizes
@@ -362,6 +386,12 @@ def test_queries_have_no_places_however_many_they_are(size, seed):
             None,
             None,
             r"no axis of its output counts the images.*\(8, 9, 4\) for 2 im",
+        ),
+        (
+            lambda z: everywhere(F.adaptive_avg_pool2d(z, (3, None))),
+            None,
+            None,
+            "some follow the image's size does not",
         ),
         (lambda z: torch.ones(1, 36, 4), None, None, "no axis of its output counts the images"),
         (lambda z: z.flatten(1) @ z.flatten(1).T, None, None, "more than one axis of its output may count the images"),
