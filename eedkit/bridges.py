@@ -1,12 +1,15 @@
-"""What others report about invariance and equivariance, by the same taps, layouts and actions as G-EED.
+"""What others report about invariance and equivariance, by the same layers, layouts and actions as G-EED.
 
-Of what `measure` recorded: `prediction_consistency`, `effective_invariance` and `equivariance_psnr`. The others take a pass of
+`prediction_consistency`, `effective_invariance` and `equivariance_psnr` read what `measure` recorded. The others take a pass of
 their own, since they are statistics over the samples (`normalised_variance`, `cka`) or derivatives (`lie_derivative`).
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,34 +19,23 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eedkit.errors import printable, unknown
-from eedkit.probe import samples
-from eedkit.probe.accumulate import images_in_cache
-from eedkit.probe.layers import Found, Layer, first_noisy_module, tap
-from eedkit.probe.measure import (
-    ABSENT,
-    HALF,
-    Forward,
-    Options,
-    Table,
-    refuse_changed,
-    traced,
-    unwrapped,
-    warn_of_noise,
-    warn_of_silent_blocks,
-    weight_versions,
-)
+from eedkit.errors import Undefined, printable, unknown
+from eedkit.probe import guard, run, samples
+from eedkit.probe.collect import ABSENT, Place
+from eedkit.probe.layers import Layer
+from eedkit.probe.measure import Options, warn_of_noise, warn_of_silent_blocks
 from eedkit.probe.metrics import probabilities
+from eedkit.probe.run import Ready
+from eedkit.probe.tracing import first_noisy_module, trace
 from eedkit.progress import bar
 from eedkit.results import schema
-from eedkit.theory import actions
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
 
 MOVES = ("rotate", "slide", "slide across")
 """The one-parameter groups of `lie_derivative`: rotations counter-clockwise, translations downwards and to the right."""
-OPTIONS = ("layers", "head", "layouts", "output", "batch_size", "device", "precision", "seed")
-"""What those that take a pass of their own take from `measure`."""
+OPTIONS = ("layers", "head", "layouts", "output", "call", "batch_size", "device", "precision", "seed")
+"""Options of `measure` that the bridges with a pass of their own take, too."""
 MOST_FEATURES = 4096
 """Features of a layer up to which `cka` keeps their matrices."""
 
@@ -51,7 +43,7 @@ MOST_FEATURES = 4096
 def prediction_consistency(ds: xr.Dataset) -> xr.DataArray:
     """Whether argmax f(gx) = argmax f(x), 1 or 0; needs no labels (Deng et al. 2022, arXiv 2207.07065).
 
-    The baseline for any measure that foretells accuracy on moved images.
+    The baseline for any measure that predicts accuracy on moved images.
 
     Parameters
     ----------
@@ -124,14 +116,13 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
     """10 log₁₀(peak² / mean (f(gx) − g f(x))²) in dB: EQ-T under translations, EQ-R under rotations.
 
     Karras et al. 2021 (arXiv 2106.12423, appendix E) report it for images between −1 and 1 with a peak of 2; here f is any
-    layer's maps. ∞ where f is exactly equivariant, and the larger the better. Two things are otherwise than theirs: shifts
-    roll, so that no border is left out, and rotations interpolate bilinearly within the inscribed circle, so that no low-pass
-    filter is applied.
+    layer's maps. ∞ where f is exactly equivariant, and the larger the better. Two things differ from theirs: shifts roll, so
+    that no border is left out, and rotations interpolate bilinearly within the inscribed circle, without a low-pass filter.
 
     Parameters
     ----------
     ds : Dataset
-        Of `measure(metrics=["channelwise_rms"])`, which keeps the orbits of a batch of maps in memory.
+        Of `measure(metrics=["channelwise_rms"])`.
     peak : float, or None
         The largest difference that two values can have. None: the root mean square of f(x), as in a signal-to-noise ratio
         *[ours]*, for maps that have no such bound.
@@ -140,7 +131,7 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
     -------
     DataArray (model, layer)
         From the mean square over samples and every element but the identity; NaN, with the attribute `nan_reason`, where some
-        element moves nothing, since the measure then compares with a mean over these.
+        other element moves nothing, since `channelwise_rms` then compares with a mean over these.
 
     Raises
     ------
@@ -170,16 +161,15 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
         signal = xr.full_like(noise, peak**2).where(noise.notnull())
     with np.errstate(divide="ignore", invalid="ignore"):
         decibels = 10 * np.log10(signal / noise)
-    is_faithful = ds.kernel_order == 1
-    reason = "" if is_faithful.all() else "where an element moves nothing, f̂(x) is not f(x)"
+    is_mixed = moved.channelwise_rms_kernel_order > 1
     return (
-        decibels.where(is_faithful)
+        decibels.where(~is_mixed)
         .rename("equivariance_psnr")
         .assign_attrs(
             long_name="equivariance",
             units="dB",
             source="Karras et al. 2021, arXiv 2106.12423",
-            nan_reason=reason,
+            nan_reason="where an element moves nothing, f̂(x) is not f(x)" if is_mixed.any() else "",
         )
     )
 
@@ -208,27 +198,25 @@ def normalised_variance(
 ) -> dict[str, xr.Dataset]:
     """mean_x std_g f(gx) / mean_g std_x f(gx), for every single unit (Quiroga et al. 2023, arXiv 2310.17404).
 
-    Of every number that a layer gives, its standard deviation over the elements relative to that over the samples, both with
+    The standard deviation over the elements of every number that a layer gives, relative to that over the samples, both with
     n − 1. 0 where a unit is invariant, about 1 where moving an image changes it as much as taking another one. As in tmeasures
-    1.2.11 variance means standard deviation, and nothing moves the units back.
+    1.2.11, variance means standard deviation, and nothing moves the units back; so a layer needs no layout.
 
-    Holds three maps of each layer for each element and three for each image of a batch, in float64, however many samples there
-    are.
+    Holds three maps of each layer for each element, in float64, however many samples there are.
 
     Parameters
     ----------
-    model, images, group
+    model, images, group, progress
         As in `measure`.
-    progress : bool
-        Show a bar.
     **options
-        `layers`, `head`, `layouts`, `output`, `batch_size`, `device`, `precision` and `seed` of `measure`.
+        `layers`, `head`, `layouts`, `output`, `call`, `batch_size`, `device`, `precision` and `seed` of `measure`.
 
     Returns
     -------
     dict from layer to Dataset (row, column, channel)
         `transformation` and `sample`, the two deviations, and `normalised`, their ratio: ∞ where a unit changes only as images
-        move, NaN where it never changes (tmeasures gives 1). The attribute `nan_reason` of `normalised` says why.
+        move, NaN where it never changes (tmeasures gives 1). The attribute `nan_reason` of `normalised` says why. Where it is
+        not known how the positions lie, the dimensions are those of what the layer gives for an image: `axis1`, `axis2`, …
 
     Raises
     ------
@@ -242,31 +230,38 @@ def normalised_variance(
     >>> dict(found["0"].sizes), bool((found["1"].normalised < 1e-3).all())
     ({'row': 5, 'column': 5, 'channel': 2}, True)
     """
-    settings = _options(actions.on_images(group), options)
+    settings = _options(group, options)
     order = settings.action.group.order
     if order < 2:
         raise ValueError(f"a deviation over elements needs 2 or more, got {order}; choose a larger group")
-    spreads: dict[Layer, _Spread] = {}
+    spreads: dict[Layer, _Spread] = defaultdict(lambda: _Spread(order))
+    stream = samples.open_stream(images, seed=settings.seed)
+    with run.prepared(guard.unwrapped(model), stream, settings) as ready:
+        shapes = _shapes_for_one_image(ready)
 
-    def take(layer: Layer, g: int, z: Tensor, _rows: list[int]) -> None:
-        if layer not in spreads:
-            spreads[layer] = _Spread(order)
-        spreads[layer].take(g, z)
+        def take(layer: Layer, place: Place, given: Tensor) -> None:
+            if 0 in layer.grid:
+                units = _images_first(layer, place, given, shapes[layer.key])
+            else:
+                units = layer.read(given).unflatten(1, layer.grid)
+            spreads[layer].take(place, _finite_orbit(place, units))
 
-    seen = _see(model, images, settings, order, take, progress=progress)
-    _refuse_few(seen)
+        layers = [layer for layer in ready.found.layers if layer.layout is not None or layer.key in shapes]
+        reasons, rows, _ = _see(ready, take, layers=layers, progress=progress)
+    _refuse_few(rows)
     found = {}
-    for layer in seen.layers:
+    for layer, reason in reasons.items():
         shape = (*layer.grid, layer.channels)
         over_elements = over_samples = torch.full(shape, torch.nan, dtype=torch.float64)
-        reason = seen.reasons.get(layer.name, "")
         if not reason:
-            over_elements, over_samples = (part.reshape(shape).cpu() for part in spreads[layer].result())
-        never_change = int((over_samples == 0).logical_and(over_elements == 0).sum())
+            over_elements, over_samples = spreads[layer].result()
+        never_change = int(((over_samples == 0) & (over_elements == 0)).sum())
         if never_change:
             reason = f"{never_change} of {over_samples.numel()} units never change"
-        attrs = {"long_name": "normalised variance", "units": "1", "nan_reason": reason, "samples": seen.n}
-        dims = ("row", "column", "channel")
+        dims = ["row", "column", "channel"]
+        if 0 in layer.grid and not reason:
+            dims = [f"axis{number}" for number in range(1, over_samples.dim() + 1)]
+        attrs = {"long_name": "normalised variance", "units": "1", "nan_reason": reason, "samples": len(rows)}
         found[layer.name] = xr.Dataset(
             {
                 "transformation": (dims, over_elements.numpy(), {"long_name": "standard deviation over elements"}),
@@ -281,60 +276,66 @@ def normalised_variance(
     return found
 
 
-class _Spread:
-    """The deviations of every unit over the elements for each image, and over the images under each element.
+class _Sums:
+    """Σd and Σd² of the differences d from the first of all values, so that what never changes has exactly 0."""
 
-    Sums are of differences from f(x), and from what the first image gave, so that a unit that never changes has exactly 0.
-    """
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add values (n, *z)."""
+        if not self.n:
+            self.first = values[0].clone()
+            self.total = torch.zeros_like(self.first)
+            self.squares = torch.zeros_like(self.first)
+        difference = values - self.first
+        self.n += len(values)
+        self.total += difference.sum(0)
+        self.squares += difference.square_().sum(0)
+
+    def deviation(self) -> Tensor:
+        """The standard deviation with n − 1."""
+        return ((self.squares - self.total.square() / self.n).clamp_min(0) / (self.n - 1)).sqrt()
+
+
+class _Spread:
+    """The deviations of every unit over the elements for each image, and over the images under each element."""
 
     def __init__(self, order: int) -> None:
-        self.order = order
-        self.n = 0
-        self.of_x = torch.empty(0)
-        self.over_elements = torch.empty(0)
-        self.deviations = torch.empty(0)
-        self.of_first: list[Tensor] = []
-        self.over_samples: list[Tensor] = []
+        self.over_elements = _Sums()
+        self.over_samples = [_Sums() for _ in range(order)]
+        self.deviations: Tensor | float = 0.0
 
-    def take(self, g: int, z: Tensor) -> None:
-        """Take f(gx) of a batch, (b, P, C), element by element."""
-        if len(self.of_first) == g:
-            self.of_first.append(z[0].to(torch.float64, copy=True))
-            self.over_samples.append(z.new_zeros(2, *z.shape[1:], dtype=torch.float64))
-        if not self.n:
-            self.deviations = z.new_zeros(z.shape[1:], dtype=torch.float64)
-        if g == 0:
-            self.n += len(z)
-            if self.of_x.shape != z.shape:
-                self.of_x = torch.empty_like(z)
-                self.over_elements = z.new_empty(2, *z.shape, dtype=torch.float64)
-            self.of_x.copy_(z)
-            self.over_elements.zero_()
-        images = images_in_cache(z)
-        for start in range(0, len(z), images):
-            some = slice(start, start + images)
-            self._take_some(g, some, z[some].double())
-
-    def _take_some(self, g: int, some: slice, z: Tensor) -> None:
-        difference = z - self.of_first[g]
-        self.over_samples[g][0] += difference.sum(0)
-        self.over_samples[g][1] += difference.square_().sum(0)
-        difference = z - self.of_x[some]
-        self.over_elements[0, some] += difference
-        self.over_elements[1, some] += difference.square_()
-        if g == self.order - 1:
-            self.deviations += _deviation(self.over_elements[:, some], self.order).sum(0)
+    def take(self, place: Place, orbit: Tensor) -> None:
+        """Take f(gx) of some images, (g, b, *units)."""
+        if place.fresh == 0:
+            self.over_elements = _Sums()
+        for element, z in zip(place.elements[place.fresh :], orbit[place.fresh :], strict=True):
+            z = z.double()
+            self.over_elements.add(z[None])
+            self.over_samples[element].add(z)
+        if self.over_elements.n == len(self.over_samples):
+            self.deviations = self.deviations + self.over_elements.deviation().sum(0)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """The mean over images of the deviation over elements, and the mean over elements of that over images: (P, C)."""
-        of_elements = [_deviation(sums, self.n) for sums in self.over_samples]
-        return self.deviations / self.n, torch.stack(of_elements).mean(0)
+        """The mean over images of the deviation over elements, and the mean over elements of that over images."""
+        over_images = torch.stack([sums.deviation() for sums in self.over_samples]).mean(0)
+        return torch.as_tensor(self.deviations / self.over_samples[0].n).cpu(), over_images.cpu()
 
 
-def _deviation(sums: Tensor, n: int) -> Tensor:
-    """The standard deviation with n − 1, from Σd and Σd²."""
-    total, squares = sums
-    return ((squares - total.square() / n).clamp_min(0) / (n - 1)).sqrt()
+def _shapes_for_one_image(ready: Ready) -> dict[Any, tuple[int, ...]]:
+    """What shapes everything has that the model gives for a single image, by the keys of layers."""
+    outputs = [layer.output for layer in ready.found.layers if layer.output is not None]
+    return trace(ready.forward.model, ready.example[:1], ready.forward.call, outputs=outputs).shapes
+
+
+def _images_first(layer: Layer, place: Place, given: Tensor, shape_of_one: tuple[int, ...]) -> Tensor:
+    """What a layer gives, with the images on the first axis: the one whose size is 1 for one image, and n for n of them."""
+    n = len(place.elements) * place.images
+    for axis, size in enumerate(given.shape):
+        if size == n and shape_of_one == (*given.shape[:axis], 1, *given.shape[axis + 1 :]):
+            return given.movedim(axis, 0)
+    raise Undefined(layer.reason)
 
 
 def cka(
@@ -351,19 +352,16 @@ def cka(
     0 to 1; 1 where f(gx) is f(x) but for a rotation of the features and a factor, whichever these are: it does not ask that
     nothing changes, as G-EED does. With fewer samples than features it is too large; compare it at one number of samples.
 
-    Holds two matrices (C, C) of each layer for each element, in float64, and no features but those of a batch: the memory is
-    that for any number of samples.
+    Holds two matrices (C, C) of each layer for each element, in float64, however many samples there are.
 
     Parameters
     ----------
-    model, images, group
+    model, images, group, progress
         As in `measure`.
     features : callable, or None
         A layer's output (b, P, C) -> vectors (b, d), say `probe.metrics.flat`; None: the mean over positions.
-    progress : bool
-        Show a bar.
     **options
-        `layers`, `head`, `layouts`, `output`, `batch_size`, `device`, `precision` and `seed` of `measure`.
+        As in `normalised_variance`.
 
     Returns
     -------
@@ -382,41 +380,44 @@ def cka(
     >>> round(similarity.sel(layer="latent", element="e").item(), 9)
     1.0
     """
-    settings = _options(actions.on_images(group), options)
+    settings = _options(group, options)
     elements = settings.action.group.elements
-    products: dict[Layer, _Products] = {}
+    products: dict[Layer, _Products] = defaultdict(_Products)
 
-    def take(layer: Layer, g: int, z: Tensor, _rows: list[int]) -> None:
+    def take(layer: Layer, place: Place, given: Tensor) -> None:
+        orbit = _finite_orbit(place, layer.read(given))
+        z = orbit.flatten(0, 1)
         vectors = z.mean(1, dtype=torch.float64) if features is None else features(z).double()
-        if vectors.dim() != 2:
-            raise TypeError(f"features must give a vector for each image, (b, d), got {tuple(vectors.shape)}")
+        if vectors.dim() != 2 or len(vectors) != len(z):
+            raise TypeError(
+                f"features must give a vector for each of {len(z)} images, (b, d), got {tuple(vectors.shape)}"
+            )
         if vectors.shape[1] > MOST_FEATURES:
-            raise ValueError(
+            raise Undefined(
                 f"it has {vectors.shape[1]:,} features, whose matrices are kept up to {MOST_FEATURES:,}; pass features= to pool them"
             )
-        if layer not in products:
-            products[layer] = _Products()
-        products[layer].take(g, vectors)
+        products[layer].take(place, vectors.unflatten(0, orbit.shape[:2]))
 
-    seen = _see(model, images, settings, len(elements), take, progress=progress)
-    _refuse_few(seen)
-    values = np.full((len(seen.layers), len(elements)), np.nan)
-    for row, layer in enumerate(seen.layers):
-        if layer.name in seen.reasons:
-            continue
-        values[row] = products[layer].result().cpu()
-        if np.isnan(values[row]).any():
-            seen.reasons[layer.name] = "the features of all x, or of all gx, are the same"
+    stream = samples.open_stream(images, seed=settings.seed)
+    with run.prepared(guard.unwrapped(model), stream, settings) as ready:
+        reasons, rows, _ = _see(ready, take, progress=progress)
+    _refuse_few(rows)
+    values = np.full((len(reasons), len(elements)), np.nan)
+    for position, layer in enumerate(reasons):
+        if not reasons[layer]:
+            values[position] = products[layer].result().cpu()
+            if np.isnan(values[position]).any():
+                reasons[layer] = "the features of all x, or of all gx, are the same"
     return xr.DataArray(
         values,
         dims=("layer", "element"),
-        coords={**_layer_coords(seen), "element": list(elements)},
+        coords={**_layer_coords(reasons), "element": list(elements)},
         name="cka",
         attrs={
             "long_name": "linear CKA of f(x) and f(gx)",
             "units": "1",
             "source": "Kornblith et al. 2019, arXiv 1905.00414",
-            "samples": seen.n,
+            "samples": len(rows),
         },
     )
 
@@ -426,27 +427,27 @@ class _Products:
 
     def __init__(self) -> None:
         self.n = 0
-        self.of_x = torch.empty(0)
         self.of_first: list[Tensor] = []
         self.totals: list[Tensor] = []
         self.own: list[Tensor] = []
         self.cross: list[Tensor] = []
 
-    def take(self, g: int, vectors: Tensor) -> None:
-        """Take the features (b, d) of a batch, element by element."""
-        d = vectors.shape[1]
-        if len(self.of_first) == g:
-            self.of_first.append(vectors[0].clone())
-            self.totals.append(vectors.new_zeros(d))
-            self.own.append(vectors.new_zeros(d, d))
-            self.cross.append(vectors.new_zeros(d, d))
-        vectors = vectors - self.of_first[g]
-        if g == 0:
-            self.n += len(vectors)
-            self.of_x = vectors
-        self.totals[g] += vectors.sum(0)
-        self.own[g].addmm_(vectors.T, vectors)
-        self.cross[g].addmm_(self.of_x.T, vectors)
+    def take(self, place: Place, vectors: Tensor) -> None:
+        """Take the features of some images, (g, b, d)."""
+        _, images, d = vectors.shape
+        if place.fresh == 0:
+            self.n += images
+        for element, y in zip(place.elements[place.fresh :], vectors[place.fresh :], strict=True):
+            if element == len(self.of_first):
+                self.of_first.append(y[0].clone())
+                self.totals.append(y.new_zeros(d))
+                self.own.append(y.new_zeros(d, d))
+                self.cross.append(y.new_zeros(d, d))
+            x = vectors[0] - self.of_first[0]
+            y = y - self.of_first[element]
+            self.totals[element] += y.sum(0)
+            self.own[element].addmm_(y.T, y)
+            self.cross[element].addmm_(x.T, y)
 
     def result(self) -> Tensor:
         """The CKA of every element, (g,)."""
@@ -472,21 +473,19 @@ def lie_derivative(
     above. At each layer the target moves as its positions do, so that vectors and the output do not: there L f is how fast f
     changes. f is the network up to the layer, and not the layer alone.
 
-    One forward pass for each move gives the exact derivatives of all layers together (forward-mode differentiation). Images
-    and maps are interpolated bilinearly and the derivative taken from both sides, so that dT is the central difference between
-    pixels; lie-deriv's own takes that from one side. Translations roll, by parts of the height or width; rotations take what
-    is beyond the edge from the edge, in radians.
+    A forward pass on a copy of the images for each move gives the exact derivatives of all layers (forward-mode differentiation).
+    Images and maps are interpolated bilinearly and the derivative taken from both sides, so that dT is the central difference
+    between pixels; lie-deriv's own takes that from one side. Translations roll, by parts of the height or width; rotations take
+    what is beyond the edge from the edge, in radians.
 
     Parameters
     ----------
-    model, images
-        As in `measure`; its operations need forward derivatives, as nearly all of torch have.
+    model, images, progress
+        As in `measure`; the model's operations need forward derivatives, as nearly all of torch have.
     moves : sequence of str
         Some of "rotate", "slide" (downwards) and "slide across".
-    progress : bool
-        Show a bar.
     **options
-        `layers`, `head`, `layouts`, `output`, `batch_size`, `device`, `precision` and `seed` of `measure`.
+        As in `normalised_variance`.
 
     Returns
     -------
@@ -513,54 +512,48 @@ def lie_derivative(
     for move in moves:
         if move not in MOVES:
             raise ValueError(unknown("move", move, MOVES))
-    settings = _options(actions.spatial("C1"), options)
-    if settings.precision in HALF:
-        raise ValueError(f"autocast has no forward derivatives, got precision {settings.precision!r}; take 'float32'")
-    table = Table(1)
+    settings = _options("C1", options)
+    model = guard.unwrapped(model)
+    precision = guard.precision_of(model, settings.precision)
+    if precision in guard.HALF:
+        raise ValueError(
+            f"derivatives need float32 or float64, got precision {precision!r}; convert the model or the precision"
+        )
+    of_batches: dict[Layer, list[Tensor]] = defaultdict(list)
 
-    def forward_with_slopes(forward: Forward, k: int, together: Tensor) -> None:
-        together = together.to(forward.device, forward.dtype)
-        slopes = _slope(moves[k], together.movedim(1, -1)).movedim(-1, 1)
-        with _forward_derivatives():
-            forward(0, forward_ad.make_dual(together, slopes))
-
-    def take(layer: Layer, k: int, z: Tensor, rows: list[int]) -> None:
-        value, slope = forward_ad.unpack_dual(z)
-        slope = torch.zeros_like(value) if slope is None else slope
-        of_target = _slope(moves[k], value.double().unflatten(1, layer.grid)).flatten(1, 2)
-        errors = (slope.double() - of_target).square().mean((1, 2))
-        powers = value.double().square().mean((1, 2))
-        table.put(f"{moves[k]} {layer.name}", torch.stack([errors, powers]).cpu().numpy(), rows)
-
-    seen = _see(
-        model,
-        images,
-        settings,
-        len(moves),
-        take,
-        call=forward_with_slopes,
-        as_probabilities=True,
-        by_image=True,
-        progress=progress,
-    )
-    values = np.full((2, len(moves), len(seen.layers), len(seen.ids)), np.nan)
-    found = table.cut(len(seen.ids))
-    for row, layer in enumerate(seen.layers):
-        if layer.name in seen.reasons:
-            continue
+    def take(layer: Layer, place: Place, given: Tensor) -> None:
+        if 0 in layer.grid:
+            raise Undefined(layer.reason)
+        (z,) = _orbit(place, layer.read(given))
+        if layer.role == "output" and layer.output is not None and layer.output.kind == "scores":
+            z = probabilities(z)
+        values, slopes = forward_ad.unpack_dual(z.unflatten(0, (-1, len(moves))))
+        slopes = torch.zeros_like(values) if slopes is None else slopes
+        errors = []
         for k, move in enumerate(moves):
-            values[:, k, row] = found[f"{move} {layer.name}"]
-        without = int(np.isnan(values[0, :, row]).any(axis=0).sum()) - len(seen.flaws)
-        if without:
-            seen.reasons[layer.name] = f"no finite derivative for {without} of {len(seen.ids)} images"
+            of_target = _slope(move, values[:, k].double().unflatten(1, layer.grid)).flatten(1, 2)
+            errors.append((slopes[:, k].double() - of_target).square().mean((1, 2)))
+        powers = values.double().square().mean((2, 3)).T
+        of_batches[layer].append(torch.stack([torch.stack(errors), powers]).cpu())
+
+    stream = samples.open_stream(images, seed=settings.seed)
+    with run.prepared(model, stream, settings) as ready:
+        reasons, rows, ids = _see(ready, take, prepare=partial(_moving, moves), progress=progress)
+    values = np.full((2, len(moves), len(reasons), len(ids)), np.nan)
+    for position, layer in enumerate(reasons):
+        if not reasons[layer]:
+            found = torch.cat(of_batches[layer], -1)
+            values[:, :, position, rows] = found
+            without = int(found[0].isnan().any(0).sum())
+            if without:
+                reasons[layer] = f"no finite derivative for {without} of {len(ids)} images"
     dims = ("move", "layer", "sample")
-    ids = [seen.ids[row] for row in range(len(seen.ids))]
     return xr.Dataset(
         {
             "lee": (dims, values[0], {"long_name": "local equivariance error"}),
             "power": (dims, values[1], {"long_name": "mean square of f(x)"}),
         },
-        {"move": moves, "sample": ids, **_layer_coords(seen)},
+        {"move": moves, "sample": ids, **_layer_coords(reasons)},
         {"source": "Gruver et al. 2022, arXiv 2210.02984"},
     )
 
@@ -573,7 +566,7 @@ def _slope(move: str, z: Tensor) -> Tensor:
     if move == "slide across":
         return (z.roll(1, 2) - z.roll(-1, 2)) * (width / 2)
     if height != width:
-        raise ValueError(f"rotations need square images, got {height}×{width}; centre-crop or pad first")
+        raise Undefined(f"rotations need square images, got {height}×{width}; centre-crop or pad first")
     places = torch.arange(height, device=z.device)
     next_places = (places + 1).clamp(max=height - 1)
     places_before = (places - 1).clamp(min=0)
@@ -585,10 +578,11 @@ def _slope(move: str, z: Tensor) -> Tensor:
 
 
 @contextmanager
-def _forward_derivatives() -> Iterator[None]:
-    """Within the block tensors may carry a derivative through the model; attention takes the ways that have one."""
+def _moving(moves: Sequence[str], images: Tensor) -> Iterator[Tensor]:
+    """Within the block copies of each image, one after the other, carry its derivatives along the moves through the model."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
+        # attention takes the ways that have a derivative
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -596,125 +590,120 @@ def _forward_derivatives() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         stack.enter_context(forward_ad.dual_level())
-        yield
+        slopes = torch.stack([_slope(move, images.movedim(1, -1)).movedim(-1, 1) for move in moves], dim=1)
+        yield forward_ad.make_dual(images.repeat_interleave(len(moves), dim=0), slopes.flatten(0, 1))
 
 
-class _Seen:
-    """What a pass has shown: the layers, why some have no value, and the images.
-
-    `ids` are by row those of all images, `flaws` say why some could not be read.
-    """
-
-    def __init__(self, found: Found) -> None:
-        self.layers = found.layers
-        self.reasons = {layer.name: layer.reason for layer in found.layers if layer.layout is None}
-        self.ids: dict[int, Any] = {}
-        self.flaws: list[str] = []
-
-    @property
-    def n(self) -> int:
-        """How many images could be read."""
-        return len(self.ids) - len(self.flaws)
-
-
-def _options(action: Action, options: dict[str, Any]) -> Options:
+def _options(group: str | Group | Action, options: dict[str, Any]) -> Options:
     for name in options:
         if name not in OPTIONS:
             raise TypeError(unknown("option", name, OPTIONS))
-    return Options(action, **options)
+    return Options(group, **options)
 
 
 def _see(
-    model: nn.Module,
-    images: Any,
-    options: Options,
-    passes: int,
-    take: Callable[[Layer, int, Tensor, list[int]], None],
+    ready: Ready,
+    take: Callable[[Layer, Place, Tensor], None],
     *,
-    call: Callable[[Forward, int, Tensor], Any] = Forward.__call__,
-    as_probabilities: bool = False,
-    by_image: bool = False,
+    layers: Sequence[Layer] | None = None,
+    prepare: Callable[[Tensor], AbstractContextManager[Tensor]] = nullcontext,
     progress: bool,
-) -> _Seen:
-    """Call each batch's forward passes, by default those on gx, and show every layer's output to `take`.
+) -> tuple[dict[Layer, str], list[int], list]:
+    """Show what the layers give for every image that can be read to `take`, which runs inside the hook.
 
     Parameters
     ----------
     take : callable
-        Runs inside the hook: (layer, number of the pass, output (b, P, C), rows of the images). A ValueError is the reason why
-        the layer has no value, and is not asked for again.
-    call : callable
-        (forward pass, number of the pass, images) -> anything.
-    as_probabilities : bool
-        Whether class scores are shown as probabilities.
-    by_image : bool
-        Whether every image has a value of its own, so that an output that is not finite costs no other.
+        (layer, forward pass, what the layer gave) -> nothing. Undefined says why the layer has no value; it is not asked again.
+    layers : sequence of Layer, or None
+        None: those that have a layout.
+    prepare : callable
+        Images -> what goes through the model in their place, as many copies of each.
+
+    Returns
+    -------
+    reasons : dict from Layer to str
+        Why each of the layers that were found has no value; empty where it has one.
+    rows : list of int
+        Of the images that could be read, in the order in which they were.
+    ids : list
+        Of all images, by row.
     """
-    model = unwrapped(model)
-    name = printable(type(model).__name__)
-    stream = samples.open_stream(images, seed=options.seed)
-    with traced(model, stream, options) as ready:
-        found = ready.found
-        warn_of_silent_blocks(found.silent_blocks)
-        if first_noisy_module(model, ready.example) is not None:
-            warn_of_noise(model, ready.example, name)
-        versions = weight_versions(model)
-        seen = _Seen(found)
-        tapped = [layer for layer in found.layers if layer.layout]
-        k = 0
-        rows: list[int] = []
-        ran: set[str] = set()
+    forward_pass = ready.forward
+    name = printable(type(forward_pass.model).__name__)
+    warn_of_silent_blocks(ready.found.silent_blocks)
+    if first_noisy_module(forward_pass.model, ready.example, forward_pass.call) is not None:
+        warn_of_noise(forward_pass.model, ready, name)
+    if layers is None:
+        layers = [layer for layer in ready.found.layers if layer.layout is not None]
+    reasons = {layer: "" if layer in layers else layer.reason for layer in ready.found.layers}
+    rows: list[int] = []
+    ids: dict[int, Any] = {}
+    flaws: list[str] = []
+    ran: set[Layer] = set()
 
-        def on_layer(layer: Layer, given: Tensor) -> None:
-            ran.add(layer.name)
-            if layer.name in seen.reasons:
-                return
+    def on_layer(layer: Layer, place: Place, given: Tensor) -> None:
+        ran.add(layer)
+        if not reasons[layer]:
             try:
-                z = layer.read(given)
-                z = z.float() if z.dtype in HALF.values() else z
-                if len(z) != len(rows):
-                    raise ValueError(f"its output holds {len(z)} images in a forward pass of {len(rows)}")
-                finite = int(z.isfinite().flatten(1).all(dim=1).sum())
-                if finite < len(z) and not by_image:
-                    raise ValueError(f"its output is not finite for {len(z) - finite} of {len(z)} images of a batch")
-                if as_probabilities and layer.role == "output" and found.output.kind == "scores":
-                    z = probabilities(z)
-                with torch.autocast(z.device.type, enabled=False):
-                    take(layer, k, z, rows)
-            except ValueError as error:
-                seen.reasons[layer.name] = str(error)
+                take(layer, place, given)
+            except Undefined as why:
+                reasons[layer] = str(why)
 
-        shown = bar(stream.length, name, "image", show=progress, leave=False)
-        with shown, tap(model, tapped, found.output, on_layer):
-            for batch in ready.stream.batches(ready.batch_size):
-                readable = [sample for sample in batch.samples if not sample.flaw]
-                seen.ids |= {sample.row: sample.id for sample in batch.samples}
-                seen.flaws += [sample.flaw for sample in batch.samples if sample.flaw]
-                rows = [sample.row for sample in readable]
-                for k in range(passes if readable else 0):
+    def readable() -> Iterator[Tensor]:
+        for sample in ready.stream:
+            ids[sample.row] = sample.id
+            if sample.flaw:
+                flaws.append(sample.flaw)
+            else:
+                rows.append(sample.row)
+                yield sample.image
+            shown.update()
+
+    left = readable()
+    shown = bar(ready.stream.length, name, "image", show=progress, leave=False)
+    with shown, run.watched(ready, on_layer, layers=layers) as forward:
+        while batch := list(islice(left, ready.batch_size)):
+            with prepare(torch.stack(batch).to(forward_pass.device, forward_pass.dtype)) as images:
+                copies = len(images) // len(batch)
+                chains = [range(start, start + copies) for start in range(0, len(images), copies)]
+                nobody = torch.zeros(len(images), dtype=torch.int64)
+                for place in run.places(chains, ready.order, ready.batch_size, nobody):
                     ran.clear()
-                    call(ready.forward, k, torch.stack([sample.image for sample in readable]))
-                    for layer in tapped:
-                        if layer.name not in ran:
-                            seen.reasons.setdefault(layer.name, ABSENT)
-                shown.update(len(batch.samples))
-        refuse_changed(versions, weight_versions(model), name)
-    if seen.flaws:
-        warnings.warn(
-            f"{len(seen.flaws)} of {len(seen.ids)} images could not be read: {'; '.join(seen.flaws[:3])}", stacklevel=3
-        )
-    return seen
+                    forward(place, images)
+                    for layer in set(layers) - ran:
+                        reasons[layer] = reasons[layer] or ABSENT
+    if flaws:
+        warnings.warn(f"{len(flaws)} of {len(ids)} images could not be read: {'; '.join(flaws[:3])}", stacklevel=3)
+    return reasons, rows, [ids[row] for row in sorted(ids)]
 
 
-def _refuse_few(seen: _Seen) -> None:
-    if seen.n < 2:
-        raise ValueError(f"a statistic over samples needs 2 images that can be read, got {seen.n}; pass more")
+def _orbit(place: Place, z: Tensor) -> Tensor:
+    """What a layer gave, (g·b, …), as (g, b, …), in float32 at least; Undefined where it is not of these images."""
+    n = len(place.elements) * place.images
+    if len(z) != n:
+        raise Undefined(f"its output holds {len(z)} images in a forward pass of {n}")
+    z = z.float() if z.dtype in guard.HALF.values() else z
+    return z.unflatten(0, (len(place.elements), place.images))
 
 
-def _layer_coords(seen: _Seen) -> dict[str, Any]:
-    reasons = [seen.reasons.get(layer.name, "") for layer in seen.layers]
+def _finite_orbit(place: Place, z: Tensor) -> Tensor:
+    """As `_orbit`; Undefined where it is not finite."""
+    orbit = _orbit(place, z)
+    infinite = len(z) - int(z.isfinite().flatten(1).all(1).sum())
+    if infinite:
+        raise Undefined(f"its output is not finite for {infinite} of {len(z)} images of a forward pass")
+    return orbit
+
+
+def _refuse_few(rows: Sequence[int]) -> None:
+    if len(rows) < 2:
+        raise ValueError(f"a statistic over samples needs 2 images that can be read, got {len(rows)}; pass more")
+
+
+def _layer_coords(reasons: dict[Layer, str]) -> dict[str, Any]:
     return {
-        "layer": np.array([layer.name for layer in seen.layers], dtype=object),
-        "depth": ("layer", [layer.depth for layer in seen.layers]),
-        "nan_reason": ("layer", np.array(reasons, dtype=object)),
+        "layer": np.array([layer.name for layer in reasons], dtype=object),
+        "depth": ("layer", [layer.depth for layer in reasons]),
+        "nan_reason": ("layer", np.array(list(reasons.values()), dtype=object)),
     }
