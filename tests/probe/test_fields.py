@@ -153,6 +153,17 @@ def test_fields_of_continuous_groups_are_exact(flips, group, is_escnn):
     assert worst(gradient, field_type, group) < 1e-6
 
 
+def test_of_a_sample_of_turns_those_the_other_way_are_tried_too():
+    space = ContinuousSpace(flips=False, is_escnn=False)
+    plane = space.plane
+    space.plane = lambda angle: plane(-angle)
+    action = actions.spatial("SO(2)?n=3")
+    matrices = on_field(action, FieldType(space, ["vector"])).on((9, 9), 2).channels
+    turns = [math.acos(float(matrix[0, 0].clamp(-1, 1))) for matrix in matrices]
+    wanted = [math.radians(min(angle, 360 - angle)) for angle in action.group.angles]
+    assert turns == pytest.approx(wanted)
+
+
 def test_a_geometric_tensor_is_a_map_without_an_experiment():
     layer = layer_of(
         Steerable(lambda x: x.mean((-2, -1), keepdim=True).expand(-1, 2, 9, 9) + 0, FieldType(Space(), ["vector"]))
