@@ -536,7 +536,7 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
         return variable.copy(data=variable.data.map_blocks(read, dtype=variable.dtype, meta=meta))
 
     # by element and image alone, so never read
-    unread = unread.assign(latent_from_x=unread.latent, latent_from_x_null=unread.latent)
+    unread = unread.assign(latent_from_x=unread.latent + 1, latent_from_x_null=unread.latent + 2)
     seen = unread.assign({name: watched(v.variable) for name, v in unread.data_vars.items()})
     monkeypatch.setattr(summary, "_summary", lambda *given, **o: (rows.append(sum(chunks)), of_metric(*given, **o))[1])
     chunks.clear()
