@@ -48,20 +48,10 @@ def mean_residuals(values: np.ndarray) -> np.ndarray:
 def ratio_residuals(numerators: np.ndarray, denominators: np.ndarray, ratio: np.ndarray, chains: Chains) -> np.ndarray:
     """The residuals of a ratio R = v̄ / w̄ of two means whose unit is the chain, to first order in both means.
 
-    That of a chain is [Σ (v − v̄) / n_v − R Σ (w − w̄) / n_w] / w̄. Where every sample has v and w it is Σ (v − R w) / Σ w, the
-    first sum over the chain and the other over all samples.
+    That of a chain is [Σ (v − v̄) / n_v − R Σ (w − w̄) / n_w] / w̄, NaN where the chain has neither. Where every sample has v and w
+    it is Σ (v − R w) / Σ w, the first sum over the chain and the other over all samples.
 
-    Parameters
-    ----------
-    numerators, denominators : (layer, sample)
-        v and w, NaN where a sample has none.
-    ratio : (layer,)
-    chains : Chains
-
-    Returns
-    -------
-    (layer, chain)
-        NaN for a chain in which no sample has v or w.
+    Shapes: v and w (layer, sample), NaN where a sample has none; R (layer,); residuals (layer, chain).
     """
     of_samples = np.nan_to_num(mean_residuals(numerators))
     of_samples -= ratio[:, None] * np.nan_to_num(mean_residuals(denominators))
@@ -104,18 +94,9 @@ def sampling_error(values: np.ndarray, circles: int) -> np.ndarray:
 
     Each part's variance is read off second differences round each circle, d = h(k − 1) − 2 h(k) + h(k + 1): where h is linear
     over three parts, or varies within a part as much as between parts, the mean of d² is 6 times that variance. Where h bends
-    the error is too large: on real networks by a factor of 2, and by 3 where h turns from each part to the next.
+    the error is too large: by a factor of 2 on real networks, and of 3 where h turns from each part to the next.
 
-    Parameters
-    ----------
-    values : (layer, …, *parts)
-        Means over the samples, by element; the last `circles` axes are closed.
-    circles : int
-        2 for a torus, whose parts are drawn in both directions.
-
-    Returns
-    -------
-    (layer,)
+    Shapes: h (layer, …, *parts), of which the last `circles` axes are closed; errors (layer,).
     """
     differences = values
     for axis in range(-circles, 0):

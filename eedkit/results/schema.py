@@ -3,8 +3,6 @@
 Knows xarray and never torch. What a reader must know of a distance travels as attributes of its variable.
 """
 
-import json
-
 import numpy as np
 import xarray as xr
 
@@ -33,10 +31,7 @@ ENDINGS = (*LIKE_METRIC, "_norm", "_pair_cosine", "_nan_reason", "_kernel_order"
 CHAIN = "number of the null's chain, the unit of intervals of relative values"
 
 LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width")
-"""Coordinates on (model, layer); compare across architectures by `depth`."""
-
-OF_INTERPOLATION = ("law_error",)
-"""Further coordinates on (model, layer) where the action interpolates."""
+"""Coordinates on (model, layer); compare across architectures by `depth`. Where the action interpolates `law_error` is another."""
 
 COORD_DIMS = {"angle": ("element",), "label": ("sample",), "chain": ("sample",), "flaw": ("sample",)}
 """The dimension of each other coordinate that is none of `model`."""
@@ -140,7 +135,7 @@ def _dims_of(name: str, ds: xr.Dataset) -> tuple[str, ...]:
     """The dimensions that a variable of the schema had before a selection."""
     if name in BESIDE or name in DIMS:
         return BESIDE.get(name, (name,))
-    if name in (*LAYER_COORDS, *OF_INTERPOLATION) or name.endswith(("_nan_reason", "_kernel_order", "_pair_cosine")):
+    if name in (*LAYER_COORDS, "law_error") or name.endswith(("_nan_reason", "_kernel_order", "_pair_cosine")):
         return DIMS[:2]
     for metric in metrics_of(ds):
         ending = name.removeprefix(metric)
@@ -215,13 +210,3 @@ def _wrong_dims(variable: xr.DataArray, allowed: tuple[tuple[str, ...], ...]) ->
     if variable.dims in allowed:
         return []
     return [f"{variable.name} has dims {variable.dims}, expected {' or '.join(map(str, allowed))}"]
-
-
-def as_json(value: object) -> str:
-    """Provenance that Zarr and netCDF both hold: sorted JSON text."""
-    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-
-
-def from_json(text: str) -> object:
-    """What `as_json` wrote."""
-    return json.loads(text)
