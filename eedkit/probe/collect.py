@@ -16,12 +16,12 @@ from eedkit.errors import Undefined
 from eedkit.probe import boxes
 from eedkit.probe.layers import Layer
 from eedkit.probe.layouts import Layout
-from eedkit.probe.metrics import Metric, probabilities, two_classes
+from eedkit.probe.metrics import INDEPENDENT, Metric, probabilities, two_classes
 from eedkit.probe.sums import orbit_sums
 from eedkit.theory.actions import Action, LayerAction
 from eedkit.theory.deviation import PairCosine, deviation, null_of_elements, partners, shuffled
 
-SCORES = ("scores", "probabilities", "independent")
+SCORES = ("scores", "probabilities", *INDEPENDENT)
 """Kinds of outputs that predict classes."""
 ABSENT = "it does not run in every forward pass"
 
@@ -536,18 +536,21 @@ class Scores:
         self.confidences.fill_(torch.nan)
 
     def take(self, layer: Layer, place: Place, given: Tensor, *, is_return: bool) -> Tensor:
-        """Take what the model gave; gives scores, of probabilities their logarithms."""
-        if layer.output is not None and layer.output.kind == "probabilities":
+        """Take what the model gave; gives scores, of probabilities their logarithms or logits."""
+        kind = layer.output.kind if layer.output is not None else ""
+        if kind == "probabilities":
             given = given.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+        if kind == "independent probabilities":
+            given = given.double().logit(eps=torch.finfo(torch.float64).eps)
         passed = len(place.elements), place.images
         if is_return or len(given) != passed[0] * passed[1]:
             return given
         at = place.elements, place.rows
         is_finite = given.isfinite().flatten(1).all(1).unflatten(0, passed)
         self.is_finite[at] &= is_finite
-        if layer is self.layer and (layer.output.kind != "independent" or layer.channels == 1):
+        if layer is self.layer and (kind not in INDEPENDENT or given.flatten(1).shape[1] == 1):
             scores = given.flatten(1).double()
-            if layer.output.kind == "independent":
+            if kind in INDEPENDENT:
                 scores = two_classes(scores[:, 0])
             self.classes = scores.shape[-1]
             confidence, prediction = probabilities(scores).max(-1)

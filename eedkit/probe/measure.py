@@ -26,7 +26,7 @@ from eedkit.probe.collect import ABSENT, SCORES, LayerPass, Place, Scores, Setti
 from eedkit.probe.dataset import Measured, Results
 from eedkit.probe.layers import Layer
 from eedkit.probe.matching import matched
-from eedkit.probe.metrics import Metric
+from eedkit.probe.metrics import INDEPENDENT, Metric
 from eedkit.probe.outputs import asked_outputs
 from eedkit.probe.run import Ready
 from eedkit.probe.samples import Batch
@@ -401,7 +401,7 @@ class Pass:
         self.outputs = [layer for layer in ready.found.layers if layer.role == "output"]
         kinds = {layer.output.kind for layer in self.outputs if layer.output}
         self.metrics = options.metrics
-        if "independent" in kinds:
+        if not kinds.isdisjoint(INDEPENDENT):
             self.metrics = tuple(family.of_independent(metric) for metric in options.metrics)
         device = ready.forward.device
         stream = ready.stream
@@ -542,7 +542,7 @@ class Pass:
 
 def _output_of(metric: Metric, outputs: Sequence[Layer]) -> Layer:
     """Which of the model's outputs a metric of the output is taken of."""
-    wanted = {"output": SCORES, "dense": ("dense", "independent")}.get(metric.where, ())
+    wanted = {"output": SCORES, "dense": ("dense", *INDEPENDENT)}.get(metric.where, ())
     for layer in outputs:
         if layer.output is not None and layer.output.kind in wanted:
             return layer

@@ -21,6 +21,8 @@ from eedkit.theory.distances import Distance
 
 WHERE = ("maps", "vectors", "output", "dense", "raw")
 """What a metric may compare."""
+INDEPENDENT = ("independent", "independent probabilities")
+"""Kinds of outputs that are yes-or-no answers: their logits, or their probabilities."""
 RESERVED = (
     *(
         "model",
@@ -133,8 +135,10 @@ class Metric:
             return
         if layer.layout is None:
             raise Undefined(layer.reason)
-        if self.where == "output" and layer.output is not None and layer.output.reason:
-            raise Undefined(layer.output.reason)
+        if self.where == "output" and layer.output is not None:
+            are_answers = layer.output.kind in INDEPENDENT and layer.grid == (1, 1)
+            if layer.output.reason and not are_answers:
+                raise Undefined(layer.output.reason)
         if not self.has_positions:
             return
         if self.where == "dense" and layer.grid == (1, 1):

@@ -116,6 +116,7 @@ def prepared(model: nn.Module, stream: Stream, options: "Options") -> Iterator[R
             call=call,
         )
         forward.channels_last = found.channels_last
+        found.layers = [_with_form(layer, forward, example) for layer in found.layers]
         batch_size = options.batch_size or default_batch_size(shape, options.action.group.order, device)
         yield Ready(stream, found, forward, shape, batch_size, law_error, example)
 
@@ -209,6 +210,18 @@ def fit_channels(ready: Ready, samples: Iterator[Sample], half: int, action: Act
         together = max(1, ready.batch_size // ready.order)
         fits = matching.fit(layers, samples, half, together, action=action, run=run)
     ready.found.layers = [replace(layer, fit=fits.get(layer)) for layer in ready.found.layers]
+
+
+def _with_form(layer: Layer, forward: Forward, example: Tensor) -> Layer:
+    """The layer; an output of yes-or-no answers that stays between 0 and 1 whatever comes in holds probabilities, not logits."""
+    if layer.role != "output" or layer.layout is None or layer.output is None or layer.output.kind != "independent":
+        return layer
+    noise = torch.randn(16, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    scales = torch.tensor([0.1, 1.0, 10.0, 100.0]).repeat(4)[:, None, None, None]
+    answers = layer.output.select(forward.call(forward.model, (noise * scales).to(example)))
+    if ((answers >= 0) & (answers <= 1)).all():
+        return replace(layer, output=replace(layer.output, kind="independent probabilities"))
+    return layer
 
 
 def default_batch_size(shape: Sequence[int], order: int, device: torch.device | str = "cpu") -> int:
