@@ -23,6 +23,8 @@ from eedkit.theory.deviation import PairCosine, deviation, null_of_elements, par
 
 SCORES = ("scores", "probabilities", *INDEPENDENT)
 """Kinds of outputs that predict classes."""
+SIZES = ("norm", "rms")
+"""What the scale of a distance may be named after."""
 ABSENT = "it does not run in every forward pass"
 
 Found = dict[str, Tensor]
@@ -127,7 +129,8 @@ class AsItComes:
         order = setting.action.group.order
         self.values = torch.full((len(metrics), 2, order, setting.size), torch.nan, device=setting.device)
         """Values and nulls of each metric."""
-        self.sizes = torch.full((setting.size,), torch.nan, dtype=torch.float64, device=setting.device)
+        self.sizes = torch.full((2, setting.size), torch.nan, dtype=torch.float64, device=setting.device)
+        """Lengths of f(x), and roots of mean squares."""
         self.dead = torch.zeros(2, setting.size, dtype=torch.float64, device=setting.device)
         self.is_anywhere = torch.zeros(setting.size, dtype=torch.bool, device=setting.device)
         """Whether a set has anything in it, under some element."""
@@ -139,7 +142,7 @@ class AsItComes:
             self.dead[:, place.rows] = 0
             self.is_anywhere[place.rows] = False
             if any(isinstance(metric.distance.scale, str) for metric in self.metrics):
-                self.sizes[place.rows] = _sizes(self.metrics, action.visible(orbit[0]))
+                self.sizes[:, place.rows] = _sizes(action.visible(orbit[0]))
         self._take_sums(place, orbit)
         self._take_others(place, orbit)
 
@@ -206,7 +209,7 @@ class AsItComes:
             if self.setting.null:
                 found[f"{metric.name}_null"] = null.masked_fill(is_spoilt, torch.nan)
             if isinstance(metric.distance.scale, str):
-                found[f"{metric.name}_norm"] = self.sizes[: whole.n]
+                found[f"{metric.name}_norm"] = self.sizes[SIZES.index(metric.distance.scale), : whole.n]
         return found
 
     def dead_channels(self, n: int) -> Tensor:
@@ -245,33 +248,38 @@ class WhenWhole:
         mixes = len(self.action.kernel) > 1
         if any(metric.normalised for metric in self.metrics):
             self.pair_cosine.update(orbit[0][~whole.is_lost])
-        others = self._shuffled(orbit, whole, mixes=mixes)
+        # what f̂ mixes must be different images, those of a whole chain; else any other image serves
         of_partners = whole.partners if mixes else whole.map_partners
-        is_spoilt = whole.is_lost[of_partners].any(0) if mixes else whole.is_lost[of_partners] | whole.is_lost
+        others = shuffled(orbit, of_partners) if self.setting.null else None
         found: Found = {}
         for metric in self.metrics:
-            kernels = {"": None, "_from_x": (0,)} if mixes else {"": None}
-            for ending, kernel in kernels.items():
-                value = deviation(orbit, self.action, metric.distance, kernel=kernel)  # (4)
-                _check_shape(metric, value, (len(orbit), whole.n))
-                found[f"{metric.name}{ending}"] = value.masked_fill(whole.is_lost, torch.nan)
-                if not self.setting.null:
-                    continue
-                if metric.null == "elements":
-                    null = null_of_elements(orbit, self.action, metric.distance)
-                    found[f"{metric.name}{ending}_null"] = null.masked_fill(whole.is_lost, torch.nan)
-                else:
-                    null = deviation(others, self.action, metric.distance, kernel=kernel)
-                    found[f"{metric.name}{ending}_null"] = null.masked_fill(is_spoilt, torch.nan)
+            found |= self._deviations(metric, "", orbit, others, whole)
+            if mixes:
+                found |= self._deviations(metric, "_from_x", orbit, others, whole)
             if isinstance(metric.distance.scale, str):
-                found[f"{metric.name}_norm"] = _sizes([metric], self.action.visible(orbit[0]))
+                sizes = _sizes(self.action.visible(orbit[0]))
+                found[f"{metric.name}_norm"] = sizes[SIZES.index(metric.distance.scale)]
         return found
 
-    def _shuffled(self, orbit: Tensor, whole: Whole, *, mixes: bool) -> Tensor:
-        # what f̂ mixes must be different images, those of a whole chain; else any other image serves
-        if not self.setting.null:
-            return orbit
-        return shuffled(orbit, whole.partners if mixes else whole.map_partners)
+    def _deviations(self, metric: Metric, ending: str, orbit: Tensor, others: Tensor | None, whole: Whole) -> Found:
+        """Value and null from f̂(x), or from f(x)."""
+        kernel = self.action.kernel if ending == "" else (0,)
+        value = deviation(orbit, self.action, metric.distance, kernel=kernel)  # (4)
+        _check_shape(metric, value, (len(orbit), whole.n))
+        found = {f"{metric.name}{ending}": value.masked_fill(whole.is_lost, torch.nan)}
+        if others is None:
+            return found
+        is_spoilt = whole.is_lost
+        if metric.null == "elements":
+            null = null_of_elements(orbit, self.action, metric.distance)
+        else:
+            null = deviation(others, self.action, metric.distance, kernel=kernel)
+            of_partners = whole.partners if len(self.action.kernel) > 1 else whole.map_partners
+            is_spoilt = whole.is_lost | whole.is_lost[of_partners]
+            # f̂ is made of the partners under its elements
+            is_spoilt = is_spoilt | is_spoilt[list(kernel)].any(0)
+        found[f"{metric.name}{ending}_null"] = null.masked_fill(is_spoilt, torch.nan)
+        return found
 
     def dead_channels(self, n: int) -> Tensor:
         """How many channels are dead in each image, and how many there are: (2, n)."""
@@ -342,12 +350,11 @@ def _dead_channels(is_zero: Tensor, is_finite: Tensor, fresh: int) -> Tensor:
     return torch.stack([dead[fresh:].sum((0, 2)), is_finite[fresh:].sum((0, 2))]).double()
 
 
-def _sizes(metrics: Sequence[Metric], features: Tensor) -> Tensor:
-    """‖f(x)‖ of each image, (b,); the root of the mean square where that is the scale of the metrics."""
+def _sizes(features: Tensor) -> Tensor:
+    """Length and root of the mean square of each image's features: (b, …) -> (2, b)."""
     features = features.double().flatten(1)
     lengths = torch.linalg.vector_norm(features, dim=-1)
-    is_mean = any(metric.distance.scale == "rms" for metric in metrics)
-    return lengths / features.shape[1] ** 0.5 if is_mean else lengths
+    return torch.stack([lengths, lengths / features.shape[1] ** 0.5])
 
 
 def _check_shape(metric: Metric, values: Tensor, shape: tuple[int, int]) -> None:
