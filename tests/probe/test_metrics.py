@@ -16,7 +16,8 @@ from torch.nn import functional as F
 import eedkit as ek
 from eedkit.probe import measure as measuring
 from eedkit.probe import sums
-from eedkit.probe.metrics import ENDINGS, METRICS, RESERVED, Metric
+from eedkit.probe.matching import matched
+from eedkit.probe.metrics import METRICS, Metric
 from eedkit.theory import actions, distances, groups
 
 SEED, SIDE, BAD = 3, 6, 5
@@ -84,6 +85,10 @@ def same(z):
     return z
 
 
+def l1(a, b):
+    return np.abs(a - b).sum()
+
+
 def dead_as(how):
     return lambda a, b: oracles.channelwise(a, b, how)
 
@@ -91,16 +96,16 @@ def dead_as(how):
 OF_SUMS = distances.Distance(
     "of sums", lambda sums: (sums.aa + sums.bb - 2 * sums.ab).mean(-1) / sums.n, order=2, scale=3.0, of_sums=True
 )
+COSINE = distances.channelwise_negative_cosine
+L1 = distances.Distance("l1", lambda a, b: (a - b).abs().sum(-1), scale="norm", order=1)
 CUSTOM = {
-    "above": Metric("above", "maps", distances.channelwise_negative_cosine, action=moving_above),
+    "above": Metric("above", "maps", COSINE, action=moving_above),
     "of_sums": Metric("of_sums", "maps", OF_SUMS),
+    "highest": Metric("highest", "vectors", L1, features=lambda z: z.amax(1), normalised=True),
+    "l1_of_scores": Metric("l1_of_scores", "output", L1),
 }
-THROUGH = Metric(
-    "through",
-    "maps",
-    distances.channelwise_negative_cosine,
-    action=lambda *_: actions.quotient("C4", actions.spatial("C2"), [0, 1, 0, 1]),
-)
+THROUGH_C2 = actions.quotient("C4", actions.spatial("C2"), [0, 1, 0, 1])
+THROUGH = Metric("through", "maps", COSINE, action=lambda *_: THROUGH_C2)
 FAMILY = {
     # name: (layer's output -> f(x), the action there, m)
     "channelwise": (same, oracles.move, oracles.channelwise),
@@ -116,6 +121,8 @@ FAMILY = {
     "latent_unit": (lambda z: oracles.unit(pool(z)), oracles.stay, oracles.latent),
     "latent_flat": (np.ravel, oracles.stay, oracles.latent),
     "latent_euclidean": (pool, oracles.stay, oracles.euclidean),
+    "highest": (lambda z: z.max(axis=(-2, -1)) if z.ndim == 3 else z, oracles.stay, l1),
+    "l1_of_scores": (same, oracles.stay, l1),
     "softmax": (oracles.softmax, oracles.stay, oracles.kl),
     "softmax_reverse": (oracles.softmax, oracles.stay, oracles.kl_reverse),
     "softmax_js": (oracles.softmax, oracles.stay, oracles.js),
@@ -126,7 +133,6 @@ FAMILY = {
     "segmentation_iou": (same, oracles.move, oracles.jaccard_of_scores),
 }
 OF_MAPS = [*(name for name in FAMILY if name.startswith("channel")), "above", "of_sums", "through"]
-OF_VECTORS = [name for name in FAMILY if name.startswith("latent")]
 
 
 def test_every_metric_has_an_oracle():
@@ -184,8 +190,8 @@ def expected(group, n, name, layer, dtype):
 
 def measure(model, images, group, **options):
     settings = {"progress": False, "device": "cpu", "seed": SEED, "output": {"cls": "scores", "mask": "dense"}}
-    with pytest.warns(UserWarning, match=f"1 of {len(images)} samples have no value: .*finite for sample {BAD}"):
-        return ek.measure(model, images, group=group, **settings | options).isel(model=0)
+    settings["layers"] = ["stem", "act", "down"]
+    return ek.measure(model, images, group=group, **settings | options).isel(model=0)
 
 
 WAYS = {
@@ -226,15 +232,16 @@ def test_every_metric_is_equation_4(group, way, sums_taken):
     sums_taken(how)
     n = GROUPS[group]
     images = pictures(n).to(dtype)
-    images[BAD, 0, 2, 3] = math.nan
+    images[BAD, 0, 2, 3] = math.inf if how else math.nan
     metrics = [*(name for name in FAMILY if name in METRICS), *CUSTOM.values()]
     metrics += [THROUGH] if group == "C4" else []
     names = [metric if isinstance(metric, str) else metric.name for metric in metrics]
-    ds = measure(Net().to(dtype), images, group, metrics=metrics, layers=["stem", "act", "down"], batch_size=batch_size)
+    with pytest.warns(UserWarning, match=f"1 of {n} samples have no value: .* not finite for sample {BAD} under e$"):
+        ds = measure(Net().to(dtype), images, group, metrics=metrics, batch_size=batch_size)
     assert ds.layer.values.tolist() == [*MAPS, "latent"]
     assert ds.attrs["precision"] == str(dtype).removeprefix("torch.")
     for name in names:
-        where = METRICS[name].where if name in METRICS else "maps"
+        where = {**METRICS, **CUSTOM, "through": THROUGH}[name].where
         layers = {"maps": [*MAPS], "vectors": [*MAPS, "latent"], "output": ["cls"], "dense": ["mask"]}[where]
         kernels = []
         for k, layer in enumerate(layers):
@@ -255,3 +262,110 @@ def test_every_metric_is_equation_4(group, way, sums_taken):
                     np.testing.assert_allclose(found, of_ending, ATOL[dtype], ATOL[dtype], err_msg=message)
         assert (f"{name}_from_x" in ds) == (f"{name}_from_x_null" in ds) == any(order > 1 for order in kernels)
         assert (f"{name}_round_trip" in ds) == (oracles.is_in_circle(group) and bool(kernels))
+
+
+@pytest.mark.parametrize(("group", "way"), [("C4", "float32, compiled"), ("C8", "float64, elements parted")])
+def test_what_is_recorded_beside_the_metrics(group, way, sums_taken):
+    dtype, batch_size, how = WAYS[way]
+    sums_taken(how)
+    metrics = [*(name for name in FAMILY if name in METRICS), *CUSTOM.values()]
+    ds = measure(Net().to(dtype), pictures(9).to(dtype), group, metrics=metrics, batch_size=batch_size)
+    orbits = orbit_of(group, 9, torch.float64)
+    inside = oracles.circle(SIDE) if oracles.is_in_circle(group) else np.ones((SIDE, SIDE), dtype=bool)
+    for layer in ("stem", "act", "latent"):
+        orbit, found = orbits[layer], ds.sel(layer=layer)
+        for name in ("latent", "latent_unit", "highest"):
+            vectors = [FAMILY[name][0](z) for z in orbit[0]]
+            assert found[f"{name}_pair_cosine"].item() == pytest.approx(oracles.mean_pair_cosine(vectors), abs=1e-6)
+        for name in ("latent_euclidean", "highest"):
+            lengths = [math.hypot(*FAMILY[name][0](z)) for z in orbit[0]]
+            np.testing.assert_allclose(found[f"{name}_norm"], lengths, rtol=1e-5)
+        if layer == "latent":
+            assert found.dead_fraction.isnull()
+            continue
+        np.testing.assert_allclose(found.channelwise_rms_norm, (orbit[0, :, :, inside] ** 2).mean((0, 2)) ** 0.5, 1e-5)
+        zero = (orbit[..., inside] == 0).all(-1)
+        assert found.dead_fraction.item() == pytest.approx((zero & zero[:1]).mean(), abs=1e-12)
+    assert ds.dead_fraction.sel(layer="act") >= 1 / 8
+    np.testing.assert_allclose(ds.l1_of_scores_norm, np.linalg.norm(orbits["cls"][0], axis=-1), rtol=1e-5)
+    p = np.array([[oracles.softmax(z) for z in of_element] for of_element in orbits["cls"]])
+    np.testing.assert_array_equal(ds.prediction, p.argmax(-1))
+    np.testing.assert_allclose(ds.confidence, p.max(-1), atol=1e-6)
+    for name in set(ds.variables) - {*METRICS, *CUSTOM}:
+        with pytest.raises(ValueError, match=r"the results have something called|names that end in"):
+            Metric(name, "maps", COSINE)
+
+
+ENDINGS = ("null", "from_x", "round_trip", "norm", "pair_cosine", "nan_reason", "kernel_order")
+NO_NAMES = ["", " ", ".", "..", "a/b", "a\0b", "a\nb", "label", "flaw", "law_error", "step", "seconds"]
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, *(f"latent_{ending}" for ending in ENDINGS)])
+def test_names_that_a_metric_cannot_have_are_refused(name):
+    with pytest.raises(ValueError, match="name"):
+        Metric(name, "maps", COSINE)
+
+
+@pytest.mark.parametrize(
+    ("about", "error", "message"),
+    [
+        ({"name": 5}, TypeError, "a metric's name must be a text, got int"),
+        ({"where": "layers"}, ValueError, "mine: where must be one of maps, vectors, .*, got 'layers'"),
+        ({"null": "classes"}, ValueError, "mine: null must be one of images, elements, got 'classes'"),
+        ({"distance": len}, TypeError, "mine: distance must be a Distance, got builtin_function"),
+        ({"where": "raw"}, ValueError, "mine: a raw output needs features"),
+        ({"where": "output", "normalised": True}, ValueError, "mine: only vectors have a mean cosine M"),
+        ({"where": "vectors", "null": "elements"}, ValueError, "mine: no element moves anything"),
+        ({"where": "vectors", "action": matched}, ValueError, "mine: only channels of maps as they are can be matched"),
+        ({"features": torch.abs, "action": matched}, ValueError, "only channels of maps as they are can be matched"),
+        ({"null": "elements", "action": matched}, ValueError, "can be matched, against other images"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(about, error, message):
+    with pytest.raises(error, match=message):
+        Metric(**{"name": "mine", "where": "maps", "distance": COSINE} | about)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"features": lambda z: z[:1, 0]}, r"features of mine must have a row for each of \d+ images, got 1"),
+        ({"features": lambda z: z.numpy()}, "features of mine must be a tensor of floats, got ndarray"),
+        ({"features": lambda z: z[:, 0] > 0}, "features of mine must be a tensor of floats, got torch.bool"),
+        (
+            {"distance": distances.Distance("no sum", lambda a, b: a - b)},
+            r"mine: the distance no sum must give one value",
+        ),
+    ],
+)
+def test_functions_that_give_something_else_are_refused_by_name(about, message):
+    metric = replace(Metric("mine", "vectors", distances.negative_cosine), **about)
+    with pytest.raises(TypeError, match=message):
+        measure(Net().double(), pictures(9), "C4", metrics=[metric])
+
+
+@pytest.mark.xfail(strict=True, reason="raw ValueError, RuntimeError and IndexError of torch")
+@pytest.mark.parametrize("features", [lambda z: z.mean(1), lambda z: z[:, ::2], lambda z: z.mean((1, 2))])
+def test_features_of_maps_that_are_no_maps_of_the_layer_are_refused_by_name(features):
+    with pytest.raises(TypeError, match="features of mine must be"):
+        measure(Net().double(), pictures(9), "C4", metrics=[Metric("mine", "maps", COSINE, features=features)])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("where", "vectors"),
+        ("features", torch.abs),
+        ("action", moving_above),
+        ("null", "elements"),
+        ("distance", distances.channelwise_negative_correlation),
+        ("name", "other"),
+    ],
+)
+def test_descriptions_tell_every_option(option, value):
+    plain = Metric("mine", "maps", COSINE)
+    assert replace(plain, **{option: value}).description != plain.description
+    vectors = Metric("mine", "vectors", distances.euclidean)
+    assert replace(vectors, normalised=True).description != vectors.description
+    with pytest.raises(ValueError, match="metric mine: a study tells functions apart by their names"):
+        _ = replace(plain, features=lambda z: z).description
