@@ -20,27 +20,53 @@ ELEMENTS = {
     "C8": ["e", "r45", "r90", "r135", "r180", "r225", "r270", "r315"],
     "rgb": ["e", "rbg", "grb", "gbr", "brg", "bgr"],
     "D3": ["e", "r120", "r240", "m", "mr120", "mr240"],
+    "shift3x6": ["e" if i == k == 0 else f"s{i},{k}" for i in range(3) for k in range(6)],
 }
+ELEMENTS["C4*rgb"] = [
+    "·".join(part for part in (turn, colours) if part != "e") or "e"
+    for turn in ELEMENTS["C4"]
+    for colours in ELEMENTS["rgb"]
+]
 IN_A_CIRCLE = ("C3", "C8", "D3")
 """Groups with rotations that interpolate: images are 0 outside of the inscribed circle, and maps are compared within it."""
 
 
+def is_in_circle(group):
+    return group in IN_A_CIRCLE or group.startswith("SO(2)")
+
+
 def move(group, element, x):
-    """What an element does to the last two axes of x: rN counter-clockwise, m mirrors left-right afterwards, sK rolls down."""
-    if group in IN_A_CIRCLE:
-        angle = int(element.lstrip("mr") or 0) if element != "e" else 0
-        turned = rotated(x, angle)
+    """What an element does to the last two axes of x: rN counter-clockwise, m mirrors left-right afterwards, sK rolls down,
+    sI,K down and to the right; colours stay."""
+    element = ([part for part in element.split("·") if part not in ELEMENTS["rgb"][1:]] or ["e"])[0]
+    if is_in_circle(group):
+        turned = rotated(x, float(element.lstrip("mr") or 0) if element != "e" else 0)
         return np.where(circle(x.shape[-1]), np.flip(turned, -1) if element.startswith("m") else turned, 0)
     if element.startswith("m"):
         return np.flip(move(group, element[1:] or "e", x), -1).copy()
     if element.startswith("r"):
         return np.rot90(x, int(element[1:]) // 90, axes=(-2, -1)).copy()
     if element.startswith("s"):
-        height, n = x.shape[-2], int(group.removeprefix("shift"))
-        assert height % n == 0
-        return np.roll(x, int(element[1:]) * height // n, axis=-2)
+        parts = [int(n) for n in group.removeprefix("shift").split("x")]
+        for axis, steps, n in zip((-2, -1), element[1:].split(","), parts, strict=False):
+            assert x.shape[axis] % n == 0
+            x = np.roll(x, int(steps) * x.shape[axis] // n, axis=axis)
+        return x
     assert element == "e"
     return x.copy()
+
+
+def move_image(group, element, x):
+    """What an element does to an image (3, H, W): after "gbr" red is what green was."""
+    for part in element.split("·"):
+        if part in ELEMENTS["rgb"][1:]:
+            x = x[["rgb".index(letter) for letter in part]]
+    return move(group, element, x)
+
+
+def inverse(element):
+    """Of a rotation, or of a rotation and a mirror, which is its own."""
+    return f"r{360 - float(element[1:])!r}" if element.startswith("r") else element
 
 
 def rotated(x, degrees):
@@ -76,20 +102,30 @@ def stay(group, element, x):
     return x
 
 
+def product(group, g, h):
+    """The number of the element that does h first, then g."""
+    if is_in_circle(group):
+        return (g + h) % len(ELEMENTS[group])
+    probe = np.arange(36**2).reshape(36, 36)
+    twice = move(group, ELEMENTS[group][g], move(group, ELEMENTS[group][h], probe))
+    return next(k for k, element in enumerate(ELEMENTS[group]) if np.array_equal(move(group, element, probe), twice))
+
+
 def move_fields(group, element, x):
-    """C_n on fields of its regular representation: every map turns, and map k of a field becomes map g + k."""
+    """G on fields of its regular representation: every map moves, and map h of a field becomes map gh."""
     order, g = len(ELEMENTS[group]), ELEMENTS[group].index(element)
     moved = np.empty_like(x)
     for field in range(len(x) // order):
-        for k in range(order):
-            moved[field * order + (g + k) % order] = move(group, element, x[field * order + k])
+        for h in range(order):
+            moved[field * order + product(group, g, h)] = move(group, element, x[field * order + h])
     return moved
 
 
 def kernel(group, act, shape):
-    """Indices of the elements that leave an array of different numbers as it is."""
+    """Indices of the elements that do to an array of different numbers what the identity does."""
     probe = np.arange(math.prod(shape), dtype=float).reshape(shape)
-    return [g for g, element in enumerate(ELEMENTS[group]) if np.array_equal(act(group, element, probe), probe)]
+    still = act(group, "e", probe)
+    return [g for g, element in enumerate(ELEMENTS[group]) if np.array_equal(act(group, element, probe), still)]
 
 
 def f_hat(orbit_of_x, of_kernel):
@@ -102,12 +138,17 @@ def f_hat(orbit_of_x, of_kernel):
 
 def eed(orbit, group, act, m, of_kernel):
     """The integrand of equation 4, (g, n); the null is the same of `shuffled(orbit, …)`."""
-    order, n = orbit.shape[:2]
-    values = np.full((order, n), np.nan)
-    for g, element in enumerate(ELEMENTS[group]):
-        for i in range(n):
-            values[g, i] = m(orbit[g, i], act(group, element, f_hat(orbit[:, i], of_kernel)))
+    values = np.full(orbit.shape[:2], np.nan)
+    for i in range(orbit.shape[1]):
+        target = f_hat(orbit[:, i], of_kernel)
+        for g, element in enumerate(ELEMENTS[group]):
+            values[g, i] = m(orbit[g, i], act(group, element, target))
     return values
+
+
+def round_trip(returned, orbit, m):
+    """m(f(g⁻¹gx), f(x)) for f(g⁻¹gx) and f(gx) (g, n, *z)."""
+    return np.array([[m(z, orbit[0, i]) for i, z in enumerate(of_element)] for of_element in returned])
 
 
 def chains(n, order, reading=None):
@@ -121,19 +162,44 @@ def chains(n, order, reading=None):
     return pieces
 
 
+def map_chains(of_chains):
+    """The shorter chains of what is not mixed: pieces of 8, a shorter rest joining the piece before."""
+    return [piece for chain in of_chains for piece in chains(len(chain), 8, chain)]
+
+
+def partner(chain, place, k):
+    """On which image of a chain element k acts for the one at a place; in a short chain the others come again."""
+    offset = k if k < len(chain) else 1 + (k - 1) % (len(chain) - 1)
+    return chain[(place + offset) % len(chain)]
+
+
 def shuffled(orbit, of_chains):
     """The orbit of every sample with its k-th element taken from the k-th next sample of the chain."""
     mixed = np.full_like(orbit, np.nan)
     for chain in of_chains:
         for place, i in enumerate(chain):
             for k in range(len(orbit)):
-                mixed[k, i] = orbit[k, chain[(place + k) % len(chain)]]
+                mixed[k, i] = orbit[k, partner(chain, place, k)]
     return mixed
 
 
-def orbits(f, images, group):
-    """f(gx) for every element and image: (g, n, *z)."""
-    return np.stack([[f(move(group, element, x)) for x in images] for element in ELEMENTS[group]])
+def spoilt(order, of_chains, bad, of_kernel):
+    """Which values (g, n) of a null used an image that has none: f(gx′), or what f̂ is the mean of."""
+    used = np.zeros((order, sum(map(len, of_chains))), dtype=bool)
+    for chain in of_chains:
+        for place, i in enumerate(chain):
+            for g in range(order):
+                used[g, i] = any(partner(chain, place, k) in bad for k in (g, *of_kernel))
+    return used
+
+
+def orbits(f, images, group, returned=False):
+    """f(gx) for every element and image, or f(g⁻¹gx): (g, n, *z); first of all images lose what lies outside a circle."""
+    of_elements = []
+    for element in ELEMENTS[group]:
+        moved = [move_image(group, element, move_image(group, "e", x)) for x in images]
+        of_elements.append([f(move(group, inverse(element), x) if returned else x) for x in moved])
+    return np.array(of_elements)
 
 
 def seeded_order(n, seed):
@@ -141,14 +207,13 @@ def seeded_order(n, seed):
 
 
 def cosine(a, b):
-    a, b = np.ravel(a).tolist(), np.ravel(b).tolist()
-    dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
-    norms = math.sqrt(math.fsum(x * x for x in a)), math.sqrt(math.fsum(y * y for y in b))
+    a, b = np.ravel(a).astype(float), np.ravel(b).astype(float)
+    norms = math.sqrt(a @ a), math.sqrt(b @ b)
     if norms == (0.0, 0.0):
         return 1.0
     if 0.0 in norms:
         return 0.0
-    return dot / (norms[0] * norms[1])
+    return float(a @ b) / (norms[0] * norms[1])
 
 
 def channelwise(a, b, dead="agree"):
@@ -165,10 +230,10 @@ def channelwise(a, b, dead="agree"):
 
 
 def centred(z):
-    """Every channel less its mean over space; exactly zero where it is constant."""
+    """Every channel less its mean over space; exactly zero where it is constant but for rounding."""
     out = np.zeros_like(z)
     for i, channel in enumerate(z):
-        if np.ptp(channel) > 0:
+        if np.ptp(channel) > 1e-12 * np.abs(channel).max():
             out[i] = channel - math.fsum(channel.ravel().tolist()) / channel.size
     return out
 
@@ -248,6 +313,31 @@ def mean_kl(p, q):
     return math.fsum(kl(p[:, i, j], q[:, i, j]) for i, j in places) / len(places)
 
 
+def mean_over_places(m):
+    """The mean of m over the places of maps (C, *places)."""
+
+    def of_maps(p, q):
+        pairs = list(zip(p.reshape(len(p), -1).T, q.reshape(len(q), -1).T, strict=True))
+        return math.fsum(m(a, b) for a, b in pairs) / len(pairs)
+
+    return of_maps
+
+
+def bernoulli(m):
+    """The mean of m over k yes-or-no answers, given by their probabilities (k,)."""
+
+    def of_answers(p, q):
+        pairs = zip(np.stack([1 - p, p], -1), np.stack([1 - q, q], -1), strict=True)
+        return math.fsum(m(a, b) for a, b in pairs) / len(p)
+
+    return of_answers
+
+
+def jaccard_of_scores(a, b):
+    """`jaccard` of the masks of the likeliest class, from scores (C, *places)."""
+    return jaccard(*(np.arange(len(z)).reshape(-1, *[1] * (z.ndim - 1)) == z.argmax(0) for z in (a, b)))
+
+
 def jaccard(a, b):
     """1 − IoU of masks (C, H, W), mean over the channels that either has."""
     overlaps = []
@@ -303,8 +393,9 @@ def entropy(p):
 
 
 def softmax(scores):
-    e = np.exp(scores - scores.max())
-    return e / e.sum()
+    """Of scores (k, *places) at every place."""
+    e = np.exp(scores - scores.max(0))
+    return e / e.sum(0)
 
 
 def unit(v):

@@ -86,13 +86,9 @@ class Results:
                     from_x = self.arrays.get(f"{metric.name}_from_x{ending}")
                     if from_x is not None and kernel_order == 1:
                         from_x[at] = self.arrays[f"{metric.name}{ending}"][at]
-                for ending in VARIABLES:
+                for ending in ("", *schema.LIKE_METRIC, "_norm"):
                     if reason and f"{metric.name}{ending}" in self.arrays:
                         self.arrays[f"{metric.name}{ending}"][at] = np.nan
-
-
-VARIABLES = ("", "_null", "_from_x", "_from_x_null", "_round_trip", "_norm")
-"""How the names of a metric's variables along `sample` end."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 from eedkit.errors import Undefined, unknown
 from eedkit.probe import boxes, fields, matching
 from eedkit.probe.layers import Layer
+from eedkit.results.schema import ENDINGS
 from eedkit.theory import actions, distances
 from eedkit.theory.actions import Action, LayerAction
 from eedkit.theory.distances import Distance
@@ -42,9 +43,6 @@ RESERVED = (
     *("prediction", "confidence", "dead_fraction"),
 )
 """Names of coordinates and of what is recorded beside the metrics."""
-ENDINGS = ("_null", "_from_x", "_round_trip", "_norm", "_pair_cosine", "_nan_reason", "_kernel_order")
-"""How the names end of what is recorded of a metric."""
-
 MetricAction = Callable[[Action, Layer], Action | tuple[Action, Action]]
 """(the action on images, the layer) -> the action on f(x), or one for each half of the images that channels are matched on."""
 
