@@ -1,4 +1,4 @@
-"""What others report about invariance and equivariance, by the same taps, layouts and actions as G-EED.
+"""What others report about invariance and equivariance, by the same layers, layouts and actions as G-EED.
 
 Of what `measure` recorded: `prediction_consistency`, `effective_invariance` and `equivariance_psnr`. The others take a pass of
 their own, since they are statistics over the samples (`normalised_variance`, `cka`) or derivatives (`lie_derivative`).
@@ -6,7 +6,7 @@ their own, since they are statistics over the samples (`normalised_variance`, `c
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,33 +16,20 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eedkit.errors import printable, unknown
-from eedkit.probe import samples
-from eedkit.probe.accumulate import images_in_cache
-from eedkit.probe.layers import Found, Layer, first_noisy_module, tap
-from eedkit.probe.measure import (
-    ABSENT,
-    HALF,
-    Forward,
-    Options,
-    Table,
-    refuse_changed,
-    traced,
-    unwrapped,
-    warn_of_noise,
-    warn_of_silent_blocks,
-    weight_versions,
-)
+from eedkit.errors import Undefined, printable, unknown
+from eedkit.probe import guard, run, samples
+from eedkit.probe.collect import ABSENT, Place
+from eedkit.probe.layers import Layer, first_noisy_module
+from eedkit.probe.measure import Options, warn_of_noise, warn_of_silent_blocks
 from eedkit.probe.metrics import probabilities
 from eedkit.progress import bar
 from eedkit.results import schema
-from eedkit.theory import actions
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
 
 MOVES = ("rotate", "slide", "slide across")
 """The one-parameter groups of `lie_derivative`: rotations counter-clockwise, translations downwards and to the right."""
-OPTIONS = ("layers", "head", "layouts", "output", "batch_size", "device", "precision", "seed")
+OPTIONS = ("layers", "head", "layouts", "output", "call", "batch_size", "device", "precision", "seed")
 """What those that take a pass of their own take from `measure`."""
 MOST_FEATURES = 4096
 """Features of a layer up to which `cka` keeps their matrices."""
@@ -51,22 +38,17 @@ MOST_FEATURES = 4096
 def prediction_consistency(ds: xr.Dataset) -> xr.DataArray:
     """Whether argmax f(gx) = argmax f(x), 1 or 0; needs no labels (Deng et al. 2022, arXiv 2207.07065).
 
-    The baseline for any measure that foretells accuracy on moved images.
+    The baseline for any measure that predicts accuracy on moved images.
 
     Parameters
     ----------
     ds : Dataset
-        Of `measure`, with predictions.
+        Of `measure`, with predictions, of the identity and of another element.
 
     Returns
     -------
     DataArray (model, element, sample)
         Every element but the identity; NaN where a prediction is missing.
-
-    Raises
-    ------
-    ValueError
-        There are no predictions, no unmoved images or no moved ones.
 
     Examples
     --------
@@ -88,25 +70,9 @@ def effective_invariance(ds: xr.Dataset) -> xr.DataArray:
     """√(p̂(gx) p̂(x)) where argmax f(gx) = argmax f(x), else 0 (Deng et al. 2022, arXiv 2207.07065, eq. 1).
 
     p̂ is the probability of the prediction. 0 to 1: 1 where both predictions are the same and certain. So it falls with the
-    confidence too: an exactly invariant model of k classes has at least 1/k.
+    confidence too: an exactly invariant model of k classes has at least 1/k. Takes and gives what `prediction_consistency`
+    does; the paper reports its mean.
 
-    Parameters
-    ----------
-    ds : Dataset
-        Of `measure`, with predictions.
-
-    Returns
-    -------
-    DataArray (model, element, sample)
-        Every element but the identity; NaN where a prediction is missing. The paper reports its mean.
-
-    Raises
-    ------
-    ValueError
-        There are no predictions, no unmoved images or no moved ones.
-
-    Examples
-    --------
     >>> import eedkit as ek
     >>> undecided = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4, bias=False))
     >>> ds = ek.measure(undecided, torch.zeros(4, 1, 5, 5), group="C4", progress=False)
@@ -124,14 +90,13 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
     """10 log₁₀(peak² / mean (f(gx) − g f(x))²) in dB: EQ-T under translations, EQ-R under rotations.
 
     Karras et al. 2021 (arXiv 2106.12423, appendix E) report it for images between −1 and 1 with a peak of 2; here f is any
-    layer's maps. ∞ where f is exactly equivariant, and the larger the better. Two things are otherwise than theirs: shifts
-    roll, so that no border is left out, and rotations interpolate bilinearly within the inscribed circle, so that no low-pass
-    filter is applied.
+    layer's maps. ∞ where f is exactly equivariant, and the larger the better. Two things differ from theirs: shifts roll, so
+    that no border is left out, and rotations interpolate bilinearly within the inscribed circle, without a low-pass filter.
 
     Parameters
     ----------
     ds : Dataset
-        Of `measure(metrics=["channelwise_rms"])`, which keeps the orbits of a batch of maps in memory.
+        Of `measure(metrics=["channelwise_rms"])`.
     peak : float, or None
         The largest difference that two values can have. None: the root mean square of f(x), as in a signal-to-noise ratio
         *[ours]*, for maps that have no such bound.
@@ -140,13 +105,7 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
     -------
     DataArray (model, layer)
         From the mean square over samples and every element but the identity; NaN, with the attribute `nan_reason`, where some
-        element moves nothing, since the measure then compares with a mean over these.
-
-    Raises
-    ------
-    ValueError
-        `channelwise_rms` was not measured, or is there without `channelwise_rms_norm`; no image was moved; or the peak is not
-        above 0.
+        other element moves nothing, since `channelwise_rms` then compares with a mean over these.
 
     Examples
     --------
@@ -170,16 +129,15 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
         signal = xr.full_like(noise, peak**2).where(noise.notnull())
     with np.errstate(divide="ignore", invalid="ignore"):
         decibels = 10 * np.log10(signal / noise)
-    is_faithful = ds.kernel_order == 1
-    reason = "" if is_faithful.all() else "where an element moves nothing, f̂(x) is not f(x)"
+    mixes = moved.channelwise_rms_kernel_order > 1
     return (
-        decibels.where(is_faithful)
+        decibels.where(~mixes)
         .rename("equivariance_psnr")
         .assign_attrs(
             long_name="equivariance",
             units="dB",
             source="Karras et al. 2021, arXiv 2106.12423",
-            nan_reason=reason,
+            nan_reason="where an element moves nothing, f̂(x) is not f(x)" if mixes.any() else "",
         )
     )
 
@@ -210,30 +168,22 @@ def normalised_variance(
 
     Of every number that a layer gives, its standard deviation over the elements relative to that over the samples, both with
     n − 1. 0 where a unit is invariant, about 1 where moving an image changes it as much as taking another one. As in tmeasures
-    1.2.11 variance means standard deviation, and nothing moves the units back.
-
-    Holds three maps of each layer for each element and three for each image of a batch, in float64, however many samples there
-    are.
+    1.2.11 variance means standard deviation, and nothing moves the units back. Holds three maps of each layer for each element,
+    in float64.
 
     Parameters
     ----------
-    model, images, group
+    model, images, group, progress
         As in `measure`.
-    progress : bool
-        Show a bar.
     **options
-        `layers`, `head`, `layouts`, `output`, `batch_size`, `device`, `precision` and `seed` of `measure`.
+        `layers`, `head`, `layouts`, `output`, `call`, `batch_size`, `device`, `precision` and `seed` of `measure`.
 
     Returns
     -------
     dict from layer to Dataset (row, column, channel)
         `transformation` and `sample`, the two deviations, and `normalised`, their ratio: ∞ where a unit changes only as images
-        move, NaN where it never changes (tmeasures gives 1). The attribute `nan_reason` of `normalised` says why.
-
-    Raises
-    ------
-    ValueError
-        As `measure`; or there are fewer than 2 images, or elements.
+        move, NaN where it never changes (tmeasures gives 1). The attribute `nan_reason` of `normalised` says why. Rows number
+        the positions where it is not known how these lie.
 
     Examples
     --------
@@ -242,41 +192,39 @@ def normalised_variance(
     >>> dict(found["0"].sizes), bool((found["1"].normalised < 1e-3).all())
     ({'row': 5, 'column': 5, 'channel': 2}, True)
     """
-    settings = _options(actions.on_images(group), options)
+    settings = _options(group, options)
     order = settings.action.group.order
     if order < 2:
         raise ValueError(f"a deviation over elements needs 2 or more, got {order}; choose a larger group")
-    spreads: dict[Layer, _Spread] = {}
+    spreads: dict[str, _Spread] = {}
 
-    def take(layer: Layer, g: int, z: Tensor, _rows: list[int]) -> None:
-        if layer not in spreads:
-            spreads[layer] = _Spread(order)
-        spreads[layer].take(g, z)
+    def take(layer: Layer, orbit: Tensor, _rows: list[int]) -> None:
+        if layer.name not in spreads:
+            spreads[layer.name] = _Spread(orbit)
+        spreads[layer.name].take(orbit)
 
-    seen = _see(model, images, settings, order, take, progress=progress)
-    _refuse_few(seen)
+    seen = _see(model, images, settings, take, progress=progress)
+    seen.refuse_few()
     found = {}
     for layer in seen.layers:
-        shape = (*layer.grid, layer.channels)
-        over_elements = over_samples = torch.full(shape, torch.nan, dtype=torch.float64)
         reason = seen.reasons.get(layer.name, "")
+        over_elements = over_samples = torch.full((*layer.grid, layer.channels), torch.nan, dtype=torch.float64)
         if not reason:
-            over_elements, over_samples = (part.reshape(shape).cpu() for part in spreads[layer].result())
+            shape = (-1, 1, layer.channels) if 0 in layer.grid else over_samples.shape
+            over_elements, over_samples = (part.reshape(shape).cpu() for part in spreads[layer.name].result())
         never_change = int((over_samples == 0).logical_and(over_elements == 0).sum())
         if never_change:
             reason = f"{never_change} of {over_samples.numel()} units never change"
         attrs = {"long_name": "normalised variance", "units": "1", "nan_reason": reason, "samples": seen.n}
         dims = ("row", "column", "channel")
+        about = {"source": "Quiroga et al. 2023, arXiv 2310.17404; tmeasures 1.2.11"}
         found[layer.name] = xr.Dataset(
             {
                 "transformation": (dims, over_elements.numpy(), {"long_name": "standard deviation over elements"}),
                 "sample": (dims, over_samples.numpy(), {"long_name": "standard deviation over samples"}),
                 "normalised": (dims, (over_elements / over_samples).numpy(), attrs),
             },
-            attrs={
-                "source": "Quiroga et al. 2023, arXiv 2310.17404; tmeasures 1.2.11",
-                "group": settings.action.group.name,
-            },
+            attrs={**about, "group": settings.action.group.name},
         )
     return found
 
@@ -287,48 +235,26 @@ class _Spread:
     Sums are of differences from f(x), and from what the first image gave, so that a unit that never changes has exactly 0.
     """
 
-    def __init__(self, order: int) -> None:
-        self.order = order
+    def __init__(self, orbit: Tensor) -> None:
         self.n = 0
-        self.of_x = torch.empty(0)
-        self.over_elements = torch.empty(0)
-        self.deviations = torch.empty(0)
-        self.of_first: list[Tensor] = []
-        self.over_samples: list[Tensor] = []
+        self.of_first = orbit[:, :1].to(torch.float64, copy=True)
+        self.over_elements = torch.zeros_like(self.of_first[0, 0])
+        self.over_samples = torch.stack([torch.zeros_like(self.of_first[:, 0])] * 2)
 
-    def take(self, g: int, z: Tensor) -> None:
-        """Take f(gx) of a batch, (b, P, C), element by element."""
-        if len(self.of_first) == g:
-            self.of_first.append(z[0].to(torch.float64, copy=True))
-            self.over_samples.append(z.new_zeros(2, *z.shape[1:], dtype=torch.float64))
-        if not self.n:
-            self.deviations = z.new_zeros(z.shape[1:], dtype=torch.float64)
-        if g == 0:
-            self.n += len(z)
-            if self.of_x.shape != z.shape:
-                self.of_x = torch.empty_like(z)
-                self.over_elements = z.new_empty(2, *z.shape, dtype=torch.float64)
-            self.of_x.copy_(z)
-            self.over_elements.zero_()
-        images = images_in_cache(z)
-        for start in range(0, len(z), images):
-            some = slice(start, start + images)
-            self._take_some(g, some, z[some].double())
-
-    def _take_some(self, g: int, some: slice, z: Tensor) -> None:
-        difference = z - self.of_first[g]
-        self.over_samples[g][0] += difference.sum(0)
-        self.over_samples[g][1] += difference.square_().sum(0)
-        difference = z - self.of_x[some]
-        self.over_elements[0, some] += difference
-        self.over_elements[1, some] += difference.square_()
-        if g == self.order - 1:
-            self.deviations += _deviation(self.over_elements[:, some], self.order).sum(0)
+    def take(self, orbit: Tensor) -> None:
+        """Take f(gx) of some images, (g, b, P, C)."""
+        orbit = orbit.double()
+        self.n += orbit.shape[1]
+        self.over_elements += _deviation(_powers(orbit - orbit[:1]).sum(1), len(orbit)).sum(0)
+        self.over_samples += _powers(orbit - self.of_first).sum(2)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The mean over images of the deviation over elements, and the mean over elements of that over images: (P, C)."""
-        of_elements = [_deviation(sums, self.n) for sums in self.over_samples]
-        return self.deviations / self.n, torch.stack(of_elements).mean(0)
+        return self.over_elements / self.n, _deviation(self.over_samples, self.n).mean(0)
+
+
+def _powers(difference: Tensor) -> Tensor:
+    return torch.stack([difference, difference.square()])
 
 
 def _deviation(sums: Tensor, n: int) -> Tensor:
@@ -349,31 +275,22 @@ def cka(
     """Linear CKA of X = f(x) and Y = f(gx), ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), columns centred (Kornblith et al. 2019, arXiv 1905.00414).
 
     0 to 1; 1 where f(gx) is f(x) but for a rotation of the features and a factor, whichever these are: it does not ask that
-    nothing changes, as G-EED does. With fewer samples than features it is too large; compare it at one number of samples.
-
-    Holds two matrices (C, C) of each layer for each element, in float64, and no features but those of a batch: the memory is
-    that for any number of samples.
+    nothing changes, as G-EED does. With fewer samples than features it is too large; compare it at one number of samples. Holds
+    two matrices (C, C) of each layer for each element, in float64, and no features but those of a forward pass.
 
     Parameters
     ----------
-    model, images, group
+    model, images, group, progress
         As in `measure`.
     features : callable, or None
         A layer's output (b, P, C) -> vectors (b, d), say `probe.metrics.flat`; None: the mean over positions.
-    progress : bool
-        Show a bar.
     **options
-        `layers`, `head`, `layouts`, `output`, `batch_size`, `device`, `precision` and `seed` of `measure`.
+        As in `normalised_variance`.
 
     Returns
     -------
     DataArray (layer, element)
         With the coordinates `depth` and `nan_reason`.
-
-    Raises
-    ------
-    ValueError
-        As `measure`; or there are fewer than 2 images.
 
     Examples
     --------
@@ -382,85 +299,67 @@ def cka(
     >>> round(similarity.sel(layer="latent", element="e").item(), 9)
     1.0
     """
-    settings = _options(actions.on_images(group), options)
+    settings = _options(group, options)
     elements = settings.action.group.elements
-    products: dict[Layer, _Products] = {}
+    products: dict[str, _Products] = {}
 
-    def take(layer: Layer, g: int, z: Tensor, _rows: list[int]) -> None:
+    def take(layer: Layer, orbit: Tensor, _rows: list[int]) -> None:
+        z = orbit.flatten(0, 1)
         vectors = z.mean(1, dtype=torch.float64) if features is None else features(z).double()
         if vectors.dim() != 2:
             raise TypeError(f"features must give a vector for each image, (b, d), got {tuple(vectors.shape)}")
         if vectors.shape[1] > MOST_FEATURES:
-            raise ValueError(
+            raise Undefined(
                 f"it has {vectors.shape[1]:,} features, whose matrices are kept up to {MOST_FEATURES:,}; pass features= to pool them"
             )
-        if layer not in products:
-            products[layer] = _Products()
-        products[layer].take(g, vectors)
+        vectors = vectors.unflatten(0, orbit.shape[:2])
+        if layer.name not in products:
+            products[layer.name] = _Products(vectors)
+        products[layer.name].take(vectors)
 
-    seen = _see(model, images, settings, len(elements), take, progress=progress)
-    _refuse_few(seen)
+    seen = _see(model, images, settings, take, progress=progress)
+    seen.refuse_few()
     values = np.full((len(seen.layers), len(elements)), np.nan)
     for row, layer in enumerate(seen.layers):
-        if layer.name in seen.reasons:
-            continue
-        values[row] = products[layer].result().cpu()
-        if np.isnan(values[row]).any():
-            seen.reasons[layer.name] = "the features of all x, or of all gx, are the same"
+        if layer.name not in seen.reasons:
+            values[row] = products[layer.name].result().cpu()
+            if np.isnan(values[row]).any():
+                seen.reasons[layer.name] = "the features of all x, or of all gx, are the same"
+    attrs = {"long_name": "linear CKA of f(x) and f(gx)", "units": "1", "samples": seen.n}
     return xr.DataArray(
         values,
         dims=("layer", "element"),
-        coords={**_layer_coords(seen), "element": list(elements)},
+        coords={**seen.layer_coords(), "element": list(elements)},
         name="cka",
-        attrs={
-            "long_name": "linear CKA of f(x) and f(gx)",
-            "units": "1",
-            "source": "Kornblith et al. 2019, arXiv 1905.00414",
-            "samples": seen.n,
-        },
+        attrs={**attrs, "source": "Kornblith et al. 2019, arXiv 1905.00414"},
     )
 
 
 class _Products:
     """Σy, Σyyᵀ and Σxyᵀ of the features y of gx and x of x, less those of the first image under the same element."""
 
-    def __init__(self) -> None:
+    def __init__(self, vectors: Tensor) -> None:
+        order, _, d = vectors.shape
         self.n = 0
-        self.of_x = torch.empty(0)
-        self.of_first: list[Tensor] = []
-        self.totals: list[Tensor] = []
-        self.own: list[Tensor] = []
-        self.cross: list[Tensor] = []
+        self.of_first = vectors[:, :1].clone()
+        self.totals = vectors.new_zeros(order, d, 1)
+        self.own = vectors.new_zeros(order, d, d)
+        self.cross = vectors.new_zeros(order, d, d)
 
-    def take(self, g: int, vectors: Tensor) -> None:
-        """Take the features (b, d) of a batch, element by element."""
-        d = vectors.shape[1]
-        if len(self.of_first) == g:
-            self.of_first.append(vectors[0].clone())
-            self.totals.append(vectors.new_zeros(d))
-            self.own.append(vectors.new_zeros(d, d))
-            self.cross.append(vectors.new_zeros(d, d))
-        vectors = vectors - self.of_first[g]
-        if g == 0:
-            self.n += len(vectors)
-            self.of_x = vectors
-        self.totals[g] += vectors.sum(0)
-        self.own[g].addmm_(vectors.T, vectors)
-        self.cross[g].addmm_(self.of_x.T, vectors)
+    def take(self, vectors: Tensor) -> None:
+        """Take the features of some images, (g, b, d)."""
+        y = vectors - self.of_first
+        self.n += y.shape[1]
+        self.totals += y.sum(1)[..., None]
+        self.own += y.mT @ y
+        self.cross += y[:1].mT @ y
 
     def result(self) -> Tensor:
         """The CKA of every element, (g,)."""
-        of_x = self._centred(self.own[0], 0, 0)
-        values = []
-        for g in range(len(self.own)):
-            of_both = self._centred(self.cross[g], 0, g)
-            of_gx = self._centred(self.own[g], g, g)
-            values.append(of_both.norm() ** 2 / (of_x.norm() * of_gx.norm()))
-        return torch.stack(values)
-
-    def _centred(self, products: Tensor, g: int, h: int) -> Tensor:
-        """The products of features less their means."""
-        return products - self.totals[g].outer(self.totals[h]) / self.n
+        own = self.own - self.totals @ self.totals.mT / self.n
+        cross = self.cross - self.totals[:1] @ self.totals.mT / self.n
+        sizes = own.norm(dim=(1, 2))
+        return cross.norm(dim=(1, 2)) ** 2 / (sizes[0] * sizes)
 
 
 def lie_derivative(
@@ -472,34 +371,25 @@ def lie_derivative(
     above. At each layer the target moves as its positions do, so that vectors and the output do not: there L f is how fast f
     changes. f is the network up to the layer, and not the layer alone.
 
-    One forward pass for each move gives the exact derivatives of all layers together (forward-mode differentiation). Images
-    and maps are interpolated bilinearly and the derivative taken from both sides, so that dT is the central difference between
-    pixels; lie-deriv's own takes that from one side. Translations roll, by parts of the height or width; rotations take what
-    is beyond the edge from the edge, in radians.
+    One forward pass gives the exact derivatives of all layers along all moves (forward-mode differentiation). Images and maps
+    are interpolated bilinearly and the derivative taken from both sides, so that dT is the central difference between pixels;
+    lie-deriv's own takes that from one side. Translations roll, by parts of the height or width; rotations take what is beyond
+    the edge from the edge, in radians.
 
     Parameters
     ----------
-    model, images
-        As in `measure`; its operations need forward derivatives, as nearly all of torch have.
+    model, images, progress
+        As in `measure`; the model's operations need forward derivatives, as nearly all of torch have.
     moves : sequence of str
-        Some of "rotate", "slide" (downwards) and "slide across".
-    progress : bool
-        Show a bar.
+        Some of "rotate" (of square images), "slide" (downwards) and "slide across".
     **options
-        `layers`, `head`, `layouts`, `output`, `batch_size`, `device`, `precision` and `seed` of `measure`.
+        As in `normalised_variance`; no half precision.
 
     Returns
     -------
     Dataset (move, layer, sample)
         `lee` and `power`, the mean square of f(x), against which it may be held; with the coordinates `depth` and `nan_reason`.
         The last layer is `output`, class probabilities where the model gives scores.
-
-    Raises
-    ------
-    ValueError
-        As `measure`; or a move is unknown, images to rotate are not square, or the precision is a half one.
-    NotImplementedError
-        An operation of the model has no forward derivative; torch names it.
 
     Examples
     --------
@@ -513,54 +403,43 @@ def lie_derivative(
     for move in moves:
         if move not in MOVES:
             raise ValueError(unknown("move", move, MOVES))
-    settings = _options(actions.spatial("C1"), options)
-    if settings.precision in HALF:
-        raise ValueError(f"autocast has no forward derivatives, got precision {settings.precision!r}; take 'float32'")
-    table = Table(1)
+    settings = _options("C1", options)
+    precision = guard.precision_of(model, settings.precision)
+    if precision in guard.HALF:
+        raise ValueError(f"half precisions have no forward derivatives, got {precision!r}; take 'float32'")
+    found: dict[str, dict[int, np.ndarray]] = {}
 
-    def forward_with_slopes(forward: Forward, k: int, together: Tensor) -> None:
-        together = together.to(forward.device, forward.dtype)
-        slopes = _slope(moves[k], together.movedim(1, -1)).movedim(-1, 1)
-        with _forward_derivatives():
-            forward(0, forward_ad.make_dual(together, slopes))
-
-    def take(layer: Layer, k: int, z: Tensor, rows: list[int]) -> None:
-        value, slope = forward_ad.unpack_dual(z)
+    def take(layer: Layer, moved: Tensor, rows: list[int]) -> None:
+        if 0 in layer.grid:
+            raise Undefined(layer.reason)
+        if layer.role == "output" and layer.output is not None and layer.output.kind == "scores":
+            moved = probabilities(moved)
+        value, slope = forward_ad.unpack_dual(moved)
         slope = torch.zeros_like(value) if slope is None else slope
-        of_target = _slope(moves[k], value.double().unflatten(1, layer.grid)).flatten(1, 2)
-        errors = (slope.double() - of_target).square().mean((1, 2))
-        powers = value.double().square().mean((1, 2))
-        table.put(f"{moves[k]} {layer.name}", torch.stack([errors, powers]).cpu().numpy(), rows)
+        maps = value[0].double().unflatten(1, layer.grid)
+        of_target = torch.stack([_slope(move, maps).flatten(1, 2) for move in moves])
+        errors = (slope.double() - of_target).square().mean((2, 3))
+        powers = value.double().square().mean((2, 3))
+        pairs = torch.stack([errors, powers]).movedim(-1, 0).cpu().numpy()
+        found.setdefault(layer.name, {}).update(zip(rows, pairs, strict=True))
 
-    seen = _see(
-        model,
-        images,
-        settings,
-        len(moves),
-        take,
-        call=forward_with_slopes,
-        as_probabilities=True,
-        by_image=True,
-        progress=progress,
-    )
-    values = np.full((2, len(moves), len(seen.layers), len(seen.ids)), np.nan)
-    found = table.cut(len(seen.ids))
-    for row, layer in enumerate(seen.layers):
-        if layer.name in seen.reasons:
-            continue
-        for k, move in enumerate(moves):
-            values[:, k, row] = found[f"{move} {layer.name}"]
-        without = int(np.isnan(values[0, :, row]).any(axis=0).sum()) - len(seen.flaws)
-        if without:
-            seen.reasons[layer.name] = f"no finite derivative for {without} of {len(seen.ids)} images"
+    seen = _see(model, images, settings, take, moves=moves, progress=progress)
+    n = len(seen.ids)
+    values = np.full((2, len(moves), len(seen.layers), n), np.nan)
+    for position, layer in enumerate(seen.layers):
+        if layer.name not in seen.reasons:
+            for row, pair in found[layer.name].items():
+                values[:, :, position, row] = pair
+            without = int(np.isnan(values[0, :, position]).any(axis=0).sum()) - len(seen.flaws)
+            if without:
+                seen.reasons[layer.name] = f"no finite derivative for {without} of {n} images"
     dims = ("move", "layer", "sample")
-    ids = [seen.ids[row] for row in range(len(seen.ids))]
     return xr.Dataset(
         {
             "lee": (dims, values[0], {"long_name": "local equivariance error"}),
             "power": (dims, values[1], {"long_name": "mean square of f(x)"}),
         },
-        {"move": moves, "sample": ids, **_layer_coords(seen)},
+        {"move": moves, "sample": [seen.ids[row] for row in range(n)], **seen.layer_coords()},
         {"source": "Gruver et al. 2022, arXiv 2210.02984"},
     )
 
@@ -573,7 +452,7 @@ def _slope(move: str, z: Tensor) -> Tensor:
     if move == "slide across":
         return (z.roll(1, 2) - z.roll(-1, 2)) * (width / 2)
     if height != width:
-        raise ValueError(f"rotations need square images, got {height}×{width}; centre-crop or pad first")
+        raise Undefined(f"rotations need square images, got {height}×{width}; centre-crop or pad first")
     places = torch.arange(height, device=z.device)
     next_places = (places + 1).clamp(max=height - 1)
     places_before = (places - 1).clamp(min=0)
@@ -600,14 +479,11 @@ def _forward_derivatives() -> Iterator[None]:
 
 
 class _Seen:
-    """What a pass has shown: the layers, why some have no value, and the images.
+    """What a pass has shown: the layers, why some have no value, and by row the ids of all images, read or not."""
 
-    `ids` are by row those of all images, `flaws` say why some could not be read.
-    """
-
-    def __init__(self, found: Found) -> None:
-        self.layers = found.layers
-        self.reasons = {layer.name: layer.reason for layer in found.layers if layer.layout is None}
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+        self.reasons = {layer.name: layer.reason for layer in layers if layer.layout is None}
         self.ids: dict[int, Any] = {}
         self.flaws: list[str] = []
 
@@ -616,89 +492,86 @@ class _Seen:
         """How many images could be read."""
         return len(self.ids) - len(self.flaws)
 
+    def refuse_few(self) -> None:
+        """ValueError for fewer images than a statistic over samples needs."""
+        if self.n < 2:
+            raise ValueError(f"a statistic over samples needs 2 images that can be read, got {self.n}; pass more")
 
-def _options(action: Action, options: dict[str, Any]) -> Options:
+    def layer_coords(self) -> dict[str, Any]:
+        """Coordinates on the dimension `layer`."""
+        reasons = [self.reasons.get(layer.name, "") for layer in self.layers]
+        return {
+            "layer": np.array([layer.name for layer in self.layers], dtype=object),
+            "depth": ("layer", [layer.depth for layer in self.layers]),
+            "nan_reason": ("layer", np.array(reasons, dtype=object)),
+        }
+
+
+def _options(group: str | Group | Action, options: dict[str, Any]) -> Options:
     for name in options:
         if name not in OPTIONS:
             raise TypeError(unknown("option", name, OPTIONS))
-    return Options(action, **options)
+    return Options(group, **options)
 
 
 def _see(
     model: nn.Module,
     images: Any,
     options: Options,
-    passes: int,
-    take: Callable[[Layer, int, Tensor, list[int]], None],
+    take: Callable[[Layer, Tensor, list[int]], None],
     *,
-    call: Callable[[Forward, int, Tensor], Any] = Forward.__call__,
-    as_probabilities: bool = False,
-    by_image: bool = False,
+    moves: Sequence[str] = (),
     progress: bool,
 ) -> _Seen:
-    """Call each batch's forward passes, by default those on gx, and show every layer's output to `take`.
+    """Show what every layer gives for all images that can be read: `take(layer, orbits (g, b, P, C), rows of the images)`.
 
-    Parameters
-    ----------
-    take : callable
-        Runs inside the hook: (layer, number of the pass, output (b, P, C), rows of the images). A ValueError is the reason why
-        the layer has no value, and is not asked for again.
-    call : callable
-        (forward pass, number of the pass, images) -> anything.
-    as_probabilities : bool
-        Whether class scores are shown as probabilities.
-    by_image : bool
-        Whether every image has a value of its own, so that an output that is not finite costs no other.
+    `take` runs inside the hook. Undefined says why the layer has no value, and it is not asked again. With `moves` the place of
+    the elements is taken by copies of x that carry the slopes along each; then an output that is not finite costs no other image.
     """
-    model = unwrapped(model)
+    model = guard.unwrapped(model)
     name = printable(type(model).__name__)
     stream = samples.open_stream(images, seed=options.seed)
-    with traced(model, stream, options) as ready:
-        found = ready.found
-        warn_of_silent_blocks(found.silent_blocks)
-        if first_noisy_module(model, ready.example) is not None:
-            warn_of_noise(model, ready.example, name)
-        versions = weight_versions(model)
-        seen = _Seen(found)
-        tapped = [layer for layer in found.layers if layer.layout]
-        k = 0
+    with run.prepared(model, stream, options) as ready:
+        warn_of_silent_blocks(ready.found.silent_blocks)
+        if first_noisy_module(model, ready.example, ready.forward.call) is not None:
+            warn_of_noise(model, ready, name)
+        seen = _Seen(ready.found.layers)
+        width = len(moves) or ready.order
         rows: list[int] = []
         ran: set[str] = set()
 
-        def on_layer(layer: Layer, given: Tensor) -> None:
+        def on_layer(layer: Layer, _place: Place, given: Tensor) -> None:
             ran.add(layer.name)
             if layer.name in seen.reasons:
                 return
             try:
                 z = layer.read(given)
-                z = z.float() if z.dtype in HALF.values() else z
-                if len(z) != len(rows):
-                    raise ValueError(f"its output holds {len(z)} images in a forward pass of {len(rows)}")
+                n = width * len(rows)
+                if len(z) != n:
+                    raise Undefined(f"its output holds {len(z)} images in a forward pass of {n}")
                 finite = int(z.isfinite().flatten(1).all(dim=1).sum())
-                if finite < len(z) and not by_image:
-                    raise ValueError(f"its output is not finite for {len(z) - finite} of {len(z)} images of a batch")
-                if as_probabilities and layer.role == "output" and found.output.kind == "scores":
-                    z = probabilities(z)
-                with torch.autocast(z.device.type, enabled=False):
-                    take(layer, k, z, rows)
-            except ValueError as error:
+                if finite < n and not moves:
+                    raise Undefined(f"its output is not finite for {n - finite} of {n} images of a forward pass")
+                z = z.float() if z.dtype in guard.HALF.values() else z
+                take(layer, z.unflatten(0, (width, len(rows))), rows)
+            except Undefined as error:
                 seen.reasons[layer.name] = str(error)
 
         shown = bar(stream.length, name, "image", show=progress, leave=False)
-        with shown, tap(model, tapped, found.output, on_layer):
-            for batch in ready.stream.batches(ready.batch_size):
+        with shown, run.watched(ready, on_layer) as forward:
+            for batch in stream.batches(max(ready.batch_size // width, 1)):
                 readable = [sample for sample in batch.samples if not sample.flaw]
                 seen.ids |= {sample.row: sample.id for sample in batch.samples}
                 seen.flaws += [sample.flaw for sample in batch.samples if sample.flaw]
                 rows = [sample.row for sample in readable]
-                for k in range(passes if readable else 0):
-                    ran.clear()
-                    call(ready.forward, k, torch.stack([sample.image for sample in readable]))
-                    for layer in tapped:
+                ran.clear()
+                if readable:
+                    together = torch.stack([sample.image for sample in readable])
+                    _forward_pass(forward, ready, together, moves)
+                    for layer in seen.layers:
                         if layer.name not in ran:
                             seen.reasons.setdefault(layer.name, ABSENT)
                 shown.update(len(batch.samples))
-        refuse_changed(versions, weight_versions(model), name)
     if seen.flaws:
         warnings.warn(
             f"{len(seen.flaws)} of {len(seen.ids)} images could not be read: {'; '.join(seen.flaws[:3])}", stacklevel=3
@@ -706,15 +579,12 @@ def _see(
     return seen
 
 
-def _refuse_few(seen: _Seen) -> None:
-    if seen.n < 2:
-        raise ValueError(f"a statistic over samples needs 2 images that can be read, got {seen.n}; pass more")
-
-
-def _layer_coords(seen: _Seen) -> dict[str, Any]:
-    reasons = [seen.reasons.get(layer.name, "") for layer in seen.layers]
-    return {
-        "layer": np.array([layer.name for layer in seen.layers], dtype=object),
-        "depth": ("layer", [layer.depth for layer in seen.layers]),
-        "nan_reason": ("layer", np.array(reasons, dtype=object)),
-    }
+def _forward_pass(forward: Callable[..., Any], ready: run.Ready, together: Tensor, moves: Sequence[str]) -> None:
+    """One forward pass on the orbits of some images, or on copies of them that carry the slopes along moves."""
+    together = together.to(ready.forward.device, ready.forward.dtype)
+    with _forward_derivatives() if moves else nullcontext():
+        if moves:
+            slopes = [_slope(move, together.movedim(1, -1)).movedim(-1, 1) for move in moves]
+            together = forward_ad.make_dual(torch.cat([together] * len(moves)), torch.cat(slopes))
+        nobody = torch.empty(0, dtype=torch.int64)
+        forward(Place(list(range(ready.order)), 0, slice(0, len(together)), nobody, nobody), together)

@@ -195,7 +195,7 @@ class TestNormalisedVariance:
         np.testing.assert_allclose(found["0"].normalised[:, :, 0], wanted, atol=1e-6)
         np.testing.assert_allclose(found["1"].normalised.item(), 0.9723471, atol=1e-6)
 
-    @pytest.mark.parametrize("batch_size", [1, 4, None])
+    @pytest.mark.parametrize("batch_size", [1, 40, None])
     def test_it_is_a_ratio_of_deviations(self, batch_size):
         found = self.measured(small(), batch_size=batch_size)
         for layer in ("first", "second", "latent", "output"):
@@ -227,6 +227,13 @@ class TestNormalisedVariance:
         assert np.isfinite(of_first.sel(channel=[0, 2])).all()
         assert of_first.attrs["nan_reason"] == "64 of 192 units never change"
 
+    def test_an_offset_of_all_images_changes_nothing(self):
+        model = small()
+        wanted = self.measured(model)["first"].normalised
+        with torch.no_grad():
+            model.first.bias += 1e7
+        np.testing.assert_allclose(self.measured(model)["first"].normalised, wanted, rtol=1e-6)
+
     def test_fewer_than_two_of_anything_are_refused(self):
         with pytest.raises(ValueError, match="a deviation over elements needs 2 or more, got 1"):
             self.measured(small(), group="C1")
@@ -247,7 +254,7 @@ class TestCka:
     def measured(self, model, images=None, **options):
         return bridges.cka(model, pictures() if images is None else images, group="C4", **of_double(**options))
 
-    @pytest.mark.parametrize("batch_size", [1, 4, None])
+    @pytest.mark.parametrize("batch_size", [1, 40, None])
     def test_it_is_the_alignment_of_gram_matrices(self, batch_size):
         found = self.measured(small(), batch_size=batch_size)
         for layer in ("first", "second", "latent", "output"):
@@ -272,11 +279,10 @@ class TestCka:
         assert (found.sel(layer="1", element=["r90", "r180", "r270"]) < 0.05).all()
 
     def test_memory_does_not_grow_with_the_samples(self):
-        products = bridges._Products()
+        products = bridges._Products(torch.randn(2, 5, 4, dtype=torch.float64))
         kept = []
         for _ in range(3):
-            for g in range(2):
-                products.take(g, torch.randn(5, 4, dtype=torch.float64))
+            products.take(torch.randn(2, 5, 4, dtype=torch.float64))
             kept.append(len(pickle.dumps(products)))
         assert kept[0] == kept[-1] < 5000
 
@@ -381,19 +387,21 @@ class TestLieDerivative:
             self.measured(small(), moves="rotation")
         with pytest.raises(ValueError, match="rotations need square images, got 8×4"):
             self.measured(small(), pictures()[..., :4])
-        with pytest.raises(ValueError, match="autocast has no forward derivatives, got precision 'bfloat16'"):
+        with pytest.raises(ValueError, match="half precisions have no forward derivatives, got 'bfloat16'"):
             self.measured(Small(), pictures().float(), precision="bfloat16")
 
 
-STATISTICS = {
-    "normalised_variance": lambda model, images: (
-        bridges.normalised_variance(model, images, group="C4", layers="all", **QUIET)["first"].normalised
-    ),
-    "cka": lambda model, images: bridges.cka(model, images, group="C4", layers="all", **QUIET).sel(layer="first"),
-    "lie_derivative": lambda model, images: bridges.lie_derivative(model, images, layers="all", **QUIET).lee.sel(
-        layer="first"
-    ),
-}
+def of_one_layer(statistic, model, images, layer="first", **options):
+    """A statistic of one layer."""
+    options = {"layers": "all", **QUIET, **options}
+    if statistic == "normalised_variance":
+        return bridges.normalised_variance(model, images, group="C4", **options)[layer].normalised
+    if statistic == "cka":
+        return bridges.cka(model, images, group="C4", **options).sel(layer=layer)
+    return bridges.lie_derivative(model, images, **options).lee.sel(layer=layer)
+
+
+STATISTICS = ("normalised_variance", "cka", "lie_derivative")
 
 
 class TornAt4(torch.utils.data.Dataset):
@@ -411,9 +419,9 @@ class TornAt4(torch.utils.data.Dataset):
 @pytest.mark.parametrize("statistic", STATISTICS)
 class TestEveryPass:
     def test_an_unreadable_image_is_left_out(self, statistic):
-        of_all = STATISTICS[statistic](Small(), pictures().float())
+        of_all = of_one_layer(statistic, Small(), pictures().float())
         with pytest.warns(UserWarning, match="1 of 10 images could not be read: .*torn"):
-            of_readable = STATISTICS[statistic](Small(), TornAt4())
+            of_readable = of_one_layer(statistic, Small(), TornAt4())
         if statistic == "lie_derivative":
             assert of_readable.sel(sample=4).isnull().all()
             of_readable = of_readable.dropna("sample")
@@ -424,7 +432,7 @@ class TestEveryPass:
 
     def test_the_model_is_left_as_found(self, statistic):
         model = Small().train()
-        STATISTICS[statistic](model, pictures().float())
+        of_one_layer(statistic, model, pictures().float())
         assert model.training
         assert not model.first._forward_hooks
 
@@ -432,24 +440,42 @@ class TestEveryPass:
         model = Small()
         with torch.no_grad():
             model.first.bias[0] = math.inf
-        values = STATISTICS[statistic](model, pictures().float())
+        values = of_one_layer(statistic, model, pictures().float())
         assert values.isnull().all()
 
 
 class Root(nn.Module):
-    """Finite values whose derivative is not, at one image of all: √ of 0."""
+    """√: no finite derivative at 0, no finite value below."""
 
     def forward(self, x):
-        return x.clamp(min=0).sqrt()
+        return x.sqrt()
 
 
-def test_an_image_without_a_derivative_costs_itself():
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_an_image_without_a_derivative_costs_itself(value):
     images = torch.rand(6, 1, 5, 5) + 0.5
-    images[2] = 0
+    images[2] = value
     net = nn.Sequential(Root(), nn.Flatten(), nn.Linear(25, 3))
-    found = ek.bridges.lie_derivative(net, images, moves="slide", layers="all", progress=False)
-    assert found.lee.sel(layer="0").isnull().sum("sample").item() == 1
+    found = bridges.lie_derivative(net, images, moves="slide", layers="all", **QUIET)
+    assert found.sample[found.lee.sel(layer="0", move="slide").isnull()].values.tolist() == [2]
     assert found.nan_reason.sel(layer="0").item() == "no finite derivative for 1 of 6 images"
+
+
+class Sometimes(Small):
+    """Its activation does not run on dark images."""
+
+    def forward(self, x):
+        z = self.first(x)
+        return self.head(self.second(z if x.mean() < -1 else self.act(z)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_layer_that_does_not_always_run_has_no_value(statistic):
+    images = pictures().float()
+    images[oracles.seeded_order(N, 0)[-1]] -= 5
+    found = of_one_layer(statistic, Sometimes(), images, layers=["act"], layer="act", batch_size=1)
+    assert found.isnull().all()
+    assert "it does not run in every forward pass" in (found.attrs.get("nan_reason") or found.nan_reason.item())
 
 
 @pytest.mark.filterwarnings("error")
@@ -475,9 +501,13 @@ def test_options_that_mean_nothing_are_refused(call):
         call(net, torch.rand(6, 1, 5, 5), group="C4", null=False, progress=False)
 
 
-def test_decibels_have_no_value_where_elements_move_nothing():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
-    ds = ek.measure(net, torch.rand(6, 3, 5, 5), group="rgb", metrics=["channelwise_rms"], progress=False)
+@pytest.mark.parametrize("others", [[], ["channelwise_regular"]])
+@pytest.mark.parametrize("turned", [1, -1])
+def test_decibels_have_no_value_where_elements_move_nothing(others, turned):
+    # as regular fields of the group the same maps move
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1))
+    metrics = ["channelwise_rms", *others][::turned]
+    ds = ek.measure(net, torch.rand(6, 3, 5, 5), group="rgb", metrics=metrics, progress=False)
     decibels = ek.bridges.equivariance_psnr(ds, peak=1)
     assert decibels.isnull().all()
     assert decibels.attrs["nan_reason"] == "where an element moves nothing, f̂(x) is not f(x)"
@@ -485,7 +515,43 @@ def test_decibels_have_no_value_where_elements_move_nothing():
         ek.bridges.equivariance_psnr(ds[["channelwise_rms"]])
 
 
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_models_may_want_more_than_images(statistic):
+    class Scaled(Small):
+        def forward(self, x, factor):
+            return super().forward(x * factor)
+
+    images = pictures().float()
+    model = Scaled()
+    found = of_one_layer(statistic, model, images, call=lambda model, x: model(x, 0.5))
+    wanted = of_one_layer(statistic, Small(), 0.5 * images)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+class Scrambled(nn.Module):
+    """The pixels as tokens in an order that does not show where they lie."""
+
+    def forward(self, x):
+        pixels = x.flatten(2).mT
+        return pixels[:, torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(0))].repeat(1, 1, 3)
+
+
+def test_only_what_moves_maps_needs_to_know_where_positions_lie():
+    model = nn.Sequential(Scrambled(), nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten(), nn.Linear(3, 4))
+    images = pictures().float()
+    variance = bridges.normalised_variance(model, images, group="C4", layers=["0"], **QUIET)["0"]
+    assert dict(variance.sizes) == {"row": 64, "column": 1, "channel": 3}
+    pixels = bridges.normalised_variance(
+        nn.Sequential(nn.Identity(), nn.Flatten()), images, group="C4", layers=["0"], **QUIET
+    )
+    np.testing.assert_allclose(np.sort(variance.normalised[:, 0, 0]), np.sort(pixels["0"].normalised.values.ravel()))
+    assert bridges.cka(model, images, group="C4", layers=["0"], **QUIET).sel(layer="0").notnull().all()
+    lee = bridges.lie_derivative(model, images, layers=["0"], **QUIET).lee.sel(layer="0")
+    assert lee.isnull().all()
+    assert "where the 64 tokens of its output (b, 64, 3) lie did not show" in lee.nan_reason.item()
+
+
 def test_features_of_cka_are_vectors():
     net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
-    with pytest.raises(TypeError, match=r"\(b, d\), got \(6, 25, 2\)"):
+    with pytest.raises(TypeError, match=r"\(b, d\), got \(24, 25, 2\)"):
         ek.bridges.cka(net, torch.rand(6, 1, 5, 5), group="C4", features=lambda z: z, progress=False)

@@ -318,7 +318,7 @@ def moved(images: Sequence[Tensor], elements: Sequence[str], group: Action | str
     >>> moved([torch.tensor([[[1.0, 2.0]]])], ["m"], "flip")[0].tolist()
     [[[2.0, 1.0]]]
     """
-    action = actions.on_images(group)
+    action = actions.as_action(group)
     return [action(element, image) for element, image in zip(elements, images, strict=True)]
 
 
