@@ -56,10 +56,10 @@ class Tracker:
     """
 
     def __init__(self, model: nn.Module, images: Any, *, group: str | Group | Action, **options: Any) -> None:
+        known = list(inspect.signature(measure).parameters)
         for option in options:
-            known = set(inspect.signature(measure).parameters) - {"model", "images", "group"}
             if option not in known:
-                raise TypeError(unknown("option", option, sorted(known)))
+                raise TypeError(unknown("option", option, known))
         how = Options(group, **{option: value for option, value in options.items() if option not in NOT_HOW})
         self.model = model
         self.images = samples.by_number(images)
@@ -75,18 +75,7 @@ class Tracker:
         how.action.on_images(first.image.shape)  # raises where the group cannot act on such images
 
     def step(self, step: int) -> pd.DataFrame:
-        """Measure now; gives the rows of `summarise` with the columns `step` and `seconds`.
-
-        Parameters
-        ----------
-        step : int
-            Number of the optimiser's step or of the epoch.
-
-        Raises
-        ------
-        ValueError
-            This step was measured already.
-        """
+        """Measure now; gives the rows of `summarise` with the columns `step`, a number not given before, and `seconds`."""
         if any(step == known.step.item() for known in self._results):
             raise ValueError(f"step {step} was measured already; give every step another number")
         started = time.perf_counter()
@@ -129,11 +118,6 @@ class Tracker:
 
         Steps are epochs; with another Trainer they go on from the last one. A measurement that fails ends no training: its
         reason is a warning. Two trackers that would log under one name are refused before the first epoch.
-
-        Raises
-        ------
-        ModuleNotFoundError
-            Lightning is not installed.
         """
         if every < 1:
             raise ValueError(f"every must be at least 1 epoch, got {every}")

@@ -46,6 +46,18 @@ def test_training_is_the_same_bit_for_bit():
     assert all(torch.equal(plain[name], with_steps[name]) for name in plain)
 
 
+def test_a_model_that_draws_numbers_leaves_the_random_state():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x)
+
+    tracker = tracked(nn.Sequential(Noisy(), nn.Flatten(), nn.Linear(36, 3)))
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="gives other outputs for the same images"):
+        tracker.step(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_each_step_is_what_measure_gives_then():
     net = network()
     tracker = tracked(net, iter(IMAGES))
