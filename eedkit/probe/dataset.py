@@ -163,7 +163,7 @@ def _label(labels: Sequence, label_classes: int) -> tuple:
     is_text = any(isinstance(label, str) for label in labels)
     # an image that could not be read may have an unknown label
     unknown = "" if is_text else -1
-    known = [unknown if label is None else label for label in labels]
+    known = [unknown if label is None else str(label) if is_text else label for label in labels]
     attrs = {"classes": label_classes} if label_classes else {}
     return "sample", _text(known) if is_text else known, attrs
 

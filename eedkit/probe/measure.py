@@ -3,6 +3,7 @@
 Knows models, streams and who labels, never where models or images come from. Costs |G| forwards of every image.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -277,6 +278,7 @@ def measure_block(
     device = options.torch_device
     name = name or type(model).__name__
     order = options.action.group.order
+    declared_classes = samples.declared_classes(images) if labels is None else 0
     images = samples.by_number(images)
     if labels is not None and options.output != "independent" and samples.is_multi_hot(labels):
         raise ValueError(
@@ -297,6 +299,7 @@ def measure_block(
         with shown, run.watched(ready, one_pass.on_layer) as forward:
             for batch in stream.batches(ready.batch_size):
                 one_pass.run(batch, forward, shown.update)
+        _warn_of_several_labels(one_pass)
         repeatable = one_pass.repeats or warn_of_noise(model, ready, name)
         measured = one_pass.result()
         weights = guard.fingerprint(model)
@@ -317,7 +320,7 @@ def measure_block(
         name=name,
         weights=weights,
         precision=precision,
-        label_classes=samples.declared_classes(images) if labels is None else 0,
+        label_classes=declared_classes,
         about=about,
     )
     return values, dataset.states(measured, one_pass.metrics)
@@ -571,6 +574,19 @@ def warn_of_noise(model: nn.Module, ready: Ready, name: str) -> bool:
         stacklevel=4,
     )
     return False
+
+
+def _warn_of_several_labels(one_pass: Pass) -> None:
+    """Warn where images have several labels, so that the outputs are yes-or-no answers, and were read as scores of classes."""
+    labels = [label for label in one_pass.results.labels if isinstance(label, str)]
+    if one_pass.scores.classes and any(re.fullmatch(r"\d+(\+\d+)+", label) for label in labels):
+        kinds = {layer.output.kind for layer in one_pass.outputs if layer.output}
+        if kinds.isdisjoint(INDEPENDENT):
+            warnings.warn(
+                "some images have several labels, so the outputs may be yes-or-no answers and no classes: pass "
+                "output='independent'",
+                stacklevel=4,
+            )
 
 
 def _provenance(options: Options, device: torch.device, precision: str) -> dict[str, Any]:
