@@ -233,8 +233,9 @@ class Action:
     def _on(self, grid: Sequence[int], channels: int, table: Channels | None) -> LayerAction:
         height, width = map(int, grid)
         if (height, width) not in self._known:
-            compared = None if self.inside is None else self.inside((height, width)).nonzero()[:, 0]
-            self._known[height, width] = _permutations(self, (height, width)), compared
+            with torch.inference_mode(False):  # what is kept may be trained through later
+                compared = None if self.inside is None else self.inside((height, width)).nonzero()[:, 0]
+                self._known[height, width] = _permutations(self, (height, width)), compared
         positions, compared = self._known[height, width]
         return LayerAction(
             self.name,
@@ -393,8 +394,9 @@ class _MoveByMotions:
         dtype = z.dtype if z.is_floating_point() else torch.get_default_dtype()
         key = (g, grid, z.device, dtype)
         if key not in self._known:
-            sources, weights = _sources(self.motions[g], grid, slides=self.slides)
-            self._known[key] = sources.to(z.device), weights.to(z.device, dtype)
+            with torch.inference_mode(False):
+                sources, weights = _sources(self.motions[g], grid, slides=self.slides)
+                self._known[key] = sources.to(z.device), weights.to(z.device, dtype)
         sources, weights = self._known[key]
         cells = z.flatten(-2).movedim(-1, 0)
         if len(sources) == 1:

@@ -160,7 +160,7 @@ def shuffled(orbit: Tensor, partners: Tensor) -> Tensor:
 
 @dataclass
 class PairCosine:
-    """M = (‖Σu‖² − n) / (n² − n), the mean cosine over pairs of different vectors, u the unit vectors *[form ours]*.
+    """M = (‖Σu‖² − n) / (n² − n), the mean cosine over pairs of different vectors, u unit vectors *[closed form ours]*.
 
     The latent normaliser of the paper (eq. 6), held as (Σu, n): without an n×n matrix, and the same however the vectors
     are split. Vectors that are zero or not finite have no direction and are left out.

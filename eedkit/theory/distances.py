@@ -336,7 +336,7 @@ jaccard_of_scores = replace(
     between=_jaccard_of_scores,
     equation="1 − mean over classes of the IoU of the positions where each is likeliest",
 )
-"""`jaccard` of the masks of the likeliest class; f̂ and the group act on the scores (…, P, k) before *[ours]*."""
+"""`jaccard` of the masks of the likeliest class, which is decided after scores (…, P, k) were moved *[ours]*."""
 
 DISTANCES = {distance.name: distance for distance in list(globals().values()) if isinstance(distance, Distance)}
 """Every distance of this module by name."""

@@ -180,6 +180,16 @@ def test_actions_can_be_sent_to_other_processes(group):
     assert torch.equal(cloudpickle.loads(cloudpickle.dumps(action))(1, images), moved)
 
 
+@pytest.mark.parametrize("group", ["C4", "C8"])
+def test_what_was_measured_can_be_trained_through(group):
+    action = spatial(group)
+    with torch.inference_mode():
+        action("r90", torch.rand(1, 5, 5))
+    images = torch.rand(1, 5, 5, requires_grad=True)
+    action("r90", images).sum().backward()
+    assert torch.equal(images.grad[0], action("r270", torch.ones(5, 5)))
+
+
 def test_channels_alone_may_move():
     swap = Action("swap", groups.parse("C2"), channels=lambda channels: torch.tensor([[0, 1], [1, 0]]))
     z = torch.rand(3, 6, 2)
