@@ -7,8 +7,7 @@ their own, since they are statistics over the samples (`normalised_variance`, `c
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -215,7 +214,7 @@ def normalised_variance(
             spreads[layer].take(place, _checked(place, units).unflatten(0, (len(place.elements), -1)))
 
         layers = [layer for layer in ready.found.layers if layer.layout is not None or layer.key in shapes]
-        reasons, rows, _ = _see(ready, take, layers=layers, least=2, progress=progress)
+        reasons, rows, _ = _see(ready, take, layers=layers, progress=progress)
     found = {}
     for layer, reason in reasons.items():
         shape = (*layer.grid, layer.channels)
@@ -362,7 +361,7 @@ def cka(
 
     stream = samples.open_stream(images, seed=settings.seed)
     with run.prepared(guard.unwrapped(model), stream, settings) as ready:
-        reasons, rows, _ = _see(ready, take, least=2, progress=progress)
+        reasons, rows, _ = _see(ready, take, progress=progress)
     values = np.full((len(reasons), len(elements)), np.nan)
     for position, layer in enumerate(reasons):
         if not reasons[layer]:
@@ -489,7 +488,7 @@ def lie_derivative(
 
     stream = samples.open_stream(images, seed=settings.seed)
     with run.prepared(model, stream, settings) as ready:
-        reasons, rows, ids = _see(ready, take, prepare=partial(_moving, moves), progress=progress)
+        reasons, rows, ids = _see(ready, take, moves=moves, progress=progress)
     values = np.full((2, len(moves), len(reasons), len(ids)), np.nan)
     for position, layer in enumerate(reasons):
         if not reasons[layer]:
@@ -529,7 +528,7 @@ def _slope(move: str, z: Tensor) -> Tensor:
 
 
 @contextmanager
-def _moving(moves: Sequence[str], images: Tensor) -> Iterator[Tensor]:
+def _moving(images: Tensor, moves: Sequence[str]) -> Iterator[Tensor]:
     """Within the block copies of each image, one after the other, carry its derivatives along the moves through the model."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -557,16 +556,14 @@ def _see(
     take: Callable[[Layer, Place, Tensor], None],
     *,
     layers: Sequence[Layer] | None = None,
-    least: int = 1,
-    prepare: Callable[[Tensor], AbstractContextManager[Tensor]] = nullcontext,
+    moves: Sequence[str] = (),
     progress: bool,
 ) -> tuple[dict[Layer, str], list[int], list]:
     """Show what the layers give for every image that can be read: `take(layer, forward pass, output)` runs inside the hook.
 
     `take` raises Undefined where a layer has no value, and is not asked for it again. `layers` None: those that have a layout.
-    `prepare` gives what goes through the model in place of images, as many copies of each; `least` is how many images are needed.
-    Returns all layers with the reason why there is no value (empty where there is one), the rows of the images that could be
-    read, in that order, and the ids of all images by row.
+    With `moves` copies of each image carry its derivatives along these. Returns all layers with the reason why there is no value
+    (empty where there is one), the rows of the images that could be read, in that order, and the ids of all images by row.
     """
     forward_pass = ready.forward
     name = printable(type(forward_pass.model).__name__)
@@ -603,8 +600,9 @@ def _see(
     shown = bar(ready.stream.length, name, "image", show=progress, leave=False)
     with shown, run.watched(ready, on_layer, layers=layers) as forward:
         while batch := list(islice(unread, ready.batch_size)):
-            with prepare(torch.stack(batch).to(forward_pass.device, forward_pass.dtype)) as images:
-                copies = len(images) // len(batch)
+            images = torch.stack(batch).to(forward_pass.device, forward_pass.dtype)
+            with _moving(images, moves) if moves else nullcontext(images) as images:
+                copies = len(moves) or 1
                 chains = [range(start, start + copies) for start in range(0, len(images), copies)]
                 nobody = torch.zeros(len(images), dtype=torch.int64)
                 for place in run.places(chains, ready.order, ready.batch_size, nobody):
@@ -614,8 +612,8 @@ def _see(
                         reasons[layer] = reasons[layer] or ABSENT
     if flaws:
         warnings.warn(f"{len(flaws)} of {len(ids)} images could not be read: {'; '.join(flaws[:3])}", stacklevel=3)
-    if len(rows) < least:
-        raise ValueError(f"a statistic over samples needs {least} images that can be read, got {len(rows)}; pass more")
+    if len(rows) < 2 and not moves:
+        raise ValueError(f"a statistic over samples needs 2 images that can be read, got {len(rows)}; pass more")
     return reasons, rows, [ids[row] for row in sorted(ids)]
 
 
