@@ -7,8 +7,7 @@ their own, since they are statistics over the samples (`normalised_variance`, `c
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -48,17 +47,12 @@ def prediction_consistency(ds: xr.Dataset) -> xr.DataArray:
     Parameters
     ----------
     ds : Dataset
-        Of `measure`, with predictions.
+        Of `measure`, with predictions of unmoved images and of moved ones.
 
     Returns
     -------
     DataArray (model, element, sample)
         Every element but the identity; NaN where a prediction is missing.
-
-    Raises
-    ------
-    ValueError
-        There are no predictions, no unmoved images or no moved ones.
 
     Examples
     --------
@@ -80,25 +74,9 @@ def effective_invariance(ds: xr.Dataset) -> xr.DataArray:
     """√(p̂(gx) p̂(x)) where argmax f(gx) = argmax f(x), else 0 (Deng et al. 2022, arXiv 2207.07065, eq. 1).
 
     p̂ is the probability of the prediction. 0 to 1: 1 where both predictions are the same and certain. So it falls with the
-    confidence too: an exactly invariant model of k classes has at least 1/k.
+    confidence too: an exactly invariant model of k classes has at least 1/k. Takes and gives what `prediction_consistency`
+    does; the paper reports the mean.
 
-    Parameters
-    ----------
-    ds : Dataset
-        Of `measure`, with predictions.
-
-    Returns
-    -------
-    DataArray (model, element, sample)
-        Every element but the identity; NaN where a prediction is missing. The paper reports its mean.
-
-    Raises
-    ------
-    ValueError
-        There are no predictions, no unmoved images or no moved ones.
-
-    Examples
-    --------
     >>> import eedkit as ek
     >>> undecided = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4, bias=False))
     >>> ds = ek.measure(undecided, torch.zeros(4, 1, 5, 5), group="C4", progress=False)
@@ -132,12 +110,6 @@ def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataAr
     DataArray (model, layer)
         From the mean square over samples and every element but the identity; NaN, with the attribute `nan_reason`, where some
         other element moves nothing, since `channelwise_rms` then compares with a mean over these.
-
-    Raises
-    ------
-    ValueError
-        `channelwise_rms` was not measured, or is there without `channelwise_rms_norm`; no image was moved; or the peak is not
-        above 0.
 
     Examples
     --------
@@ -218,11 +190,6 @@ def normalised_variance(
         move, NaN where it never changes (tmeasures gives 1). The attribute `nan_reason` of `normalised` says why. Where it is
         not known how the positions lie, the dimensions are those of what the layer gives for an image: `axis1`, `axis2`, …
 
-    Raises
-    ------
-    ValueError
-        As `measure`; or there are fewer than 2 images, or elements.
-
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.AdaptiveAvgPool2d(1))
@@ -241,14 +208,13 @@ def normalised_variance(
 
         def take(layer: Layer, place: Place, given: Tensor) -> None:
             if 0 in layer.grid:
-                units = _images_first(layer, place, given, shapes[layer.key])
+                units = _images_first(layer, given, shapes.get(layer.key))
             else:
                 units = layer.read(given).unflatten(1, layer.grid)
-            spreads[layer].take(place, _finite_orbit(place, units))
+            spreads[layer].take(place, _checked(place, units).unflatten(0, (len(place.elements), -1)))
 
         layers = [layer for layer in ready.found.layers if layer.layout is not None or layer.key in shapes]
         reasons, rows, _ = _see(ready, take, layers=layers, progress=progress)
-    _refuse_few(rows)
     found = {}
     for layer, reason in reasons.items():
         shape = (*layer.grid, layer.channels)
@@ -329,11 +295,10 @@ def _shapes_for_one_image(ready: Ready) -> dict[Any, tuple[int, ...]]:
     return trace(ready.forward.model, ready.example[:1], ready.forward.call, outputs=outputs).shapes
 
 
-def _images_first(layer: Layer, place: Place, given: Tensor, shape_of_one: tuple[int, ...]) -> Tensor:
-    """What a layer gives, with the images on the first axis: the one whose size is 1 for one image, and n for n of them."""
-    n = len(place.elements) * place.images
-    for axis, size in enumerate(given.shape):
-        if size == n and shape_of_one == (*given.shape[:axis], 1, *given.shape[axis + 1 :]):
+def _images_first(layer: Layer, given: Tensor, shape_for_one: tuple[int, ...] | None) -> Tensor:
+    """What a layer gives, with the images on its first axis: the only one that is longer than for one image."""
+    for axis in range(given.dim()):
+        if shape_for_one == (*given.shape[:axis], 1, *given.shape[axis + 1 :]):
             return given.movedim(axis, 0)
     raise Undefined(layer.reason)
 
@@ -368,11 +333,6 @@ def cka(
     DataArray (layer, element)
         With the coordinates `depth` and `nan_reason`.
 
-    Raises
-    ------
-    ValueError
-        As `measure`; or there are fewer than 2 images.
-
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(50, 3))
@@ -382,11 +342,10 @@ def cka(
     """
     settings = _options(group, options)
     elements = settings.action.group.elements
-    products: dict[Layer, _Products] = defaultdict(_Products)
+    products: dict[Layer, _Products] = {}
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        orbit = _finite_orbit(place, layer.read(given))
-        z = orbit.flatten(0, 1)
+        z = _checked(place, layer.read(given))
         vectors = z.mean(1, dtype=torch.float64) if features is None else features(z).double()
         if vectors.dim() != 2 or len(vectors) != len(z):
             raise TypeError(
@@ -396,12 +355,13 @@ def cka(
             raise Undefined(
                 f"it has {vectors.shape[1]:,} features, whose matrices are kept up to {MOST_FEATURES:,}; pass features= to pool them"
             )
-        products[layer].take(place, vectors.unflatten(0, orbit.shape[:2]))
+        if layer not in products:
+            products[layer] = _Products(len(elements), vectors)
+        products[layer].take(place, vectors.unflatten(0, (len(place.elements), -1)))
 
     stream = samples.open_stream(images, seed=settings.seed)
     with run.prepared(guard.unwrapped(model), stream, settings) as ready:
         reasons, rows, _ = _see(ready, take, progress=progress)
-    _refuse_few(rows)
     values = np.full((len(reasons), len(elements)), np.nan)
     for position, layer in enumerate(reasons):
         if not reasons[layer]:
@@ -425,43 +385,33 @@ def cka(
 class _Products:
     """Σy, Σyyᵀ and Σxyᵀ of the features y of gx and x of x, less those of the first image under the same element."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: int, like: Tensor) -> None:
+        d = like.shape[-1]
         self.n = 0
-        self.of_first: list[Tensor] = []
-        self.totals: list[Tensor] = []
-        self.own: list[Tensor] = []
-        self.cross: list[Tensor] = []
+        self.of_first = like.new_zeros(order, 1, d)
+        self.totals = like.new_zeros(order, d, 1)
+        self.own = like.new_zeros(order, d, d)
+        self.cross = like.new_zeros(order, d, d)
 
     def take(self, place: Place, vectors: Tensor) -> None:
         """Take the features of some images, (g, b, d)."""
-        _, images, d = vectors.shape
-        if place.fresh == 0:
-            self.n += images
-        for element, y in zip(place.elements[place.fresh :], vectors[place.fresh :], strict=True):
-            if element == len(self.of_first):
-                self.of_first.append(y[0].clone())
-                self.totals.append(y.new_zeros(d))
-                self.own.append(y.new_zeros(d, d))
-                self.cross.append(y.new_zeros(d, d))
-            x = vectors[0] - self.of_first[0]
-            y = y - self.of_first[element]
-            self.totals[element] += y.sum(0)
-            self.own[element].addmm_(y.T, y)
-            self.cross[element].addmm_(x.T, y)
+        fresh = slice(place.elements[place.fresh], place.elements[-1] + 1)
+        if not self.n:
+            self.of_first[fresh] = vectors[place.fresh :, :1]
+        x = vectors[:1] - self.of_first[:1]
+        y = vectors[place.fresh :] - self.of_first[fresh]
+        self.totals[fresh] += y.sum(1)[..., None]
+        self.own[fresh].baddbmm_(y.mT, y)
+        self.cross[fresh].baddbmm_(x.mT.expand(len(y), -1, -1), y)
+        if fresh.stop == len(self.own):
+            self.n += len(y[0])
 
     def result(self) -> Tensor:
         """The CKA of every element, (g,)."""
-        of_x = self._centred(self.own[0], 0, 0)
-        values = []
-        for g in range(len(self.own)):
-            of_both = self._centred(self.cross[g], 0, g)
-            of_gx = self._centred(self.own[g], g, g)
-            values.append(of_both.norm() ** 2 / (of_x.norm() * of_gx.norm()))
-        return torch.stack(values)
-
-    def _centred(self, products: Tensor, g: int, h: int) -> Tensor:
-        """The products of features less their means."""
-        return products - self.totals[g].outer(self.totals[h]) / self.n
+        own = self.own - self.totals @ self.totals.mT / self.n
+        cross = self.cross - self.totals[:1] @ self.totals.mT / self.n
+        lengths = own.norm(dim=(1, 2))
+        return cross.norm(dim=(1, 2)) ** 2 / (lengths[0] * lengths)
 
 
 def lie_derivative(
@@ -473,7 +423,7 @@ def lie_derivative(
     above. At each layer the target moves as its positions do, so that vectors and the output do not: there L f is how fast f
     changes. f is the network up to the layer, and not the layer alone.
 
-    A forward pass on a copy of the images for each move gives the exact derivatives of all layers (forward-mode differentiation).
+    A copy of each image for each move carries the exact derivatives through all layers (forward-mode differentiation).
     Images and maps are interpolated bilinearly and the derivative taken from both sides, so that dT is the central difference
     between pixels; lie-deriv's own takes that from one side. Translations roll, by parts of the height or width; rotations take
     what is beyond the edge from the edge, in radians.
@@ -496,7 +446,7 @@ def lie_derivative(
     Raises
     ------
     ValueError
-        As `measure`; or a move is unknown, images to rotate are not square, or the precision is a half one.
+        As `measure`; or a move is unknown, or images to rotate are not square.
     NotImplementedError
         An operation of the model has no forward derivative; torch names it.
 
@@ -509,6 +459,8 @@ def lie_derivative(
     (True, True)
     """
     moves = [moves] if isinstance(moves, str) else list(moves)
+    if not moves:
+        raise ValueError(f"there is no move; name some of {', '.join(MOVES)}")
     for move in moves:
         if move not in MOVES:
             raise ValueError(unknown("move", move, MOVES))
@@ -516,15 +468,13 @@ def lie_derivative(
     model = guard.unwrapped(model)
     precision = guard.precision_of(model, settings.precision)
     if precision in guard.HALF:
-        raise ValueError(
-            f"derivatives need float32 or float64, got precision {precision!r}; convert the model or the precision"
-        )
+        raise ValueError(f"derivatives need float32 or float64, got precision {precision!r}; take 'float32'")
     of_batches: dict[Layer, list[Tensor]] = defaultdict(list)
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
         if 0 in layer.grid:
             raise Undefined(layer.reason)
-        (z,) = _orbit(place, layer.read(given))
+        z = _checked(place, layer.read(given), by_image=True)
         if layer.role == "output" and layer.output is not None and layer.output.kind == "scores":
             z = probabilities(z)
         values, slopes = forward_ad.unpack_dual(z.unflatten(0, (-1, len(moves))))
@@ -538,7 +488,7 @@ def lie_derivative(
 
     stream = samples.open_stream(images, seed=settings.seed)
     with run.prepared(model, stream, settings) as ready:
-        reasons, rows, ids = _see(ready, take, prepare=partial(_moving, moves), progress=progress)
+        reasons, rows, ids = _see(ready, take, moves=moves, progress=progress)
     values = np.full((2, len(moves), len(reasons), len(ids)), np.nan)
     for position, layer in enumerate(reasons):
         if not reasons[layer]:
@@ -578,7 +528,7 @@ def _slope(move: str, z: Tensor) -> Tensor:
 
 
 @contextmanager
-def _moving(moves: Sequence[str], images: Tensor) -> Iterator[Tensor]:
+def _moving(images: Tensor, moves: Sequence[str]) -> Iterator[Tensor]:
     """Within the block copies of each image, one after the other, carry its derivatives along the moves through the model."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -606,28 +556,14 @@ def _see(
     take: Callable[[Layer, Place, Tensor], None],
     *,
     layers: Sequence[Layer] | None = None,
-    prepare: Callable[[Tensor], AbstractContextManager[Tensor]] = nullcontext,
+    moves: Sequence[str] = (),
     progress: bool,
 ) -> tuple[dict[Layer, str], list[int], list]:
-    """Show what the layers give for every image that can be read to `take`, which runs inside the hook.
+    """Show what the layers give for every image that can be read: `take(layer, forward pass, output)` runs inside the hook.
 
-    Parameters
-    ----------
-    take : callable
-        (layer, forward pass, what the layer gave) -> nothing. Undefined says why the layer has no value; it is not asked again.
-    layers : sequence of Layer, or None
-        None: those that have a layout.
-    prepare : callable
-        Images -> what goes through the model in their place, as many copies of each.
-
-    Returns
-    -------
-    reasons : dict from Layer to str
-        Why each of the layers that were found has no value; empty where it has one.
-    rows : list of int
-        Of the images that could be read, in the order in which they were.
-    ids : list
-        Of all images, by row.
+    `take` raises Undefined where a layer has no value, and is not asked for it again. `layers` None: those that have a layout.
+    With `moves` copies of each image carry its derivatives along these. Returns all layers with the reason why there is no value
+    (empty where there is one), the rows of the images that could be read, in that order, and the ids of all images by row.
     """
     forward_pass = ready.forward
     name = printable(type(forward_pass.model).__name__)
@@ -660,12 +596,13 @@ def _see(
                 yield sample.image
             shown.update()
 
-    left = readable()
+    unread = readable()
     shown = bar(ready.stream.length, name, "image", show=progress, leave=False)
     with shown, run.watched(ready, on_layer, layers=layers) as forward:
-        while batch := list(islice(left, ready.batch_size)):
-            with prepare(torch.stack(batch).to(forward_pass.device, forward_pass.dtype)) as images:
-                copies = len(images) // len(batch)
+        while batch := list(islice(unread, ready.batch_size)):
+            images = torch.stack(batch).to(forward_pass.device, forward_pass.dtype)
+            with _moving(images, moves) if moves else nullcontext(images) as images:
+                copies = len(moves) or 1
                 chains = [range(start, start + copies) for start in range(0, len(images), copies)]
                 nobody = torch.zeros(len(images), dtype=torch.int64)
                 for place in run.places(chains, ready.order, ready.batch_size, nobody):
@@ -675,30 +612,23 @@ def _see(
                         reasons[layer] = reasons[layer] or ABSENT
     if flaws:
         warnings.warn(f"{len(flaws)} of {len(ids)} images could not be read: {'; '.join(flaws[:3])}", stacklevel=3)
+    if len(rows) < 2 and not moves:
+        raise ValueError(f"a statistic over samples needs 2 images that can be read, got {len(rows)}; pass more")
     return reasons, rows, [ids[row] for row in sorted(ids)]
 
 
-def _orbit(place: Place, z: Tensor) -> Tensor:
-    """What a layer gave, (g·b, …), as (g, b, …), in float32 at least; Undefined where it is not of these images."""
+def _checked(place: Place, z: Tensor, *, by_image: bool = False) -> Tensor:
+    """What a layer gave in a forward pass, in float32 at least; Undefined where it is not of these images, or not finite.
+
+    Where every image has a value by itself, one that is not finite costs no other.
+    """
     n = len(place.elements) * place.images
     if len(z) != n:
         raise Undefined(f"its output holds {len(z)} images in a forward pass of {n}")
-    z = z.float() if z.dtype in guard.HALF.values() else z
-    return z.unflatten(0, (len(place.elements), place.images))
-
-
-def _finite_orbit(place: Place, z: Tensor) -> Tensor:
-    """As `_orbit`; Undefined where it is not finite."""
-    orbit = _orbit(place, z)
-    infinite = len(z) - int(z.isfinite().flatten(1).all(1).sum())
+    infinite = 0 if by_image else n - int(z.isfinite().flatten(1).all(1).sum())
     if infinite:
-        raise Undefined(f"its output is not finite for {infinite} of {len(z)} images of a forward pass")
-    return orbit
-
-
-def _refuse_few(rows: Sequence[int]) -> None:
-    if len(rows) < 2:
-        raise ValueError(f"a statistic over samples needs 2 images that can be read, got {len(rows)}; pass more")
+        raise Undefined(f"its output is not finite for {infinite} of {n} images of a forward pass")
+    return z.float() if z.dtype in guard.HALF.values() else z
 
 
 def _layer_coords(reasons: dict[Layer, str]) -> dict[str, Any]:
