@@ -86,6 +86,13 @@ def rotated(x, degrees):
     return np.array(flat).reshape(x.shape)
 
 
+def resampled(z, side):
+    """Maps (C, H, W) read linearly between their cells on another grid of the same extent, opposite edges meeting."""
+    places = [(np.arange(side) + 0.5) * size / side - 0.5 for size in z.shape[-2:]]
+    at = np.meshgrid(*places, indexing="ij")
+    return np.array([ndimage.map_coordinates(channel, at, order=1, mode="grid-wrap") for channel in z])
+
+
 def circle(side):
     """Which pixels have their centres in the circle that touches the sides."""
     middle = (side - 1) / 2
