@@ -74,8 +74,8 @@ def test_the_core_depends_on_seven_libraries():
 def test_the_core_measures_summarises_and_tracks(in_the_core):
     values, rows, steps, metrics, refused = in_the_core(
         """
-from eedkit.probe import accumulate
-accumulate.WORTH_COMPILING = 0  # so that the compiled loop is asked for
+from eedkit.probe import sums
+sums.WORTH_COMPILING = 0  # so that the compiled loop is asked for
 ds = ek.measure(net, images, group="C4", progress=False)
 found = ds[["channelwise", "latent", "softmax"]].sel(layer=["0", "latent"])
 print(*(float(found[name].mean()) for name in found))

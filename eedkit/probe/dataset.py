@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from eedkit.probe.layers import Layer
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import Batch, Fingerprint
 from eedkit.results import schema
-from eedkit.theory.deviation import PairCosine
 from eedkit.theory.groups import Group
 
 BY_LAYER = ("model", "layer")
@@ -40,9 +38,8 @@ class Results:
         self.flaws: dict[int, str] = {}
         self.fingerprint = Fingerprint()
 
-    def put(self, name: str, values: Tensor, rows: Sequence[int], layer: int | None) -> None:
-        """Write values (…, b) to the samples `rows`, at the layer of that number or of the output."""
-        numbers = values.cpu().numpy()
+    def put(self, name: str, numbers: np.ndarray, rows: Sequence[int], layer: int | None) -> None:
+        """Write numbers (…, b) to the samples `rows`, at the layer of that number or of the output."""
         numbers = numbers.astype(np.float32) if numbers.dtype.kind == "f" else numbers
         if name not in self.arrays:
             shape = (*numbers.shape[:-1], self.n)
@@ -105,7 +102,7 @@ class Measured:
     reasons: dict[str, list[str]]
     kernel_orders: dict[str, list[int]]
     law_errors: list[float] | None
-    pair_cosines: dict[str, list[PairCosine]]
+    pair_cosines: dict[str, list[Any]]
     dead: np.ndarray
     classes: int
 
@@ -280,7 +277,7 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
     pair_n = np.full((len(normalised), layers), -1)
     for i, name in enumerate(normalised):
         for j, state in enumerate(measured.pair_cosines.get(name, [])):
-            if isinstance(state.total, Tensor):
+            if not isinstance(state.total, float):
                 pair_n[i, j] = state.n
                 pair_sum[i, j, : len(state.total)] = state.total.cpu().numpy()
     reason = np.full((len(metrics), layers), "", dtype=object)

@@ -493,13 +493,13 @@ class Pass:
         for position, layer in enumerate(self.passes):
             place = position if layer.role != "output" else None
             for name, values in self.passes[layer].finish(whole).items():
-                self.results.put(name, values, rows, place)
+                self.results.put(name, values.cpu().numpy(), rows, place)
             if self.returns:
                 for name, values in self.returns[layer].finish(whole).items():
                     if not name.endswith("_norm"):
-                        self.results.put(f"{name}_round_trip", values, rows, place)
+                        self.results.put(f"{name}_round_trip", values.cpu().numpy(), rows, place)
         for name, values in self.scores.finish(whole).items():
-            self.results.put(name, values, rows, None)
+            self.results.put(name, values.cpu().numpy(), rows, None)
         elements = self.options.action.group.elements
         self.results.record(batch, self.scores.not_finite(whole.n), elements)
 

@@ -8,7 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -75,6 +75,7 @@ class Stream:
     chain_length: int
     first_chain: int = 0
     start: int = 0
+    _kept: dict[int, Sample] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -128,6 +129,9 @@ class Stream:
         raise ValueError(f"no image could be read; the first: {flaw}")
 
     def _read(self, row: int, number: int) -> Sample:
+        """One sample; the first two, which are asked for before the others, are read once."""
+        if number in self._kept:
+            return replace(self._kept[number], row=row)
         label, name, flaw = None, None, ""
         try:
             image, label, name = _parts(self.images[number])
@@ -139,7 +143,10 @@ class Stream:
                 name = ids[number]
             flaw = _flaw(self.images, number, name, error)
         label = _own_label(label) if self.labels is None else self.labels[number]
-        return Sample(row, number if name is None else _scalar(name), image, label, flaw)
+        sample = Sample(row, number if name is None else _scalar(name), image, label, flaw)
+        if number in self.numbers[:2]:
+            self._kept[number] = sample
+        return sample
 
 
 def _refuse_no_image(sample: Sample) -> None:

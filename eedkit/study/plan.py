@@ -122,5 +122,7 @@ def cost(model: str | nn.Module, data: str, options: Options) -> tuple[float, in
         seconds = (time.perf_counter() - start) / len(images) * order
     size = sum(v.nbytes // v.sizes["sample"] for v in ds.data_vars.values() if "sample" in v.dims)
     if options.null:
-        size += sum(ds[name].nbytes // ds.sizes["sample"] for name in metrics_of(ds))
+        for name in metrics_of(ds):
+            with_null = [name, f"{name}_from_x"] if f"{name}_from_x" in ds else [name]
+            size += sum(ds[one].nbytes // ds.sizes["sample"] for one in with_null)
     return seconds, size

@@ -22,7 +22,7 @@ import torchvision
 from torch import nn
 
 import eedkit as ek
-from eedkit.probe import accumulate
+from eedkit.probe import sums
 
 ROUNDS = 5
 GROUP = "C4"
@@ -141,7 +141,7 @@ def with_tmeasures(
 def compare(name: str, device: str, precision: str, beside: str | None) -> None:
     """One case, everything in turn; prints medians of the ratios to the user's own loop."""
     case = CASES[name]
-    accumulate.WORTH_COMPILING = 0  # the warm-up round loads the compiled loop, as a longer stream would
+    sums.WORTH_COMPILING = 0  # the warm-up round loads the compiled loop, as a longer stream would
     torch.manual_seed(0)
     model = case.model().eval().to(device)
     images = torch.rand(case.n, 3, case.side, case.side)

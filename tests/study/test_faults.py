@@ -429,7 +429,7 @@ def test_a_model_that_changes_is_its_blocks_failure(settings):
         found = study.run(progress=False)
     assert found.sel(model="works").softmax.notnull().all()
     assert study.status()[["done", "failed"]].values.tolist() == [[0, 2], [2, 0]]
-    assert study.status().reason[0].startswith("ValueError: learns changes its own weights as it runs (head.bias), ")
+    assert study.status().reason[0].startswith("ValueError: Learns changes its own weights as it runs (head.bias), ")
 
 
 # --- other things of the same name
@@ -522,7 +522,7 @@ def test_custom_actions_of_one_name_are_never_mixed(settings):
     for other in (
         ek.actions.Action("mine", group, mirrored),
         "C4",
-        ek.groups.Group("C4", "eabc", group.table, group.moves),
+        ek.groups.Group("C4", "eabc", group.table, group.motions),
     ):
         with pytest.raises(StoreError, match="with another group: 'mine"):
             ek.Study(**settings | {"groups": [other]}).run(progress=False)
@@ -530,13 +530,13 @@ def test_custom_actions_of_one_name_are_never_mixed(settings):
 
 @pytest.mark.parametrize(
     ("written", "message"),
-    [(1, "schema 1, whose nulls mean something else .* measure again"), (3, "schema 3, .* reads 2; upgrade eedkit")],
+    [(2, "schema 2, this eedkit reads 3, .* measure again"), (4, "schema 4, this eedkit reads 3; upgrade eedkit")],
 )
 def test_a_store_of_another_schema_is_refused(done, settings, written, message):
     folder = Store(settings["store"]).folder
     (name,) = (name for name in folder.names() if name.startswith("study."))
     about = folder.read_json(name)
-    assert about["schema"] == 2
+    assert about["schema"] == 3
     folder.remove(name)
     folder.write_json("study", about | {"schema": written})
     for use in (lambda: done.run(progress=False), done.status, done.plan, lambda: ek.open(settings["store"])):

@@ -114,7 +114,7 @@ def test_what_cannot_be_planned_says_why_and_the_rest_is(make, pictures):
     )
     plan = study.plan().set_index(["model", "data"])
     assert (
-        plan.note["net", "oblong"] == "ValueError: quarter turns need square images, got 8×9; centre-crop or pad first"
+        plan.note["net", "oblong"] == "Undefined: quarter turns need square images, got 8×9; centre-crop or pad first"
     )
     assert plan.note["recipe", "oblong"] == plan.note["net", "square"] == ""
     for name in ("net", "recipe"):
