@@ -493,6 +493,7 @@ def lie_derivative(
     for position, layer in enumerate(reasons):
         if not reasons[layer]:
             found = torch.cat(of_batches[layer], -1)
+            found[~found.isfinite()] = torch.nan
             values[:, :, position, rows] = found
             without = int(found[0].isnan().any(0).sum())
             if without:
