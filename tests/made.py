@@ -1,6 +1,7 @@
-"""Datasets made by hand, whose answers are known, and blocks of a small study as `measure_block` gives them."""
+"""Datasets made by hand, whose answers are known, blocks of a small study as `measure_block` gives them, and images."""
 
 import numpy as np
+import torch
 import xarray as xr
 
 from eedkit.results import schema
@@ -109,3 +110,24 @@ def begin(store: Store, cell: Cell) -> State:
 
 def write(store: Store, cell: Cell, number: int, **more) -> None:
     store.write(cell, number, block(number, **{"values": whole(model=cell.model)} | more))
+
+
+def noise(n, channels=1, side=6, seed=1):
+    """Images of float64, of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, channels, side, side, dtype=torch.float64, generator=generator)
+
+
+class Torn(torch.utils.data.Dataset):
+    """Images of which those of some numbers cannot be read."""
+
+    def __init__(self, images, torn):
+        self.images, self.torn = images, torn
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        if i in self.torn:
+            raise OSError(f"file {i} is torn")
+        return self.images[i]
