@@ -1,7 +1,10 @@
-"""Datasets made by hand, whose answers are known, and blocks of a small study as `measure_block` gives them."""
+"""Datasets made by hand, whose answers are known, blocks of a small study as `measure_block` gives them, a network and images."""
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import nn
+from torch.nn import functional as F
 
 from eedkit.results import schema
 from eedkit.store.blocks import Block
@@ -109,3 +112,58 @@ def begin(store: Store, cell: Cell) -> State:
 
 def write(store: Store, cell: Cell, number: int, **more) -> None:
     store.write(cell, number, block(number, **{"values": whole(model=cell.model)} | more))
+
+
+class Net(nn.Module):
+    """Layers stem (8 maps, the third constant and dead once rectified), act, down (6 maps of half the side), act#2, fc."""
+
+    def __init__(self, colours=1):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.stem, self.act = nn.Conv2d(colours, 8, 3, padding=1), nn.ReLU(inplace=True)
+            self.down, self.fc = nn.Conv2d(8, 6, 2, stride=2), nn.Linear(6, 4)
+        with torch.no_grad():
+            self.stem.weight.mul_(3)
+            # no float holds it
+            self.stem.weight[2], self.stem.bias[2] = 0, -1e3 / 3
+            self.fc.weight.mul_(4)
+
+    def features(self, x):
+        return self.act(self.down(self.act(self.stem(x)))).mean((-2, -1))
+
+    def forward(self, x):
+        return self.fc(self.features(x))
+
+    def trace(self, x):
+        """What every layer puts out for one image (C, H, W), by functions and not by modules."""
+        with torch.no_grad():
+            z = torch.from_numpy(x.copy())[None].to(self.stem.weight)
+            maps = {"stem": F.conv2d(z, self.stem.weight, self.stem.bias, padding=1)}
+            maps["act"] = maps["stem"].clamp_min(0)
+            maps["down"] = F.conv2d(maps["act"], self.down.weight, self.down.bias, stride=2)
+            maps["act#2"] = maps["down"].clamp_min(0)
+            maps["latent"] = maps["act#2"].mean((-2, -1))
+            maps["cls"] = F.linear(maps["latent"], self.fc.weight, self.fc.bias)
+        return {key: z[0].double().numpy() for key, z in maps.items()}
+
+
+def noise(n, channels=1, side=6, seed=1):
+    """Images of float64, of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, channels, side, side, dtype=torch.float64, generator=generator)
+
+
+class Torn(torch.utils.data.Dataset):
+    """Images of which those of some numbers cannot be read."""
+
+    def __init__(self, images, torn):
+        self.images, self.torn = images, torn
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        if i in self.torn:
+            raise OSError(f"file {i} is torn")
+        return self.images[i]

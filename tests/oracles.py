@@ -20,19 +20,21 @@ ELEMENTS = {
     "C8": ["e", "r45", "r90", "r135", "r180", "r225", "r270", "r315"],
     "rgb": ["e", "rbg", "grb", "gbr", "brg", "bgr"],
     "D3": ["e", "r120", "r240", "m", "mr120", "mr240"],
-    "shift3x6": ["e" if i == k == 0 else f"s{i},{k}" for i in range(3) for k in range(6)],
+    "shift3x6": ["e", *(f"s{k // 6},{k % 6}" for k in range(1, 18))],
 }
 ELEMENTS["C4*rgb"] = [
-    "·".join(part for part in (turn, colours) if part != "e") or "e"
-    for turn in ELEMENTS["C4"]
-    for colours in ELEMENTS["rgb"]
-]
+    "·".join(part for part in pair if part != "e") or "e"
+    for pair in itertools.product(ELEMENTS["C4"], ELEMENTS["rgb"])
+]  # fmt: skip
 IN_A_CIRCLE = ("C3", "C8", "D3")
 """Groups with rotations that interpolate: images are 0 outside of the inscribed circle, and maps are compared within it."""
 
 
 def is_in_circle(group):
     return group in IN_A_CIRCLE or group.startswith("SO(2)")
+
+
+# groups on images and maps
 
 
 def move(group, element, x):
@@ -47,7 +49,7 @@ def move(group, element, x):
     if element.startswith("r"):
         return np.rot90(x, int(element[1:]) // 90, axes=(-2, -1)).copy()
     if element.startswith("s"):
-        parts = [int(n) for n in group.removeprefix("shift").split("x")]
+        parts = map(int, group.removeprefix("shift").split("x"))
         for axis, steps, n in zip((-2, -1), element[1:].split(","), parts, strict=False):
             assert x.shape[axis] % n == 0
             x = np.roll(x, int(steps) * x.shape[axis] // n, axis=axis)
@@ -73,17 +75,12 @@ def rotated(x, degrees):
     """Square images x (…, H, H) turned counter-clockwise about their middle; scipy reads between pixels, and from the edge
     what lies beyond it."""
     side, turn = x.shape[-1], math.radians(degrees)
-    middle = (side - 1) / 2
-    rows, columns = np.empty((side, side)), np.empty((side, side))
-    for i in range(side):
-        for j in range(side):
-            right, up = j - middle, middle - i
-            columns[i, j] = middle + right * math.cos(turn) + up * math.sin(turn)
-            rows[i, j] = middle - (up * math.cos(turn) - right * math.sin(turn))
-    flat = [
-        ndimage.map_coordinates(image, [rows, columns], order=1, mode="nearest") for image in x.reshape(-1, side, side)
-    ]
-    return np.array(flat).reshape(x.shape)
+    up, right = np.meshgrid((side - 1) / 2 - np.arange(side), np.arange(side) - (side - 1) / 2, indexing="ij")
+    columns = (side - 1) / 2 + right * math.cos(turn) + up * math.sin(turn)
+    rows = (side - 1) / 2 - (up * math.cos(turn) - right * math.sin(turn))
+    images = x.reshape(-1, side, side)
+    turned = [ndimage.map_coordinates(image, [rows, columns], order=1, mode="nearest") for image in images]
+    return np.array(turned).reshape(x.shape)
 
 
 def resampled(z, side):
@@ -95,8 +92,8 @@ def resampled(z, side):
 
 def circle(side):
     """Which pixels have their centres in the circle that touches the sides."""
-    middle = (side - 1) / 2
-    return np.array([[math.hypot(i - middle, j - middle) <= side / 2 + 1e-9 for j in range(side)] for i in range(side)])
+    off = np.arange(side) - (side - 1) / 2
+    return np.hypot(off[:, None], off) <= side / 2 + 1e-9
 
 
 def in_circle(m):
@@ -122,9 +119,9 @@ def move_fields(group, element, x):
     """G on fields of its regular representation: every map moves, and map h of a field becomes map gh."""
     order, g = len(ELEMENTS[group]), ELEMENTS[group].index(element)
     moved = np.empty_like(x)
-    for field in range(len(x) // order):
+    for start in range(0, len(x), order):
         for h in range(order):
-            moved[field * order + product(group, g, h)] = move(group, element, x[field * order + h])
+            moved[start + product(group, g, h)] = move(group, element, x[start + h])
     return moved
 
 
@@ -133,6 +130,18 @@ def kernel(group, act, shape):
     probe = np.arange(math.prod(shape), dtype=float).reshape(shape)
     still = act(group, "e", probe)
     return [g for g, element in enumerate(ELEMENTS[group]) if np.array_equal(act(group, element, probe), still)]
+
+
+# values and nulls
+
+
+def orbits(f, images, group, returned=False):
+    """f(gx) for every element and image, or f(g⁻¹gx): (g, n, *z); first of all images lose what lies outside a circle."""
+    of_elements = []
+    for element in ELEMENTS[group]:
+        moved = [move_image(group, element, move_image(group, "e", x)) for x in images]
+        of_elements.append([f(move(group, inverse(element), x) if returned else x) for x in moved])
+    return np.array(of_elements)
 
 
 def f_hat(orbit_of_x, of_kernel):
@@ -156,6 +165,22 @@ def eed(orbit, group, act, m, of_kernel):
 def round_trip(returned, orbit, m):
     """m(f(g⁻¹gx), f(x)) for f(g⁻¹gx) and f(gx) (g, n, *z)."""
     return np.array([[m(z, orbit[0, i]) for i, z in enumerate(of_element)] for of_element in returned])
+
+
+def other_elements(orbit, group, act, m, of_kernel):
+    """The null of the element: every element that is not in the kernel against all that do not do the same."""
+    values = eed(orbit, group, act, m, of_kernel)
+    probe = np.arange(math.prod(orbit.shape[2:]), dtype=float).reshape(orbit.shape[2:])
+    for g, element in enumerate(ELEMENTS[group]):
+        others = [h for h in ELEMENTS[group] if not np.array_equal(act(group, h, probe), act(group, element, probe))]
+        for i in range(0 if g in of_kernel else orbit.shape[1]):
+            target = f_hat(orbit[:, i], of_kernel)
+            values[g, i] = math.fsum(m(orbit[g, i], act(group, other, target)) for other in others) / len(others)
+    return values
+
+
+def seeded_order(n, seed):
+    return np.random.default_rng(seed).permutation(n).tolist()
 
 
 def chains(n, order, reading=None):
@@ -200,17 +225,7 @@ def spoilt(order, of_chains, bad, of_kernel):
     return used
 
 
-def orbits(f, images, group, returned=False):
-    """f(gx) for every element and image, or f(g⁻¹gx): (g, n, *z); first of all images lose what lies outside a circle."""
-    of_elements = []
-    for element in ELEMENTS[group]:
-        moved = [move_image(group, element, move_image(group, "e", x)) for x in images]
-        of_elements.append([f(move(group, inverse(element), x) if returned else x) for x in moved])
-    return np.array(of_elements)
-
-
-def seeded_order(n, seed):
-    return np.random.default_rng(seed).permutation(n).tolist()
+# distances
 
 
 def cosine(a, b):
@@ -218,20 +233,16 @@ def cosine(a, b):
     norms = math.sqrt(a @ a), math.sqrt(b @ b)
     if norms == (0.0, 0.0):
         return 1.0
-    if 0.0 in norms:
-        return 0.0
-    return float(a @ b) / (norms[0] * norms[1])
+    return 0.0 if 0.0 in norms else float(a @ b) / (norms[0] * norms[1])
 
 
 def channelwise(a, b, dead="agree"):
     total, counted = 0.0, 0
     for i in range(len(a)):
-        if not a[i].any() and not b[i].any():
-            if dead == "skip":
-                continue
-            total += 1.0 if dead == "agree" else 0.0
-        else:
-            total += cosine(a[i], b[i])
+        is_dead = not a[i].any() and not b[i].any()
+        if is_dead and dead == "skip":
+            continue
+        total += 0.0 if is_dead and dead == "zero" else cosine(a[i], b[i])
         counted += 1
     return -total / counted if counted else math.nan
 
@@ -245,40 +256,6 @@ def centred(z):
     return out
 
 
-def cosine_with_dead(a, b):
-    """1 where both maps are dead, 0 where one is; one that is not finite counts as dead."""
-    dead = [not (z.any() and np.isfinite(z).all()) for z in (a, b)]
-    return 1.0 if all(dead) else 0.0 if any(dead) else cosine(a, b)
-
-
-def best_permutation(orbit, group, element, samples):
-    """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all C! are tried."""
-    g, width = ELEMENTS[group].index(element), orbit.shape[2]
-    pairs = [(orbit[g, i], move(group, element, orbit[0, i])) for i in samples]
-    like = [[math.fsum(cosine_with_dead(a[i], b[j]) for a, b in pairs) for j in range(width)] for i in range(width)]
-    return max(itertools.permutations(range(width)), key=lambda p: math.fsum(like[i][j] for i, j in enumerate(p)))
-
-
-def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
-    """`eed` of `channelwise` after the permutation that fits best on the half of the order in which the sample is not.
-
-    With chains the null: the permutations are those fitted on the orbit, the maps those of the shuffled orbit.
-    """
-    half = min(orbit.shape[1] // 2, 256)
-    halves = [
-        [i for i in order[:half] if i not in unreadable],
-        [i for i in order[half : 2 * half] if i not in unreadable],
-    ]
-    compared = orbit if of_chains is None else shuffled(orbit, of_chains)
-    values = np.full(orbit.shape[:2], np.nan)
-    for g, element in enumerate(ELEMENTS[group]):
-        best = [list(best_permutation(orbit, group, element, samples)) for samples in halves]
-        for place, i in enumerate(order):
-            permutation = best[int(place < half) if held_out else int(place >= half)]
-            values[g, i] = channelwise(compared[g, i], move(group, element, compared[0, i])[permutation])
-    return values
-
-
 def latent(a, b):
     return -cosine(a, b)
 
@@ -289,8 +266,7 @@ def euclidean(a, b):
 
 def rms(a, b):
     """The root of the mean square difference of two maps (C, H, W)."""
-    pairs = list(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
-    return math.sqrt(math.fsum((x - y) ** 2 for x, y in pairs) / len(pairs))
+    return euclidean(a.ravel(), b.ravel()) / math.sqrt(a.size)
 
 
 def kl(p, q):
@@ -314,12 +290,6 @@ def hellinger(p, q):
     return math.sqrt(max(0.0, 1 - affinity))
 
 
-def mean_kl(p, q):
-    """The mean over the places of maps (C, H, W) whose places are distributions."""
-    places = list(itertools.product(range(p.shape[1]), range(p.shape[2])))
-    return math.fsum(kl(p[:, i, j], q[:, i, j]) for i, j in places) / len(places)
-
-
 def mean_over_places(m):
     """The mean of m over the places of maps (C, *places)."""
 
@@ -332,28 +302,22 @@ def mean_over_places(m):
 
 def bernoulli(m):
     """The mean of m over k yes-or-no answers, given by their probabilities (k,)."""
-
-    def of_answers(p, q):
-        pairs = zip(np.stack([1 - p, p], -1), np.stack([1 - q, q], -1), strict=True)
-        return math.fsum(m(a, b) for a, b in pairs) / len(p)
-
-    return of_answers
-
-
-def jaccard_of_scores(a, b):
-    """`jaccard` of the masks of the likeliest class, from scores (C, *places)."""
-    return jaccard(*(np.arange(len(z)).reshape(-1, *[1] * (z.ndim - 1)) == z.argmax(0) for z in (a, b)))
+    return lambda p, q: mean_over_places(m)(np.stack([1 - p, p]), np.stack([1 - q, q]))
 
 
 def jaccard(a, b):
     """1 − IoU of masks (C, H, W), mean over the channels that either has."""
     overlaps = []
     for of_a, of_b in zip(a, b, strict=True):
-        pairs = list(zip(of_a.ravel().tolist(), of_b.ravel().tolist(), strict=True))
-        together = math.fsum(max(pair) for pair in pairs)
+        together = np.maximum(of_a, of_b).sum()
         if together:
-            overlaps.append(math.fsum(min(pair) for pair in pairs) / together)
+            overlaps.append(np.minimum(of_a, of_b).sum() / together)
     return 1 - math.fsum(overlaps) / len(overlaps)
+
+
+def jaccard_of_scores(a, b):
+    """`jaccard` of the masks of the likeliest class, from scores (C, *places)."""
+    return jaccard(*([z.argmax(0) == k for k in range(len(z))] for z in (a, b)))
 
 
 def box_overlap(a, b):
@@ -380,21 +344,6 @@ def box_sets(a, b, least=None):
     return 1 - best / len(more) if least is None else 1 - 2 * best / (len(a) + len(b))
 
 
-def other_elements(orbit, group, act, m, of_kernel):
-    """The null of the element: every element that is not in the kernel against all that do not do the same."""
-    n = orbit.shape[1]
-    values = eed(orbit, group, act, m, of_kernel)
-    probe = np.arange(math.prod(orbit.shape[2:]), dtype=float).reshape(orbit.shape[2:])
-    for g, element in enumerate(ELEMENTS[group]):
-        others = [h for h in ELEMENTS[group] if not np.array_equal(act(group, h, probe), act(group, element, probe))]
-        if g in of_kernel:
-            continue
-        for i in range(n):
-            target = f_hat(orbit[:, i], of_kernel)
-            values[g, i] = math.fsum(m(orbit[g, i], act(group, other, target)) for other in others) / len(others)
-    return values
-
-
 def entropy(p):
     return -math.fsum(x * math.log(x) for x in p.tolist() if x > 0)
 
@@ -412,5 +361,37 @@ def unit(v):
 
 def mean_pair_cosine(vectors):
     """The mean cosine over all pairs of different vectors, one pair at a time."""
-    pairs = [cosine(a, b) for i, a in enumerate(vectors) for b in vectors[i + 1 :]]
+    pairs = [cosine(a, b) for a, b in itertools.combinations(vectors, 2)]
     return math.fsum(pairs) / len(pairs)
+
+
+# matched channels
+
+
+def best_permutation(orbit, group, element, samples):
+    """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all C! are tried."""
+    g, width = ELEMENTS[group].index(element), orbit.shape[2]
+    like = np.zeros((width, width))
+    for s in samples:
+        # a map that is not finite counts as dead
+        a, b = (np.where(np.isfinite(z).all((-2, -1), keepdims=True), z, 0) for z in (orbit[g, s], orbit[0, s]))
+        b = move(group, element, b)
+        like += [[cosine(a[i], b[j]) for j in range(width)] for i in range(width)]
+    return max(itertools.permutations(range(width)), key=lambda p: math.fsum(like[i, j] for i, j in enumerate(p)))
+
+
+def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
+    """`eed` of `channelwise` after the permutation that fits best on the half of the order in which the sample is not.
+
+    With chains the null: the permutations are those fitted on the orbit, the maps those of the shuffled orbit.
+    """
+    half = min(orbit.shape[1] // 2, 256)
+    halves = [[i for i in part if i not in unreadable] for part in (order[:half], order[half : 2 * half])]
+    compared = orbit if of_chains is None else shuffled(orbit, of_chains)
+    values = np.full(orbit.shape[:2], np.nan)
+    for g, element in enumerate(ELEMENTS[group]):
+        best = [list(best_permutation(orbit, group, element, samples)) for samples in halves]
+        for place, i in enumerate(order):
+            permutation = best[int(place < half) if held_out else int(place >= half)]
+            values[g, i] = channelwise(compared[g, i], move(group, element, compared[0, i])[permutation])
+    return values

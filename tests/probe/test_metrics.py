@@ -10,8 +10,8 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from made import Net, noise
 from torch import nn
-from torch.nn import functional as F
 
 import eedkit as ek
 from eedkit.probe import measure as measuring
@@ -27,44 +27,28 @@ SAMPLE = "SO(2)?n=5"
 oracles.ELEMENTS[SAMPLE] = ["e", *(f"r{angle!r}" for angle in groups.parse(SAMPLE).angles[1:])]
 
 
-class Net(nn.Module):
-    """Layers stem (8×6×6, after act one channel always dead), act, down (6×3×3), act#2, fc, and a map of three classes."""
+class TwoHeads(Net):
+    """Gives class scores and a map of three classes."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(colours=3)
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.stem = nn.Conv2d(3, 8, 3, padding=1)
-            self.act = nn.ReLU(inplace=True)
-            self.down = nn.Conv2d(8, 6, 2, stride=2)
-            self.fc = nn.Linear(6, 4)
+            torch.manual_seed(1)
             self.mask = nn.Conv2d(8, 3, 1)
-        with torch.no_grad():
-            self.stem.weight.mul_(3)
-            self.stem.weight[2], self.stem.bias[2] = 0, -1
-            self.fc.weight.mul_(4)
 
     def forward(self, x):
         wide = self.act(self.stem(x))
-        narrow = self.act(self.down(wide))
-        return {"mask": self.mask(wide), "cls": self.fc(narrow.mean((-2, -1)))}
+        return {"mask": self.mask(wide), "cls": self.fc(self.act(self.down(wide)).mean((-2, -1)))}
 
     def trace(self, x):
-        """What every layer puts out for one image (C, H, W), by functions and not by modules."""
-        x = torch.from_numpy(np.ascontiguousarray(x))[None].to(self.stem.weight)
+        maps = super().trace(x)
         with torch.no_grad():
-            stem = F.conv2d(x, self.stem.weight, self.stem.bias, padding=1)
-            wide = stem.clamp_min(0)
-            down = F.conv2d(wide, self.down.weight, self.down.bias, stride=2)
-            latent = down.clamp_min(0).mean((-2, -1))
-            outputs = {"cls": F.linear(latent, self.fc.weight, self.fc.bias)}
-            outputs["mask"] = F.conv2d(wide, self.mask.weight, self.mask.bias)
-        found = {"stem": stem, "act": wide, "down": down, "act#2": down.clamp_min(0), "latent": latent, **outputs}
-        return {key: z[0].double().numpy() for key, z in found.items()}
+            wide = torch.from_numpy(maps["act"]).to(self.mask.weight)
+            return maps | {"mask": self.mask(wide).double().numpy()}
 
 
 def pictures(n):
-    return torch.randn(n, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return noise(n, 3, SIDE)
 
 
 def pool(z):
@@ -143,7 +127,7 @@ def test_every_metric_has_an_oracle():
 @functools.cache
 def orbit_of(group, n, dtype, returned=False):
     """What every layer puts out for gx, (g, n, *z), by the layer's name."""
-    model = Net().to(dtype)
+    model = TwoHeads().to(dtype)
     traced = oracles.orbits(model.trace, pictures(n).to(dtype).double().numpy(), group, returned)
     return {key: np.array([[one[key] for one in of_element] for of_element in traced]) for key in traced[0, 0]}
 
@@ -242,7 +226,7 @@ def test_every_metric_is_equation_4(group, way, sums_taken):
     metrics += [THROUGH] if group == "C4" else []
     names = [metric if isinstance(metric, str) else metric.name for metric in metrics]
     with pytest.warns(UserWarning, match=f"1 of {n} samples have no value: .* not finite for sample {BAD} under e$"):
-        ds = measure(Net().to(dtype), images, group, metrics=metrics, batch_size=batch_size)
+        ds = measure(TwoHeads().to(dtype), images, group, metrics=metrics, batch_size=batch_size)
     assert ds.layer.values.tolist() == [*MAPS, "latent"]
     assert ds.attrs["precision"] == str(dtype).removeprefix("torch.")
     for name in names:
@@ -275,7 +259,7 @@ def test_what_is_recorded_beside_the_metrics(group, way, sums_taken):
     dtype, batch_size, how = WAYS[way]
     sums_taken(how)
     metrics = [*(name for name in FAMILY if name in METRICS), *CUSTOM.values()]
-    ds = measure(Net().to(dtype), pictures(9).to(dtype), group, metrics=metrics, batch_size=batch_size)
+    ds = measure(TwoHeads().to(dtype), pictures(9).to(dtype), group, metrics=metrics, batch_size=batch_size)
     orbits = orbit_of(group, 9, torch.float64)
     inside = oracles.circle(SIDE) if oracles.is_in_circle(group) else np.ones((SIDE, SIDE), dtype=bool)
     for layer in ("stem", "act", "latent"):
@@ -347,14 +331,14 @@ def test_parts_that_do_not_fit_together_are_refused(about, error, message):
 def test_functions_that_give_something_else_are_refused_by_name(about, message):
     metric = replace(Metric("mine", "vectors", distances.negative_cosine), **about)
     with pytest.raises(TypeError, match=message):
-        measure(Net().double(), pictures(9), "C4", metrics=[metric])
+        measure(TwoHeads().double(), pictures(9), "C4", metrics=[metric])
 
 
 @pytest.mark.xfail(strict=True, reason="raw ValueError, RuntimeError and IndexError of torch")
 @pytest.mark.parametrize("features", [lambda z: z.mean(1), lambda z: z[:, ::2], lambda z: z.mean((1, 2))])
 def test_features_of_maps_that_are_no_maps_of_the_layer_are_refused_by_name(features):
     with pytest.raises(TypeError, match="features of mine must be"):
-        measure(Net().double(), pictures(9), "C4", metrics=[Metric("mine", "maps", COSINE, features=features)])
+        measure(TwoHeads().double(), pictures(9), "C4", metrics=[Metric("mine", "maps", COSINE, features=features)])
 
 
 @pytest.mark.parametrize(

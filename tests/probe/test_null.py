@@ -1,32 +1,31 @@
-"""Relative values on models of known truth; `python tests/probe/test_null.py` prints them as a table.
+"""Relative values on models of known truth, and which images a null used; `python tests/probe/test_null.py` prints a table.
 
 The models hash pixels exactly: products of whole numbers have no rounding, so that an image has the same features in any
 batch, while a moved copy has features as unrelated as those of another image.
 """
 
-import warnings
-
 import numpy as np
+import oracles
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 import eedkit as ek
-from eedkit.theory import actions
+from eedkit.theory import actions, distances
 
 SIDE = 7
 GROUPS = ["flip", "C4", "D4"]
-OUTPUT = ["softmax", "softmax_reverse", "softmax_js", "softmax_tv", "softmax_hellinger"]
+SOFTMAX = ["softmax", "softmax_reverse", "softmax_js", "softmax_tv", "softmax_hellinger"]
 VECTORS = ["latent", "latent_unit", "latent_flat", "latent_euclidean"]
-MAPS = ["channelwise", "channelwise_skip", "channelwise_centred", "channelwise_matched"]
+MAPS = ["channelwise", "channelwise_skip", "channelwise_centred", "channelwise_matched", "channelwise_rms"]
+THROUGH = actions.quotient("C4", actions.spatial("C2"), [0, 1, 0, 1])
 
 
-def images(n: int = 600, classes: int = 1) -> Tensor:
-    """Noise of 256 grey levels (n, 1, 7, 7); the middle pixel, which no group moves, is the class."""
-    generator = torch.Generator().manual_seed(1)
-    levels = torch.randint(0, 256, (n, 1, SIDE, SIDE), generator=generator).double()
-    levels[:, :, SIDE // 2, SIDE // 2] = (torch.arange(n) % classes)[:, None]
+def images(n: int = 600, classes: int = 1, side: int = SIDE) -> Tensor:
+    """Noise of 256 grey levels (n, 1, side, side); the middle pixel, which no group moves, is the class."""
+    levels = torch.randint(0, 256, (n, 1, side, side), generator=torch.Generator().manual_seed(1)).double()
+    levels[:, :, side // 2, side // 2] = (torch.arange(n) % classes)[:, None]
     return levels / 256
 
 
@@ -49,44 +48,33 @@ def symmetric(weights: Tensor) -> Tensor:
 class Hash(nn.Module):
     """Features of three parts: a hash of the pixels, a hash that no move changes, and one of the class; about an offset."""
 
-    def __init__(self, features: int = 32, *, share: float = 1.0, of_class: float = 0.0, offset: float = 0.0, gain=1.0):
+    def __init__(self, features: int = 32, *, share=1.0, of_class=0.0, offset=0.0, gain=1.0):
         super().__init__()
-        pixels = whole_weights(features, SIDE, SIDE, seed=0)
-        self.register_buffer("pixels", pixels.flatten(1))
+        self.register_buffer("pixels", whole_weights(features, SIDE, SIDE, seed=0).flatten(1))
         self.register_buffer("orbits", symmetric(whole_weights(features, SIDE, SIDE, seed=2)).flatten(1))
         self.register_buffer("classes", whole_weights(features, seed=3))
-        self.share = share
-        self.of_class = of_class
-        self.offset = offset
-        self.gain = gain
+        self.share, self.of_class, self.offset, self.gain = share, of_class, offset, gain
 
     def forward(self, x: Tensor) -> Tensor:
         levels = 256 * x.flatten(1)
-        z = self.share**0.5 * chaos(levels @ self.pixels.T)
-        if self.share < 1:
-            z = z + (1 - self.share) ** 0.5 * chaos(levels @ self.orbits.T)
-        if self.of_class:
-            middle = 256 * x[:, 0, SIDE // 2, SIDE // 2]
-            z = z + self.of_class * chaos(middle[:, None] * self.classes)
-        return self.gain * (z + self.offset)
+        z = self.share**0.5 * chaos(levels @ self.pixels.T) + (1 - self.share) ** 0.5 * chaos(levels @ self.orbits.T)
+        middle = 256 * x[:, 0, SIDE // 2, SIDE // 2]
+        return self.gain * (z + self.of_class * chaos(middle[:, None] * self.classes) + self.offset)
 
 
 class HashMap(nn.Module):
     """Maps of a hash of all pixels and one of each neighbourhood, which moves as the image does; about an offset."""
 
-    def __init__(self, channels: int = 4, *, share: float = 1.0, offset: float = 0.0, side: int = SIDE):
+    def __init__(self, channels: int = 4, *, share=1.0, offset=0.0, side=SIDE):
         super().__init__()
         self.register_buffer("pixels", whole_weights(channels * side * side, side * side, seed=0))
         self.register_buffer("near", symmetric(whole_weights(channels, 1, 3, 3, seed=2)))
-        self.share = share
-        self.offset = offset
-        self.map = nn.Identity()
+        self.share, self.offset, self.map = share, offset, nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         levels = 256 * x
         z = self.share**0.5 * chaos(levels.flatten(1) @ self.pixels.T).unflatten(1, (-1, *x.shape[-2:]))
-        if self.share < 1:
-            z = z + (1 - self.share) ** 0.5 * chaos(nn.functional.conv2d(levels, self.near, padding=1))
+        z = z + (1 - self.share) ** 0.5 * chaos(nn.functional.conv2d(levels, self.near, padding=1))
         return self.map(z + self.offset).mean((-2, -1))
 
 
@@ -102,149 +90,149 @@ def with_marks(pictures: Tensor) -> Tensor:
     return pictures
 
 
-MODELS = {
-    "hash": (lambda: Hash(), VECTORS),
-    "hash, narrow cone": (lambda: Hash(offset=20.0), VECTORS),
-    "hash, logits": (lambda: Hash(10), OUTPUT),
-    "hash, logits × 30": (lambda: Hash(10, gain=30.0), OUTPUT),
-    "hash of maps": (lambda: HashMap(), MAPS),
-    "hash of maps, narrow cone": (lambda: HashMap(offset=20.0), MAPS),
-}
-"""Models whose relative values are 1, and the metrics for which they are."""
-
-SATURATED = {("hash, logits × 30", "softmax"), ("hash, logits × 30", "softmax_reverse")}
-"""Where a KL is a rare event: method.md says 0.9 to 1.1."""
-
-
-def means(model: nn.Module, pictures: Tensor, metrics: list[str], **options) -> pd.DataFrame:
-    """Means over elements and samples of each metric and its null, and the relative value, by hand."""
-    at_output = metrics[0].startswith("softmax")
-    of_maps = metrics[0].startswith("channelwise")
-    settings = {"layers": ["map"] if of_maps else [], "output": "scores" if at_output else "features"}
+def measured(model: nn.Module, metrics: list, pictures: Tensor | None = None, **options):
+    """A row for each metric, where these models have it: of maps, of `latent`, or of the output."""
+    of_maps = isinstance(model, HashMap)
+    settings = {"layers": ["map"] if of_maps else [], "output": "scores" if metrics[0] in SOFTMAX else "features"}
     # a hash spreads every change over the whole map, so that no experiment shows how it lies
-    settings |= {"layouts": {"map": "b c h w"} if of_maps else {}, "metrics": metrics, "device": "cpu"}
-    settings |= {"precision": "float64", "progress": False, **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ds = ek.measure(model, pictures, **settings)
-    rows = []
-    for metric in metrics:
-        at = {} if at_output else {"layer": "map" if of_maps else "latent"}
-        estimate = ds[metric].sel(at).astype("float64").mean(skipna=False).item()
-        null = ds[f"{metric}_null"].sel(at).astype("float64").mean(skipna=False).item()
-        best = ds[metric].attrs["best"]
-        gap = null - best
-        relative = (estimate - best) / gap if gap else float("nan")
-        rows.append({"metric": metric, "estimate": estimate, "null": null, "best": best, "relative": relative})
-    return pd.DataFrame(rows).set_index("metric")
+    settings |= {"layouts": {"map": "b c h w"} if of_maps else {}, "device": "cpu", "precision": "float64"}
+    pictures = images() if pictures is None else pictures
+    ds = ek.measure(model, pictures, metrics=metrics, progress=False, **settings | options)
+    table = ek.summarise(ds)
+    return table[(table.layer == ("map" if of_maps else "latent")) | (table.layer == "output")].set_index("metric")
 
 
-def table(n: int = 600) -> pd.DataFrame:
-    """Relative values of every model whose promised value is known, for each group and metric."""
-    parts = []
-    for group in GROUPS:
-        for name, (make, metrics) in MODELS.items():
-            parts.append(means(make(), images(n), metrics, group=group).assign(model=name, group=group, promised=1.0))
-        pose = means(Pose(), with_marks(images(n)), VECTORS, group=group)
-        parts.append(pose.assign(model="pose only", group=group, promised=1.0))
-        invariant = means(Hash(share=0.0), images(n), VECTORS, group=group)
-        parts.append(invariant.assign(model="invariant", group=group, promised=0.0))
-        equivariant = means(HashMap(share=0.0), images(n), MAPS, group=group)
-        parts.append(equivariant.assign(model="equivariant maps", group=group, promised=0.0))
-    columns = ["model", "group", "metric", "estimate", "null", "best", "relative", "promised"]
-    return pd.concat(parts).reset_index()[columns]
+MODELS = {
+    # name: (model, images, metrics, relative value)
+    "hash": (Hash(), images(), VECTORS, 1),
+    "hash, narrow cone": (Hash(offset=20.0), images(), VECTORS, 1),
+    "hash, logits": (Hash(10), images(), SOFTMAX, 1),
+    "hash, logits × 30": (Hash(10, gain=30.0), images(), SOFTMAX, 1),
+    "hash, logits × 1000": (Hash(10, gain=1000.0), images(), ["softmax_js", "softmax_tv"], 1),
+    "hash of maps": (HashMap(), images(), MAPS, 1),
+    "hash of maps, narrow cone": (HashMap(offset=20.0), images(), MAPS, 1),
+    "pose only": (Pose(), with_marks(images()), VECTORS, 1),
+    "invariant": (Hash(share=0.0), images(), VECTORS, 0),
+    "invariant logits": (Hash(10, share=0.0), images(), SOFTMAX, 0),
+    "equivariant maps": (HashMap(share=0.0), images(), MAPS, 0),
+}
 
 
-@pytest.fixture(scope="module")
-def relative_values():
-    return table().set_index(["model", "group", "metric"])
+# in float64 KL and JS are up to 1e-17 below 0, where (2 eps)² is said to be all that rounding explains
+ROUNDING = pytest.mark.xfail(strict=True, reason="exact invariance in float64 has no relative value")
+CASES = [(name, group) for name in MODELS for group in GROUPS if (name, group) != ("invariant logits", "D4")]
 
 
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize(
-    ("model", "metric"), [(name, metric) for name, (_, every) in MODELS.items() for metric in every]
-)
-def test_a_hash_of_the_pixels_reads_1(relative_values, model, group, metric):
-    tolerance = 0.1 if (model, metric) in SATURATED else 0.03
-    assert relative_values.relative[model, group, metric] == pytest.approx(1, abs=tolerance)
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("metric", VECTORS)
-def test_features_of_the_pose_only_read_1(relative_values, group, metric):
-    row = relative_values.loc["pose only", group, metric]
-    assert row.relative == pytest.approx(1, abs=1e-6)
-    assert row.estimate - row.best > 0.01
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize(
-    ("model", "metric"),
-    [*(("invariant", metric) for metric in VECTORS), *(("equivariant maps", metric) for metric in MAPS)],
-)
-def test_exact_invariance_and_equivariance_read_0(relative_values, model, group, metric):
-    row = relative_values.loc[model, group, metric]
-    assert row.relative == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize(("name", "group"), [*CASES, pytest.param("invariant logits", "D4", marks=ROUNDING)])
+@pytest.mark.filterwarnings("error")
+def test_relative_values_of_known_truth(name, group):
+    model, pictures, metrics, promised = MODELS[name]
+    rows = measured(model, metrics, pictures, group=group)
+    # the KL of a saturated softmax is a rare event: method.md says 0.9 to 1.1
+    tolerance = 0.05 if name == "hash, logits × 30" else 0.03
+    if promised == 0 or name == "pose only":
+        tolerance = 1e-3
+    assert rows.relative.to_numpy() == pytest.approx(promised, abs=tolerance), rows.relative
     # unrelated images are far away, so that this is no 0/0
-    assert row.null - row.best > 0.1
+    far = (rows.estimate if name == "pose only" else rows.null) - rows.best
+    assert (far > (2e-4 if name.endswith("cone") else 0.01)).all()
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize(("make", "metrics"), [(Hash, VECTORS), (HashMap, MAPS)])
-def test_mixtures_rise_with_the_share_of_the_hash(group, make, metrics):
-    shares = [0.0, 0.1, 0.3, 0.6, 1.0]
-    values = pd.DataFrame([means(make(share=s), images(200), metrics, group=group).relative for s in shares])
-    assert (values.diff().iloc[1:] > 0.02).all(axis=None), values
-
-
-@pytest.mark.parametrize("group", ["flip", "C4"])
-def test_the_scale_of_the_logits_changes_js_and_kl_little(group):
-    gains = [0.3, 1.0, 3.0, 10.0, 100.0, 1000.0]
-    metrics = ["softmax", "softmax_js"]
-    values = pd.DataFrame(
-        [means(Hash(10, gain=k), images(), metrics, group=group).relative for k in gains], index=gains
-    )
-    np.testing.assert_allclose(values.softmax_js, 1, atol=0.03)
-    np.testing.assert_allclose(values.softmax, 1, atol=0.1)
+def test_one_share_reads_alike_by_all_metrics_and_rises_with_the_share(group):
+    shares = [0.1, 0.3, 0.6, 1.0]
+    parts = [
+        pd.concat(
+            [
+                measured(Hash(share=share), VECTORS, images(200), group=group).relative,
+                measured(Hash(10, share=share), SOFTMAX, images(200), group=group).relative,
+                measured(HashMap(share=share), MAPS, images(200), group=group).relative,
+            ]
+        )
+        for share in shares
+    ]
+    table = pd.DataFrame(parts, index=shares)
+    assert (table.diff().iloc[1:] > 0.02).all(axis=None), table
+    assert table.loc[0.1].max() < 1.35 * table.loc[0.1].min(), table.loc[0.1]
 
 
 @pytest.mark.parametrize("group", ["flip", "C4"])
 def test_within_a_class_a_hash_beside_the_class_reads_1(group):
     labels = [i % 3 for i in range(600)]
-    pictures = images(classes=3)
-    model = Hash(share=1.0, of_class=5.0)
-    metrics = ["latent", "latent_euclidean"]
-    over_all = means(model, pictures, metrics, group=group, labels=labels)
-    within = means(model, pictures, metrics, group=group, labels=labels, null="within-class")
-    assert (over_all.relative < 0.6).all()
+    model, metrics = Hash(of_class=5.0), ["latent", "latent_euclidean"]
+    over_all = measured(model, metrics, images(classes=3), group=group, labels=labels)
+    within = measured(model, metrics, images(classes=3), group=group, labels=labels, null="within-class")
+    assert (over_all.relative < 0.75).all()
     np.testing.assert_allclose(within.relative, 1, atol=0.03)
     np.testing.assert_allclose(within.estimate, over_all.estimate, atol=1e-9)
 
 
-def test_a_group_larger_than_its_chains_of_maps_reads_1():
+def test_groups_larger_than_chains_of_maps_and_proper_kernels_read_1():
     # chains of maps hold 8 images, those of vectors 12, and 12 elements act
-    generator = torch.Generator().manual_seed(4)
-    pictures = torch.randint(0, 256, (96, 1, 12, 12), generator=generator).double() / 256
-    maps = means(HashMap(16, side=12), pictures, ["channelwise", "channelwise_centred"], group="shift12")
-    np.testing.assert_allclose(maps.relative, 1, atol=0.03)
-    vectors = means(HashMap(16, side=12), pictures, ["latent", "latent_euclidean"], group="shift12")
-    np.testing.assert_allclose(vectors.relative, 1, atol=0.03)
+    model, pictures = HashMap(16, side=12), images(96, side=12)
+    for metrics in (["channelwise", "channelwise_centred"], ["latent", "latent_euclidean"]):
+        rows = measured(model, metrics, pictures, group="shift12")
+        np.testing.assert_allclose(rows.relative.to_numpy()[: len(metrics)], 1, atol=0.03)
+    cosine = distances.channelwise_negative_cosine
+    through = ek.Metric("through", "maps", cosine, action=lambda action, layer: THROUGH)
+    assert measured(HashMap(), [through], group="C4").relative["through"] == pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize("onto", ["flip", "C2"])
-def test_a_proper_kernel_reads_1_for_a_hash(onto):
-    through = actions.quotient("C4", actions.spatial(onto), [0, 1, 0, 1])
-    metric = ek.Metric("through", "maps", ek.distances.channelwise_negative_cosine, action=lambda _: through)
-    ds = ek.measure(
-        HashMap(), images(), group="C4", metrics=[metric], layers=["map"], output="features",
-        layouts={"map": "b c h w"}, precision="float64", device="cpu", progress=False,
-    )  # fmt: skip
-    at = ds.sel(layer="map")
-    relative = (float(at.through.mean()) + 1) / (float(at.through_null.mean()) + 1)
-    assert relative == pytest.approx(1, abs=0.03)
-    assert at.kernel_order.item() == 2
+class Blind(nn.Module):
+    """Ignores its input, and gives numbers for what stands in for an image that cannot be read."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3, 2)
+        self.register_buffer("picture", torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(self.picture.expand_as(x)).mean((-2, -1)))
+
+
+class Torn(torch.utils.data.Dataset):
+    def __init__(self, n, torn):
+        self.n, self.torn = n, torn
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i == self.torn:
+            raise OSError("broken file")
+        return torch.full((1, 4, 4), i / self.n)
+
+
+@pytest.mark.parametrize("torn", [0, 17, 29])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_exactly_the_values_that_used_an_unreadable_image_are_lost(torn, batch_size):
+    n, order = 45, 16
+    metrics = ["channelwise", "channelwise_rms", "latent", "softmax"]
+    with pytest.warns(UserWarning, match=f"1 of {n} samples have no value: number {torn}: OSError: broken file"):
+        ds = ek.measure(
+            Blind(), Torn(n, torn), group="shift4x4", metrics=metrics, layers=["conv"], layouts={"conv": "b c h w"},
+            head="fc", batch_size=batch_size, seed=5, progress=False, device="cpu",
+        ).isel(model=0)  # fmt: skip
+    of_vectors = oracles.chains(n, order, oracles.seeded_order(n, 5))
+    kernel = range(order)
+    wanted = {
+        "channelwise_null": oracles.spoilt(order, oracles.map_chains(of_vectors), [torn], [0]),
+        "latent_null": oracles.spoilt(order, of_vectors, [torn], kernel),
+        "latent_from_x_null": oracles.spoilt(order, of_vectors, [torn], [0]),
+    }
+    wanted["channelwise_rms_null"] = wanted["channelwise_null"]
+    wanted["softmax_null"], wanted["softmax_from_x_null"] = wanted["latent_null"], wanted["latent_from_x_null"]
+    wanted |= dict.fromkeys([*metrics, "latent_from_x", "softmax_from_x"], np.arange(n) == torn)
+    for name, is_lost in wanted.items():
+        found = ds[name] if name.startswith("softmax") else ds[name].sel(layer="conv")
+        np.testing.assert_array_equal(found.isnull(), np.broadcast_to(is_lost, found.shape), err_msg=name)
 
 
 if __name__ == "__main__":
+    parts = {}
+    for name, (model, pictures, metrics, _) in MODELS.items():
+        parts[name] = pd.DataFrame(
+            {group: measured(model, metrics, pictures, group=group).relative for group in GROUPS}
+        )
     with pd.option_context("display.width", 160, "display.max_rows", None, "display.precision", 4):
-        print(table().pivot_table(index=["model", "metric"], columns="group", values="relative")[GROUPS])
+        print(pd.concat(parts))
