@@ -217,16 +217,15 @@ def normalised_variance(
         reasons, rows, _ = _see(ready, take, layers=layers, progress=progress)
     found = {}
     for layer, reason in reasons.items():
-        shape = (*layer.grid, layer.channels)
-        over_elements = over_samples = torch.full(shape, torch.nan, dtype=torch.float64)
+        dims = ["row", "column", "channel"]
+        over_elements = over_samples = torch.full((*layer.grid, layer.channels), torch.nan, dtype=torch.float64)
         if not reason:
             over_elements, over_samples = spreads[layer].result()
+            if 0 in layer.grid:
+                dims = [f"axis{number}" for number in range(1, over_samples.dim() + 1)]
         never_change = int(((over_samples == 0) & (over_elements == 0)).sum())
         if never_change:
             reason = f"{never_change} of {over_samples.numel()} units never change"
-        dims = ["row", "column", "channel"]
-        if 0 in layer.grid and not reason:
-            dims = [f"axis{number}" for number in range(1, over_samples.dim() + 1)]
         attrs = {"long_name": "normalised variance", "units": "1", "nan_reason": reason, "samples": len(rows)}
         found[layer.name] = xr.Dataset(
             {

@@ -174,10 +174,14 @@ class TestNormalisedVariance:
         # three rows of four units that see all pixels: no experiment shows where these lie
         on_second_axis = Does(lambda z: z.movedim(0, 1))
         mixed = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Unflatten(1, (3, 4)), on_second_axis).double()
+        with torch.no_grad():
+            mixed[1].weight[5] = 0
+            mixed[1].bias[5] = 0.5
         orbit = oracles.orbits(lambda x: features("2", x, mixed), pictures().numpy(), "C4")
         found = normalised_variance(mixed)
         for layer in ("2", "3", "output"):
             assert found[layer].normalised.dims == ("axis1", "axis2")
+            assert found[layer].normalised.attrs["nan_reason"] == "1 of 12 units never change"
             np.testing.assert_allclose(found[layer].normalised, ratio_of_deviations(orbit), rtol=1e-9)
 
     def test_a_layer_that_does_not_count_the_images_has_no_value(self):
@@ -323,12 +327,7 @@ class TestLieDerivative:
         (normalised_variance, pictures(1), {}, "needs 2 images that can be read, got 1"),
         (cka, pictures(), {"features": lambda z: [one for (one,) in z]}, "too many values to unpack"),
         (cka, pictures(), {"features": lambda z: z}, r"a vector for each of 36 images, \(b, d\), got \(36, 64, 3\)"),
-        (
-            cka,
-            pictures(),
-            {"features": lambda z: z.mean(1)[:1]},
-            r"a vector for each of 36 images, \(b, d\), got \(1, 3\)",
-        ),
+        (cka, pictures(), {"features": lambda z: z.mean(1)[:1]}, r"each of 36 images, \(b, d\), got \(1, 3\)"),
         (lie_derivative, pictures(), {"moves": "rotation"}, "no move 'rotation'; did you mean 'rotate'"),
         (lie_derivative, pictures(), {"moves": []}, "there is no move; name some of rotate, slide, slide across"),
         (lie_derivative, pictures()[..., :4], {}, "rotations need square images, got 8×4"),
