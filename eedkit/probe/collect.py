@@ -396,7 +396,7 @@ class LayerPass:
 
     def take(self, place: Place, given: Any, *, raw_of: tuple[int, int] | None = None) -> None:
         """Take what the layer gave, in the hook; with `raw_of` the model's output for images of this size, whatever it is."""
-        self.ran = True
+        self.ran = self.ran or raw_of is None
         mean = None
         z = None
         for kind, metrics in list(self.kinds.items()):

@@ -6,7 +6,7 @@ holds one forward pass of images.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,8 @@ def watched(ready: Ready, on_layer: OnLayer, *, layers: Sequence[Layer] | None =
             begin()
             raw = ready.forward(place.elements, images[place.rows], returned=returned)
             for layer in outputs:
-                see(layer, layer.output.select(raw))
+                with suppress(Undefined):  # what is not there in every pass is told by its absence
+                    see(layer, layer.output.select(raw))
             return raw
 
         yield forward
