@@ -122,7 +122,7 @@ def orbit_sums(orbit: Tensor, positions: Tensor, channels: Tensor, half: Tensor,
     with _one_at_a_time:
         most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore  # numba makes its settings as it is imported
         numba.set_num_threads(min(threads, most))
-        _compiled(*tables, sums)
+        _compiled(*tables, sums)  # pyright: ignore  # numba's types are its own
         if torch.get_num_threads() != threads:  # starting numba's threads sets those of torch
             torch.set_num_threads(threads)
     return torch.from_numpy(sums)

@@ -183,7 +183,7 @@ def find_layers(
     layers: str | Iterable[str] = "blocks",
     head: str | None = None,
     layouts: Mapping[str, str] | None = None,
-    output: str | int | Mapping[str | int, str] = "auto",
+    output: str | int | Mapping[str, str] = "auto",
     call: Call = plain_call,
 ) -> Found:
     """The layers to tap in order of execution, then `latent` and each output, with their layouts.

@@ -28,7 +28,7 @@ from eedkit.probe.dataset import Measured, Results
 from eedkit.probe.layers import Layer
 from eedkit.probe.matching import matched
 from eedkit.probe.metrics import INDEPENDENT, Metric
-from eedkit.probe.outputs import asked_outputs
+from eedkit.probe.outputs import Output, asked_outputs
 from eedkit.probe.run import Ready
 from eedkit.probe.samples import Batch
 from eedkit.probe.sums import is_worth_compiling
@@ -373,7 +373,7 @@ def layers(
     rows = []
     for layer in found.layers:
         height, width = layer.grid
-        is_output = layer.role == "output" and layer.output is not None
+        output_of_layer = (layer.output if layer.role == "output" else None) or Output()
         rows.append(
             {
                 "layer": layer.name,
@@ -384,9 +384,9 @@ def layers(
                 "channels": layer.channels,
                 "depth": layer.depth,
                 "head": found.head if layer.role == "latent" else "",
-                "entry": layer.output.entry if is_output else "",
-                "kind": layer.output.kind if is_output else "",
-                "reason": layer.reason or (layer.output.reason if is_output else ""),
+                "entry": output_of_layer.entry,
+                "kind": output_of_layer.kind if layer.role == "output" else "",
+                "reason": layer.reason or output_of_layer.reason,
             }
         )
     return pd.DataFrame(rows)
@@ -412,7 +412,7 @@ class Pass:
         setting = Setting(
             action=options.action,
             size=max(ready.batch_size, stream.chain_length) + 2 * stream.chain_length,
-            grid=ready.image_shape[1:],
+            grid=ready.grid,
             null=bool(options.null),
             device=device,
             compiled=device.type == "cpu" and is_worth_compiling(numbers * self.order * stream.length),
@@ -468,7 +468,7 @@ class Pass:
         self.is_return = returned
         output = forward(place, images, returned=returned)
         passes = self.returns if returned else self.passes
-        passes[self.outputs[0]].take(place, output, raw_of=self.ready.image_shape[1:])
+        passes[self.outputs[0]].take(place, output, raw_of=self.ready.grid)
         for of_layer in passes.values():
             if not of_layer.ran:
                 of_layer.give_up(ABSENT)
@@ -481,8 +481,9 @@ class Pass:
         if example is None or any(sample.flaw for sample in batch.samples[:2]) or len(batch.samples) < 2:
             return
         again = example
+        first = self.outputs[0].output or Output()
         with suppress(Undefined):  # the output is not there in every pass
-            again = self.outputs[0].output.select(output)[: len(example)]
+            again = first.select(output)[: len(example)]
         if again.shape == example.shape and example.isfinite().all() and again.isfinite().all():
             off = (again - example).abs().max() / example.abs().max().clamp_min(torch.finfo(example.dtype).tiny)
             self.repeats = float(off) <= REPEATED[example.dtype]
@@ -513,7 +514,7 @@ class Pass:
             reasons[metric.name] = [self.passes[layer].reasons.get(metric.name, "") for layer in at]
             kernel_orders[metric.name] = [self.passes[layer].kernel_orders.get(metric.name, 0) for layer in at]
             values = self.results.arrays.get(metric.name)
-            if metric.distance.of_sets and values is not None and np.isnan(values).all():
+            if metric.distance.of_sets and metric.features and values is not None and np.isnan(values).all():
                 reasons[metric.name] = [reasons[metric.name][0] or nothing_found(metric.features)]
         pair_cosines = {}
         for metric in self.metrics:

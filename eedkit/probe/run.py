@@ -17,7 +17,7 @@ from eedkit.errors import Undefined
 from eedkit.probe import matching
 from eedkit.probe.collect import Place
 from eedkit.probe.guard import left_as_found
-from eedkit.probe.layers import Found, Layer, find_layers, tap
+from eedkit.probe.layers import Found, Layer, Output, find_layers, tap
 from eedkit.probe.samples import Sample, Stream
 from eedkit.probe.tracing import Call, plain_call
 from eedkit.theory import deviation
@@ -90,6 +90,12 @@ class Ready:
     example: Tensor
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        _, height, width = self.image_shape
+        return height, width
+
+    @property
     def order(self) -> int:
         """|G|."""
         return self.forward.action.group.order
@@ -147,7 +153,7 @@ def watched(ready: Ready, on_layer: OnLayer, *, layers: Sequence[Layer] | None =
             raw = ready.forward(place.elements, images[place.rows], returned=returned)
             for layer in outputs:
                 with suppress(Undefined):  # what is not there in every pass is told by its absence
-                    see(layer, layer.output.select(raw))
+                    see(layer, (layer.output or Output()).select(raw))
             return raw
 
         yield forward
