@@ -192,7 +192,7 @@ def _variables(metric: Metric, measured: Measured, precision: str) -> dict[str, 
         variables[name] = (dims, arrays[name][None], of_variable)
     if metric.normalised:
         pair = [state.result() for state in measured.pair_cosines[metric.name]]
-        of_pair = {"long_name": "mean cosine between different samples' features, M", "units": "1"}
+        of_pair: dict[str, Any] = {"long_name": "mean cosine between different samples' features, M", "units": "1"}
         of_pair["samples"] = measured.results.n
         variables[f"{metric.name}_pair_cosine"] = (BY_LAYER, [pair], of_pair)
     if f"{metric.name}_norm" in arrays:
