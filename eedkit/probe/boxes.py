@@ -52,19 +52,29 @@ def detections(output: Any, size: tuple[int, int], least_score: float = LEAST_SC
 def _by_image(output: Any, size: tuple[int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Boxes as corners in pixels, labels and scores of every image."""
     if isinstance(output, list) and all(isinstance(one, Mapping) and one.keys() >= set(KEYS) for one in output):
-        return [tuple(one[key] for key in KEYS) for one in output]
+        return [_checked(*(one[key] for key in KEYS)) for one in output]
     entries = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-    logits, parts = entries.get("logits"), entries.get("pred_boxes")
+    logits, parts = entries.get("logits", entries.get("pred_logits")), entries.get("pred_boxes")
     if not isinstance(logits, Tensor) or not isinstance(parts, Tensor) or parts.shape != (*logits.shape[:2], 4):
         raise Undefined(
             f"the model's output is neither a list with a dict of {', '.join(KEYS)} for every image, nor a mapping with logits "
-            "(b, q, k + 1) and pred_boxes (b, q, 4); pass a Metric with features of your own"
+            "or pred_logits (b, q, k + 1) and pred_boxes (b, q, 4); pass a Metric with features of your own"
         )
     scores, labels = logits.double().softmax(-1)[..., :-1].max(-1)
     middle, extent = parts.double().split(2, dim=-1)
     corners = torch.cat([middle - extent / 2, middle + extent / 2], dim=-1)
     corners = corners * torch.tensor([size[1], size[0]] * 2, device=corners.device)
     return list(zip(corners, labels, scores, strict=True))
+
+
+def _checked(*parts: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, labels and scores of one image; Undefined where they are no tensors of one length."""
+    shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    n = len(parts[0]) if isinstance(parts[0], Tensor) and parts[0].dim() else 0
+    if shapes != [(n, 4), (n,), (n,)]:
+        raise Undefined(f"boxes, labels and scores of an image must be tensors (n, 4), (n,) and (n,), got {shapes}")
+    corners, labels, scores = parts
+    return corners, labels, scores
 
 
 def has_boxes(rows: Tensor) -> Tensor:

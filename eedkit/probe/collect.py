@@ -127,7 +127,8 @@ class AsItComes:
         self.mean: Tensor | None = None
         """The mean over positions of what came last, where the sums hold it."""
         order = setting.action.group.order
-        self.values = torch.full((len(metrics), 2, order, setting.size), torch.nan, device=setting.device)
+        shape = (len(metrics), 2, order, setting.size)
+        self.values = torch.full(shape, torch.nan, dtype=torch.float32, device=setting.device)
         """Values and nulls of each metric."""
         self.sizes = torch.full((2, setting.size), torch.nan, dtype=torch.float64, device=setting.device)
         """Lengths of f(x), and roots of mean squares."""
@@ -162,7 +163,9 @@ class AsItComes:
         if self.layer_actions[0].compared is None:
             self.mean = sums.a[0] / sums.n
         for metric in of_sums:
-            self._put(metric, place, metric.distance(sums))  # (4), and of the shuffled orbit its null
+            values = metric.distance(sums)  # (4), and of the shuffled orbit its null
+            _check_values(metric, values, (2, len(place.elements), place.images))
+            self._put(metric, place, values)
         self._count_dead(place, sums.aa[0] == 0, sums.aa[0].isfinite())
 
     def _take_others(self, place: Place, orbit: Tensor) -> None:
@@ -181,13 +184,13 @@ class AsItComes:
             if metric.distance.of_sets:
                 self.is_anywhere[place.rows] |= boxes.has_boxes(orbit).any(0)
             values = [metric.distance(one, moved) for one in orbits]  # (4), and of the shuffled orbit its null
+            _check_values(metric, values[0], (len(place.elements), place.images))
             self._put(metric, place, torch.stack(values))
         if len(others) == len(self.metrics) and others[0].where == "maps":
             self._count_dead(place, (orbit == 0).all(-2), orbit.isfinite().all(-2))
 
     def _put(self, metric: Metric, place: Place, values: Tensor) -> None:
         """Keep (2, g, b), values and nulls."""
-        _check_shape(metric, values[0], (len(place.elements), place.images))
         fresh = place.elements[place.fresh]
         until = place.elements[-1] + 1
         kept = self.values[self.metrics.index(metric), : len(values)]
@@ -265,7 +268,7 @@ class WhenWhole:
         """Value and null from f̂(x), or from f(x)."""
         kernel = self.action.kernel if ending == "" else (0,)
         value = deviation(orbit, self.action, metric.distance, kernel=kernel)  # (4)
-        _check_shape(metric, value, (len(orbit), whole.n))
+        _check_values(metric, value, (len(orbit), whole.n))
         found = {f"{metric.name}{ending}": value.masked_fill(whole.is_lost, torch.nan)}
         if others is None:
             return found
@@ -357,7 +360,10 @@ def _sizes(features: Tensor) -> Tensor:
     return torch.stack([lengths, lengths / features.shape[1] ** 0.5])
 
 
-def _check_shape(metric: Metric, values: Tensor, shape: tuple[int, int]) -> None:
+def _check_values(metric: Metric, values: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        came = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{metric.name}: the distance {metric.distance.name} must give a tensor of floats, got {came}")
     if tuple(values.shape) != shape:
         raise TypeError(
             f"{metric.name}: the distance {metric.distance.name} must give one value for each pair of features, so {shape}, "
@@ -534,7 +540,7 @@ class Scores:
         self.classes = 0
         self.is_finite = torch.ones(order, size, dtype=torch.bool, device=device)
         self.predictions = torch.full((order, size), -1, dtype=torch.int32, device=device)
-        self.confidences = torch.full((order, size), torch.nan, device=device)
+        self.confidences = torch.full((order, size), torch.nan, dtype=torch.float32, device=device)
 
     def begin(self) -> None:
         """Begin a batch."""

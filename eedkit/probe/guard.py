@@ -20,6 +20,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, **HALF}
 AUTO = "auto"
 
 _one_at_a_time = threading.RLock()
+_measured: list[nn.Module] = []
+"""The model that is being measured."""
 
 
 @contextmanager
@@ -35,6 +37,10 @@ def left_as_found(model: nn.Module, device: torch.device, precision: str) -> Ite
         them as it ran. They are put back before.
     """
     with _one_at_a_time, ExitStack() as stack:
+        if _measured:
+            raise RuntimeError("the images and call= of a measurement cannot start another one")
+        stack.callback(_measured.clear)
+        _measured.append(model)
         dtype = _dtype(model, precision)
         _refuse_without_values(model)
         stack.enter_context(_evaluating(model, device))
@@ -65,8 +71,8 @@ def _dtype(model: nn.Module, precision: str) -> torch.dtype:
                 continue  # norms of a half-precision model may be float32
             name = str(wanted).removeprefix("torch.")
             raise ValueError(
-                f"precision {precision!r} needs {name} weights, but {key} is {parameter.dtype}; leave precision='auto', or "
-                f"convert the model with .to(torch.{name}) first"
+                f"precision {precision!r} needs {name} weights, but {key} is {parameter.dtype}; convert the model with "
+                f".to(torch.{name}) first, or name its own type as the precision"
             )
     return wanted
 
@@ -94,7 +100,7 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     A model that lies on several devices stays there.
     """
-    modes = {module: module.training for module in model.modules()}
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     homes = {tensor.device for tensor in _tensors(model).values()}
     moves = len(homes) == 1 and homes != {device}
     try:
@@ -146,8 +152,10 @@ def _put_back(model: nn.Module, before: dict[str, Tensor], copies: dict[str, Ten
             kind = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
             kind[name] = tensor  # pyright: ignore  # a parameter where it was one
         if seen is not tensor or not is_same:
-            with torch.no_grad():
-                tensor.data.copy_(copies[key])
+            tensor.data = copies[key]
+    for key in now.keys() - before.keys():
+        path, _, name = key.rpartition(".")
+        delattr(model.get_submodule(path), name)
     return changed
 
 

@@ -96,8 +96,10 @@ class Layer:
     @property
     def name(self) -> str:
         """The label on the dimension `layer`."""
-        if self.role in ("latent", "output"):
-            return self.role if self.output is None or self.call == 1 else f"{self.role}[{self.output.entry}]"
+        if self.role == "latent":
+            return "latent"
+        if self.role == "output":
+            return "output" if self.output is None or self.call == 1 else f"output[{self.output.entry}]"
         is_plain = self.call == 1 and self.path not in ("latent", "output")
         name = self.path if is_plain else f"{self.path}#{self.call}"
         return f"{name}[class]" if self.role == "class token" else name

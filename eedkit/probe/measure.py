@@ -3,12 +3,12 @@
 Knows models, streams and who labels, never where models or images come from. Costs |G| forwards of every image.
 """
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ VERSION = 3
 
 REPEATED = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far, of its largest value, an output may be off when the same images come in another batch."""
+OUTPUT_ITSELF = "measured on the model's output itself, since no classifier was found"
+"""What is said of `latent` where it may be class scores."""
 STANDARD = ("channelwise", "latent", "softmax")
 """The paper's metrics: eq. 5, eq. 6 and eq. 4 on class probabilities."""
 
@@ -80,7 +82,9 @@ class Options:
             raise ValueError(unknown("precision", self.precision, (guard.AUTO, *guard.DTYPES)))
         if self.null not in (True, False, samples.WITHIN_CLASS):
             raise ValueError(f"null must be True, False or {samples.WITHIN_CLASS!r}, got {self.null!r}")
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+        if not _is_whole(self.seed, 0):
+            raise ValueError(f"seed must be a whole number from 0 on, got {self.seed!r}")
+        if self.batch_size is not None and not _is_whole(self.batch_size, 1):
             raise ValueError(
                 f"batch_size must be a whole number from 1 on, or None to choose one, got {self.batch_size!r}"
             )
@@ -101,10 +105,12 @@ class Options:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
-        except RuntimeError:
+        except (RuntimeError, TypeError):
             raise ValueError(f"there is no device {self.device!r}; take 'auto', 'cpu', 'cuda' or 'cuda:1'") from None
         if device.type == "mps":
             raise ValueError("device 'mps' has no float64, in which sums are taken; pass device='cpu'")
+        if device.type not in ("cpu", "cuda", "meta"):
+            raise ValueError(f"the device {str(device)!r} was never tried; pass device='cpu' or 'cuda'")
         if device.type == "meta":
             raise ValueError(
                 "on the device 'meta' tensors have no values, and the weights would be lost; pass device='cpu'"
@@ -112,6 +118,10 @@ class Options:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {str(device)!r} is not available here; pass device='cpu'")
         return device
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= least
 
 
 def _checked_texts(name: str, given: Any) -> Mapping[str, str]:
@@ -276,11 +286,15 @@ def measure_block(
     """
     model = guard.unwrapped(model)
     device = options.torch_device
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise TypeError(f"name must be a text, the label on `model`, got {short(name)}")
     name = name or type(model).__name__
     order = options.action.group.order
     declared_classes = samples.declared_classes(images) if labels is None else 0
     images = samples.by_number(images)
-    if labels is not None and options.output != "independent" and samples.is_multi_hot(labels):
+    kinds = {kind for _, kind in asked_outputs(options.output)}
+    labels = None if labels is None else samples.label_list(labels)
+    if labels is not None and "independent" not in kinds and samples.is_several(labels):
         raise ValueError(
             "the labels say several classes of an image, so the outputs are yes-or-no answers: pass output='independent'"
         )
@@ -310,6 +324,7 @@ def measure_block(
         "data": str(measured.results.fingerprint),
         "repeatable": int(repeatable),
         "head": ready.found.head,
+        **({"latent": OUTPUT_ITSELF} if _is_latent_the_output(ready) else {}),
         "output": ", ".join(layer.output.entry for layer in one_pass.outputs if layer.output),
         "output_kind": ", ".join(layer.output.kind for layer in one_pass.outputs if layer.output),
     }
@@ -411,7 +426,7 @@ class Pass:
         numbers = sum(layer.channels * layer.grid[0] * layer.grid[1] for layer in self.inner)
         setting = Setting(
             action=options.action,
-            size=max(ready.batch_size, stream.chain_length) + 2 * stream.chain_length,
+            size=min(max(ready.batch_size, stream.chain_length) + 2 * stream.chain_length, stream.length),
             grid=ready.grid,
             null=bool(options.null),
             device=device,
@@ -545,6 +560,12 @@ class Pass:
         return errors
 
 
+def _is_latent_the_output(ready: Ready) -> bool:
+    """Whether `latent` is the output, which nobody called features and which might be class scores."""
+    latent = next(layer for layer in ready.found.layers if layer.role == "latent")
+    return latent.output is not None and latent.output.may_be_scores
+
+
 def _output_of(metric: Metric, outputs: Sequence[Layer]) -> Layer:
     """Which of the model's outputs a metric of the output is taken of."""
     wanted = {"output": SCORES, "dense": ("dense", *INDEPENDENT)}.get(metric.where, ())
@@ -580,8 +601,7 @@ def warn_of_noise(model: nn.Module, ready: Ready, name: str) -> bool:
 
 def _warn_of_several_labels(one_pass: Pass) -> None:
     """Warn where images have several labels, so that the outputs are yes-or-no answers, and were read as scores of classes."""
-    labels = [label for label in one_pass.results.labels if isinstance(label, str)]
-    if one_pass.scores.classes and any(re.fullmatch(r"\d+(\+\d+)+", label) for label in labels):
+    if one_pass.scores.classes and samples.is_several(one_pass.results.labels):
         kinds = {layer.output.kind for layer in one_pass.outputs if layer.output}
         if kinds.isdisjoint(INDEPENDENT):
             warnings.warn(

@@ -43,6 +43,8 @@ RESERVED = (
     *("prediction", "confidence", "dead_fraction"),
 )
 """Names of coordinates and of what is recorded beside the metrics."""
+LONGEST = 200
+"""Bytes of a name in a file system, less the endings."""
 MetricAction = Callable[[Action, Layer], Action | tuple[Action, Action]]
 """(the action on images, the layer) -> the action on f(x), or one for each half of the images that channels are matched on."""
 
@@ -196,6 +198,10 @@ def _check_name(name: object) -> None:
         raise TypeError(f"a metric's name must be a text, got {type(name).__name__}")
     if not name.strip() or re.search(r"[/\x00-\x1f]", name) or name in (".", ".."):
         raise ValueError(f"a metric's name must be a text without '/' and control characters, got {name!r}")
+    if len(name.encode()) > LONGEST:
+        raise ValueError(
+            f"a metric's name is part of file names, which bear {LONGEST} bytes of it, got {len(name.encode())}"
+        )
     if name in RESERVED:
         raise ValueError(f"the results have something called {name!r} already; give the metric another name")
     for ending in ENDINGS:
@@ -343,6 +349,8 @@ COMPARED = (
 
 def resolve(metrics: str | Metric | Iterable[str | Metric]) -> tuple[Metric, ...]:
     """Metrics given by name or value, as values; ValueError for an unknown name, a name given twice, or none at all."""
+    if not isinstance(metrics, str | Metric | Iterable):
+        raise TypeError(f"metrics must be names such as 'latent' or Metrics, got {type(metrics).__name__}")
     given: list[Any] = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
     resolved = []
     for metric in given:

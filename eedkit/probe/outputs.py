@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eedkit.errors import Undefined, cut, short, unknown
 from eedkit.probe.layouts import shape_text
 
-SCORES = ("cls", "class", "classes", "out", "output", "prediction", "predictions", "score", "scores")
+SCORES = ("cls", "class", "classes", "label", "labels", "out", "output", "prediction", "predictions", "score", "scores")
 """Names, beside all with "logit" in them, under which models give class scores."""
 FEATURES = (
     *("pooler_output", "image_embeds", "image_features", "x_norm_clstoken"),
@@ -33,6 +33,10 @@ NEEDS = {
 """What an output may be, and of what shape it must be then."""
 
 
+LAST_RULE = 2
+"""The number of the rule that takes the first tensor, whatever its name."""
+
+
 @dataclass(frozen=True)
 class Output:
     """An output that is measured: which entry of what the model gives, and what that is.
@@ -46,11 +50,14 @@ class Output:
         Class scores, or their softmax; k yes-or-no outputs; a map; or a vector.
     reason : str
         Why it has no class scores.
+    may_be_scores : bool
+        Whether it was taken for features although nobody called it so.
     """
 
     entry: str = ""
     kind: str = "features"
     reason: str = ""
+    may_be_scores: bool = False
 
     @property
     def key(self) -> tuple[str, int, Literal["returned"]]:
@@ -167,6 +174,7 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
         There is no such entry, or none that can be of the kind.
     """
     tensors = {} if is_per_image(raw, images) else entries(raw)
+    tensors = {path: z for path, z in tensors.items() if z.dim() and z.numel()}
     if kind in tensors:
         entry = kind
     if entry is not None:
@@ -189,12 +197,14 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
     alike = []
     for path in candidates:
         has_same_rule = ranks[path][0] == ranks[chosen][0]
-        if path != chosen and has_same_rule and tensors[path].dim() == tensors[chosen].dim():
+        # of features with a name those of another form are meant for something else
+        is_as_likely = ranks[path][0] == LAST_RULE or tensors[path].dim() == tensors[chosen].dim()
+        if path != chosen and has_same_rule and is_as_likely:
             alike.append(path)
     if alike:
         warnings.warn(
-            f"of the model's outputs {chosen!r} is measured, and not {cut(', '.join(map(repr, alike)), 200)}, which are of the "
-            f"same form. Name the one you mean, as output={alike[0]!r}",
+            f"of the model's outputs {chosen!r} is measured, and not {cut(', '.join(map(repr, alike)), 200)}, which fit as "
+            f"well. Name the one you mean, as output={alike[0]!r}",
             stacklevel=2,
         )
     return chosen
@@ -204,7 +214,7 @@ def _rank(name: str, kind: str | None) -> tuple[int, int]:
     """The number of the rule by which an entry is chosen, and its place among those of the rule."""
     if kind != "features" and ("logit" in name or name in SCORES):
         return 0, int(name != "logits")
-    return (1, FEATURES.index(name)) if name in FEATURES else (2, 0)
+    return (1, FEATURES.index(name)) if name in FEATURES else (LAST_RULE, 0)
 
 
 def own_name(path: str) -> str:
@@ -262,7 +272,8 @@ def describe_output(entry: str, kind: str | None, value: Tensor, *, has_head: bo
         return Output(entry, "scores")
     advice = "scores" if can_be_scores else "independent"
     said = f"output={{{entry!r}: {advice!r}}}" if entry else f"output={advice!r}"
-    if value.dim() == 2 and not has_head:
+    may_be_scores = value.dim() == 2 and not has_head
+    if may_be_scores:
         warnings.warn(
             "no classifier was found that gives the model's output, so that `latent` is measured on the output itself. If it is "
             f"features, pass output='features'; if not, {said} and head='path of the classifier'",
@@ -273,6 +284,8 @@ def describe_output(entry: str, kind: str | None, value: Tensor, *, has_head: bo
             f"the model ends in features: no module with weights gives its output. If these are class scores, pass {said}, and "
             "head='path of the classifier' for its input as the latent vector"
         )
-        return Output(entry, "features", reason)
+        return Output(entry, "features", reason, may_be_scores)
     shape = shape_text((0, *value.shape[1:]))
-    return Output(entry, "features", f"the model's output of shape {shape} is no {CLASS_SCORES}")
+    where = f" {entry!r}" if entry else ""
+    reason = f"the model's output{where} of shape {shape} is no {CLASS_SCORES}"
+    return Output(entry, "features", reason, may_be_scores)

@@ -6,6 +6,7 @@ are read by number, a batch at a time; what can only be iterated is read into me
 
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -153,6 +154,8 @@ def _refuse_no_image(sample: Sample) -> None:
     shape = tuple(sample.image.shape)
     if len(shape) != 3:
         raise ValueError(f"an image must have shape (C, H, W), got {shape} for sample {sample.id}")
+    if 0 in shape:
+        raise ValueError(f"an image must have pixels, got shape {shape} for sample {sample.id}")
     if _has_channels_last(shape):
         raise ValueError(f"an image must be (C, H, W), got {shape}; channels last? pass image.permute(2, 0, 1)")
 
@@ -361,6 +364,15 @@ def is_multi_hot(labels: Any) -> bool:
     return any(isinstance(_class_of(row), str) for row in rows)
 
 
+def is_several(labels: Sequence) -> bool:
+    """Whether some of these labels, as `label_list` gives them, are of several classes.
+
+    >>> is_several(["0+3", "2"]), is_several(["cat", 1])
+    (True, False)
+    """
+    return any(isinstance(label, str) and re.fullmatch(r"\d+(\+\d+)+", label) for label in labels)
+
+
 def _plain(values: Any) -> Any:
     """Lists and numbers for a tensor, an array or what pandas has."""
     values = values.to_numpy() if hasattr(values, "to_numpy") else values
@@ -424,6 +436,8 @@ def by_number(images: Any) -> Any:
     has_numbers = hasattr(images, "__getitem__") and hasattr(images, "__len__")
     if not has_numbers or isinstance(images, DataLoader | IterableDataset):
         images = list(_items(images))
+    if isinstance(images, Tensor) and (images.is_meta or images.layout != torch.strided):
+        raise TypeError(f"images must be a dense tensor with values, got one on {images.device}, {images.layout}")
     n = len(images)  # pyright: ignore[reportArgumentType]
     if n == 0:
         raise ValueError("there is no image to measure on; expected at least one")

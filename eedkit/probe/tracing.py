@@ -4,6 +4,7 @@ Knows modules and hooks, nothing of layouts. Keeps shapes; what a caller wants o
 """
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ Key = tuple[str, int, Literal["in", "out", "returned"]]
 """A module's path, the number of its call in a forward pass, "in" or "out"; or an entry of the output, 1, "returned"."""
 Call = Callable[[nn.Module, Tensor], Any]
 """The forward pass, as `call(model, images)`."""
+USUAL = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError, AssertionError, RuntimeError)
+"""What torch and Python raise where a model is given what it does not take."""
 SMALL = 2**16
 """Numbers for one image up to which outputs are compared from one pass to the next."""
 
@@ -42,7 +45,11 @@ def watch(
     """
     calls = Counter[tuple[str, str]]()
 
+    thread = threading.get_ident()
+
     def show(path: str, side: Literal["in", "out"], given: Any) -> None:
+        if threading.get_ident() != thread:  # another thread uses the model
+            return
         calls[path, side] += 1
         see((path, calls[path, side], side), given)
 
@@ -158,7 +165,7 @@ def first_trace(
 ) -> tuple[Trace, bool]:
     """The pass on two of the user's images, and whether they were channels-last, in which convolutions are fastest.
 
-    The model's own errors are raised, but ValueError with a remedy where it wants more than images.
+    What the model raises of its own is raised; what torch and Python say of wrong arguments is a ValueError with a remedy.
     """
     if images.device.type in ("cpu", "cuda"):
         found = trace(model, images.contiguous(memory_format=torch.channels_last), call, on_tensor=on_tensor)
@@ -173,6 +180,12 @@ def first_trace(
         raise ValueError(
             f"the model wants more than images: {', '.join(names)}. Say how it is called, as "
             f"call=lambda model, images: model(images, {', '.join(f'{name}=…' for name in names)})"
+        ) from found.error
+    if isinstance(found.error, USUAL):
+        shape = " × ".join(map(str, images.shape[1:]))
+        raise ValueError(
+            f"the model does not run on two images of {shape}: {type(found.error).__name__}: {found.error}. If it is called "
+            "otherwise than as model(images), pass call=lambda model, images: …"
         ) from found.error
     raise found.error
 

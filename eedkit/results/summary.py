@@ -152,7 +152,8 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
         costs on the relative scale, which bounds from above what interpolation adds to `relative` *[ours]*
     element_error : standard error of the estimate that comes from sampling elements of a continuous group
     n : samples that have a value
-    reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why
+    reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why; and that `latent` was
+        measured on the model's output itself, where no classifier was found
 
     Further columns with `full=True`
     --------------------------------
@@ -354,6 +355,8 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
     for layer, missing in enumerate(_missing(one, metric, deviation.values)):
         reasons.append([missing])
         if deviation.n[layer]:
+            if "layer" in one[metric].dims and one.layer.values[layer] == "latent":
+                reasons[layer].append(one.attrs.get("latent", ""))
             reasons[layer].append(deviation.no_relative(layer))
             reasons[layer].append(_no_interval(low[layer], deviation.relative[layer], relative_low[layer]))
     of_group = {}

@@ -200,6 +200,13 @@ class Action:
     inside: Callable[[Sequence[int]], Tensor] | None = None
     _known: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", groups.parse(self.group))
+        for part in ("move", "channels", "colours", "inside"):
+            given = getattr(self, part)
+            if given is not None and not callable(given):
+                raise TypeError(f"{self.name}: {part} must be a function or None, got {type(given).__name__}")
+
     def __call__(self, g: int | str, z: Tensor) -> Tensor:
         """φ(g, z) on images (…, C, H, W), or (H, W), of the shape of z."""
         images = _with_channels(z)
@@ -313,7 +320,7 @@ def _moved(action: Action, g: int, z: Tensor) -> Tensor:
     return moved
 
 
-def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
+def check_action(action: Action | Group | str, z: Tensor, *, atol: float = 0.0) -> float:
     """The largest |φ(g, φ(h, z)) − φ(gh, z)| over all pairs, and |φ(e, z) − z|, for images z; 0 for an exact action.
 
     Raises
@@ -325,6 +332,7 @@ def check_action(action: Action, z: Tensor, *, atol: float = 0.0) -> float:
     >>> check_action(spatial("D4"), torch.rand(3, 5, 5))
     0.0
     """
+    action = as_action(action)
     images = _with_channels(torch.as_tensor(z, dtype=torch.float64))
     if not images.isfinite().all():
         raise ValueError("an action is checked on finite numbers, and this image has others")
@@ -596,6 +604,7 @@ def permuted(action: Action, permutations: Tensor) -> Action:
     [[[4, 3]], [[2, 1]]]
     """
     order = action.group.order
+    permutations = torch.as_tensor(permutations)
     if permutations.dim() != 2 or len(permutations) != order:
         raise ValueError(f"expected a permutation for each of {order} elements, got {tuple(permutations.shape)}")
     in_order = torch.arange(permutations.shape[1]).to(permutations)

@@ -137,6 +137,22 @@ class Distance:
     of_sums: bool = False
     of_sets: bool = False
 
+    def __post_init__(self) -> None:
+        if not callable(self.between):
+            raise TypeError(f"{self.name}: between must be a function, got {type(self.between).__name__}")
+        if self.order not in (1, 2):
+            raise ValueError(
+                f"{self.name}: order must be 1 or 2, as m grows with |δ| or its square, got {self.order!r}"
+            )
+        is_size = isinstance(self.scale, int | float) and self.scale > 0
+        if not is_size and self.scale not in ("norm", "rms"):
+            raise ValueError(f"{self.name}: scale must be a number above 0, 'norm' or 'rms', got {self.scale!r}")
+        bounds = (self.best, self.upper)
+        if not all(isinstance(bound, int | float) for bound in bounds) or self.best > self.upper:
+            raise ValueError(f"{self.name}: best and upper must be numbers in this order, got {bounds}")
+        if self.of_sums and self.of_sets:
+            raise ValueError(f"{self.name}: a distance is of sums of maps or of sets, not of both")
+
     def __call__(self, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
         """m(a, b): (…, *z), (…, *z) -> (…); with `of_sums` also m of the sums of a pair of maps."""
         if not self.of_sums:
