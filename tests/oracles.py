@@ -167,14 +167,18 @@ def round_trip(returned, orbit, m):
     return np.array([[m(z, orbit[0, i]) for i, z in enumerate(of_element)] for of_element in returned])
 
 
-def other_elements(orbit, group, act, m, of_kernel):
-    """The null of the element: every element that is not in the kernel against all that do not do the same."""
-    values = eed(orbit, group, act, m, of_kernel)
+def other_elements(orbit, group, act, m, of_kernel, mixed=None):
+    """The null of the element: every element that is not in the kernel against all that do not do the same.
+
+    `mixed` are the elements that f̂ is the mean over, None for the kernel.
+    """
+    mixed = of_kernel if mixed is None else mixed
+    values = eed(orbit, group, act, m, mixed)
     probe = np.arange(math.prod(orbit.shape[2:]), dtype=float).reshape(orbit.shape[2:])
     for g, element in enumerate(ELEMENTS[group]):
         others = [h for h in ELEMENTS[group] if not np.array_equal(act(group, h, probe), act(group, element, probe))]
         for i in range(0 if g in of_kernel else orbit.shape[1]):
-            target = f_hat(orbit[:, i], of_kernel)
+            target = f_hat(orbit[:, i], mixed)
             values[g, i] = math.fsum(m(orbit[g, i], act(group, other, target)) for other in others) / len(others)
     return values
 
