@@ -244,7 +244,7 @@ class Breaks(Small):
 def test_images_without_values_cost_themselves_and_are_named_in_one_warning(batch_size):
     images, torn = pictures(), [1, 2, 7]
     images[4, 0, 0, 0] = 99
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="4 of 9 samples") as caught:
         ds = measure(Breaks().double(), Torn(images, torn), batch_size=batch_size)
     said = [f"number {i}: OSError: file {i} is torn" for i in torn]
     said.insert(2, "the model's output is not finite for sample 4 under r180")
