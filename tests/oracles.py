@@ -373,7 +373,7 @@ def mean_pair_cosine(vectors):
 
 
 def best_permutation(orbit, group, element, samples):
-    """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all C! are tried."""
+    """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all sets are tried."""
     g, width = ELEMENTS[group].index(element), orbit.shape[2]
     like = np.zeros((width, width))
     for s in samples:
@@ -381,7 +381,15 @@ def best_permutation(orbit, group, element, samples):
         a, b = (np.where(np.isfinite(z).all((-2, -1), keepdims=True), z, 0) for z in (orbit[g, s], orbit[0, s]))
         b = move(group, element, b)
         like += [[cosine(a[i], b[j]) for j in range(width)] for i in range(width)]
-    return max(itertools.permutations(range(width)), key=lambda p: math.fsum(like[i, j] for i, j in enumerate(p)))
+    best = {frozenset(): (0.0, [])}
+    for row in like.tolist():
+        longer = {}
+        for taken, (total, permutation) in best.items():
+            for j in set(range(width)) - taken:
+                found = longer.get(taken | {j}, (-math.inf, []))
+                longer[taken | {j}] = max(found, (total + row[j], [*permutation, j]))
+        best = longer
+    return best[frozenset(range(width))][1]
 
 
 def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
@@ -394,7 +402,7 @@ def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
     compared = orbit if of_chains is None else shuffled(orbit, of_chains)
     values = np.full(orbit.shape[:2], np.nan)
     for g, element in enumerate(ELEMENTS[group]):
-        best = [list(best_permutation(orbit, group, element, samples)) for samples in halves]
+        best = [best_permutation(orbit, group, element, samples) for samples in halves]
         for place, i in enumerate(order):
             permutation = best[int(place < half) if held_out else int(place >= half)]
             values[g, i] = channelwise(compared[g, i], move(group, element, compared[0, i])[permutation])
