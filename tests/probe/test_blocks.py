@@ -27,17 +27,6 @@ def marks(x):
     return (x[:, 0, 4, 4] > 0.8)[:, None]
 
 
-class Changed(Net):
-    """Puts a value in the place of the latent vectors of marked images, which are bright in the middle."""
-
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
-
-    def features(self, x):
-        return super().features(x).masked_fill(marks(x), self.value)
-
-
 class Absent(Net):
     """A side branch, the widest layer, runs in no batch of several images that holds a marked one."""
 
@@ -192,40 +181,6 @@ def test_states_hold_what_the_readable_images_make(kind):
     assert states.attrs["flaws"] == [f"number {number}: OSError: file {number} is torn" for number in order[bad]]
     assert states.undefined.sel(metric="latent").values.tolist() == [2] * len(layers)
     assert (values.prediction.isel(sample=[1, 12]) == -1).all()
-
-
-def test_vectors_of_zeros_are_left_out_of_m():
-    images, options = pictures(40, range(6)), options_of(metrics=["latent"])
-    blocks = measured_blocks(Changed(0.0), images, options)
-    vectors = [oracles.unit(Net().trace(x)["latent"]) for x in images[read_order(40, 0)[6:]].numpy()]
-    np.testing.assert_allclose(sum(states.pair_sum[0, -1, :6] for _, states in blocks), sum(vectors), atol=1e-5)
-    assert sum(states.pair_n.values[0, -1] for _, states in blocks) == 34
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("marked", [[2, 9, 15], [*range(8)]])
-def test_outputs_that_are_not_finite_cost_themselves(value, marked):
-    images, options = pictures(40, marked), options_of()
-    blocks = measured_blocks(Changed(value), images, options, chains_in_each=5)
-    values, plain = side_by_side(blocks), whole(Net(), images, options)
-    numbers = read_order(40, 0)[marked]
-    flaws = [flaw for _, states in blocks for flaw in states.attrs["flaws"]]
-    assert flaws == [f"the model's output is not finite for sample {number} under e" for number in numbers]
-    is_bad = np.isin(np.arange(40), marked)
-    for name in ("channelwise", "latent", "softmax_js", "prediction", "confidence"):
-        found, wanted = values[name].isel(sample=~is_bad), plain[name].isel(sample=~is_bad)
-        np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=name)
-    assert values.softmax_js.isel(sample=is_bad).isnull().all()
-    assert (values.prediction.isel(sample=is_bad) == -1).all()
-    assert values.latent_null.sel(layer="down").notnull().all()
-    lost = oracles.spoilt(4, oracles.chains(40, 4), marked, range(4))
-    np.testing.assert_array_equal(values.softmax_js_null.isnull()[0], lost)
-
-
-def test_flaws_come_in_the_order_of_the_samples():
-    images = pictures(40, [2, 6])
-    _, states = measure_block(Changed(np.nan), torn(images, [4, 0]), options_of(), places=range(40))
-    assert ["torn" in flaw for flaw in states.attrs["flaws"]] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("places", [range(2, 8), range(0, 6), range(40, 44), range(0, 30, 2), range(0), range(16, 34)])

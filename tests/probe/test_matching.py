@@ -145,13 +145,21 @@ class Odd(Net):
 def test_layers_without_a_fit_say_why():
     images = noise(600)
     images[oracles.seeded_order(600, SEED)[5]] = 100
-    ds = measure(Odd().double(), images, layers="all", batch_size=64, null=False)
-    said = ds[f"{MATCHED}_nan_reason"].to_series()
-    assert said["one"] == "its output has one position, where a cosine only compares signs"
-    assert said["early"] == "it does not run in every forward pass"
-    assert "images in a forward pass of" in said["twice"]
-    assert said[["down", "last"]].tolist() == ["", ""]
-    assert (ds[MATCHED].notnull().all(("element", "sample")).to_series() == (said == "")).all()
+    ds = measure(Odd().double(), images, metrics=[MATCHED, "channelwise", "latent"], layers="all", batch_size=64)
+    for name in (MATCHED, "channelwise"):
+        said = ds[f"{name}_nan_reason"].to_series()
+        assert said["one"] == "its output has one position, where a cosine only compares signs"
+        assert said["latent"] == "it is the head's input, not a feature map"
+        assert said["early"] == "it does not run in every forward pass"
+        assert "images in a forward pass of" in said["twice"]
+        assert said[["down", "last"]].tolist() == ["", ""]
+        for variable in (name, f"{name}_null"):
+            assert (ds[variable].notnull().all(("element", "sample")).to_series() == (said == "")).all()
+            assert (ds[variable].isnull().all(("element", "sample")).to_series() == (said != "")).all()
+    assert ds.latent.isnull().any(("element", "sample")).to_series().pipe(lambda lost: [*lost.index[lost]]) == [
+        "twice",
+        "early",
+    ]
     # of channels-last maps the channels are matched as of others
     np.testing.assert_allclose(ds[MATCHED].sel(layer="last"), ds[MATCHED].sel(layer="down"), atol=1e-6)
     said = measure(Net().double(), noise(9), group="C8")[f"{MATCHED}_nan_reason"].sel(layer="down").item()
