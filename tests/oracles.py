@@ -167,14 +167,18 @@ def round_trip(returned, orbit, m):
     return np.array([[m(z, orbit[0, i]) for i, z in enumerate(of_element)] for of_element in returned])
 
 
-def other_elements(orbit, group, act, m, of_kernel):
-    """The null of the element: every element that is not in the kernel against all that do not do the same."""
-    values = eed(orbit, group, act, m, of_kernel)
+def other_elements(orbit, group, act, m, of_kernel, mixed=None):
+    """The null of the element: every element that is not in the kernel against all that do not do the same.
+
+    `mixed` are the elements that f̂ is the mean over, None for the kernel.
+    """
+    mixed = of_kernel if mixed is None else mixed
+    values = eed(orbit, group, act, m, mixed)
     probe = np.arange(math.prod(orbit.shape[2:]), dtype=float).reshape(orbit.shape[2:])
     for g, element in enumerate(ELEMENTS[group]):
         others = [h for h in ELEMENTS[group] if not np.array_equal(act(group, h, probe), act(group, element, probe))]
         for i in range(0 if g in of_kernel else orbit.shape[1]):
-            target = f_hat(orbit[:, i], of_kernel)
+            target = f_hat(orbit[:, i], mixed)
             values[g, i] = math.fsum(m(orbit[g, i], act(group, other, target)) for other in others) / len(others)
     return values
 
@@ -369,7 +373,7 @@ def mean_pair_cosine(vectors):
 
 
 def best_permutation(orbit, group, element, samples):
-    """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all C! are tried."""
+    """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all sets are tried."""
     g, width = ELEMENTS[group].index(element), orbit.shape[2]
     like = np.zeros((width, width))
     for s in samples:
@@ -377,7 +381,15 @@ def best_permutation(orbit, group, element, samples):
         a, b = (np.where(np.isfinite(z).all((-2, -1), keepdims=True), z, 0) for z in (orbit[g, s], orbit[0, s]))
         b = move(group, element, b)
         like += [[cosine(a[i], b[j]) for j in range(width)] for i in range(width)]
-    return max(itertools.permutations(range(width)), key=lambda p: math.fsum(like[i, j] for i, j in enumerate(p)))
+    best = {frozenset(): (0.0, [])}
+    for row in like.tolist():
+        longer = {}
+        for taken, (total, permutation) in best.items():
+            for j in set(range(width)) - taken:
+                found = longer.get(taken | {j}, (-math.inf, []))
+                longer[taken | {j}] = max(found, (total + row[j], [*permutation, j]))
+        best = longer
+    return best[frozenset(range(width))][1]
 
 
 def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
@@ -390,7 +402,7 @@ def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
     compared = orbit if of_chains is None else shuffled(orbit, of_chains)
     values = np.full(orbit.shape[:2], np.nan)
     for g, element in enumerate(ELEMENTS[group]):
-        best = [list(best_permutation(orbit, group, element, samples)) for samples in halves]
+        best = [best_permutation(orbit, group, element, samples) for samples in halves]
         for place, i in enumerate(order):
             permutation = best[int(place < half) if held_out else int(place >= half)]
             values[g, i] = channelwise(compared[g, i], move(group, element, compared[0, i])[permutation])

@@ -13,13 +13,13 @@ import oracles
 import pytest
 import torch
 import xarray as xr
-from made import Torn, noise
+from made import Net, Torn, noise
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import eedkit as ek
-from eedkit.probe import measure as measuring
+from eedkit.lab.networks import GroupConv
 from eedkit.probe.guard import fingerprint
 from eedkit.theory import actions, groups
 
@@ -35,21 +35,11 @@ class Pool(nn.Module):
         return z.mean((-2, -1))
 
 
-class Small(nn.Module):
-    """Layers conv, maps (4×6×6) and fc; the maps of one size or another, and a head that undoes it."""
+class Small(Net):
+    """Layers stem, act, down, act#2 and fc."""
 
-    def __init__(self, size=1.0):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.conv, self.maps, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Identity(), nn.Linear(4, 3)
-        self.size = size
-
-    def features(self, x):
-        return self.maps(self.conv(x) * self.size).mean((-2, -1)) / self.size
-
-    def forward(self, x):
-        return self.fc(self.features(x))
+    def __init__(self):
+        super().__init__(colours=2)
 
 
 class Counts(Small):
@@ -84,13 +74,7 @@ def measure(model, images=None, **options):
 
 def latent_by_loops(images, of_chains=None):
     """Values under C4, or the null of these chains."""
-
-    def features(x):
-        with torch.no_grad():
-            z = F.conv2d(torch.from_numpy(x.copy())[None], small().conv.weight, small().conv.bias, padding=1)
-        return z.mean((-2, -1))[0].numpy()
-
-    orbit = oracles.orbits(features, images.numpy(), "C4")
+    orbit = oracles.orbits(lambda x: small().trace(x)["latent"], images.numpy(), "C4")
     compared = orbit if of_chains is None else oracles.shuffled(orbit, of_chains)
     return oracles.eed(compared, "C4", oracles.stay, oracles.latent, range(4))
 
@@ -99,7 +83,7 @@ def reason(ds, metric, layer):
     return ds[f"{metric}_nan_reason"].sel(layer=layer).item()
 
 
-def at(ds, name, layer="maps"):
+def at(ds, name, layer="act"):
     """A metric of the output, at `latent`, or at a layer; (g, n)."""
     if name.startswith("softmax"):
         return ds[name][0]
@@ -109,38 +93,13 @@ def at(ds, name, layer="maps"):
 # order, chains, sources
 
 
-def test_estimates_do_not_depend_on_the_order_of_the_data():
-    order = [4, 0, 6, 2, 8, 5, 1, 3, 7]
-    straight, other = (measure(small(), images, batch_size=4) for images in (pictures(), pictures()[order]))
-    for name in ("channelwise", "latent", "softmax", "prediction", "confidence"):
-        np.testing.assert_allclose(straight[name].values[..., order], other[name].values, atol=1e-6)
-    np.testing.assert_allclose(straight.latent_pair_cosine, other.latent_pair_cosine, atol=1e-12)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_seed_makes_the_chains_and_nothing_else(seed):
-    ds, of_chains = measure(small(), seed=seed), oracles.chains(N, 4, oracles.seeded_order(N, seed))
-    np.testing.assert_array_equal(ds.latent, measure(small()).latent)
-    np.testing.assert_allclose(at(ds, "latent_null"), latent_by_loops(pictures(), of_chains), atol=1e-6)
-    for number, chain in enumerate(of_chains):
-        assert sorted(np.flatnonzero(ds.chain == number)) == sorted(chain)
-
-
 def test_every_source_and_a_second_run_give_the_identical_dataset():
     wanted = measure(small(), labels=list(range(N)))
     loader = DataLoader(TensorDataset(pictures(), torch.arange(N)), batch_size=2)
-    for source in (loader, iter(list(loader)), TensorDataset(pictures(), torch.arange(N))):
+    for source in (loader, iter(list(loader)), loader.dataset):
         ds = measure(small(), source)
         ds.attrs["created"] = wanted.attrs["created"]
         xr.testing.assert_identical(ds, wanted)
-
-
-def test_the_checksum_of_the_data_sees_images_and_labels():
-    other = pictures()
-    other[3, 1, 2, 2] += 0.01
-    sources = [(pictures(), None), (other, None), (pictures(), [0] * N), (pictures(8), None)]
-    assert len({measure(small(), images, labels=labels).attrs["data"] for images, labels in sources}) == 4
-    assert measure(small(), seed=9, batch_size=4).attrs["data"] == measure(small()).attrs["data"]
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, None])
@@ -187,84 +146,58 @@ def test_facts_1_2_and_4_symmetric_convolutions_and_invariant_features_are_perfe
     assert (ds.prediction == ds.prediction.isel(element=0)).all()
 
 
-@pytest.mark.parametrize(("padding", "is_exact"), [("circular", True), ("zeros", False)])
-def test_fact_2_shifts_need_circular_padding(padding, is_exact):
-    conv = nn.Conv2d(2, 4, 3, padding=1, padding_mode=padding).double()
-    model = nn.Sequential(conv, nn.ReLU(), Pool(), nn.Linear(4, 3).double())
-    ds = measure(model, pictures(side=8), group="shift4", layers=["0"])
-    for name in ("channelwise", "latent"):
-        off = at(ds, name, "0")[1:] + 1
-        assert (off < 1e-6).all() if is_exact else (off > 1e-7).all()
-
-
-class Lifting(nn.Module):
-    """A lifting convolution to C4: map h of a field is the correlation with the kernel turned by h."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(5)))
-
-    def forward(self, x):
-        turned = torch.stack([torch.rot90(self.weight, h, (-2, -1)) for h in range(4)], 1)
-        return F.conv2d(x, turned.flatten(0, 1), padding=1)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fact_3_channelwise_misses_what_regular_fields_show(dtype):
-    model = nn.Sequential(Lifting(), nn.ReLU(), nn.Unflatten(1, (3, 4)), nn.Flatten(2), nn.AdaptiveAvgPool1d(1))
-    model = nn.Sequential(model, nn.Flatten(), nn.Linear(3, 4)).to(dtype)
+    pooling = nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    model = nn.Sequential(GroupConv(2, 3, group="C4", lifts=True), nn.ReLU(), pooling, nn.Linear(3, 4)).to(dtype)
     metrics = ["channelwise", "channelwise_regular", "latent", *SOFTMAX]
-    ds = measure(model, metrics=metrics, layers=["0.0", "0.1"])
+    ds = measure(model, metrics=metrics, layers=["1"])
     for name in metrics[1:]:
-        np.testing.assert_allclose(at(ds, name, "0.1"), ds[name].attrs["best"], atol=1e-6)
-    assert (at(ds, "channelwise", "0.1")[1:] > -0.95).all()
+        np.testing.assert_allclose(at(ds, name, "1"), ds[name].attrs["best"], atol=1e-6)
+    assert (at(ds, "channelwise", "1")[1:] > -0.95).all()
 
 
 # edges of numbers
 
 
-@pytest.fixture(params=["compiled", "eager"])
-def way(request, monkeypatch):
-    """Whether sums of float32 maps come from the compiled loop or from tensor operations."""
-    if request.param == "compiled":
-        pytest.importorskip("numba")
-    monkeypatch.setattr(measuring, "is_worth_compiling", lambda numbers: request.param == "compiled")
+class Scaled(Small):
+    """Its maps once more, of another size."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.maps, self.size = nn.Identity(), size
+
+    def forward(self, x):
+        self.maps(self.stem(x) * self.size)
+        return super().forward(x)
 
 
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("size", [1e-140, 1e-22, 1e19, 1e37, 1e140])
-def test_the_size_of_activations_changes_no_cosine(size, recwarn):
+@pytest.mark.parametrize("how", ["compiled", "tensor"])
+@pytest.mark.parametrize("size", [1e-140, 1e-22, 1e19, 1e35, 1e140])
+def test_the_size_of_activations_changes_no_cosine(size, how, take_sums, recwarn):
+    take_sums(how)
     dtype = torch.float32 if 1e-40 < size < 1e38 else torch.float64
-    found, wanted = (measure(Small(s).to(dtype), layers=["maps"], metrics=COSINES) for s in (size, 1.0))
+    found, wanted = (measure(Scaled(s).to(dtype), layers=["maps"], metrics=COSINES) for s in (size, 1.0))
     for name in (*COSINES, *(f"{name}_null" for name in COSINES)):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-5, err_msg=name)
     assert found.dead_fraction.sel(layer="maps") == 0
     assert not recwarn.list
 
 
-@pytest.mark.usefixtures("way")
-def test_features_that_are_all_zero_agree_perfectly(recwarn):
+@pytest.mark.parametrize("how", ["compiled", "tensor"])
+def test_features_that_are_all_zero_agree_perfectly(how, take_sums, recwarn):
+    take_sums(how)
     model = Small()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    ds = measure(model, metrics=EVERY, layers=["maps"])
+    ds = measure(model, metrics=EVERY, layers=["act"])
     for name in EVERY:
         best = {"channelwise_zero": 0, "channelwise_skip": np.nan, "channelwise_centred": np.nan}
         for variable in (name, f"{name}_null"):
             np.testing.assert_allclose(at(ds, variable), best.get(name, ds[name].attrs["best"]), atol=1e-7)
-    assert reason(ds, "channelwise_skip", "maps").startswith("undefined for 9 of 9 samples")
-    assert ds.dead_fraction.sel(layer="maps") == 1
+    assert reason(ds, "channelwise_skip", "act").startswith("undefined for 9 of 9 samples")
+    assert ds.dead_fraction.sel(layer="act") == 1
     assert ds.latent_pair_cosine.isnull().all()
-    assert not recwarn.list
-
-
-@pytest.mark.usefixtures("way")
-def test_identical_images_have_a_null_that_is_the_estimate(recwarn):
-    metrics = [name for name in EVERY if name != "channelwise_matched"]
-    ds = measure(Small(), pictures()[:1].repeat(9, 1, 1, 1).float(), metrics=metrics, layers=["maps"])
-    for name in metrics:
-        np.testing.assert_allclose(at(ds, f"{name}_null"), at(ds, name), atol=1e-5, err_msg=name)
-    assert ds.latent_pair_cosine.sel(layer="latent").item() == pytest.approx(1, abs=1e-6)
     assert not recwarn.list
 
 
@@ -280,69 +213,22 @@ class Breaks(Small):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])
-def test_an_output_that_is_not_finite_names_sample_and_element(batch_size):
-    images = pictures()
+def test_images_without_values_cost_themselves_and_are_named_in_one_warning(batch_size):
+    images, torn = pictures(), [1, 2, 7]
     images[4, 0, 0, 0] = 99
-    with pytest.warns(UserWarning, match="1 of 9 .*output is not finite for sample 4 under r180$"):
-        ds = measure(Breaks().double(), images, batch_size=batch_size)
-    assert np.flatnonzero(at(ds, "softmax").isnull().any("element")).tolist() == [4]
-    assert np.argwhere(ds.prediction.values[0] == -1).tolist() == [[2, 4]]
-    assert ds.latent.notnull().all()
-    assert ek.summarise(ds).query("metric == 'softmax'")[["n", "reason"]].values.tolist()[0][0] == 8
-
-
-def test_unreadable_images_are_named_in_one_warning():
-    torn = [1, 2, 5, 7]
-    said = r"4 of 9 samples have no value: .*torn; .*torn; .*torn \(and 1 more\)"
-    with pytest.warns(UserWarning, match=said) as caught:
-        ds = measure(small(), Torn(pictures(), torn))
-    assert len(caught) == 1
-    whole, rest = measure(small()), np.delete(np.arange(N), torn)
-    for name in ("latent", "channelwise", "prediction", "confidence"):
-        np.testing.assert_array_equal(ds[name].isel(sample=rest), whole[name].isel(sample=rest), err_msg=name)
-    assert at(ds, "latent")[:, torn].isnull().all()
-    assert (ds.prediction.isel(sample=torn) == -1).all()
-
-
-class Early(Small):
-    """Has a layer of one position, and another, which bright batches pass by."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.down = nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 2)
-
-    def forward(self, x):
-        self.one(x)
-        if x.abs().amax() < 50:
-            self.down(x)
-        return super().forward(x)
-
-
-def test_layers_without_values_say_why():
-    images = pictures(12)
-    images[oracles.seeded_order(12, SEED)[-1]] *= 100
-    ds = measure(Early().double(), images, layers=["maps", "one", "down"], batch_size=4)
-    said = [
-        "it does not run in every forward pass",
-        "",
-        "its output has one position, where a cosine only compares signs",
-    ]
-    said = dict(zip(["down", "maps", "one"], said, strict=True)) | {
-        "latent": "it is the head's input, not a feature map"
-    }
-    assert {layer: reason(ds, "channelwise", layer) for layer in said} == said
-    for name in ("channelwise", "channelwise_null"):
-        assert (
-            ds[name]
-            .isnull()
-            .any(("element", "sample"))[0]
-            .to_series()
-            .eq(ds[name].isnull().all(("element", "sample"))[0])
-            .all()
-        )
-        assert ds[name].sel(layer="maps").notnull().all()
-    assert reason(ds, "latent", "down") == said["down"]
-    assert ds.latent.sel(layer=["one", "latent"]).notnull().all()
+    with pytest.warns(UserWarning, match="4 of 9 samples") as caught:
+        ds = measure(Breaks().double(), Torn(images, torn), batch_size=batch_size)
+    said = [f"number {i}: OSError: file {i} is torn" for i in torn]
+    said.insert(2, "the model's output is not finite for sample 4 under r180")
+    assert [str(one.message) for one in caught] == [f"4 of 9 samples have no value: {'; '.join(said[:3])} (and 1 more)"]
+    whole, rest = measure(small(), images), [0, 3, 5, 6, 8]
+    for name in ("latent", "channelwise", "softmax", "prediction", "confidence"):
+        found, wanted = ds[name].isel(sample=rest), whole[name].isel(sample=rest)
+        np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=name)
+    assert np.flatnonzero(at(ds, "softmax").isnull().any("element")).tolist() == [1, 2, 4, 7]
+    assert np.flatnonzero(at(ds, "latent").isnull().any("element")).tolist() == torn
+    assert np.flatnonzero(ds.prediction.sel(element="r180")[0] == -1).tolist() == [1, 2, 4, 7]
+    assert np.flatnonzero(ds.prediction.sel(element="r90")[0] == -1).tolist() == torn
 
 
 class Dropping(nn.Module):
@@ -409,7 +295,7 @@ def test_the_model_is_left_as_found(metrics):
 @pytest.mark.parametrize("at", [1, 2, 6, 9])
 def test_the_model_is_left_as_found_also_by_an_exception(at):
     model = Counts(at).train()
-    model.maps.eval()
+    model.stem.eval()
     before = state_of(model)
     with pytest.raises(RuntimeError, match=f"pass {at}"):
         measure(model, batch_size=4)
@@ -529,10 +415,10 @@ def test_what_is_switched_on_outside_changes_nothing(around):
 )
 def test_a_model_runs_in_the_precision_that_is_asked_for(precision, dtype, seen, recwarn):
     model, metrics = Counts().to(dtype), ["channelwise", "channelwise_matched", "latent", "softmax"]
-    ds = measure(model, pictures().float(), precision=precision, layers=["maps"], metrics=metrics)
+    ds = measure(model, pictures().float(), precision=precision, layers=["act"], metrics=metrics)
     assert {run[1:] for run in model.seen} == {(*seen, False, False)}
     assert ds.attrs["precision"] == (precision if precision != "auto" else str(dtype).removeprefix("torch."))
-    wanted = measure(Small(), layers=["maps"], metrics=metrics)
+    wanted = measure(Small(), layers=["act"], metrics=metrics)
     for name in metrics:
         np.testing.assert_allclose(at(ds, name), at(wanted, name), atol=0.1)
         assert abs(at(ds, name) - at(wanted, name)).mean() < 0.005
@@ -562,35 +448,27 @@ def test_a_model_may_be_called_in_another_way():
     wanted = measure(small())
     ds = measure(Prompted().double(), call=lambda model, images: model(images, prompt=0.5))
     np.testing.assert_allclose(ds.softmax, wanted.softmax, atol=1e-7)
-    ds = measure(small(), call=lambda model, images: model.features(images), output="features", layers=["conv"])
+    ds = measure(small(), call=lambda model, images: model.features(images), output="features", layers=["stem"])
     np.testing.assert_allclose(at(ds, "latent"), at(wanted, "latent"), atol=1e-7)
 
 
 def test_a_custom_action_moves_images():
-    swap = actions.Action("colours", groups.parse("C2"), colours=lambda channels: torch.tensor([[0, 1], [1, 0]]))
     mirror = actions.Action("mirror", groups.parse("C2"), move=lambda g, z: z.flip(-1) if g else z)
-    of_swap, of_mirror = (measure(small(), group=group, null=False) for group in (swap, mirror))
-    assert (of_swap.attrs["action"], of_mirror.attrs["action"]) == ("colours", "mirror")
-    for name in ("channelwise", "latent", "softmax"):
-        np.testing.assert_array_equal(of_mirror[name].values, measure(small(), group="flip", null=False)[name].values)
-    # so that the two are one image under the group
-    both = measure(small(), torch.stack([pictures()[0], pictures()[0].flip(0)]), group=swap, null=False)
-    np.testing.assert_allclose(at(both, "latent")[:, 0], at(both, "latent")[::-1, 1], atol=1e-6)
-    assert both.latent_kernel_order.values.tolist() == [[2, 2, 2, 2]]
-    assert both.channelwise_kernel_order.values.tolist() == [[2, 2, 0, 0]]  # the last two have no maps
+    ds, wanted = measure(small(), group=mirror), measure(small(), group="flip")
+    for name in wanted.data_vars:
+        np.testing.assert_array_equal(ds[name].values, wanted[name].values, err_msg=name)
+    assert (ds.attrs["group"], ds.attrs["action"]) == ("C2", "mirror")
 
 
 def test_the_dataset_says_where_it_comes_from():
-    ds = measure(small(), name="mine", layers=["conv", "fc"], labels=list("abcabcabc"))
+    ds = measure(small(), name="mine", layers=["stem", "fc"], labels=list("abcabcabc"))
     assert ds.sizes == {"model": 1, "layer": 3, "element": 4, "sample": N}
-    said = {
-        **{"model": ["mine"], "element": ["e", "r90", "r180", "r270"], "angle": [0, 90, 180, 270], "classes": [3]},
-        **{"layer": ["conv", "fc", "latent"], "layer_type": ["Conv2d", "Linear", "Linear"], "channels": [4, 3, 4]},
-        **{"height": [6, 1, 1], "width": [6, 1, 1], "layout": ["b c h w", "b c", "b c"], "label": list("abcabcabc")},
-        **{"channelwise_kernel_order": [1, 0, 0], "latent_kernel_order": [4, 4, 4], "weights": [fingerprint(small())]},
-    }
+    said = {"model": ["mine"], "element": ["e", "r90", "r180", "r270"], "angle": [0, 90, 180, 270], "classes": [4]}
+    said |= {"layer": ["stem", "fc", "latent"], "layer_type": ["Conv2d", "Linear", "Linear"], "channels": [8, 4, 6]}
+    said |= {"height": [6, 1, 1], "width": [6, 1, 1], "layout": ["b c h w", "b c", "b c"], "label": list("abcabcabc")}
+    said |= {"channelwise_kernel_order": [1, 0, 0], "latent_kernel_order": [4, 4, 4], "weights": [fingerprint(small())]}
     assert {name: ds[name].values.ravel().tolist() for name in said} == said
-    assert ds.depth[0].values.tolist() == pytest.approx([1 / 3, 1, 5 / 6])
+    assert ds.depth[0].values.tolist() == pytest.approx([1 / 5, 1, 4.5 / 5])
     attrs = {"group": "C4", "head": "fc", "null": "True", "seed": SEED, "precision": "float64", "device": "cpu"}
     attrs |= {"output": "", "output_kind": "scores", "schema": 3}
     assert {key: ds.attrs[key] for key in attrs} == attrs
@@ -606,12 +484,12 @@ def test_layers_show_what_would_be_measured():
             return {"decoder": {"cls": super().forward(x)}, "mask": 2 * x}
 
     output = {"decoder.cls": "scores", "mask": "dense"}
-    table = ek.layers(Heads(), torch.rand(1, 2, 6, 6), layers=["conv"], output=output)
+    table = ek.layers(Heads(), torch.rand(1, 2, 6, 6), layers=["stem"], output=output)
     columns = ["layer", "layout", "height", "channels", "head", "entry", "kind"]
     assert table[columns].to_numpy().tolist() == [
-        ["conv", "b c h w", 6, 4, "", "", ""],
-        ["latent", "b c", 1, 4, "fc", "", ""],
-        ["output", "b c", 1, 3, "", "decoder.cls", "scores"],
+        ["stem", "b c h w", 6, 8, "", "", ""],
+        ["latent", "b c", 1, 6, "fc", "", ""],
+        ["output", "b c", 1, 4, "", "decoder.cls", "scores"],
         ["output[mask]", "b c h w", 6, 2, "", "mask", "dense"],
     ]
 
@@ -630,32 +508,15 @@ def holding(value, **options):
     return module
 
 
-def with_extra(state):
-    """A module with a state beside its tensors."""
-    kind = type("Extra", (nn.Identity,), {"get_extra_state": lambda self: state})
-    return kind()
-
-
-def sparse(value):
-    return torch.sparse_coo_tensor([[0, 2]], torch.tensor([1.0, value]), (4,))
-
-
-def quantised(scale):
-    return torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), scale, 0, torch.qint8)
-
-
-COMPLEX = torch.tensor([1 + 2j, 3 - 1j])
+COMPLEX, TWO = torch.tensor([1 + 2j, 3 - 1j]), torch.ones(2)
 PAIRS_OF_MODELS = {
-    "weights": lambda k: Small(1.0) if k else small(),
-    "buffers that are not saved": lambda k: holding(torch.full((2,), k), persistent=False),
-    "shapes": lambda k: holding(torch.zeros(2 + k, 3 - k)),
-    "extra state": lambda k: with_extra({"step": k}),
-    "extra state of tensors": lambda k: with_extra(torch.full((2,), k)),
-    "sparse values": lambda k: holding(sparse(2.0 + k)),
+    "weights": lambda k: Small() if k else small(),
+    "buffers that are not saved": lambda k: holding(k * TWO, persistent=False),
+    "extra state": lambda k: type("Extra", (nn.Identity,), {"get_extra_state": lambda self: k * TWO})(),
+    "sparse values": lambda k: holding(torch.sparse_coo_tensor([[0, 2]], torch.tensor([1, 2 + k]), (4,))),
     "conjugates": lambda k: holding(COMPLEX.conj() if k else COMPLEX),
-    "negatives": lambda k: holding(COMPLEX.conj().imag if k else COMPLEX.imag),
-    "half precisions": lambda k: holding(torch.full((2,), k).bfloat16()),
-    "quantised weights": lambda k: holding(quantised(0.1 + k)),
+    "half precisions": lambda k: holding((k * TWO).bfloat16()),
+    "quantised weights": lambda k: holding(torch.quantize_per_tensor(TWO, 0.1 + k, 0, torch.qint8)),
     "classes": lambda k: nn.ReLU() if k else nn.GELU(),
 }
 
@@ -683,7 +544,7 @@ REFUSED = [
     ({"metrics": []}, r"metrics must be one or more with different names, got \[\]", 0),
     ({"metrics": ["latent", "latent"]}, "different names", 0),
     ({"precision": "float23"}, "no precision 'float23'; did you mean 'float32'", 0),
-    ({"precision": "float32"}, "'float32' needs float32 weights, but conv.weight is torch.float64; leave precision", 0),
+    ({"precision": "float32"}, "'float32' needs float32 weights, but stem.weight is torch.float64; leave precision", 0),
     ({"null": "within"}, "null must be True, False or 'within-class', got 'within'", 0),
     ({**BY_CLASS, "labels": [0, 1, 1] * 3}, "needs 4 images of each class, got 3 of 0; leave that class out", 0),
     (BY_CLASS, "needs to know the labels", 0),
@@ -698,17 +559,17 @@ REFUSED = [
     ({"call": "features"}, r"call must be a function \(model, images\) -> output, got str", 0),
     ({"layers": 3}, "layers must be a text or a list of names, got 3", 0),
     ({"layouts": "b c h w"}, "layouts must be a dict from names to texts, got 'b c h w'", 0),
-    ({"layouts": {"maps": 4}}, "layouts must be a dict from names to texts, got 'maps': 4", 0),
+    ({"layouts": {"stem": 4}}, "layouts must be a dict from names to texts, got 'stem': 4", 0),
     ({"output": 1.5}, "output must be the name or number of an entry, what it is .* got 1.5", 0),
     ({"output": {"logits": "score"}}, "no kind of output 'score'; did you mean 'scores'", 0),
     ({"layers": "("}, r"layers='\(' is no regular expression", 2),
-    ({"layers": ["conf"]}, "no layer 'conf'; did you mean 'conv'", 2),
+    ({"layers": ["sten"]}, "no layer 'sten'; did you mean 'stem'", 2),
     ({"layers": "block.*"}, "no layer whose whole name matches 'block", 2),
     ({"head": "fcc"}, "no head 'fcc'; did you mean 'fc'", 2),
-    ({"layouts": {"map": "b c"}}, "layouts: no layer 'map'; did you mean 'maps'", 2),
-    ({"layouts": {"maps": "b 5x6 c"}}, r"layouts\['maps'\]: the layout 'b 5x6 c' ", 2),
+    ({"layouts": {"sten": "b c"}}, "layouts: no layer 'sten'; did you mean 'stem'", 2),
+    ({"layouts": {"stem": "b 5x6 c"}}, r"layouts\['stem'\]: the layout 'b 5x6 c' ", 2),
     ({"output": "logits"}, "no output 'logits'", 2),
-    ({"output": "dense"}, r"output='dense' needs a map \(b, c, h, w\), got \(2, 3\)", 2),
+    ({"output": "dense"}, r"output='dense' needs a map \(b, c, h, w\), got \(2, 4\)", 2),
     ({"images": torch.rand(9, 2, 5, 6)}, "quarter turns need square images, got 5×6; centre-crop or pad first", 0),
     ({"images": pictures(), "group": "shift4"}, "shifts by 1/4 of the height need .* got 6", 0),
     ({"images": pictures(), "group": "rgb"}, "rgb permutes 3 colour channels, got images of 2", 0),
@@ -741,7 +602,7 @@ def test_bad_input_is_refused_before_anything_is_measured(options, message, imag
         (
             Small().to("meta"),
             ValueError,
-            "conv.weight is on the device 'meta' and has no values; load the weights first",
+            "stem.weight is on the device 'meta' and has no values; load the weights first",
         ),
     ],
 )
@@ -757,7 +618,7 @@ def test_what_is_no_model_or_has_no_weights_is_refused(model, error, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 @pytest.mark.parametrize(("precision", "atol", "on_average"), [("float32", 1e-4, 1e-5), ("bfloat16", 0.1, 0.01)])
 def test_cuda_is_near_the_cpu(precision, atol, on_average):
-    options = {"metrics": EVERY, "layers": ["maps"], "batch_size": 4}
+    options = {"metrics": EVERY, "layers": ["act"], "batch_size": 4}
     wanted = measure(small(), **options)
     for home in ("cpu", "cuda"):
         model = Small().to(home)

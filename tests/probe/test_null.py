@@ -1,17 +1,21 @@
-"""Relative values on models of known truth, and which images a null used; `python tests/probe/test_null.py` prints a table.
+"""Relative values on models of known truth, and which images a null used.
 
 The models hash pixels exactly: products of whole numbers have no rounding, so that an image has the same features in any
 batch, while a moved copy has features as unrelated as those of another image.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import oracles
 import pandas as pd
 import pytest
 import torch
+from made import Net, Torn
 from torch import Tensor, nn
 
 import eedkit as ek
+from eedkit.probe.metrics import METRICS
 from eedkit.theory import actions, distances
 
 SIDE = 7
@@ -75,7 +79,19 @@ class HashMap(nn.Module):
         levels = 256 * x
         z = self.share**0.5 * chaos(levels.flatten(1) @ self.pixels.T).unflatten(1, (-1, *x.shape[-2:]))
         z = z + (1 - self.share) ** 0.5 * chaos(nn.functional.conv2d(levels, self.near, padding=1))
-        return self.map(z + self.offset).mean((-2, -1))
+        self.seen = self.map(z + self.offset)
+        return self.seen.mean((-2, -1))
+
+
+class HashMask(HashMap):
+    """The maps themselves, as scores of three classes."""
+
+    def __init__(self, share=1.0):
+        super().__init__(3, share=share)
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        return self.seen
 
 
 class Pose(nn.Module):
@@ -92,16 +108,20 @@ def with_marks(pictures: Tensor) -> Tensor:
 
 def measured(model: nn.Module, metrics: list, pictures: Tensor | None = None, **options):
     """A row for each metric, where these models have it: of maps, of `latent`, or of the output."""
-    of_maps = isinstance(model, HashMap)
-    settings = {"layers": ["map"] if of_maps else [], "output": "scores" if metrics[0] in SOFTMAX else "features"}
-    # a hash spreads every change over the whole map, so that no experiment shows how it lies
-    settings |= {"layouts": {"map": "b c h w"} if of_maps else {}, "device": "cpu", "precision": "float64"}
     pictures = images() if pictures is None else pictures
-    ds = ek.measure(model, pictures, metrics=metrics, progress=False, **settings | options)
+    settings = {"layers": [], "output": "scores" if metrics[0] in SOFTMAX else "features", "precision": "float64"}
+    # a hash spreads every change over the whole map, so that no experiment shows how it lies
+    if isinstance(model, HashMask):
+        settings |= {"output": "dense", "layouts": {"output": "b c h w"}}
+    elif isinstance(model, HashMap):
+        settings |= {"layers": ["map"], "layouts": {"map": "b c h w"}}
+    ds = ek.measure(model, pictures, metrics=metrics, progress=False, device="cpu", **settings | options)
     table = ek.summarise(ds)
-    return table[(table.layer == ("map" if of_maps else "latent")) | (table.layer == "output")].set_index("metric")
+    return table[table.layer.isin(["map"] if settings["layers"] else ["latent", "output"])].set_index("metric")
 
 
+MASKS = ["dense", "segmentation", "segmentation_iou"]
+MASKS += [replace(METRICS[name], name=f"{name}_of_elements", null="elements") for name in ("dense", "segmentation_iou")]
 MODELS = {
     # name: (model, images, metrics, relative value)
     "hash": (Hash(), images(), VECTORS, 1),
@@ -111,6 +131,8 @@ MODELS = {
     "hash, logits × 1000": (Hash(10, gain=1000.0), images(), ["softmax_js", "softmax_tv"], 1),
     "hash of maps": (HashMap(), images(), MAPS, 1),
     "hash of maps, narrow cone": (HashMap(offset=20.0), images(), MAPS, 1),
+    "hash of masks": (HashMask(), images(200), MASKS, 1),
+    "equivariant masks": (HashMask(share=0.0), images(200), MASKS[:-1], 0),
     "pose only": (Pose(), with_marks(images()), VECTORS, 1),
     "invariant": (Hash(share=0.0), images(), VECTORS, 0),
     "invariant logits": (Hash(10, share=0.0), images(), SOFTMAX, 0),
@@ -178,61 +200,31 @@ def test_groups_larger_than_chains_of_maps_and_proper_kernels_read_1():
     assert measured(HashMap(), [through], group="C4").relative["through"] == pytest.approx(1, abs=0.03)
 
 
-class Blind(nn.Module):
+class Blind(Net):
     """Ignores its input, and gives numbers for what stands in for an image that cannot be read."""
 
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3, 2)
-        self.register_buffer("picture", torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.conv(self.picture.expand_as(x)).mean((-2, -1)))
-
-
-class Torn(torch.utils.data.Dataset):
-    def __init__(self, n, torn):
-        self.n, self.torn = n, torn
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        if i == self.torn:
-            raise OSError("broken file")
-        return torch.full((1, 4, 4), i / self.n)
+        return super().forward(torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand_as(x))
 
 
 @pytest.mark.parametrize("torn", [0, 17, 29])
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_exactly_the_values_that_used_an_unreadable_image_are_lost(torn, batch_size):
     n, order = 45, 16
+    options = {"layers": ["act"], "layouts": {"act": "b c h w"}, "head": "fc", "batch_size": batch_size, "seed": 5}
     metrics = ["channelwise", "channelwise_rms", "latent", "softmax"]
-    with pytest.warns(UserWarning, match=f"1 of {n} samples have no value: number {torn}: OSError: broken file"):
-        ds = ek.measure(
-            Blind(), Torn(n, torn), group="shift4x4", metrics=metrics, layers=["conv"], layouts={"conv": "b c h w"},
-            head="fc", batch_size=batch_size, seed=5, progress=False, device="cpu",
-        ).isel(model=0)  # fmt: skip
+    with pytest.warns(
+        UserWarning, match=f"1 of {n} samples have no value: number {torn}: OSError: file {torn} is torn"
+    ):
+        ds = ek.measure(Blind(), Torn(torch.rand(n, 1, 8, 8), [torn]), group="shift4x4", metrics=metrics, **options)
     of_vectors = oracles.chains(n, order, oracles.seeded_order(n, 5))
-    kernel = range(order)
-    wanted = {
-        "channelwise_null": oracles.spoilt(order, oracles.map_chains(of_vectors), [torn], [0]),
-        "latent_null": oracles.spoilt(order, of_vectors, [torn], kernel),
-        "latent_from_x_null": oracles.spoilt(order, of_vectors, [torn], [0]),
-    }
-    wanted["channelwise_rms_null"] = wanted["channelwise_null"]
-    wanted["softmax_null"], wanted["softmax_from_x_null"] = wanted["latent_null"], wanted["latent_from_x_null"]
-    wanted |= dict.fromkeys([*metrics, "latent_from_x", "softmax_from_x"], np.arange(n) == torn)
+    of_maps = oracles.spoilt(order, oracles.map_chains(of_vectors), [torn], [0])
+    wanted = {"": np.tile(np.arange(n) == torn, (order, 1)), "_from_x": np.tile(np.arange(n) == torn, (order, 1))}
+    wanted["_null"] = oracles.spoilt(order, of_vectors, [torn], range(order))
+    wanted["_from_x_null"] = oracles.spoilt(order, of_vectors, [torn], [0])
+    wanted = {f"{name}{ending}": lost for name in ("latent", "softmax") for ending, lost in wanted.items()}
+    for name in ("channelwise", "channelwise_rms"):
+        wanted |= {name: wanted["latent"], f"{name}_null": of_maps}
     for name, is_lost in wanted.items():
-        found = ds[name] if name.startswith("softmax") else ds[name].sel(layer="conv")
-        np.testing.assert_array_equal(found.isnull(), np.broadcast_to(is_lost, found.shape), err_msg=name)
-
-
-if __name__ == "__main__":
-    parts = {}
-    for name, (model, pictures, metrics, _) in MODELS.items():
-        parts[name] = pd.DataFrame(
-            {group: measured(model, metrics, pictures, group=group).relative for group in GROUPS}
-        )
-    with pd.option_context("display.width", 160, "display.max_rows", None, "display.precision", 4):
-        print(pd.concat(parts))
+        found = ds[name][0] if name.startswith("softmax") else ds[name].sel(layer="act")[0]
+        np.testing.assert_array_equal(found.isnull(), is_lost, err_msg=name)

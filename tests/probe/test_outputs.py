@@ -1,5 +1,6 @@
 """Outputs that move with the image: masks, points, offsets, boxes, poses and classes, on networks of known truth; and answers."""
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -7,10 +8,12 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from made import Net, noise
 from torch import nn
 
 import eedkit as ek
 from eedkit.lab.networks import GroupConv
+from eedkit.probe.boxes import detections
 from eedkit.probe.metrics import METRICS, Metric, probabilities
 from eedkit.theory import actions, distances
 
@@ -98,7 +101,7 @@ class Pointwise(nn.Module):
 
 
 def pictures(n=N):
-    return torch.randn(n, 1, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return noise(n, side=SIDE)
 
 
 def measure(model, metrics, images=None, **options):
@@ -118,47 +121,7 @@ def orbit_of(model, features=lambda z: z, group="C4"):
     return oracles.orbits(of_image, pictures().numpy(), group)
 
 
-# --- masks
-
-
-@pytest.mark.parametrize("name", DENSE)
-@pytest.mark.parametrize("batch_size", [1, None])
-def test_the_null_of_the_element_is_that_of_the_other_elements(name, batch_size):
-    features = oracles.softmax if name == "segmentation" else lambda z: z
-    m = {"dense": oracles.channelwise, "segmentation": oracles.mean_over_places(oracles.kl)}
-    metric = replace(METRICS[name], name="of_elements", null="elements")
-    ds = measure(Segmenter(), [metric], batch_size=batch_size)
-    orbit = orbit_of(Segmenter(), features)
-    wanted = oracles.other_elements(orbit, "C4", oracles.move, m.get(name, oracles.jaccard_of_scores), [0])
-    np.testing.assert_allclose(ds.of_elements_null, wanted, atol=1e-6)
-
-
-NO_ROUNDING = pytest.mark.xfail(strict=True, reason="E lies 2.7e-18 below 0, 'which rounding (2e-31) does not explain'")
-
-
-@pytest.mark.parametrize("group", ["C4", pytest.param("D4", marks=NO_ROUNDING), "flip"])
-def test_equivariant_segmentation_is_perfect_and_plain_is_not(group):
-    exact, plain = (ek.summarise(measure(net, DENSE, group=group)) for net in (Segmenter(group), Segmenter()))
-    assert exact.relative.to_numpy() == pytest.approx(0, abs=1e-3)
-    assert plain.relative.min() > 0.2
-    assert exact.layer.tolist() == ["output"] * 3
-
-
-@pytest.mark.parametrize("null", ["images", "elements"])
-@pytest.mark.parametrize("group", ["flip", "C4", "D4"])
-def test_a_mask_that_ignores_the_image_is_at_1(group, null):
-    """Every pixel's class is a hash of all pixels: products of whole numbers, which no batch rounds otherwise."""
-    weights = torch.randint(-1000, 1001, (SIDE**2, 3 * SIDE**2), generator=torch.Generator().manual_seed(0)).double()
-
-    class Drawn(nn.Module):
-        def forward(self, x):
-            whole = (256 * x).flatten(1) @ weights
-            return (torch.sin(whole) * 1e4).frac().unflatten(1, (3, SIDE, SIDE))
-
-    metric = replace(METRICS["segmentation_iou"], null=null)
-    images = torch.randint(0, 256, (80, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).double() / 256
-    ds = measure(Drawn(), [metric], images, group=group, layouts={"output": "b c h w"})
-    assert ek.summarise(ds).relative.item() == pytest.approx(1, abs=0.02)
+# masks
 
 
 @pytest.mark.parametrize("function", [nn.Identity(), nn.ReLU(), nn.Tanh()])
@@ -171,14 +134,20 @@ def test_scores_are_moved_before_the_likeliest_class_is_taken(function):
     assert ds.segmentation_iou_null.mean() > 0.5
 
 
-# --- points, offsets, embeddings, classes
+# points, offsets, embeddings, classes
 
-ABOUT_THE_MIDDLE = {"features": lambda z, size: z - (torch.tensor(size).flip(0) - 1).to(z) / 2}
-POINTS = Metric(
-    "points", "raw", distances.mean_euclidean, action=lambda a, _: actions.coordinates(a), **ABOUT_THE_MIDDLE
-)
-POSE = Metric("pose", "vectors", distances.negative_cosine, action=lambda a, _: actions.coordinates(a))
-OFFSETS = Metric("offsets", "dense", distances.mean_euclidean, action=lambda a, _: actions.coordinates(a))
+
+def coordinates(action, _layer):
+    return actions.coordinates(action)
+
+
+def about_the_middle(z, size):
+    return z - (torch.tensor(size).flip(0) - 1).to(z) / 2
+
+
+POINTS = Metric("points", "raw", distances.mean_euclidean, features=about_the_middle, action=coordinates)
+POSE = Metric("pose", "vectors", distances.negative_cosine, action=coordinates)
+OFFSETS = Metric("offsets", "dense", distances.mean_euclidean, action=coordinates)
 TURNED = Metric("turned", "output", distances.kl, features=probabilities, action=lambda a, _: actions.regular(a))
 
 
@@ -216,28 +185,7 @@ def test_the_null_of_the_element_serves_where_all_images_look_alike():
     assert table.relative["of_elements"] == pytest.approx(0, abs=1e-6)
 
 
-def test_six_and_nine_change_places_under_the_half_turn():
-    come_from = torch.arange(10).repeat(2, 1)
-    come_from[1, [6, 9]] = torch.tensor([9, 6])
-
-    def swapped(action, _layer):
-        return actions.permuted(actions.trivial(action.group), come_from)
-
-    class Reader(nn.Module):
-        """Tells 6 from 9 by which half is brighter."""
-
-        def forward(self, x):
-            scores = x.new_zeros(len(x), 10)
-            scores[:, 6] = 9 * x[:, 0, SIDE // 2 + 1 :].mean((-2, -1))
-            scores[:, 9] = 9 * x[:, 0, : SIDE // 2].mean((-2, -1))
-            return scores
-
-    ds = measure(Reader(), [replace(TURNED, name="digits", action=swapped), "softmax"], group="C2", output="scores")
-    np.testing.assert_allclose(ds.digits, 0, atol=1e-6)
-    assert ds.softmax.mean() > 1e-3
-
-
-# --- boxes
+# boxes
 
 
 @pytest.mark.parametrize("batch_size", [1, None])
@@ -273,122 +221,99 @@ def test_boxes_are_matched_after_the_action(batch_size):
                 assert ds[f"{name}_null"].values[g, i] == pytest.approx(null, abs=1e-6, nan_ok=True)
 
 
-def test_boxes_of_an_equivariant_detector_agree():
+class Same(nn.Module):
+    """The same ten boxes for every image, so as far from equivariant as can be."""
+
+    def forward(self, x):
+        labels, scores = torch.ones(10, dtype=torch.int64), torch.full((10,), 0.25)
+        return [{"boxes": torch.tensor([[1.0, 2, 4, 3]] * 10), "scores": scores, "labels": labels} for _ in x]
+
+
+def test_a_detector_that_finds_nothing_has_no_value():
     assert ek.summarise(measure(Detector("D4"), [*BOXES], group="D4")).estimate.tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize(("score", "is_found"), [(0.25, False), (0.9, True)])
-def test_a_detector_that_finds_nothing_has_no_value(score, is_found):
-    class Same(nn.Module):
-        """The same ten boxes for every image, so as far from equivariant as can be."""
-
-        def forward(self, x):
-            box = torch.tensor([[1.0, 2.0, 4.0, 3.0]]).repeat(10, 1)
-            labels = torch.ones(10, dtype=torch.int64)
-            return [{"boxes": box, "scores": torch.full((10,), score), "labels": labels} for _ in x]
-
-    ds = measure(Same(), ["boxes", "boxes_50"])
-    rows = ek.summarise(ds)
-    if is_found:
-        assert rows.estimate.min() > 0.5
-        return
+    least = replace(METRICS["boxes"], name="least", features=functools.partial(detections, least_score=0.2))
+    ds = measure(Same(), ["boxes", "boxes_50", least])
+    rows = ek.summarise(ds).set_index("metric")
     assert ds.boxes.isnull().all()
-    assert rows.reason.tolist() == ["no box with a score of 0.5 or more in any image of its orbit"] * 2
+    assert set(rows.reason[["boxes", "boxes_50"]]) == {"no box with a score of 0.5 or more in any image of its orbit"}
+    assert rows.estimate["least"] > 0.5
 
 
-def test_detectors_of_torchvision_are_measured():
-    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
-
-    torch.manual_seed(0)
-    options = {"weights": None, "weights_backbone": None, "num_classes": 2, "min_size": 64, "max_size": 64}
-    detector = fasterrcnn_mobilenet_v3_large_320_fpn(**options).eval()
-    images = torch.rand(4, 3, 64, 64)
-    metric = METRICS["boxes"]
-    ds = ek.measure(detector, images, group="flip", metrics=[metric], layers=[], progress=False, device="cpu")
-    with torch.no_grad():
-        upright, mirrored = metric.features([*detector(images), *detector(images.flip(-1))], (64, 64)).split(4)
-    assert (upright[:, 0, 2] > 0).all()
-    upright[..., 0] *= -1
-    np.testing.assert_allclose(ds.boxes.sel(element="m")[0], metric.distance(mirrored, upright), atol=1e-3)
+# yes-or-no answers, and several heads
 
 
-# --- yes-or-no answers, and several heads
-
-
-class Answers(Segmenter):
-    """k yes-or-no answers as (b, k), (b, 1) or (b,), or a mask of one channel."""
+class Answers(Net):
+    """k yes-or-no answers as (b, k), (b, 1) or (b,), as logits or as their sigmoids; or class scores or their softmax."""
 
     def __init__(self, form):
         super().__init__()
-        self.form, self.fc = form, nn.Linear(4, 3 if form == "(b, k)" else 1)
+        self.form = form
 
     def forward(self, x):
-        if self.form == "mask":
-            return super().forward(x)[:, :1]
-        z = 9 * self.fc(self.conv(self.lift(x).relu()).mean((-2, -1)))
-        return z[:, 0] if self.form == "(b,)" else z
+        z = super().forward(x)
+        forms = {"(b, 1)": z[:, :1], "(b,)": z[:, 0], "sigmoids": z.sigmoid(), "softmax": z.softmax(1)}
+        return forms.get(self.form, z)
 
 
-def sigmoid(z):
-    return 1 / (1 + np.exp(-np.atleast_1d(z)))
+MEANS = {"softmax": oracles.kl, "softmax_reverse": oracles.kl_reverse, "softmax_js": oracles.js}
+MEANS |= {"softmax_tv": oracles.tv, "softmax_hellinger": oracles.hellinger}
 
 
-MEANS = {
-    "softmax": oracles.kl,
-    "softmax_reverse": oracles.kl_reverse,
-    "softmax_js": oracles.js,
-    "softmax_tv": oracles.tv,
-}
-
-
-@pytest.mark.parametrize("form", ["(b, k)", "(b, 1)", "(b,)"])
+@pytest.mark.parametrize("form", ["(b, k)", "(b, 1)", "(b,)", "sigmoids"])
 def test_answers_are_compared_one_by_one(form):
-    ds = measure(Answers(form), [*MEANS, "softmax_hellinger"], output="independent")
-    orbit = orbit_of(Answers(form), sigmoid)
+    ds = measure(Answers(form), [*MEANS], output="independent")
+    orbit = orbit_of(Answers("sigmoids"))[..., : None if form in ("(b, k)", "sigmoids") else 1]
     mixed = oracles.shuffled(orbit, oracles.chains(N, 4, oracles.seeded_order(N, SEED)))
-    for name, m in {**MEANS, "softmax_hellinger": oracles.hellinger}.items():
-        for variable, compared, kernel in (("", orbit, range(4)), ("_null", mixed, range(4)), ("_from_x", orbit, [0])):
+    for name, m in MEANS.items():
+        for ending, compared, kernel in (("", orbit, range(4)), ("_null", mixed, range(4)), ("_from_x", orbit, [0])):
             wanted = oracles.eed(compared, "C4", oracles.stay, oracles.bernoulli(m), kernel)
-            np.testing.assert_allclose(ds[f"{name}{variable}"], wanted, atol=1e-6, err_msg=f"{name}{variable}")
+            np.testing.assert_allclose(ds[f"{name}{ending}"], wanted, atol=1e-6, err_msg=f"{name}{ending}")
     assert ds.softmax.attrs["long_name"] == "Bernoulli KL divergence, mean over outputs"
-    assert ("prediction" in ds) == (form != "(b, k)")
-    if form != "(b, k)":
+    assert ("prediction" in ds) == (form in ("(b, 1)", "(b,)"))
+    if "prediction" in ds:
         np.testing.assert_array_equal(ds.prediction, orbit[..., 0] > 0.5)
         np.testing.assert_allclose(ds.confidence, np.maximum(orbit, 1 - orbit)[..., 0], atol=1e-6)
         assert ds.classes == 2
-        row = ek.summarise(measure(Answers(form), ["softmax", "latent"])).set_index("metric").loc["softmax"]
-        assert "is no class scores (b, k) with k ≥ 2" in row.reason
+
+
+def test_probabilities_are_taken_as_they_are():
+    ds, of_scores = measure(Answers("softmax"), [*MEANS]), measure(Answers("scores"), [*MEANS])
+    for name in of_scores.data_vars:
+        np.testing.assert_allclose(ds[name], of_scores[name], atol=1e-6, err_msg=name)
+    assert (ds.attrs["output_kind"], of_scores.attrs["output_kind"]) == ("probabilities", "scores")
 
 
 def test_a_mask_of_one_channel_has_two_classes():
-    ds = measure(Answers("mask"), ["segmentation", "segmentation_iou"], output="independent")
-    orbit = orbit_of(Answers("mask"), lambda z: np.concatenate([np.zeros_like(z), z]))
+    ds = measure(Segmenter(classes=1), ["segmentation", "segmentation_iou"], output="independent")
+    orbit = orbit_of(Segmenter(classes=1), lambda z: np.concatenate([np.zeros_like(z), z]))
     odds = np.array([[oracles.softmax(z) for z in of_element] for of_element in orbit])
     wanted = oracles.eed(odds, "C4", oracles.move, oracles.mean_over_places(oracles.kl), [0])
     np.testing.assert_allclose(ds.segmentation, wanted, atol=1e-6)
     wanted = oracles.eed(orbit, "C4", oracles.move, oracles.jaccard_of_scores, [0])
     np.testing.assert_allclose(ds.segmentation_iou, wanted, atol=1e-6)
-    assert (ds.attrs["output"], ds.attrs["output_kind"]) == ("", "independent")
+
+
+class Heads(Segmenter):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(9, 4)
+
+    def forward(self, x):
+        mask = super().forward(x)
+        return {"cls": self.fc(mask[:, 0, :3, :3].flatten(1)), "mask": mask}
 
 
 def test_several_heads_in_one_pass_are_what_each_is_alone():
-    class Heads(Answers):
-        def forward(self, x):
-            return {"cls": super().forward(x), "mask": Segmenter.forward(self, x)}
-
-    options = {"cls": "scores", "mask": "dense"}
-    together = measure(Heads("(b, k)"), ["softmax", "latent", *DENSE], output=options)
-    assert (together.attrs["output"], together.attrs["output_kind"]) == ("cls, mask", "scores, dense")
-    cls = measure(Heads("(b, k)"), ["softmax", "latent"], output={"cls": "scores"})
-    mask = measure(Heads("(b, k)"), DENSE, output="mask")
+    together = measure(Heads(), ["softmax", "latent", *DENSE], output={"cls": "scores", "mask": "dense"})
+    cls, mask = measure(Heads(), ["softmax", "latent"], output="cls"), measure(Heads(), DENSE, output="mask")
+    kinds = [(ds.attrs["output"], ds.attrs["output_kind"]) for ds in (together, cls, mask)]
+    assert kinds == [("cls, mask", "scores, dense"), ("cls", "scores"), ("mask", "dense")]
     for alone in (cls, mask):
         for name in alone.data_vars:
             np.testing.assert_array_equal(together[name], alone[name], err_msg=name)
-    assert (mask.attrs["output"], mask.attrs["output_kind"]) == ("mask", "dense")
-    assert {"softmax", "prediction", "dense_null"} <= set(together.data_vars)
 
 
-# --- no value, and why
+# no value, and why
 
 
 passes = itertools.count()
