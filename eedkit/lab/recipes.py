@@ -135,7 +135,7 @@ def check(recipe: Recipe) -> None:
 
     >>> check(Recipe(augment="shift4"))
     Traceback (most recent call last):
-    ValueError: ...
+    eedkit.errors.Undefined: shifts by 1/4 of the height need a height divisible by 4, got 17
     """
     for data in {recipe.data, recipe.start} - {"", "same"}:
         lab_images.check(data, size=recipe.size)

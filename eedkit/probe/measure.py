@@ -453,6 +453,7 @@ class Pass:
     def on_layer(self, layer: Layer, place: Place, given: Tensor) -> None:
         """Runs inside the hook."""
         passes = self.returns if self.is_return else self.passes
+        given = given.detach()  # a model may switch gradients on
         if layer.role == "output":
             given = self.scores.take(layer, place, given, is_return=self.is_return)
         passes[layer].take(place, given)

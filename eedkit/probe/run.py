@@ -142,7 +142,7 @@ def watched(ready: Ready, on_layer: OnLayer, *, layers: Sequence[Layer] | None =
 
     def see(layer: Layer, given: Any) -> None:
         with torch.autocast(device, enabled=False):
-            on_layer(layer, current, given.detach())
+            on_layer(layer, current, given)
 
     with tap(ready.forward.model, inside, see) as begin:
 

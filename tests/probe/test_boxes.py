@@ -142,7 +142,8 @@ OTHERS = [
 @pytest.mark.parametrize("output", OTHERS)
 def test_outputs_of_another_form_are_refused(output):
     with pytest.raises(
-        Undefined, match=r"neither a list with a dict of boxes, labels, scores .* logits \(b, q, k \+ 1\)"
+        Undefined,
+        match=r"neither a list with a dict of boxes, labels, scores .* logits or pred_logits \(b, q, k \+ 1\)",
     ):
         detections(output, (8, 8))
 

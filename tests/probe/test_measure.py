@@ -297,7 +297,7 @@ def test_the_model_is_left_as_found_also_by_an_exception(at):
     model = Counts(at).train()
     model.stem.eval()
     before = state_of(model)
-    with pytest.raises(RuntimeError, match=f"pass {at}"):
+    with pytest.raises((RuntimeError, ValueError), match=f"pass {at}"):
         measure(model, batch_size=4)
     assert state_of(model) == before
 
@@ -653,3 +653,64 @@ def test_memory_stays_flat_from_32_to_96_images_on_resnet18_at_224(tmp_path):
     assert done.returncode == 0, done.stderr
     after_32, after_96 = map(int, done.stdout.split())
     assert after_96 < 1.1 * after_32, (after_32, after_96)
+
+
+class Dict(Small):
+    """Its scores under a name."""
+
+    def forward(self, x):
+        return {"findings": super().forward(x)}
+
+
+def test_several_labels_are_taken_where_an_entry_is_said_to_be_independent():
+    labels = [[1, 1, 0, 0]] * 9
+    ds = measure(Dict().double(), labels=labels, output={"findings": "independent"})
+    assert set(ds.label.values) == {"0+1"}
+    assert ds.softmax.notnull().all()
+
+
+def test_a_batch_larger_than_the_images_costs_nothing():
+    wanted = measure(small())
+    xr.testing.assert_allclose(measure(small(), batch_size=10**12), wanted)
+
+
+def test_latent_that_may_be_class_scores_says_so():
+    class Shifted(Small):
+        def forward(self, x):
+            return super().forward(x) - torch.arange(4.0)
+
+    with pytest.warns(UserWarning, match="no classifier was found"):
+        ds = measure(Shifted().double(), metrics=["latent"])
+    table = ek.summarise(ds)
+    assert "measured on the model's output itself" in table[table.layer == "latent"].reason.item()
+    assert table[table.layer != "latent"].reason.eq("").all()
+
+
+class Grows(Small):
+    """A buffer that becomes longer, and one that is new."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(1))
+
+    def forward(self, x):
+        self.cache.resize_(self.cache.numel() + 1)
+        if "new" not in self._buffers:
+            self.register_buffer("new", torch.ones(1))
+        return super().forward(x)
+
+
+def test_buffers_of_another_shape_and_new_ones_do_not_stay():
+    model = Grows().double()
+    names = list(model.state_dict())
+    with pytest.raises(ValueError, match="changes its own weights as it runs"):
+        measure(model)
+    assert list(model.state_dict()) == names
+    assert model.cache.shape == (1,)
+
+
+def test_a_measurement_within_another_is_refused():
+    model = small()
+    with pytest.raises(ValueError, match="images and call= of a measurement cannot start another one"):
+        measure(model, call=lambda model, images: measure(model))
+    measure(model)
