@@ -34,9 +34,6 @@ def is_in_circle(group):
     return group in IN_A_CIRCLE or group.startswith("SO(2)")
 
 
-# groups on images and maps
-
-
 def move(group, element, x):
     """What an element does to the last two axes of x: rN counter-clockwise, m mirrors left-right afterwards, sK rolls down,
     sI,K down and to the right; colours stay."""
@@ -132,9 +129,6 @@ def kernel(group, act, shape):
     return [g for g, element in enumerate(ELEMENTS[group]) if np.array_equal(act(group, element, probe), still)]
 
 
-# values and nulls
-
-
 def orbits(f, images, group, returned=False):
     """f(gx) for every element and image, or f(g⁻¹gx): (g, n, *z); first of all images lose what lies outside a circle."""
     of_elements = []
@@ -227,9 +221,6 @@ def spoilt(order, of_chains, bad, of_kernel):
             for g in range(order):
                 used[g, i] = any(partner(chain, place, k) in bad for k in (g, *of_kernel))
     return used
-
-
-# distances
 
 
 def cosine(a, b):
@@ -369,9 +360,6 @@ def mean_pair_cosine(vectors):
     return math.fsum(pairs) / len(pairs)
 
 
-# matched channels
-
-
 def best_permutation(orbit, group, element, samples):
     """From which channel each channel of g f(x) comes so that it is most like f(gx), over some samples: all sets are tried."""
     g, width = ELEMENTS[group].index(element), orbit.shape[2]
@@ -392,7 +380,7 @@ def best_permutation(orbit, group, element, samples):
     return best[frozenset(range(width))][1]
 
 
-def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
+def matched(orbit, group, order, of_chains=None, unreadable=()):
     """`eed` of `channelwise` after the permutation that fits best on the half of the order in which the sample is not.
 
     With chains the null: the permutations are those fitted on the orbit, the maps those of the shuffled orbit.
@@ -404,6 +392,6 @@ def matched(orbit, group, order, of_chains=None, unreadable=(), held_out=True):
     for g, element in enumerate(ELEMENTS[group]):
         best = [best_permutation(orbit, group, element, samples) for samples in halves]
         for place, i in enumerate(order):
-            permutation = best[int(place < half) if held_out else int(place >= half)]
+            permutation = best[int(place < half)]
             values[g, i] = channelwise(compared[g, i], move(group, element, compared[0, i])[permutation])
     return values

@@ -162,7 +162,7 @@ def test_states_have_one_shape_in_every_block():
 def test_states_hold_what_the_readable_images_make(kind):
     """A blind model gives numbers for what stands in for an image: M and the dead channels must not count them."""
     images, bad = pictures(44), [9, 20]
-    values, states = measure_block(kind(), torn(images, bad), options_of(), places=range(8, 44))
+    values, states = measure_block(kind(), torn(images, bad), options_of(batch_size=4), places=range(8, 44))
     order = read_order(44, 0)
     some = images[order[[place for place in range(8, 44) if place not in bad]]]
     traced = [[Net().trace(torch.rot90(x, k, (-2, -1)).numpy()) for x in some] for k in range(4)]

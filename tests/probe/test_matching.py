@@ -1,4 +1,4 @@
-"""channelwise_matched: all assignments tried, exact facts, honesty on noise, and why it has no value."""
+"""channelwise_matched: all assignments tried, exact facts, noise, and why it has no value."""
 
 import numpy as np
 import oracles
@@ -10,56 +10,44 @@ from torch import nn
 import eedkit as ek
 from eedkit.lab.networks import GroupCNN
 from eedkit.probe.matching import assigned
+from eedkit.probe.measure import Options, measure_block
 
 MATCHED, SEED = "channelwise_matched", 3
 
 
 class Nearly(Net):
-    """Turning an image nearly swaps the first two maps, which keep their sign once rectified, as does the fourth."""
+    """Turning an image nearly swaps the first two maps; the last two are dead for some images once they are rectified."""
 
     def __init__(self):
         super().__init__()
         self.passes = 0
         with torch.no_grad():
             self.stem.weight[1] = torch.rot90(self.stem.weight[0], 2, (-2, -1)) + 0.1 * self.stem.weight[1]
-            self.stem.bias[3] = -2
+            self.stem.bias[6:] = -2.5
 
     def forward(self, x):
         self.passes += 1
         return super().forward(x)
 
 
-class Scrambled(nn.Module):
+class Noise(nn.Module):
     """Maps that are noise, the same for the same image: gx and x have nothing to do with each other."""
 
-    def __init__(self, seed):
-        super().__init__()
-        self.weight = torch.randn(25, 4 * 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-    def forward(self, x):
-        return torch.sin(1e4 * x.flatten(1) @ self.weight).unflatten(1, (4, 3, 3))
-
-
-class Noise(nn.Sequential):
     def __init__(self):
-        super().__init__(*map(Scrambled, range(12)))
+        super().__init__()
+        self.weight = torch.randn(25, 36, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.maps = nn.Identity()
 
     def forward(self, x):
-        return [layer(x) for layer in self][-1].mean((-2, -1))
+        return self.maps(torch.sin(1e4 * x.flatten(1) @ self.weight).unflatten(1, (4, 3, 3))).mean((-2, -1))
 
     def trace(self, x):
-        return {str(k): layer(torch.from_numpy(x.copy())[None])[0].numpy() for k, layer in enumerate(self)}
+        return {"maps": torch.sin(1e4 * torch.from_numpy(x.copy()).flatten() @ self.weight).reshape(4, 3, 3).numpy()}
 
 
 def measure(model, images, **options):
     settings = {"group": "C4", "progress": False, "device": "cpu", "seed": SEED, "metrics": MATCHED, "layers": ["down"]}
     return ek.measure(model, images, **settings | options).isel(model=0)
-
-
-def measure_noise(images, **options):
-    # noise shows no experiment how it lies
-    layouts = {str(k): "b c h w" for k in range(12)}
-    return measure(Noise(), images, layers="[0-9]+", layouts=layouts, output="features", precision="float64", **options)
 
 
 def orbit(model, images, layer, group="C4"):
@@ -87,19 +75,15 @@ def test_it_is_the_best_of_all_permutations(group, batch_size, dtype):
 
 
 def test_beyond_two_halves_of_256_the_first_fit_scores():
-    # on noise the best permutation changes with every sample that is added
+    # on noise the best permutation changes with every sample that is added, and no experiment shows how it lies
     images, order = noise(540, side=5), oracles.seeded_order(540, SEED)
-    found, maps = measure_noise(images, group="flip").sel(layer="0"), orbit(Noise(), images, "0", "flip")
+    options = {"layers": ["maps"], "layouts": {"maps": "b c h w"}, "output": "features", "precision": "float64"}
+    found = measure(Noise(), images, group="flip", **options).sel(layer="maps")
+    maps = orbit(Noise(), images, "maps", "flip")
     np.testing.assert_allclose(found[MATCHED], oracles.matched(maps, "flip", order), atol=1e-6)
     null = oracles.matched(maps, "flip", order, oracles.chains(540, 2, order))
     np.testing.assert_allclose(found[f"{MATCHED}_null"], null, atol=1e-6)
-
-
-def test_on_noise_it_promises_nothing():
-    images, order = noise(8, side=5), oracles.seeded_order(8, SEED)
-    assert abs(measure_noise(images)[MATCHED].isel(element=slice(1, None)).mean()) < 0.03
-    fits = [oracles.matched(orbit(Noise(), images, str(k)), "C4", order, held_out=False)[1:] for k in range(12)]
-    assert np.mean(fits) < -0.12
+    assert abs(found[MATCHED].isel(element=1).mean()) < 0.1
 
 
 def test_a_group_convolution_is_found_equivariant():
@@ -162,6 +146,10 @@ def test_layers_without_a_fit_say_why():
     ]
     # of channels-last maps the channels are matched as of others
     np.testing.assert_allclose(ds[MATCHED].sel(layer="last"), ds[MATCHED].sel(layer="down"), atol=1e-6)
+    options = Options("C4", metrics=[MATCHED], layers=["early"], batch_size=64, seed=SEED, device="cpu")
+    block, _ = measure_block(Odd().double(), images, options, places=range(512, 600))
+    said = block[f"{MATCHED}_nan_reason"].sel(layer="early").item()
+    assert said == "its channels could not be matched: it does not run in every forward pass"
     said = measure(Net().double(), noise(9), group="C8")[f"{MATCHED}_nan_reason"].sel(layer="down").item()
     assert said == "its channels could not be matched: the action is no permutation of its positions"
 

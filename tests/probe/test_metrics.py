@@ -77,9 +77,6 @@ OURS = [
 BY_NAME = METRICS | {metric.name: metric for metric in OURS}
 
 
-# the same by numpy: a layer's output -> f(x), the action there, m
-
-
 def same(z):
     return z
 
@@ -198,7 +195,7 @@ def expected(group, n, name, layer, dtype):
 WAYS = {
     # precision, images in a forward pass, and how sums of float32 maps are taken on a processor
     "float64, elements parted": (torch.float64, 1, "tensor"),
-    "float64, all at once": (torch.float64, 10_000, "tensor"),
+    "float64, all at once": (torch.float64, 10**12, "tensor"),
     "float32, compiled": (torch.float32, 13, "compiled"),
     "float32, tensor operations": (torch.float32, None, "tensor"),
     "float32, without numba": (torch.float32, 1, "without"),

@@ -121,9 +121,6 @@ def orbit_of(model, features=lambda z: z, group="C4"):
     return oracles.orbits(of_image, pictures().numpy(), group)
 
 
-# masks
-
-
 @pytest.mark.parametrize("function", [nn.Identity(), nn.ReLU(), nn.Tanh()])
 def test_scores_are_moved_before_the_likeliest_class_is_taken(function):
     """An affine pointwise network commutes with interpolation; of others no more is left than the round trip says."""
@@ -132,9 +129,6 @@ def test_scores_are_moved_before_the_likeliest_class_is_taken(function):
         assert ds.segmentation_iou.max() == 0
     assert ds.segmentation_iou.mean() < ds.segmentation_iou_round_trip.mean()
     assert ds.segmentation_iou_null.mean() > 0.5
-
-
-# points, offsets, embeddings, classes
 
 
 def coordinates(action, _layer):
@@ -183,9 +177,6 @@ def test_the_null_of_the_element_serves_where_all_images_look_alike():
     table = ek.summarise(measure(WhichWayUp(), [TURNED, of_elements], pages, output="scores")).set_index("metric")
     assert table.null["turned"] < 1e-9 < 1 < table.null["of_elements"]
     assert table.relative["of_elements"] == pytest.approx(0, abs=1e-6)
-
-
-# boxes
 
 
 @pytest.mark.parametrize("batch_size", [1, None])
@@ -237,9 +228,6 @@ def test_a_detector_that_finds_nothing_has_no_value():
     assert ds.boxes.isnull().all()
     assert set(rows.reason[["boxes", "boxes_50"]]) == {"no box with a score of 0.5 or more in any image of its orbit"}
     assert rows.estimate["least"] > 0.5
-
-
-# yes-or-no answers, and several heads
 
 
 class Answers(Net):
@@ -311,9 +299,8 @@ def test_several_heads_in_one_pass_are_what_each_is_alone():
     for alone in (cls, mask):
         for name in alone.data_vars:
             np.testing.assert_array_equal(together[name], alone[name], err_msg=name)
-
-
-# no value, and why
+    ds = measure(Heads(), ["softmax"], output={"cls": "independent"}, labels=[[1, 1, 0, 0]] * N)
+    assert set(ds.label.values) == {"0+1"}
 
 
 passes = itertools.count()
