@@ -5,6 +5,7 @@ in the hook and nothing is kept (`AsItComes`). Where f̂ mixes some, the orbit o
 null are whole (`WhenWhole`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -274,7 +275,7 @@ class WhenWhole:
             return found
         is_spoilt = whole.is_lost
         if metric.null == "elements":
-            null = null_of_elements(orbit, self.action, metric.distance)
+            null = null_of_elements(orbit, self.action, metric.distance, kernel=kernel)
         else:
             null = deviation(others, self.action, metric.distance, kernel=kernel)
             of_partners = whole.partners if len(self.action.kernel) > 1 else whole.map_partners
@@ -443,6 +444,11 @@ class LayerPass:
         passed = len(place.elements) * place.images
         if len(value) != passed:
             raise TypeError(f"features of {metric.name} must have a row for each of {passed} images, got {len(value)}")
+        positions = math.prod(self.layer.grid)
+        if metric.has_positions and (value.dim() != 3 or value.shape[1] != positions):
+            raise TypeError(
+                f"features of {metric.name} must be maps of all positions, (b, {positions}, C), got {tuple(value.shape)}"
+            )
         # what is made of a raw output may be on the processor
         return value.to(self.setting.device).unflatten(0, (len(place.elements), place.images))
 

@@ -223,7 +223,9 @@ def rounding(metric: Metric, precision: str) -> float:
     eps = 2**-7 if precision == "bfloat16" else float(np.finfo(precision).eps)
     off = 2 * eps
     kept = float(np.finfo(np.float32).eps) * abs(metric.distance.best)
-    return max(off**metric.distance.order, 0.0 if np.isnan(kept) else kept)
+    # distances are sums in float64, whatever the features are
+    in_sums = float(np.finfo(np.float64).eps)
+    return max(off**metric.distance.order, in_sums, 0.0 if np.isnan(kept) else kept)
 
 
 def layout_text(layer: Layer) -> str:

@@ -85,7 +85,9 @@ def deviation(orbit: Tensor, action: LayerAction, distance: Distance, *, kernel:
     return distance(action.visible(orbit), action.visible(moved))  # (4)
 
 
-def null_of_elements(orbit: Tensor, action: LayerAction, distance: Distance) -> Tensor:
+def null_of_elements(
+    orbit: Tensor, action: LayerAction, distance: Distance, *, kernel: Sequence[int] | None = None
+) -> Tensor:
     """The null of the element: the mean of m(f(gx), g′ f̂(x)) over every g′ that moves otherwise than g *[ours]*.
 
     For outputs that unrelated images may rightly share, so that no other image can serve. Relative values are 1 where
@@ -99,17 +101,17 @@ def null_of_elements(orbit: Tensor, action: LayerAction, distance: Distance) -> 
     >>> null_of_elements(orbit, turn, distances.euclidean).mean(1).round(decimals=2)
     tensor([0.0000, 8.0500, 8.0500, 8.0500], dtype=torch.float64)
     """
-    group, kernel = action.group, action.kernel
+    group, still = action.group, action.kernel
     null = torch.full(orbit.shape[:2], torch.nan, dtype=torch.float64, device=orbit.device)
-    if len(kernel) == group.order:
+    if len(still) == group.order:
         return null
-    target = f_hat(orbit, kernel)  # (2)
+    target = f_hat(orbit, still if kernel is None else kernel)  # (2)
     seen = action.visible(orbit)
     values = torch.stack([distance(seen, action.visible(action(g, target))[None]) for g in range(group.order)])
     for g in range(group.order):
-        alike = [g] if group.is_sample else group.products[g, list(kernel)].tolist()
+        alike = [g] if group.is_sample else group.products[g, list(still)].tolist()
         others = [other for other in range(group.order) if other not in alike]
-        null[g] = values[g, g] if g in kernel else values[others, g].mean(0)
+        null[g] = values[g, g] if g in still else values[others, g].mean(0)
     return null
 
 

@@ -141,11 +141,10 @@ MODELS = {
 
 
 # in float64 KL and JS are up to 1e-17 below 0, where (2 eps)² is said to be all that rounding explains
-ROUNDING = pytest.mark.xfail(strict=True, reason="exact invariance in float64 has no relative value")
-CASES = [(name, group) for name in MODELS for group in GROUPS if (name, group) != ("invariant logits", "D4")]
+CASES = [(name, group) for name in MODELS for group in GROUPS]
 
 
-@pytest.mark.parametrize(("name", "group"), [*CASES, pytest.param("invariant logits", "D4", marks=ROUNDING)])
+@pytest.mark.parametrize(("name", "group"), CASES)
 @pytest.mark.filterwarnings("error")
 def test_relative_values_of_known_truth(name, group):
     model, pictures, metrics, promised = MODELS[name]
