@@ -61,6 +61,19 @@ class Place:
         """b."""
         return self.rows.stop - self.rows.start
 
+    def read(self, layer: Layer, given: Tensor) -> Tensor:
+        """What a layer gave in this pass, (g·b, P, C), halves as float32."""
+        z = layer.read(given)
+        passed = len(self.elements) * self.images
+        if len(z) != passed:
+            raise Undefined(f"its output holds {len(z)} images in a forward pass of {passed}")
+        return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+
+    @property
+    def fresh_elements(self) -> slice:
+        """Those that come for the first time."""
+        return slice(self.elements[self.fresh], self.elements[-1] + 1)
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -153,7 +166,7 @@ class AsItComes:
         self.mean = None
         if not of_sums:
             return
-        sums = orbit_sums(
+        sums, of_channels = orbit_sums(
             orbit,
             self.layer_actions,
             place.elements,
@@ -167,7 +180,7 @@ class AsItComes:
             values = metric.distance(sums)  # (4), and of the shuffled orbit its null
             _check_values(metric, values, (2, len(place.elements), place.images))
             self._put(metric, place, values)
-        self._count_dead(place, sums.aa[0] == 0, sums.aa[0].isfinite())
+        self._count_dead(place, of_channels)
 
     def _take_others(self, place: Place, orbit: Tensor) -> None:
         others = [metric for metric in self.metrics if not metric.distance.of_sums]
@@ -188,18 +201,16 @@ class AsItComes:
             _check_values(metric, values[0], (len(place.elements), place.images))
             self._put(metric, place, torch.stack(values))
         if len(others) == len(self.metrics) and others[0].where == "maps":
-            self._count_dead(place, (orbit == 0).all(-2), orbit.isfinite().all(-2))
+            self._count_dead(place, _dead_channels(orbit))
 
     def _put(self, metric: Metric, place: Place, values: Tensor) -> None:
         """Keep (2, g, b), values and nulls."""
-        fresh = place.elements[place.fresh]
-        until = place.elements[-1] + 1
         kept = self.values[self.metrics.index(metric), : len(values)]
-        kept[:, fresh:until, place.rows] = values[:, place.fresh :]
+        kept[:, place.fresh_elements, place.rows] = values[:, place.fresh :]
 
-    def _count_dead(self, place: Place, is_zero: Tensor, is_finite: Tensor) -> None:
-        """Count the channels that are zero for gx and for x, and all that are finite, from (g, b, C)."""
-        self.dead[:, place.rows] += _dead_channels(is_zero, is_finite, place.fresh)
+    def _count_dead(self, place: Place, of_channels: Tensor) -> None:
+        """Add (2, g, b), how many channels are zero for gx and for x, and how many finite."""
+        self.dead[:, place.rows] += of_channels[:, place.fresh :].sum(1)
 
     def finish(self, whole: Whole) -> Found:
         """The deviations of a whole batch; NaN where an image was lost."""
@@ -244,7 +255,7 @@ class WhenWhole:
                 f"its features have shape {tuple(orbit.shape[2:])} in one forward pass and {tuple(self.orbit.shape[2:])} in "
                 "another; they need one shape for all images"
             )
-        self.orbit[place.elements, place.rows] = orbit
+        self.orbit[place.fresh_elements, place.rows] = orbit[place.fresh :]
 
     def finish(self, whole: Whole) -> Found:
         """The deviations of a whole batch; NaN where an image was lost."""
@@ -288,7 +299,7 @@ class WhenWhole:
     def dead_channels(self, n: int) -> Tensor:
         """How many channels are dead in each image, and how many there are: (2, n)."""
         orbit = self.orbit[:, :n]
-        return _dead_channels((orbit == 0).all(-2), orbit.isfinite().all(-2), 0)
+        return _dead_channels(orbit).sum(1)
 
 
 class OnImageGrid:
@@ -348,10 +359,11 @@ def _resampled(orbit: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return torch.einsum("ih,gbhwc,jw->gbijc", rows, maps, columns).flatten(2, 3)
 
 
-def _dead_channels(is_zero: Tensor, is_finite: Tensor, fresh: int) -> Tensor:
-    """Channels that are zero for gx and for x, and all that are finite, from (g, b, C): (2, b)."""
-    dead = is_zero & is_zero[:1]
-    return torch.stack([dead[fresh:].sum((0, 2)), is_finite[fresh:].sum((0, 2))]).double()
+def _dead_channels(orbit: Tensor) -> Tensor:
+    """Of maps (g, b, P, C) how many channels are zero for gx and for x, and how many are finite: (2, g, b)."""
+    is_zero = (orbit == 0).all(-2)
+    is_dead = is_zero & is_zero[:1]
+    return torch.stack([is_dead.sum(-1), orbit.isfinite().all(-2).sum(-1)])
 
 
 def _sizes(features: Tensor) -> Tensor:
@@ -416,7 +428,7 @@ class LayerPass:
                 elif where == "vectors" and features is None and mean is not None:
                     value = mean
                 else:
-                    z = self._read(place, given) if z is None else z
+                    z = place.read(self.layer, given) if z is None else z
                     value = metrics[0].of(z)
                 orbit = self._orbit(place, metrics[0], value)
                 collector = self.collectors.get(kind)
@@ -427,14 +439,6 @@ class LayerPass:
                     mean = mean if collector.mean is None else collector.mean.flatten(0, 1)
             except Undefined as why:
                 self.give_up(str(why), metrics)
-
-    def _read(self, place: Place, given: Tensor) -> Tensor:
-        """(g·b, P, C)."""
-        z = self.layer.read(given)
-        passed = len(place.elements) * place.images
-        if len(z) != passed:
-            raise Undefined(f"its output holds {len(z)} images in a forward pass of {passed}")
-        return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
 
     def _orbit(self, place: Place, metric: Metric, value: Any) -> Tensor:
         """Features (g·b, *z) as an orbit (g, b, *z); TypeError for what is none."""

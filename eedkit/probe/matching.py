@@ -129,7 +129,7 @@ class ChannelCosines:
 
 def _of_norm_one(orbit: Tensor) -> tuple[Tensor, Tensor]:
     """Maps (g, b, P, C) whose channels have norm 1, and which of these, (g, b, C), are dead or not finite, and so 0."""
-    norms = torch.linalg.vector_norm(orbit, dim=-2)
+    norms = orbit.square().sum(-2).sqrt()
     is_finite = norms.isfinite()
     is_dead = ~((norms > 0) & is_finite)
     factors = norms.reciprocal().masked_fill(is_dead, 0.0)

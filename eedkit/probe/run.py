@@ -139,9 +139,10 @@ def watched(ready: Ready, on_layer: OnLayer, *, layers: Sequence[Layer] | None =
     inside = [layer for layer in layers if layer.output is None]
     outputs = [layer for layer in layers if layer.output is not None]
     current: Place
+    in_full_precision = torch.autocast(device, enabled=False)
 
     def see(layer: Layer, given: Any) -> None:
-        with torch.autocast(device, enabled=False):
+        with in_full_precision:
             on_layer(layer, current, given)
 
     with tap(ready.forward.model, inside, see) as begin:
@@ -195,14 +196,9 @@ def fit_channels(ready: Ready, samples: Iterator[Sample], half: int, action: Act
     take: Callable[[Layer, Place, Tensor], None]
 
     def on_layer(layer: Layer, place: Place, given: Tensor) -> None:
-        passed = len(place.elements), place.images
-        try:
-            z = layer.read(given)
-        except Undefined:  # the pass that measures says so, too
-            return
-        if len(z) == math.prod(passed):
-            z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
-            take(layer, place, z.unflatten(0, passed))
+        with suppress(Undefined):  # the pass that measures says so, too
+            z = place.read(layer, given)
+            take(layer, place, z.unflatten(0, (len(place.elements), place.images)))
 
     with watched(ready, on_layer) as forward:
 

@@ -4,7 +4,6 @@ Knows tensors and actions. Where numba is installed, float32 maps on a processor
 tensor operations take the images that fit a processor's cache. Holds (g, 4, b, C) sums in float64.
 """
 
-import math
 from functools import cache
 from typing import Any
 
@@ -38,8 +37,10 @@ def orbit_sums(
     half: Tensor,
     *,
     compiled: bool,
-) -> ChannelSums:
+) -> tuple[ChannelSums, Tensor]:
     """The sums of a = f(gx) and b = g f(x), and those of the shuffled orbit, a = f(gx′): (2, g, b, C).
+
+    And how many channels are zero for gx and for x, and how many finite: (2, g, b).
 
     Parameters
     ----------
@@ -56,23 +57,23 @@ def orbit_sums(
         Whether the compiled loop may be used, where it is installed.
     """
     n = orbit.shape[2] if layer_actions[0].compared is None else len(layer_actions[0].compared)
-    tables = _tables(layer_actions, elements, half) if compiled and orbit.dtype == torch.float32 else None
+    tables = _tables(layer_actions) if compiled and orbit.dtype == torch.float32 else None
     loop = None if tables is None else _loop()
     if tables is not None and loop is not None:
-        a, aa, ab = loop(orbit, *tables, partners)
+        (a, aa, ab), totals = loop(orbit, elements, *tables, half, partners)
         b, bb = a[0, :1], aa[0, :1]
         channels = tables[1]
         if len(channels):
-            come_from = channels[half % len(channels)].movedim(1, 0)  # (g, b, C)
+            come_from = channels[half % len(channels)][:, elements].movedim(1, 0)  # (g, b, C)
             b = b.expand_as(a[0]).gather(2, come_from)
             bb = bb.expand_as(a[0]).gather(2, come_from)
-        return ChannelSums(n, a, b, aa, bb, ab)
+        return ChannelSums(n, a, b, aa, bb, ab, totals[:2]), totals[2:]
     of_actions = [_eager_sums(orbit, action, elements, partners) for action in layer_actions]
     sums = of_actions[0]
     if len(of_actions) > 1:
         sums = torch.where(half.bool()[:, None], of_actions[1], of_actions[0])
     a, aa, b, bb, ab, ab_of_partners = sums
-    return ChannelSums(
+    of_both = ChannelSums(
         n,
         torch.stack([a, shuffled(a, partners)]),
         b,
@@ -80,6 +81,8 @@ def orbit_sums(
         bb,
         torch.stack([ab, ab_of_partners]),
     )
+    is_zero = aa == 0
+    return of_both, torch.stack([(is_zero & is_zero[:1]).sum(-1), aa.isfinite().sum(-1)])
 
 
 def _eager_sums(orbit: Tensor, action: LayerAction, elements: list[int], partners: Tensor) -> Tensor:
@@ -107,25 +110,20 @@ def images_in_cache(maps: Tensor) -> int:
     return max(1, IN_CACHE // max(1, maps[0].numel())) if maps.device.type == "cpu" else len(maps)
 
 
-def _tables(layer_actions: list[LayerAction], elements: list[int], half: Tensor) -> tuple[Tensor, ...] | None:
-    """From where positions (g, P) and channels (halves, g, C) come, and which of these each image takes.
-
-    None where an action is no permutation. Without permutations of channels their table is empty.
-    """
+def _tables(layer_actions: list[LayerAction]) -> tuple[Tensor, Tensor] | None:
+    """From where positions (g, P) and channels (halves, g, C) come; empty where they stay, None where they are mixed."""
     action = layer_actions[0]
     if action.interpolates or action.compared is not None:
         return None
-    positions = action.positions
-    if positions is None:
-        positions = torch.arange(math.prod(action.grid)).expand(action.group.order, -1)
+    positions = torch.empty(0, 0, dtype=torch.int64) if action.positions is None else action.positions
     of_channels = [one.channels for one in layer_actions]
     if of_channels[0] is None:
         channels = torch.empty(0, 0, 0, dtype=torch.int64)
     elif any(table is None or table.dim() != 2 for table in of_channels):
         return None
     else:
-        channels = torch.stack([table[elements] for table in of_channels])  # pyright: ignore
-    return positions[elements], channels, half
+        channels = torch.stack(of_channels)  # pyright: ignore
+    return positions, channels
 
 
 @cache

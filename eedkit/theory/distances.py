@@ -26,7 +26,8 @@ class ChannelSums:
     """The sums over n positions by which every channelwise measure compares maps a and b, each (…, C) in float64.
 
     They are what their names say, so that a custom function of them reads the same in any precision. Squares of numbers
-    between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow.
+    between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow. `total` is the sum of the channels' cosines, where who took the sums
+    took it as well.
 
     >>> sums = ChannelSums.of(torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]]))
     >>> sums.cosine()
@@ -39,6 +40,7 @@ class ChannelSums:
     aa: Tensor
     bb: Tensor
     ab: Tensor
+    total: Tensor | None = None
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor) -> "ChannelSums":
@@ -50,6 +52,10 @@ class ChannelSums:
     def cosine(self) -> Tensor:
         """cos(aᵢ, bᵢ) of every channel: 1 where both are zero, 0 where one is. Computed once."""
         return self._cosine
+
+    def total_cosine(self) -> Tensor:
+        """The sum of the channels' cosines, (…)."""
+        return self.cosine().sum(-1) if self.total is None else self.total
 
     def correlation(self) -> Tensor:
         """The same of channels less their means over positions; a constant channel counts as zero."""
@@ -179,7 +185,10 @@ def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def _lost_something(squares: Tensor) -> bool:
     """Whether sums of squares may have underflown or overflown."""
-    return bool(((squares < SMALLEST) | (squares > 1 / SMALLEST)).any())
+    if not squares.numel():
+        return False
+    smallest, largest = squares.aminmax()
+    return not (smallest >= SMALLEST and largest <= 1 / SMALLEST)
 
 
 def _rescaled(z: Tensor) -> Tensor:
@@ -189,16 +198,16 @@ def _rescaled(z: Tensor) -> Tensor:
 
 
 def _mean_cosine(sums: ChannelSums) -> Tensor:
-    return -sums.cosine().mean(-1)  # (5)
+    return -sums.total_cosine() / sums.ab.shape[-1]  # (5)
 
 
 def _mean_cosine_dead_as_zero(sums: ChannelSums) -> Tensor:
-    return -(sums.cosine() * ~sums.dead()).mean(-1)
+    return (sums.dead().sum(-1) - sums.total_cosine()) / sums.ab.shape[-1]
 
 
 def _mean_cosine_of_live(sums: ChannelSums) -> Tensor:
-    is_live = ~sums.dead()
-    return -(sums.cosine() * is_live).sum(-1) / is_live.sum(-1)
+    dead = sums.dead().sum(-1)
+    return (dead - sums.total_cosine()) / (sums.ab.shape[-1] - dead)
 
 
 def _mean_correlation_of_varying(sums: ChannelSums) -> Tensor:
