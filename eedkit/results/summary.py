@@ -5,10 +5,8 @@ where a store holds many.
 """
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -32,86 +30,51 @@ SAMPLE = re.compile(r"(?P<family>SO\(2\)|O\(2\)|T\(2\))\?n=(?P<n>\d+)(&seed=\d+)
 
 @dataclass(frozen=True)
 class _Deviation:
-    """E and its null for one metric of one model: the means over the elements, by layer and sample; an output is one layer.
+    """E and its null for one metric of one model; an output is one layer.
 
-    Parameters
-    ----------
-    values, nulls : (layer, sample)
-        NaN where a sample has none.
+    values : the means over the elements, (layer, sample), NaN where a sample has none
+    estimate, null : their means and those of the shuffled orbit, (layer,)
     best, order : the distance's perfect value m*, and the power of |δ| with which it leaves it
-    rounding : (layer,)
-        The null gap that rounding alone may leave.
-    has_null : whether a null was measured
+    rounding : the null gap that rounding alone may leave, (layer,)
+    ratio : (E − m*) / (E_null − m*), (layer,)
+    residuals : what each chain adds to the ratio, (layer, chain)
     """
 
     values: np.ndarray
-    nulls: np.ndarray
+    estimate: np.ndarray
+    null: np.ndarray
     best: float
     order: int
     rounding: np.ndarray
-    has_null: bool
+    ratio: np.ndarray
+    residuals: np.ndarray
 
-    @cached_property
+    @property
     def n(self) -> np.ndarray:
         """Samples that have a value, (layer,)."""
         return (~np.isnan(self.values)).sum(-1)
-
-    @cached_property
-    def estimate(self) -> np.ndarray:
-        """E, (layer,)."""
-        return mean_of(self.values)
-
-    @cached_property
-    def null(self) -> np.ndarray:
-        """E of the shuffled orbit, (layer,)."""
-        return mean_of(self.nulls)
-
-    @cached_property
-    def ratio(self) -> np.ndarray:
-        """(E − m*) / (E_null − m*), (layer,)."""
-        return self.ratio_of(self.estimate)
 
     @property
     def relative(self) -> np.ndarray:
         """((E − m*) / (E_null − m*)) ^ (1 / order), (layer,)."""
         return self.rooted(self.ratio)
 
-    def ratio_of(self, estimate: np.ndarray) -> np.ndarray:
-        """(estimate − m*) / (E_null − m*), (layer,); NaN where the null gap, or an estimate below m*, is not above rounding.
-
-        An estimate that lies below m* within rounding counts as m*.
-        """
-        above_best = estimate - self.best
-        above_best = np.where((above_best < 0) & (above_best >= -self.rounding), 0.0, above_best)
-        gap = self.null - self.best
-        is_known = (gap > self.rounding) & (above_best >= 0)
-        return np.divide(above_best, gap, out=np.full(gap.shape, np.nan), where=is_known)
-
     def rooted(self, ratio: np.ndarray) -> np.ndarray:
         """A ratio on the scale of relative values; one below 0, as an interval's end may be, counts as 0."""
         return np.maximum(ratio, 0.0) ** (1 / self.order)
 
-    def ratio_residuals(self, chains: Chains) -> np.ndarray:
-        """What each chain adds to the ratio, (layer, chain)."""
-        return ratio_residuals(self.values - self.best, self.nulls - self.best, self.ratio, chains)
-
-    def relative_interval(self, chains: Chains, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-        """The ends of the ratio's interval over chains, put through the root."""
-        low, high = t_interval(self.ratio, self.ratio_residuals(chains), confidence)
-        return self.rooted(low), self.rooted(high)
-
-    def relative_residuals(self, chains: Chains) -> np.ndarray:
+    def relative_residuals(self) -> np.ndarray:
         """What each chain adds to the relative value, to first order, (layer, chain): the root's slope times the ratio's.
 
         The slope is infinite at 0, where every value is m* and so every residual 0.
         """
         is_above = self.ratio > 0
         slope = np.divide(self.relative, self.order * self.ratio, out=np.zeros(self.ratio.shape), where=is_above)
-        return slope[:, None] * self.ratio_residuals(chains)
+        return slope[:, None] * self.residuals
 
-    def no_relative(self, layer: int) -> str:
+    def no_relative(self, layer: int, *, has_null: bool) -> str:
         """Why a layer that has values has no relative value; empty where it has one."""
-        if not self.has_null:
+        if not has_null:
             return "measured without a null, or it was left out"
         if np.isnan(self.best):
             return "the distance has no best value"
@@ -126,11 +89,34 @@ class _Deviation:
             return f"E lies {below:.2g} below the best value {self.best:g}, which rounding ({rounding:.2g}) does not explain"
         return ""
 
-    def where(self, is_kept: np.ndarray) -> "_Deviation":
-        """The same of a part of the samples, (layer, sample)."""
-        values = np.where(is_kept, self.values, np.nan)
-        nulls = np.where(is_kept, self.nulls, np.nan)
-        return replace(self, values=values, nulls=nulls)
+
+def _deviation(one: xr.Dataset, metric: str, chains: Chains, is_kept: np.ndarray | bool = True) -> _Deviation:
+    """A metric of one model with its null, of all samples or of a part of them, (layer, sample)."""
+    attrs = one[metric].attrs
+    best = attrs["best"]
+    values = np.where(is_kept, _by_layer(one, metric), np.nan)
+    nulls = np.full_like(values, np.nan)
+    if f"{metric}_null" in one:
+        nulls = np.where(is_kept, _by_layer(one, f"{metric}_null"), np.nan)
+    scale, _ = _scale(one, metric)
+    rounding = attrs["rounding"] * np.where(np.isfinite(scale), scale, 1.0)
+    estimate = mean_of(values)
+    null = mean_of(nulls)
+    ratio = _ratio(estimate, null, best, rounding)
+    residuals = ratio_residuals(values - best, nulls - best, ratio, chains)
+    return _Deviation(values, estimate, null, best, attrs["order"], rounding, ratio, residuals)
+
+
+def _ratio(estimate: np.ndarray, null: np.ndarray, best: float, rounding: np.ndarray) -> np.ndarray:
+    """(estimate − m*) / (E_null − m*), (layer,); NaN where the null gap, or an estimate below m*, is not above rounding.
+
+    An estimate that lies below m* within rounding counts as m*.
+    """
+    above_best = estimate - best
+    above_best = np.where((above_best < 0) & (above_best >= -rounding), 0.0, above_best)
+    gap = null - best
+    is_known = (gap > rounding) & (above_best >= 0)
+    return np.divide(above_best, gap, out=np.full(gap.shape, np.nan), where=is_known)
 
 
 def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: float = 0.95) -> pd.DataFrame:
@@ -190,12 +176,12 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
         return pd.concat(tables, ignore_index=True)
     ds = schema.validate(ds)
     chains = _chains(ds)
-    parts = []
+    tables = []
     for about, one in _each_model(ds):
-        accuracy = _accuracy(one) if full else {}
+        accuracy = dict(zip(("accuracy", "accuracy_reason"), _accuracy(one), strict=True)) if full else {}
         for metric in schema.metrics_of(ds):
-            parts.append({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy})
-    return _table(parts)
+            tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.DataFrame:
@@ -226,11 +212,11 @@ def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.Da
         raise ValueError(unknown("model", baseline, names))
     chains = _chains(ds)
     _, base = next(_each_model(ds.sel(model=[baseline])))
-    parts = []
+    tables = []
     for about, one in _each_model(ds.sel(model=[name for name in names if name != baseline])):
         for metric in schema.metrics_of(ds):
-            parts.append({**about, **_differences(one, base, metric, chains, confidence)})
-    return _table(parts)
+            tables.append(pd.DataFrame({**about, **_differences(one, base, metric, chains, confidence)}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
@@ -336,49 +322,43 @@ def _each_model(ds: xr.Dataset) -> Iterator[tuple[dict[str, object], xr.Dataset]
         yield {name: one[name].item() for name in about}, one
 
 
-def _table(parts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The columns of all parts below each other; what is no list or array holds for every layer of its part."""
-    columns: dict[str, list] = {name: [] for name in (parts[0] if parts else ())}
-    for part in parts:
-        layers = np.size(part["layer"])
-        for name, values in part.items():
-            columns[name] += list(values) if isinstance(values, list | np.ndarray) else [values] * layers
-    return pd.DataFrame(columns)
-
-
 def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *, full: bool) -> dict[str, object]:
     """The columns of `summarise` for one metric of one model."""
-    deviation = _deviation(one, metric)
+    deviation = _deviation(one, metric, chains)
+    n = deviation.n
     low, high = t_interval(deviation.estimate, mean_residuals(deviation.values), confidence)
-    relative_low, relative_high = deviation.relative_interval(chains, confidence)
-    reasons = []
-    for layer, missing in enumerate(_missing(one, metric, deviation.values)):
-        reasons.append([missing])
-        if deviation.n[layer]:
-            if "layer" in one[metric].dims and one.layer.values[layer] == "latent":
-                reasons[layer].append(one.attrs.get("latent", ""))
-            reasons[layer].append(deviation.no_relative(layer))
-            reasons[layer].append(_no_interval(low[layer], deviation.relative[layer], relative_low[layer]))
+    of_ratio = t_interval(deviation.ratio, deviation.residuals, confidence)
+    relative_low, relative_high = (deviation.rooted(end) for end in of_ratio)
+    further_reasons = []
     of_group = {}
     if any(str(name).endswith("_round_trip") for name in one.data_vars):
         of_group["round_trip"] = np.nan
     if f"{metric}_round_trip" in one:
         round_trip = mean_of(_by_layer(one, f"{metric}_round_trip"))
-        of_group["round_trip"] = deviation.rooted(deviation.ratio_of(round_trip))
+        ratio = _ratio(round_trip, deviation.null, deviation.best, deviation.rounding)
+        of_group["round_trip"] = deviation.rooted(ratio)
     if "sampled" in one.element.attrs:
         of_group["element_error"], no_error = _element_error(one, metric)
-        for layer in np.flatnonzero(deviation.n):
-            reasons[layer].append(no_error)
+        further_reasons.append([no_error] * len(n))
     further = {}
     if full:
         further["scale"], no_scale = _scale(one, metric)
-        further["pair_cosine"], not_normalised = _pair_cosine(one, metric, deviation.n)
+        further["pair_cosine"], not_normalised = _pair_cosine(one, metric, n)
         has_meaning = further["pair_cosine"] > SMALL_PAIR_COSINE
         further["normalised"] = np.where(has_meaning, deviation.estimate / further["pair_cosine"], np.nan)
-        for layer in np.flatnonzero(deviation.n):
-            reasons[layer] += [no_scale, not_normalised[layer]]
+        further_reasons += [[no_scale] * len(n), not_normalised]
+    places = _places(one, metric)
+    reasons = []
+    for layer, missing in enumerate(_missing(one, metric, deviation.values)):
+        parts = [missing]
+        if n[layer]:
+            parts.append(one.attrs.get("latent", "") if places["layer"][layer] == "latent" else "")
+            parts.append(deviation.no_relative(layer, has_null=f"{metric}_null" in one))
+            parts.append(_no_interval(low[layer], deviation.relative[layer], relative_low[layer]))
+            parts += [of_layers[layer] for of_layers in further_reasons]
+        reasons.append("; ".join(filter(None, parts)))
     return {
-        **_places(one, metric),
+        **places,
         "estimate": deviation.estimate,
         "low": low,
         "high": high,
@@ -389,8 +369,8 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
         "relative_low": relative_low,
         "relative_high": relative_high,
         **of_group,
-        "n": deviation.n,
-        "reason": ["; ".join(filter(None, of_layer)) for of_layer in reasons],
+        "n": n,
+        "reason": reasons,
         **further,
     }
 
@@ -403,16 +383,17 @@ def _differences(
         shared = [layer for layer in one.layer.values if layer in base.layer.values]
         one = one.sel(layer=shared)
         base = base.sel(layer=shared)
-    of_one = _deviation(one, metric)
-    of_base = _deviation(base, metric)
-    missing = zip(_missing(one, metric, of_one.values), _missing(base, metric, of_base.values), strict=True)
-    differences = of_one.values - of_base.values
-    of_one = of_one.where(~np.isnan(differences))
-    of_base = of_base.where(~np.isnan(differences))
+    values = _by_layer(one, metric)
+    of_base_values = _by_layer(base, metric)
+    missing = zip(_missing(one, metric, values), _missing(base, metric, of_base_values), strict=True)
+    differences = values - of_base_values
+    of_one = _deviation(one, metric, chains, ~np.isnan(differences))
+    of_base = _deviation(base, metric, chains, ~np.isnan(differences))
+    has_null = f"{metric}_null" in one
     difference = mean_of(differences)
     low, high = t_interval(difference, mean_residuals(differences), confidence)
     relative_difference = of_one.relative - of_base.relative
-    residuals = of_one.relative_residuals(chains) - of_base.relative_residuals(chains)
+    residuals = of_one.relative_residuals() - of_base.relative_residuals()
     relative_low, relative_high = t_interval(relative_difference, residuals, confidence)
     reasons = []
     for layer, (of_model, of_baseline) in enumerate(missing):
@@ -421,7 +402,8 @@ def _differences(
             texts = {one.model.item(): of_model, base.model.item(): of_baseline}
             parts = [f"{name}: {text}" for name, text in texts.items() if text]
         if of_one.n[layer]:
-            parts.append(of_one.no_relative(layer) or of_base.no_relative(layer))
+            no_relative = (of.no_relative(layer, has_null=has_null) for of in (of_one, of_base))
+            parts.append(next(filter(None, no_relative), ""))
             parts.append(_no_interval(low[layer], relative_difference[layer], relative_low[layer]))
         reasons.append("; ".join(filter(None, parts)))
     return {
@@ -454,22 +436,6 @@ def _places(one: xr.Dataset, metric: str) -> dict[str, object]:
     return {"metric": metric, "layer": one.layer.values, "depth": one.depth.values}
 
 
-def _deviation(one: xr.Dataset, metric: str) -> _Deviation:
-    """A metric of one model with its null."""
-    attrs = one[metric].attrs
-    values = _by_layer(one, metric)
-    has_null = f"{metric}_null" in one
-    scale, _ = _scale(one, metric)
-    return _Deviation(
-        values=values,
-        nulls=_by_layer(one, f"{metric}_null") if has_null else np.full_like(values, np.nan),
-        best=attrs["best"],
-        order=attrs["order"],
-        rounding=attrs["rounding"] * np.where(np.isfinite(scale), scale, 1.0),
-        has_null=has_null,
-    )
-
-
 def _by_layer(one: xr.Dataset, name: str, *, over: str = "element") -> np.ndarray:
     """The means over the elements, (layer, sample), or those over the samples, (layer, element); an output is one layer.
 
@@ -496,40 +462,28 @@ def _scale(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
 
 def _missing(one: xr.Dataset, metric: str, values: np.ndarray) -> list[str]:
     """Which samples have no value, and why, by layer; empty where all have one."""
-    is_output = "layer" not in one[metric].dims
-    reasons = [one[metric].attrs.get("nan_reason", "")] if is_output else one[f"{metric}_nan_reason"].values.tolist()
+    reasons = [one[metric].attrs.get("nan_reason", "")]
+    if "layer" in one[metric].dims:
+        reasons = one[f"{metric}_nan_reason"].values.tolist()
+    samples = one.sample.values
+    flaws = one.flaw.values if "flaw" in one.coords else np.full(len(samples), "")
     missing = []
     for reason, of_layer in zip(reasons, values, strict=True):
-        places = np.flatnonzero(np.isnan(of_layer)).tolist()
-        if len(places) == len(of_layer) and reason and not schema.is_partial(reason):
+        is_lost = np.isnan(of_layer)
+        if is_lost.all() and reason and not schema.is_partial(reason):
             missing.append(reason)
-        else:
-            missing.append(_of_samples(one, places))
-    return missing
-
-
-def _of_samples(one: xr.Dataset, places: Sequence[int]) -> str:
-    """Why samples at these places have no value."""
-    if not places:
-        return ""
-    unread = []
-    others = []
-    for place in places:
-        flaw = one.flaw.values[place] if "flaw" in one.coords else ""
-        if flaw:
-            unread.append(flaw)
-        else:
-            others.append(str(one.sample.values[place]))
-    parts = [_first(unread)] if unread else []
-    if others:
+            continue
+        is_unread = is_lost & (flaws != "")
+        parts = []
         # a mask leaves no trace but NaN, nor does a block of a study that is still to do
-        parts.append(f"{_first(others)}: not finite, all zero, masked or not measured")
-    return f"{len(places)} of {one.sizes['sample']} samples have no value ({'; '.join(parts)})"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+        others = ": not finite, all zero, masked or not measured"
+        for names, why in ((flaws[is_unread], ""), (samples[is_lost & ~is_unread], others)):
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            if len(names):
+                parts.append(", ".join(map(str, names[:NAMED])) + more + why)
+        count = f"{is_lost.sum()} of {len(samples)} samples have no value"
+        missing.append(f"{count} ({'; '.join(parts)})" if parts else "")
+    return missing
 
 
 def _pair_cosine(one: xr.Dataset, metric: str, n: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -567,13 +521,7 @@ def _element_error(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
     )
 
 
-def _accuracy(one: xr.Dataset) -> dict[str, object]:
-    """The columns of the accuracy, which the rows of a model share."""
-    accuracy, reason = _part_predicted(one)
-    return {"accuracy": accuracy, "accuracy_reason": reason}
-
-
-def _part_predicted(one: xr.Dataset) -> tuple[float, str]:
+def _accuracy(one: xr.Dataset) -> tuple[float, str]:
     """The part of the unmoved images whose label is predicted; or NaN, and why there is none."""
     if "label" not in one.coords:
         return np.nan, "the images have no labels"
