@@ -201,7 +201,7 @@ def normalised_variance(
     spreads: dict[Layer, _Spread] = defaultdict(lambda: _Spread(order))
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        maps = _checked(place, _maps(layer, given)).unflatten(1, layer.grid)
+        maps = _read(layer, place, given, needs_grid=True).unflatten(1, layer.grid)
         spreads[layer].take(place, maps.unflatten(0, (len(place.elements), -1)))
 
     reasons, rows, _ = _see(model, images, settings, take, progress=progress)
@@ -315,7 +315,7 @@ def cka(
     products: dict[Layer, _Products] = {}
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        z = _checked(place, layer.read(given))
+        z = _read(layer, place, given)
         vectors = z.mean(1, dtype=torch.float64) if features is None else features(z).double()
         if vectors.dim() != 2 or len(vectors) != len(z):
             raise TypeError(
@@ -437,7 +437,7 @@ def lie_derivative(
     of_batches: dict[Layer, list[Tensor]] = defaultdict(list)
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        z = _checked(place, _maps(layer, given), by_image=True)
+        z = _read(layer, place, given, needs_grid=True, by_image=True)
         if layer.role == "output" and layer.output is not None and layer.output.kind == "scores":
             z = probabilities(z)
         values, slopes = forward_ad.unpack_dual(z.unflatten(0, (-1, len(moves))))
@@ -581,18 +581,14 @@ def _see(
     return reasons, rows, [ids[row] for row in sorted(ids)]
 
 
-def _maps(layer: Layer, given: Tensor) -> Tensor:
-    """(b, P, C) of what a layer gave; Undefined where it is not known how the positions lie."""
-    if 0 in layer.grid:
-        raise Undefined(layer.reason)
-    return layer.read(given)
+def _read(layer: Layer, place: Place, given: Tensor, *, needs_grid: bool = False, by_image: bool = False) -> Tensor:
+    """(b, P, C) of what a layer gave in a forward pass, in float32 at least; Undefined where there is no such thing.
 
-
-def _checked(place: Place, z: Tensor, *, by_image: bool = False) -> Tensor:
-    """What a layer gave in a forward pass, in float32 at least; Undefined where it is not of these images, or not finite.
-
-    Where every image has a value by itself, one that is not finite costs no other.
+    Where every image has a value `by_image`, one that is not finite costs no other.
     """
+    if needs_grid and 0 in layer.grid:
+        raise Undefined(layer.reason)
+    z = layer.read(given)
     n = len(place.elements) * place.images
     if len(z) != n:
         raise Undefined(f"its output holds {len(z)} images in a forward pass of {n}")

@@ -170,20 +170,6 @@ class TestNormalisedVariance:
             wanted = np.moveaxis(wanted, 0, -1) if wanted.ndim == 3 else wanted[None, None]
             np.testing.assert_allclose(found[layer].normalised, wanted, rtol=1e-9)
 
-    def test_units_of_a_layer_without_a_layout_have_values_in_its_shape(self):
-        # three rows of four units that see all pixels: no experiment shows where these lie
-        on_second_axis = Does(lambda z: z.movedim(0, 1))
-        mixed = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Unflatten(1, (3, 4)), on_second_axis).double()
-        with torch.no_grad():
-            mixed[1].weight[5] = 0
-            mixed[1].bias[5] = 0.5
-        orbit = oracles.orbits(lambda x: features("2", x, mixed), pictures().numpy(), "C4")
-        found = normalised_variance(mixed)
-        for layer in ("2", "3", "output"):
-            assert found[layer].normalised.dims == ("axis1", "axis2")
-            assert found[layer].normalised.attrs["nan_reason"] == "1 of 12 units never change"
-            np.testing.assert_allclose(found[layer].normalised, ratio_of_deviations(orbit), rtol=1e-9)
-
     def test_a_layer_that_does_not_count_the_images_has_no_value(self):
         halves = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 32)), nn.Flatten(0, 1))
         model = nn.Sequential(halves, nn.Unflatten(0, (-1, 2)), nn.Flatten(), nn.Linear(64, 3)).double()
@@ -412,11 +398,3 @@ class TestEveryPass:
         noisy = nn.Sequential(nn.Flatten(), dropout, nn.Linear(64, 3)).double()
         with pytest.warns(UserWarning, match="other outputs for the same images; '1' is the first module"):
             bridge(noisy)
-
-    def test_options_that_mean_nothing_are_refused(self, bridge):
-        with pytest.raises(TypeError, match="no option 'layer'; did you mean 'layers'"):
-            bridge(small(), layer="first")
-
-    def test_models_may_be_called_in_another_way(self, bridge):
-        values, _ = of_first(bridge(small(), call=lambda model, images: model(-images)))
-        np.testing.assert_allclose(values, of_first(bridge(small(), -pictures()))[0], rtol=1e-9)
