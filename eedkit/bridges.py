@@ -1,7 +1,7 @@
 """What others report about invariance and equivariance, by the same layers, layouts and actions as G-EED.
 
-Knows `measure`'s results and its loop. `prediction_consistency`, `effective_invariance` and `equivariance_psnr` read what
-was recorded; the others take a pass of their own, as statistics over the samples or as derivatives.
+Knows `measure`'s results and its loop. `prediction_consistency`, `effective_invariance` and `equivariance_psnr` read
+what was recorded; the others take a pass of their own, as statistics over the samples or as derivatives.
 """
 
 import warnings
@@ -31,7 +31,7 @@ from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
 
 MOVES = ("rotate", "slide", "slide across")
-"""The one-parameter groups of `lie_derivative`: rotations counter-clockwise, translations downwards and to the right."""
+"""The one-parameter groups of `lie_derivative`: rotations counter-clockwise, translations down and to the right."""
 OPTIONS = ("layers", "head", "layouts", "output", "call", "batch_size", "device", "precision", "seed")
 """Options of `measure` that the bridges with a pass of their own take, too."""
 MOST_FEATURES = 4096
@@ -491,7 +491,7 @@ def _slope(move: str, z: Tensor) -> Tensor:
 
 @contextmanager
 def _moving(images: Tensor, moves: Sequence[str]) -> Iterator[Tensor]:
-    """Within the block copies of each image, one after the other, carry its derivatives along the moves through the model."""
+    """Within the block copies of each image, one after the other, carry its derivatives along the moves."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         # attention takes the ways that have a derivative
@@ -522,7 +522,7 @@ def _see(
     moves: Sequence[str] = (),
     progress: bool,
 ) -> tuple[dict[Layer, str], list[int], list]:
-    """Show what every layer with a layout gives for all images: `take(layer, forward pass, output)` runs inside the hook.
+    """Show what every layer with a layout gives: `take(layer, forward pass, output)` runs inside the hook.
 
     `take` raises Undefined where a layer has no value, and is not asked for it again. With `moves` copies of each image
     carry its derivatives along these. Returns all layers with the reason why there is no value (empty where there is
@@ -582,7 +582,7 @@ def _see(
 
 
 def _read(layer: Layer, place: Place, given: Tensor, *, needs_grid: bool = False, by_image: bool = False) -> Tensor:
-    """(b, P, C) of what a layer gave in a forward pass, in float32 at least; Undefined where there is no such thing.
+    """(b, P, C) of what a layer gave in a forward pass, in float32 at least; Undefined where there is none.
 
     Where every image has a value `by_image`, one that is not finite costs no other.
     """

@@ -51,7 +51,7 @@ class EED:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics in the Dataset: `schema.metrics_of`."""
+        """`schema.metrics_of`."""
         return schema.metrics_of(self._ds)
 
     def validate(self) -> xr.Dataset:

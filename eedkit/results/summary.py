@@ -1,7 +1,7 @@
 """Averages of pointwise results: G-EED with intervals, calibration against the null, paired comparisons, joins.
 
-Knows xarray and pandas, never torch. Works on arrays (layer, sample) of one metric of one model, and reads one model at a time
-where a store holds many.
+Knows xarray and pandas, never torch. Works on arrays (layer, sample) of one metric of one model, and reads one model at
+a time where a store holds many.
 """
 
 import re
@@ -33,38 +33,29 @@ class _Deviation:
     """E and its null for one metric of one model; an output is one layer.
 
     values : the means over the elements, (layer, sample), NaN where a sample has none
-    estimate, null : their means and those of the shuffled orbit, (layer,)
+    n : samples that have a value, (layer,)
+    estimate, null : the means of the values and of those of the shuffled orbit, (layer,)
     best, order : the distance's perfect value m*, and the power of |δ| with which it leaves it
     rounding : the null gap that rounding alone may leave, (layer,)
-    ratio : (E − m*) / (E_null − m*), (layer,)
+    ratio, relative : (E − m*) / (E_null − m*), and its 1/order-th root, (layer,)
     residuals : what each chain adds to the ratio, (layer, chain)
+    no_relative : why a layer that has values has no relative value; empty where it has one
     """
 
     values: np.ndarray
+    n: np.ndarray
     estimate: np.ndarray
     null: np.ndarray
     best: float
     order: int
     rounding: np.ndarray
     ratio: np.ndarray
+    relative: np.ndarray
     residuals: np.ndarray
-
-    @property
-    def n(self) -> np.ndarray:
-        """Samples that have a value, (layer,)."""
-        return (~np.isnan(self.values)).sum(-1)
-
-    @property
-    def relative(self) -> np.ndarray:
-        """((E − m*) / (E_null − m*)) ^ (1 / order), (layer,)."""
-        return self.rooted(self.ratio)
-
-    def rooted(self, ratio: np.ndarray) -> np.ndarray:
-        """A ratio on the scale of relative values; one below 0, as an interval's end may be, counts as 0."""
-        return np.maximum(ratio, 0.0) ** (1 / self.order)
+    no_relative: list[str]
 
     def relative_residuals(self) -> np.ndarray:
-        """What each chain adds to the relative value, to first order, (layer, chain): the root's slope times the ratio's.
+        """What each chain adds to the relative value, to first order: the root's slope times the ratio's, (layer, chain).
 
         The slope is infinite at 0, where every value is m* and so every residual 0.
         """
@@ -72,45 +63,51 @@ class _Deviation:
         slope = np.divide(self.relative, self.order * self.ratio, out=np.zeros(self.ratio.shape), where=is_above)
         return slope[:, None] * self.residuals
 
-    def no_relative(self, layer: int, *, has_null: bool) -> str:
-        """Why a layer that has values has no relative value; empty where it has one."""
-        if not has_null:
-            return "measured without a null, or it was left out"
-        if np.isnan(self.best):
-            return "the distance has no best value"
-        if np.isnan(self.null[layer]):
-            return "no sample has a null"
-        gap = self.null[layer] - self.best
-        rounding = self.rounding[layer]
-        if not gap > rounding:
-            return f"the null gap {gap:.2g} lies within rounding ({rounding:.2g}): the model tells no image from another here"
-        if np.isnan(self.ratio[layer]):
-            below = self.best - self.estimate[layer]
-            return f"E lies {below:.2g} below the best value {self.best:g}, which rounding ({rounding:.2g}) does not explain"
-        return ""
-
 
 def _deviation(one: xr.Dataset, metric: str, chains: Chains, is_kept: np.ndarray | bool = True) -> _Deviation:
     """A metric of one model with its null, of all samples or of a part of them, (layer, sample)."""
     attrs = one[metric].attrs
-    best = attrs["best"]
+    best, order = attrs["best"], attrs["order"]
     values = np.where(is_kept, _by_layer(one, metric), np.nan)
     nulls = np.full_like(values, np.nan)
     if f"{metric}_null" in one:
         nulls = np.where(is_kept, _by_layer(one, f"{metric}_null"), np.nan)
+    n = (~np.isnan(values)).sum(-1)
+    estimate, null = mean_of(values), mean_of(nulls)
     scale, _ = _scale(one, metric)
     rounding = attrs["rounding"] * np.where(np.isfinite(scale), scale, 1.0)
-    estimate = mean_of(values)
-    null = mean_of(nulls)
     ratio = _ratio(estimate, null, best, rounding)
     residuals = ratio_residuals(values - best, nulls - best, ratio, chains)
-    return _Deviation(values, estimate, null, best, attrs["order"], rounding, ratio, residuals)
+    reasons = []
+    for of_layer, of_null, within, found in zip(estimate, null, rounding, ratio, strict=True):
+        gap = of_null - best
+        reason = ""
+        if f"{metric}_null" not in one:
+            reason = "measured without a null, or it was left out"
+        elif np.isnan(best):
+            reason = "the distance has no best value"
+        elif np.isnan(of_null):
+            reason = "no sample has a null"
+        elif not gap > within:
+            no_gap = f"the null gap {gap:.2g} lies within rounding ({within:.2g})"
+            reason = f"{no_gap}: the model tells no image from another here"
+        elif np.isnan(found):
+            below = f"E lies {best - of_layer:.2g} below the best value {best:g}"
+            reason = f"{below}, which rounding ({within:.2g}) does not explain"
+        reasons.append(reason)
+    relative = _rooted(ratio, order)
+    return _Deviation(values, n, estimate, null, best, order, rounding, ratio, relative, residuals, reasons)
+
+
+def _rooted(ratio: np.ndarray, order: int) -> np.ndarray:
+    """A ratio on the scale of relative values; one below 0, as an interval's end may be, counts as 0."""
+    return np.maximum(ratio, 0.0) ** (1 / order)
 
 
 def _ratio(estimate: np.ndarray, null: np.ndarray, best: float, rounding: np.ndarray) -> np.ndarray:
-    """(estimate − m*) / (E_null − m*), (layer,); NaN where the null gap, or an estimate below m*, is not above rounding.
+    """(estimate − m*) / (E_null − m*), (layer,); NaN where the null gap lies within rounding.
 
-    An estimate that lies below m* within rounding counts as m*.
+    An estimate that lies below m* within rounding counts as m*; one further below has no ratio.
     """
     above_best = estimate - best
     above_best = np.where((above_best < 0) & (above_best >= -rounding), 0.0, above_best)
@@ -122,9 +119,9 @@ def _ratio(estimate: np.ndarray, null: np.ndarray, best: float, rounding: np.nda
 def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: float = 0.95) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
-    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names. Means are
-    over the samples that have a value. Intervals are Student's t: that of E over images, that of the relative value over the
-    chains of images that share their shuffled orbits, from the residuals of E and of its null together.
+    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names.
+    Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the relative
+    value over the chains of images that share their shuffled orbits, from the residuals of E and of its null together.
 
     Columns
     -------
@@ -134,20 +131,19 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     order : 2 for distances that grow with the square of a small difference, 1 for the others
     relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order): 0 is perfectly equivariant; at 1 a
         transformed copy is as far away as a different image *[ours]*
-    round_trip : the same of m(f(g⁻¹gx), f(x)) in the place of E, for groups that interpolate: what moving the image there and back
-        costs on the relative scale, which bounds from above what interpolation adds to `relative` *[ours]*
+    round_trip : the same of m(f(g⁻¹gx), f(x)) in the place of E, for groups that interpolate, which bounds from above
+        what interpolation adds to `relative` *[ours]*
     element_error : standard error of the estimate that comes from sampling elements of a continuous group
     n : samples that have a value
-    reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why; and that `latent` was
-        measured on the model's output itself, where no classifier was found
+    reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why; and that
+        `latent` was measured on the model's output itself, where no classifier was found
 
     Further columns with `full=True`
     --------------------------------
     scale : the size of a large difference
     pair_cosine, normalised : M and E / M, for the metrics that M normalises
-    accuracy : part of the unmoved images whose label is predicted. Labels must count the model's own classes: a label beyond
-        them, or a data set that declares another number of classes, gives NaN; other classes of the same number, or of a data
-        set that declares none, cannot be told from the model's own
+    accuracy : part of the unmoved images whose label is predicted; NaN where a label lies beyond the model's own
+        classes, or the data set declares another number of them. Otherwise labels must count the model's classes
     accuracy_reason : why accuracy is NaN
 
     Raises
@@ -188,9 +184,8 @@ def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.Da
     """Paired differences of E between every model and a baseline, on the same samples.
 
     Positive means less invariant than the baseline. One row per other model, metric and layer that both have, with the
-    difference of E and of the relative value. Both have Student's t intervals: that of E over the images' differences, that of
-    the relative value over the chains' differences of residuals, which the slope of the root, relative / (order · ratio), puts
-    on the relative scale (the delta method).
+    difference of E and of the relative value. Both have Student's t intervals, over the images' differences and over
+    those of the chains' residuals of relative values (the delta method).
 
     Raises
     ------
@@ -267,7 +262,7 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
 
 
 def _with_from_x(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
-    """With `<metric>_from_x` for all where some model has it: f̂ of one that lacks it is f, so that it is the metric itself."""
+    """With `<metric>_from_x` for all where some model has it; where one lacks it f̂ is f, and it is the metric."""
     attrs = {}
     for ds in datasets:
         for name, variable in ds.data_vars.items():
@@ -328,35 +323,32 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
     n = deviation.n
     low, high = t_interval(deviation.estimate, mean_residuals(deviation.values), confidence)
     of_ratio = t_interval(deviation.ratio, deviation.residuals, confidence)
-    relative_low, relative_high = (deviation.rooted(end) for end in of_ratio)
-    further_reasons = []
+    relative_low, relative_high = (_rooted(end, deviation.order) for end in of_ratio)
+    places = _places(one, metric)
+    of_output = one.attrs.get("latent", "")
+    reasons = [
+        _missing(one, metric, deviation.values),
+        [of_output if layer == "latent" else "" for layer in places["layer"]],
+        deviation.no_relative,
+        _no_interval(low, deviation.relative, relative_low),
+    ]
     of_group = {}
     if any(str(name).endswith("_round_trip") for name in one.data_vars):
         of_group["round_trip"] = np.nan
     if f"{metric}_round_trip" in one:
         round_trip = mean_of(_by_layer(one, f"{metric}_round_trip"))
         ratio = _ratio(round_trip, deviation.null, deviation.best, deviation.rounding)
-        of_group["round_trip"] = deviation.rooted(ratio)
+        of_group["round_trip"] = _rooted(ratio, deviation.order)
     if "sampled" in one.element.attrs:
         of_group["element_error"], no_error = _element_error(one, metric)
-        further_reasons.append([no_error] * len(n))
+        reasons.append([no_error] * len(n))
     further = {}
     if full:
         further["scale"], no_scale = _scale(one, metric)
         further["pair_cosine"], not_normalised = _pair_cosine(one, metric, n)
         has_meaning = further["pair_cosine"] > SMALL_PAIR_COSINE
         further["normalised"] = np.where(has_meaning, deviation.estimate / further["pair_cosine"], np.nan)
-        further_reasons += [[no_scale] * len(n), not_normalised]
-    places = _places(one, metric)
-    reasons = []
-    for layer, missing in enumerate(_missing(one, metric, deviation.values)):
-        parts = [missing]
-        if n[layer]:
-            parts.append(one.attrs.get("latent", "") if places["layer"][layer] == "latent" else "")
-            parts.append(deviation.no_relative(layer, has_null=f"{metric}_null" in one))
-            parts.append(_no_interval(low[layer], deviation.relative[layer], relative_low[layer]))
-            parts += [of_layers[layer] for of_layers in further_reasons]
-        reasons.append("; ".join(filter(None, parts)))
+        reasons += [[no_scale] * len(n), not_normalised]
     return {
         **places,
         "estimate": deviation.estimate,
@@ -370,7 +362,7 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
         "relative_high": relative_high,
         **of_group,
         "n": n,
-        "reason": reasons,
+        "reason": _joined(reasons, n),
         **further,
     }
 
@@ -385,27 +377,23 @@ def _differences(
         base = base.sel(layer=shared)
     values = _by_layer(one, metric)
     of_base_values = _by_layer(base, metric)
-    missing = zip(_missing(one, metric, values), _missing(base, metric, of_base_values), strict=True)
     differences = values - of_base_values
     of_one = _deviation(one, metric, chains, ~np.isnan(differences))
     of_base = _deviation(base, metric, chains, ~np.isnan(differences))
-    has_null = f"{metric}_null" in one
     difference = mean_of(differences)
     low, high = t_interval(difference, mean_residuals(differences), confidence)
     relative_difference = of_one.relative - of_base.relative
     residuals = of_one.relative_residuals() - of_base.relative_residuals()
     relative_low, relative_high = t_interval(relative_difference, residuals, confidence)
-    reasons = []
-    for layer, (of_model, of_baseline) in enumerate(missing):
-        parts = [of_model]
-        if of_model != of_baseline:
-            texts = {one.model.item(): of_model, base.model.item(): of_baseline}
-            parts = [f"{name}: {text}" for name, text in texts.items() if text]
-        if of_one.n[layer]:
-            no_relative = (of.no_relative(layer, has_null=has_null) for of in (of_one, of_base))
-            parts.append(next(filter(None, no_relative), ""))
-            parts.append(_no_interval(low[layer], relative_difference[layer], relative_low[layer]))
-        reasons.append("; ".join(filter(None, parts)))
+    missing = []
+    for of_model, of_baseline in zip(
+        _missing(one, metric, values), _missing(base, metric, of_base_values), strict=True
+    ):
+        texts = {f"{one.model.item()}: ": of_model, f"{base.model.item()}: ": of_baseline}
+        of_both = "; ".join(name + text for name, text in texts.items() if text)
+        missing.append(of_model if of_model == of_baseline else of_both)
+    no_relative = [a or b for a, b in zip(of_one.no_relative, of_base.no_relative, strict=True)]
+    reasons = [missing, no_relative, _no_interval(low, relative_difference, relative_low)]
     return {
         **_places(one, metric),
         "baseline": base.model.item(),
@@ -416,17 +404,23 @@ def _differences(
         "relative_low": relative_low,
         "relative_high": relative_high,
         "n": of_one.n,
-        "reason": reasons,
+        "reason": _joined(reasons, of_one.n),
     }
 
 
-def _no_interval(low: float, relative: float, relative_low: float) -> str:
-    """Why a layer that has values lacks an interval; empty where it lacks none."""
-    if np.isnan(low):
-        return "one sample gives no interval"
-    if np.isnan(relative_low) and not np.isnan(relative):
-        return "one chain of samples gives no interval of the relative value"
-    return ""
+def _joined(reasons: Sequence[Sequence[str]], n: np.ndarray) -> list[str]:
+    """Each layer's reasons in one text; of a layer without values the first is all there is to say."""
+    joined = []
+    for count, *of_layer in zip(n, *reasons, strict=True):
+        joined.append("; ".join(filter(None, of_layer if count else of_layer[:1])))
+    return joined
+
+
+def _no_interval(low: np.ndarray, relative: np.ndarray, relative_low: np.ndarray) -> list[str]:
+    """Why layers that have values lack an interval; empty where one lacks none."""
+    of_chains = "one chain of samples gives no interval of the relative value"
+    reasons = np.where(np.isnan(relative_low) & ~np.isnan(relative), of_chains, "")
+    return np.where(np.isnan(low), "one sample gives no interval", reasons).tolist()
 
 
 def _places(one: xr.Dataset, metric: str) -> dict[str, object]:
@@ -437,9 +431,9 @@ def _places(one: xr.Dataset, metric: str) -> dict[str, object]:
 
 
 def _by_layer(one: xr.Dataset, name: str, *, over: str = "element") -> np.ndarray:
-    """The means over the elements, (layer, sample), or those over the samples, (layer, element); an output is one layer.
+    """The means over elements, (layer, sample), or over samples, (layer, element); an output is one layer.
 
-    A sample that lacks an element has no mean over them; samples that have no value are left out of a mean over samples.
+    A sample that lacks an element has no mean; means over samples are those of the samples that have a value.
     """
     values = one.variables[name].transpose("layer", "element", "sample", missing_dims="ignore").values
     if values.ndim == 2:
@@ -487,7 +481,7 @@ def _missing(one: xr.Dataset, metric: str, values: np.ndarray) -> list[str]:
 
 
 def _pair_cosine(one: xr.Dataset, metric: str, n: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """M, (layer,), NaN where it was taken over others than the n samples that have a value; and why E / M has no value."""
+    """M, (layer,), NaN where it was not taken over the n samples that have a value; and why E / M has none."""
     pair_cosine = np.full(len(n), np.nan)
     reasons = [""] * len(n)
     name = f"{metric}_pair_cosine"
@@ -517,7 +511,8 @@ def _element_error(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
         if np.prod(parts) == by_element.shape[1] and np.prod(parts[-circles:]) >= LEAST_ELEMENTS:
             return sampling_error(by_element.reshape(-1, *parts), circles), ""
     return np.full(len(by_element), np.nan), (
-        f"the error of sampling elements is known of a whole sample of SO(2), O(2) or T(2), of {LEAST_ELEMENTS} parts or more"
+        "the error of sampling elements is known of a whole sample of SO(2), O(2) or T(2), "
+        f"of {LEAST_ELEMENTS} parts or more"
     )
 
 
