@@ -197,13 +197,6 @@ def test_a_null_gap_within_rounding_has_no_relative_value():
     assert found.relative == 0
 
 
-def test_rounding_grows_with_the_length_of_the_features():
-    values, null = np.full((2, 2, 9), 0.0), np.full((2, 2, 9), 3e-7)
-    found = row(result(values, null, best=0.0, scale="latent_norm"))
-    assert (found.scale, np.isnan(found.relative)) == (4, True)
-    assert row(result(values, null, best=0.0)).relative == 0
-
-
 def test_a_scale_of_the_output_is_the_length_of_the_scores():
     ds = result(np.zeros((1, 2, 9)), np.full((1, 2, 9), 3e-7), layers=("latent",), best=0.0, scale="latent_norm")
     names = ["latent", "latent_null", "latent_norm"]
@@ -484,7 +477,7 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
 def test_a_tree_gives_the_tables_of_its_datasets_below_each_other(spread):
     one, other = result(*spread), result(*(part + 0.01 for part in spread), model="b")
     tree = xr.DataTree.from_dict({"digits/test?n=9/C2": one, "letters/C2": other})
-    found = ek.summarise(tree)
+    found = tree.eed.summarise()
     assert found.group.unique().tolist() == ["C2"]
     for data, ds in {"digits/test?n=9": one, "letters": other}.items():
         alone = ek.summarise(ds)
@@ -513,6 +506,8 @@ def test_accuracy_is_of_the_unmoved_images_that_have_a_label(predicted):
     labels[100:] = -1
     # of the first hundred, fifty are right, ten have no prediction
     assert row(labelled(predicted, labels)).accuracy == pytest.approx(50 / 90)
+    named = predicted.assign_coords(element=("element", np.array(["1", "s"], object), {"identity": "1"}))
+    assert row(named.isel(element=[1, 0])).accuracy == row(predicted).accuracy
 
 
 @pytest.mark.parametrize(
@@ -536,13 +531,6 @@ def test_accuracy_without_a_meaning_is_nan_and_says_why(predicted, change, reaso
     assert reason in found.accuracy_reason
     assert np.isfinite(found.estimate)
     assert reason not in found.reason
-
-
-def test_accuracy_takes_the_identity_wherever_it_stands(predicted):
-    turned = predicted.isel(element=[1, 0])
-    assert row(turned).accuracy == 0.25
-    named = predicted.assign_coords(element=("element", np.array(["1", "s"], object), {"identity": "1"}))
-    assert row(named).accuracy == 0.25
 
 
 class Torn:
@@ -606,35 +594,8 @@ def test_a_mask_over_samples_leaves_the_estimates_of_the_rest(torn):
     assert found.endswith("M was taken over 300 samples, not these 99")
 
 
-def test_measured_results_hold_what_accuracy_needs(torn):
-    assert torn.classes.values.tolist() == [3, 3]
-    assert torn.label.attrs["classes"] == 3
-    assert torn.element.attrs["identity"] == "e"
-    of_a = torn.prediction.sel(model="a", element="e")
-    right = (of_a == torn.label)[torn.sample != 7].mean().item()
-    assert ek.summarise(torn, full=True).accuracy[0] == pytest.approx(right)
-
-
-@pytest.fixture(scope="module")
-def labelled_results():
-    """Two models on twelve images of three classes."""
-    torch.manual_seed(0)
-    images = torch.rand(12, 1, 5, 5)
-    of_models = []
-    for name in ("a", "b"):
-        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))
-        of_models.append(ek.measure(net, images, group="C4", labels=[0, 1, 2] * 4, name=name, progress=False))
-    return ek.concat(of_models)
-
-
 @pytest.mark.parametrize(
     ("dim", "label"), [("model", "a"), ("layer", "0"), ("layer", "latent"), ("element", "r90"), ("sample", 3)]
 )
-def test_a_scalar_selection_is_summarised_like_a_list(labelled_results, dim, label):
-    of_scalar = ek.summarise(labelled_results.sel({dim: label}))
-    pd.testing.assert_frame_equal(of_scalar, ek.summarise(labelled_results.sel({dim: [label]})))
-
-
-def test_a_tree_has_its_summary_as_a_method(labelled_results):
-    tree = xr.DataTree.from_dict({"digits/C4": labelled_results})
-    pd.testing.assert_frame_equal(tree.eed.summarise(), ek.summarise(tree))
+def test_a_scalar_selection_is_summarised_like_a_list(torn, dim, label):
+    pd.testing.assert_frame_equal(ek.summarise(torn.sel({dim: label})), ek.summarise(torn.sel({dim: [label]})))

@@ -67,9 +67,6 @@ def half_way(g, z):
 def test_every_exact_action_obeys_the_group_law_bit_for_bit(name):
     side = 7 if name in TURNS else 12
     z = torch.rand(2, 1, side, side)
-    assert torch.equal(
-        spatial(name)(-1 % spatial(name).group.order, z[0, 0]), spatial(name)(-1 % spatial(name).group.order, z)[0, 0]
-    )
     assert obeys_the_law(spatial(name), z)
     assert check_action(spatial(name), z) == spatial(name).on((side, side), channels=2).law_error == 0
 
