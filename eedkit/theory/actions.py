@@ -74,7 +74,7 @@ class LayerAction:
         """ker φ = {g : g acts as the identity on Z} (Kvinge et al. 2022, before eq. 2), found by moving noise.
 
         It belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels must both
-        stay; they are moved one without the other, which takes P + C numbers instead of P·C.
+        stay; moved one without the other they take P + C numbers.
 
         >>> spatial("C4").on((6, 6), channels=1).kernel, spatial("C4").on((1, 1), channels=1).kernel
         ((0,), (0, 1, 2, 3))
@@ -276,30 +276,26 @@ def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
     images = torch.cat([index[None], noise]).unflatten(1, grid)
     rows = []
     for g, element in enumerate(action.group.elements):
-        moved = _moved(action, g, images).flatten(1)
+        moved = action.move(g, images)
+        label = f"{action.name}: {element}"
+        if not isinstance(moved, Tensor):
+            raise ValueError(f"{label} turned a tensor into {type(moved).__name__}; an action returns the moved tensor")
+        if moved.shape != images.shape:
+            shapes = f"{tuple(images.shape)} into {tuple(moved.shape)}"
+            raise Undefined(f"{label} turned shape {shapes}; an action keeps the shape")
+        moved = moved.flatten(1)
         row = moved[0].long()
         is_permutation = torch.equal(moved[0].sort().values, index)
         if is_permutation and torch.equal(moved[1:], noise[:, row]):
             rows.append(row)
             continue
-        together = _moved(action, g, 2 * images[1:2] - 3 * images[2:]).flatten()
+        together = action.move(g, 2 * images[1:2] - 3 * images[2:]).flatten()
         if not torch.allclose(together, 2 * moved[1] - 3 * moved[2], atol=1e-4):
             raise ValueError(
-                f"{action.name}: {element} is not linear: what it does to a sum of images is not the sum of what it "
-                "does to each; a layer's values can only be moved or mixed linearly"
+                f"{label} is not linear: what it does to a sum of images is not the sum of what it does to each; "
+                "a layer's values can only be moved or mixed linearly"
             )
     return torch.stack(rows) if len(rows) == action.group.order else None
-
-
-def _moved(action: Action, g: int, z: Tensor) -> Tensor:
-    """What an element makes of z (…, H, W), a tensor of that shape."""
-    moved = action.move(g, z) if action.move is not None else z
-    element = f"{action.name}: {action.group.elements[g]}"
-    if not isinstance(moved, Tensor):
-        raise ValueError(f"{element} turned a tensor into {type(moved).__name__}; an action returns the moved tensor")
-    if moved.shape != z.shape:
-        raise Undefined(f"{element} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; an action keeps the shape")
-    return moved
 
 
 def check_action(action: Action | Group | str, z: Tensor, *, atol: float = 0.0) -> float:
@@ -332,10 +328,9 @@ def trivial(group: Group | str) -> Action:
 def spatial(group: Group | str) -> Action:
     """G acting on images (…, C, H, W) by its motions: rotations, mirrors, shifts, exchanged colours, changed signs.
 
-    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other
-    rotations and samples of translations interpolate bilinearly between the four nearest pixels: then two elements one
-    after the other are not quite their product (`LayerAction.law_error`). Rotations that interpolate act within the
-    inscribed circle, outside of which images are 0.
+    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other motions
+    interpolate bilinearly between the four nearest pixels, so that two elements one after the other are not quite their
+    product (`LayerAction.law_error`); rotations then act within the inscribed circle, outside of which images are 0.
 
     ValueError for a group without motions. On use `Undefined` where the size does not allow the move: rotations need
     squares, shifts a height or width that they divide, exchanges of colours three channels.

@@ -64,8 +64,7 @@ def null_of_elements(
 
     For outputs that unrelated images may rightly share, so that no other image can serve. Relative values are 1 where
     f(gx) is no more like g f̂(x) than like f̂(x) moved otherwise. An element of the kernel moves nothing; its value is
-    that of (4), so that estimate and null have these in common. Arguments and shape are those of `deviation`; NaN where
-    every element is in the kernel.
+    that of (4). Arguments and shape are those of `deviation`; NaN where every element is in the kernel.
 
     >>> from eedkit.theory import actions, distances
     >>> turn = actions.coordinates("C4").on_vectors(2)

@@ -27,8 +27,7 @@ TINY = torch.finfo(torch.float64).tiny
 class ChannelSums:
     """The sums over n positions by which every channelwise measure compares maps a and b, each (…, C) in float64.
 
-    They are what their names say, so that a custom function of them reads the same in any precision. Squares of numbers
-    between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow.
+    Squares of numbers between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow.
 
     >>> sums = ChannelSums.of(torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]]))
     >>> sums.cosine()

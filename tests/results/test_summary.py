@@ -343,15 +343,6 @@ def test_accessor_gives_what_the_functions_give(spread):
     assert ds.eed.compare("a").equals(ek.compare(ds, "a"))
 
 
-def test_after_slicing_samples_m_is_not_taken_for_theirs(spread):
-    ds = result(*spread)
-    ds["latent_pair_cosine"].attrs["samples"] = 200
-    assert row(ds).normalised == pytest.approx(row(ds).estimate / 0.5)
-    part = row(ds.isel(sample=slice(50)))
-    assert np.isnan(part.normalised)
-    assert "M was taken over 200 samples, not these 50" in part.reason
-
-
 def test_compare_takes_the_samples_that_both_have(spread):
     values, null = spread
     shift = np.linspace(0, 0.2, 200)
