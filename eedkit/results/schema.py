@@ -169,11 +169,11 @@ def refuse_other(written: int, what: str) -> None:
     """SchemaError when something was written with another schema than this eedkit's."""
     if int(written) == SCHEMA:
         return
-    advice = "upgrade eedkit"
+    advice = "; upgrade eedkit"
     if int(written) < SCHEMA:
         changed = "puts relative values on another scale and has deviations from the unmoved image and round trips"
-        advice = f"which {changed}; measure again"
-    raise SchemaError(f"{what} was written with schema {written}, this eedkit reads {SCHEMA}, {advice}")
+        advice = f", which {changed}; measure again"
+    raise SchemaError(f"{what} was written with schema {written}, this eedkit reads {SCHEMA}{advice}")
 
 
 def text_as_objects(ds: xr.Dataset) -> xr.Dataset:

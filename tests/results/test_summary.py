@@ -11,7 +11,7 @@ from made import result
 from torch import nn
 
 import eedkit as ek
-from eedkit.results.schema import SCHEMA, SchemaError
+from eedkit.results.schema import SCHEMA, SchemaError, metrics_of, validate
 
 
 @pytest.fixture
@@ -170,14 +170,14 @@ def with_from_x(ds, shift=0.1):
 
 def test_what_stands_beside_a_metric_is_none():
     ds = with_round_trip(with_from_x(result(np.zeros((2, 2, 9)), np.zeros((2, 2, 9)), best=0.0)), 0.2)
-    assert ds.eed.metrics == ["latent"]
+    assert metrics_of(ds) == ["latent"]
     assert ek.summarise(ds).metric.unique().tolist() == ["latent"]
     one = ds.sel(model="a", layer="one", element="e", sample=3)
     for name in ("latent_from_x", "latent_from_x_null", "latent_round_trip"):
-        assert one.eed.validate()[name].dims == ("model", "layer", "element", "sample")
-    assert one.eed.validate().latent_kernel_order.dims == ("model", "layer")
+        assert validate(one)[name].dims == ("model", "layer", "element", "sample")
+    assert validate(one).latent_kernel_order.dims == ("model", "layer")
     with pytest.raises(SchemaError, match="latent_from_x has dtype float64"):
-        ds.assign(latent_from_x=ds.latent.astype(float)).eed.validate()
+        validate(ds.assign(latent_from_x=ds.latent.astype(float)))
 
 
 def test_where_f_hat_is_f_the_deviation_from_the_unmoved_image_is_the_metric(spread):
@@ -318,7 +318,7 @@ def test_concat_refuses_what_does_not_belong_together(spread, change, about, mes
 
 def test_validate_names_everything_that_is_wrong(spread):
     ds = result(*spread)
-    assert ds.eed.validate() is ds
+    assert validate(ds) is ds
     broken = ds.drop_vars("depth").assign_attrs(group=None)
     del broken.attrs["group"]
     broken["latent"] = broken.latent.transpose("sample", ...)
@@ -326,21 +326,14 @@ def test_validate_names_everything_that_is_wrong(spread):
     with pytest.raises(
         SchemaError, match=r"'depth'.*'group'.*latent has no attribute 'order'; latent has dims"
     ) as error:
-        broken.eed.validate()
+        validate(broken)
     assert "latent_null" not in str(error.value)
     with pytest.raises(SchemaError, match="upgrade eedkit"):
-        ds.assign_attrs(schema=SCHEMA + 1).eed.validate()
+        validate(ds.assign_attrs(schema=SCHEMA + 1))
     with pytest.raises(SchemaError, match="no metric"):
-        ds.drop_vars(["latent", "latent_null"]).eed.validate()
+        validate(ds.drop_vars(["latent", "latent_null"]))
     with pytest.raises(SchemaError, match="float64, not float32"):
-        ds.assign(latent=ds.latent.astype("float64")).eed.validate()
-
-
-def test_accessor_gives_what_the_functions_give(spread):
-    ds = ek.concat([result(*spread), result(*spread, model="b")])
-    assert ds.eed.metrics == ["latent"]
-    assert ds.eed.summarise().equals(ek.summarise(ds))
-    assert ds.eed.compare("a").equals(ek.compare(ds, "a"))
+        validate(ds.assign(latent=ds.latent.astype("float64")))
 
 
 def test_compare_takes_the_samples_that_both_have(spread):
@@ -400,7 +393,7 @@ def test_what_is_no_result_is_refused_by_name(spread):
 
 def test_a_dataset_of_schema_2_is_refused_with_the_reason(spread):
     old = result(*spread).assign_attrs(schema=2)
-    for use in (old.eed.validate, old.eed.summarise, lambda: ek.concat([old]), lambda: ek.compare(old, "a")):
+    for use in (lambda: ek.summarise(old), lambda: ek.concat([old]), lambda: ek.compare(old, "a")):
         with pytest.raises(SchemaError, match=r"schema 2, .* relative values on another scale .* measure again"):
             use()
 
@@ -468,7 +461,7 @@ def test_values_are_read_model_by_model_and_once(lazy, monkeypatch):
 def test_a_tree_gives_the_tables_of_its_datasets_below_each_other(spread):
     one, other = result(*spread), result(*(part + 0.01 for part in spread), model="b")
     tree = xr.DataTree.from_dict({"digits/test?n=9/C2": one, "letters/C2": other})
-    found = tree.eed.summarise()
+    found = ek.summarise(tree)
     assert found.group.unique().tolist() == ["C2"]
     for data, ds in {"digits/test?n=9": one, "letters": other}.items():
         alone = ek.summarise(ds)
