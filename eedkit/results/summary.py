@@ -7,6 +7,7 @@ a time where a store holds many.
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -423,7 +424,7 @@ def _no_interval(low: np.ndarray, relative: np.ndarray, relative_low: np.ndarray
     return np.where(np.isnan(low), "one sample gives no interval", reasons).tolist()
 
 
-def _places(one: xr.Dataset, metric: str) -> dict[str, object]:
+def _places(one: xr.Dataset, metric: str) -> dict[str, Any]:
     """The columns that say where a metric was taken."""
     if "layer" not in one[metric].dims:
         return {"metric": metric, "layer": ["output"], "depth": [1.0]}

@@ -154,11 +154,11 @@ class Distance:
 
     def __call__(self, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
         """m(a, b): (…, *z), (…, *z) -> (…); with `of_sums` also m of the sums of a pair of maps."""
-        if not self.of_sums:
-            return self.between(a, b)
         if isinstance(a, ChannelSums):
             return self.between(a)
-        return self.between(ChannelSums.of(a, b))
+        if self.of_sums and b is not None:
+            return self.between(ChannelSums.of(a, b))
+        return self.between(a, b)
 
 
 def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:
