@@ -1,7 +1,5 @@
 """Averages, intervals, calibration and joins, on Datasets made by hand whose answers are known."""
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -396,19 +394,6 @@ def test_a_dataset_of_schema_2_is_refused_with_the_reason(spread):
     for use in (lambda: ek.summarise(old), lambda: ek.concat([old]), lambda: ek.compare(old, "a")):
         with pytest.raises(SchemaError, match=r"schema 2, .* relative values on another scale .* measure again"):
             use()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("length", "seconds"), [(4, 0.1), (1, 0.2)])
-def test_50_000_samples_take_a_fraction_of_a_second(length, seconds):
-    rng = np.random.default_rng(0)
-    shape = (6, 2, 50_000)
-    ds = result(rng.uniform(-1, 0, shape), rng.uniform(-1, 1, shape), layers=tuple("abcdef"))
-    ds = ds.assign_coords(chain=("sample", np.arange(50_000) // length))
-    start = time.process_time()
-    ek.summarise(ds)
-    # three times as long as on an idle machine, since tests share theirs
-    assert (time.process_time() - start) / 6 < 3 * seconds
 
 
 @pytest.fixture
