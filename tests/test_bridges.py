@@ -165,11 +165,14 @@ class TestNormalisedVariance:
             np.testing.assert_allclose(found[layer].normalised, wanted, rtol=1e-9)
 
     def test_a_layer_whose_places_are_not_known_has_no_value(self):
-        # three rows of four units that see all pixels, and halves that do not count the images
+        # three tokens that see all pixels, and an output that does not count the images
         mixed = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Unflatten(1, (3, 4)))
-        halves = nn.Sequential(mixed, nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)), nn.Flatten(), nn.Linear(12, 3))
-        found = normalised_variance(halves.double())
-        for layer, reason in (("0.2", "which axes of its output"), ("1", "no axis of its output counts the images")):
+        model = nn.Sequential(mixed, nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)), nn.Flatten(), nn.Linear(12, 3))
+        found = normalised_variance(model.double(), layouts={"0.2": "b n c"})
+        for layer, reason in (
+            ("0.2", "its layout says nothing of places"),
+            ("1", "no axis of its output counts the images"),
+        ):
             assert not found[layer].normalised.size
             assert found[layer].normalised.attrs["nan_reason"].startswith(reason)
         assert found["output"].normalised.notnull().all()
