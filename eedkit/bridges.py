@@ -418,7 +418,7 @@ def lie_derivative(
 
     Examples
     --------
-    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.AdaptiveAvgPool2d(1))
     >>> found = lie_derivative(net, torch.rand(4, 1, 8, 8), layers="all", progress=False)
     >>> error = found.lee.sel(layer="0").mean("sample")
     >>> bool(error.sel(move="slide") < 1e-9), bool(error.sel(move="rotate") > 1e-3)

@@ -56,7 +56,7 @@ class _Deviation:
     no_relative: list[str]
 
     def relative_residuals(self) -> np.ndarray:
-        """What each chain adds to the relative value, to first order: the root's slope times the ratio's, (layer, chain).
+        """What each chain adds to the relative value, to first order: the root's slope times what it adds to the ratio.
 
         The slope is infinite at 0, where every value is m* and so every residual 0.
         """

@@ -308,8 +308,8 @@ def sample(family: str, n: int, seed: int = 0, jitter: int = 1) -> Group:
     """A sample of SO(2), O(2) or T(2): an element from each of n equal parts of the circle, n × n of a torus *[ours]*.
 
     Part k lies about 360 k/n degrees, or k/n of the height or width, and its element is drawn by seed (Haar measure);
-    without jitter it is the middle. O(2) has as many other rotations followed by the mirror. The identity stands for its
-    own part, which biases a mean over elements by the order of 1/n², less than its standard error of n^(-3/2).
+    without jitter it is the middle. O(2) has as many other rotations followed by the mirror. The identity stands for
+    its own part, which biases a mean over elements by the order of 1/n², less than its standard error of n^(-3/2).
 
     >>> sample("SO(2)", 4, jitter=0).angles
     (0.0, 90.0, 180.0, 270.0)
