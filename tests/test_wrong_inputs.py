@@ -8,7 +8,7 @@ from torch import nn
 
 import eedkit as ek
 from eedkit.lab.images import load
-from eedkit.theory.actions import Action, linear, spatial
+from eedkit.theory.actions import Action, spatial
 from eedkit.theory.groups import Group, parse
 
 IMAGES = torch.rand(8, 1, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -93,11 +93,9 @@ def test_tables_that_are_no_group(labels, table, parts):
     assert [part for part in parts if part not in str(raised.value)] == []
 
 
-def test_elements_and_matrices_that_a_group_does_not_have():
+def test_elements_that_a_group_does_not_have():
     with pytest.raises(ValueError, match=r"C4 has no element 'r45' \(all 4: e, r90, r180, r270\)"):
         spatial("C4")("r45", IMAGES)
-    with pytest.raises(ValueError, match=r"expected one square matrix for each of 2 elements, got \(3, 3\)"):
-        linear("C2", torch.eye(3))
 
 
 @pytest.mark.parametrize(

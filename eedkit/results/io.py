@@ -18,14 +18,8 @@ CHUNK = 4096
 def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) -> None:
     """Save a Dataset of eedkit's schema as a Zarr store, all at once or not at all.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        The extra `study`, which brings zarr, is not installed.
-    SchemaError
-        The Dataset is not of the schema.
-    FileExistsError
-        There is something at `path` already and `overwrite` is not given, or it is no store of eedkit, or a study's.
+    SchemaError for another Dataset. FileExistsError where there is something at `path` already and `overwrite` is not
+    given, or it is no store of eedkit, or a study's.
     """
     _need_zarr()
     ds = schema.validate(ds)

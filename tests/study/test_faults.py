@@ -21,7 +21,7 @@ from torch import nn
 
 import eedkit as ek
 from eedkit.lab import images, models
-from eedkit.results.schema import SchemaError
+from eedkit.results.schema import SchemaError, metrics_of
 from eedkit.store.cells import Cell, Store
 from eedkit.store.files import StoreError
 from eedkit.study import workers
@@ -116,7 +116,7 @@ def test_two_workers_give_what_one_process_gives(tmp_path, settings, uninterrupt
 def test_batches_of_another_size_change_float32_rounding_alone(tmp_path, settings, uninterrupted, batch_size):
     study = ek.Study(**settings | {"models": MODELS[:1], "batch_size": batch_size})
     found = study.run(progress=False).load()
-    for name in ek.open(settings["store"]).eed.metrics:
+    for name in metrics_of(ek.open(settings["store"])):
         np.testing.assert_allclose(found[name], uninterrupted[name].sel(model=MODELS[:1], layer=found.layer) if "layer" in found[name].dims else uninterrupted[name].sel(model=MODELS[:1]), atol=1e-6)  # fmt: skip
 
 
