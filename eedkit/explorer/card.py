@@ -22,6 +22,7 @@ from eedkit import plots
 from eedkit.bridges import prediction_consistency
 from eedkit.errors import printable, unknown
 from eedkit.results import schema
+from eedkit.results.labels import labelled
 from eedkit.results.summary import summarise
 
 PAPER = "Kvinge et al. 2022, In What Ways Are Deep Neural Networks Invariant and How Should We Measure This? (NeurIPS; arXiv 2210.03773)"
@@ -167,8 +168,9 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None) -
         _where(one, latent),
         _is_it_real(latent.loc["latent"]),
     ]
-    if "label" in one.coords:
-        by_class = deviations.mean("element").groupby("label").mean().to_series()
+    of_labelled = labelled(deviations.mean("element"))
+    if of_labelled.size:
+        by_class = of_labelled.groupby("label").mean().to_series()
         facts["by class"] = _plain(by_class)
         sections.append(_on_which_classes(one, by_class))
     if images is not None:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from eedkit.errors import unknown
 from eedkit.plots import figures, style
 from eedkit.results import schema
+from eedkit.results.labels import labelled
 from eedkit.results.summary import summarise
 from eedkit.store.cells import slug
 
@@ -134,7 +135,8 @@ def _wanted(ds: xr.Dataset) -> Iterator[_Wanted]:
     if latent:
         yield _Wanted("orbit_rose", "Under which element?", latent, figures.orbit_rose, of_table=False)
     of_classes = "softmax_js" if "softmax_js" in metrics else latent
-    if of_classes and "label" in ds.coords and 1 < len(np.unique(ds.label)) <= CLASSES:
+    known = labelled(ds)
+    if of_classes and known.sizes["sample"] and 1 < len(np.unique(known.label)) <= CLASSES:
         yield _Wanted("class_heatmap", "On which classes?", of_classes, figures.class_heatmap, of_table=False)
 
 

@@ -18,6 +18,7 @@ from eedkit.errors import unknown
 from eedkit.plots import style
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
+from eedkit.results.labels import labelled
 from eedkit.results.summary import summarise
 
 FLOOR = 1e-7
@@ -238,9 +239,9 @@ def class_heatmap(
     ValueError
         The images had no labels.
     """
-    results = _checked(results)
+    results = labelled(_checked(results))
     names = _names(results, by)
-    if "label" not in results.coords:
+    if not results.sizes["sample"]:
         raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
     values = (pointwise_values(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
     kinds = list(dict.fromkeys(names.tolist()))

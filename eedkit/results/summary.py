@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from eedkit.errors import unknown
+from eedkit.errors import Undefined, unknown
 from eedkit.results import schema
 from eedkit.results.intervals import Chains, mean_of, mean_residuals, ratio_residuals, sampling_error, t_interval
+from eedkit.results.labels import is_right
 
 SMALL = 2**26
 """Bytes of results that are read at once."""
@@ -519,27 +520,20 @@ def _element_error(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
 
 def _accuracy(one: xr.Dataset) -> tuple[float, str]:
     """The part of the unmoved images whose label is predicted; or NaN, and why there is none."""
-    if "label" not in one.coords:
-        return np.nan, "the images have no labels"
     classes = one.classes.item() if "classes" in one.coords else None
-    if "prediction" not in one or classes == 0:
-        return np.nan, "there are no predictions, as of a model whose output is no class scores"
-    labels = one.label.values
-    if labels.dtype.kind not in "iub":
-        return np.nan, "the labels are names or fractions, the predictions are numbers of classes"
+    try:
+        right = is_right(one.drop_vars("prediction") if classes == 0 else one)
+    except Undefined as why:
+        return np.nan, str(why)
     identity = one.element.attrs.get("identity", "e")
     if identity not in one.element.values:
         return np.nan, f"the identity {identity!r} is not among the elements, so no image is unmoved"
-    labelled = labels != -1
-    if classes is not None and labelled.any():
+    if classes is not None and right.size:
         declared = one.label.attrs.get("classes", classes)
         if declared != classes:
             return np.nan, f"the images are of {declared} classes, the model's scores of {classes}"
-        low, high = labels[labelled].min(), labels[labelled].max()
+        low, high = right.label.values.min(), right.label.values.max()
         if low < 0 or high >= classes:
             return np.nan, f"the labels run from {low} to {high}, the model's classes from 0 to {classes - 1}"
-    predicted = one.prediction.sel(element=identity).values
-    counted = (predicted >= 0) & labelled
-    if not counted.any():
-        return np.nan, "no image has both a label and a prediction"
-    return float((predicted == labels)[counted].mean()), ""
+    accuracy = right.sel(element=identity).mean().item()
+    return accuracy, "no image has both a label and a prediction" if np.isnan(accuracy) else ""
