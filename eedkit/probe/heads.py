@@ -21,11 +21,8 @@ def asked_head(model: nn.Module, first: Trace, head: str) -> Key:
     calls = [key for key in inputs if key[0] == head]
     if calls:
         return calls[-1]
-    why = ""
-    if any(key[0] == head for key in first.leaves_done):
-        why = "; that module takes no tensor of floats"
-    elif any(path == head for path, _ in model.named_modules()):
-        why = "; that module exists but does not run"
+    is_module = any(path == head for path, _ in model.named_modules())
+    why = "; that module exists but is not called with a tensor of floats" if is_module else ""
     raise ValueError(unknown("head", head, dict.fromkeys(path for path, _, _ in inputs)) + why)
 
 
@@ -77,12 +74,7 @@ def _weighted(module: nn.Module) -> set[str]:
 
 
 def _gives(z: Tensor, value: Tensor, kind: str | None) -> bool:
-    """Whether s·z + an offset for each row is the output, with s > 0, as it is or before a softmax, or a sigmoid if independent.
-
-    >>> z = torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, 1.0]])
-    >>> _gives(z, (z / 0.1).softmax(1), None), _gives(z, z.square(), None)
-    (True, False)
-    """
+    """Whether s·z + an offset for each row is the output, with s > 0, as it is or before a softmax, or a sigmoid if independent."""
     tolerance = max(1e-5, *(4 * torch.finfo(part.dtype).eps for part in (z, value)))
     z, value = z.double(), value.double()
     largest = float(value.nan_to_num(0, 0, 0).abs().max())

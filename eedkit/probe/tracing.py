@@ -3,7 +3,6 @@
 Knows modules and hooks, nothing of layouts. Keeps shapes; what a caller wants of the tensors is taken inside the hooks.
 """
 
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +22,6 @@ Key = tuple[str, int, Literal["in", "out", "returned"]]
 """A module's path, the number of its call in a forward pass, "in" or "out"; or an entry of the output, 1, "returned"."""
 Call = Callable[[nn.Module, Tensor], Any]
 """The forward pass, as `call(model, images)`."""
-USUAL = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError, AssertionError, RuntimeError)
-"""What torch and Python raise where a model is given what it does not take."""
 SMALL = 2**16
 """Numbers for one image up to which outputs are compared from one pass to the next."""
 
@@ -87,6 +84,11 @@ def watchable(model: nn.Module) -> dict[str, nn.Module]:
     return {path: part for path, part in modules.items() if path and not isinstance(part, torch.jit.ScriptModule)}
 
 
+def has_parts(module: nn.Module) -> bool:
+    """Whether a module is made of others; the weights that a quantised one keeps in a module are none."""
+    return any(name != "_packed_params" for name, _ in module.named_children())
+
+
 @dataclass
 class Trace:
     """What one forward pass showed, up to the error that ended it, if one did.
@@ -129,7 +131,7 @@ def trace(
     images = images.clone()  # the model may work in place
     found = Trace(len(images))
     modules = watchable(model)
-    leaves = {path for path, module in modules.items() if not any(module.children())}
+    leaves = {path for path, module in modules.items() if not has_parts(module)}
     leaf_calls = 0
 
     def see(key: Key, given: Any) -> None:
@@ -165,29 +167,20 @@ def first_trace(
 ) -> tuple[Trace, bool]:
     """The pass on two of the user's images, and whether they were channels-last, in which convolutions are fastest.
 
-    What the model raises of its own is raised; what torch and Python say of wrong arguments is a ValueError with a remedy.
+    ValueError where the model does not run on them.
     """
     if images.device.type in ("cpu", "cuda"):
         found = trace(model, images.contiguous(memory_format=torch.channels_last), call, on_tensor=on_tensor)
         if found.error is None:
             return found, True
     found = trace(model, images.contiguous(), call, on_tensor=on_tensor)
-    if found.error is None:
-        return found, False
-    missing = re.search(r"missing \d+ required.* arguments?: (.*)", str(found.error))
-    if isinstance(found.error, TypeError) and missing:
-        names = re.findall(r"'(\w+)'", missing[1])
-        raise ValueError(
-            f"the model wants more than images: {', '.join(names)}. Say how it is called, as "
-            f"call=lambda model, images: model(images, {', '.join(f'{name}=…' for name in names)})"
-        ) from found.error
-    if isinstance(found.error, USUAL):
+    if found.error is not None:
         shape = " × ".join(map(str, images.shape[1:]))
         raise ValueError(
-            f"the model does not run on two images of {shape}: {type(found.error).__name__}: {found.error}. If it is called "
-            "otherwise than as model(images), pass call=lambda model, images: …"
+            f"the model does not run on two images of {shape}: {type(found.error).__name__}: {found.error}. If it wants more "
+            "than images, or is called otherwise, say how: call=lambda model, images: model(images, …)"
         ) from found.error
-    raise found.error
+    return found, False
 
 
 def first_noisy_module(model: nn.Module, images: Tensor, call: Call = plain_call) -> str | None:

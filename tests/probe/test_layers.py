@@ -138,7 +138,7 @@ def test_unknown_and_unfit_outputs_are_refused(output, said):
     ("function", "reason"),
     [
         (lambda z, v: "text", "the model's output, str, holds no tensor of floats"),
-        (lambda z, v: v.argmax(1), "the model's output is of torch.int64, not of floats"),
+        (lambda z, v: v.argmax(1), "the model's output, Tensor, holds no tensor of floats"),
         (lambda z, v: [{"boxes": row[None]} for row in v], "the model's output is a list with a dict for every image"),
     ],
 )
@@ -273,7 +273,11 @@ def test_where_no_module_gives_the_output_it_is_features_with_a_warning(case):
 def test_a_head_may_be_named():
     for options, call in (({}, 1), ({"head": "parts.0"}, 2)):  # the call that gives the output, or the last
         assert found_in(lambda z, v, fc: (fc(v), fc(-v))[0], nn.Linear(6, 3), **options).layers[0].call == call
-    for head, said in (("parts.9", "did you mean 'parts.0'"), ("parts.1", "exists but does not run"), (3, "no head 3")):
+    for head, said in (
+        ("parts.9", "did you mean 'parts.0'"),
+        ("parts.1", "exists but is not called"),
+        (3, "no head 3"),
+    ):
         with pytest.raises(ValueError, match=said):
             found_in(lambda z, v, fc, unused: fc(v), nn.Linear(6, 3), nn.Linear(6, 3), head=head)
 
@@ -387,9 +391,6 @@ def test_layers_are_chosen_by_rule_pattern_or_name(net, x, layers, chosen):
         ("(", "is no regular expression"),
         (["stm"], "no layer 'stm'; did you mean 'stem'"),
         (["unused"], r"no layer 'unused'.*; that module exists but is not called"),
-        (5, "layers must be 'blocks', 'all', a regular expression or the names of modules, got 5"),
-        ([1], "layers must be"),
-        (None, "layers must be"),
     ],
 )
 def test_unknown_layers_are_refused_with_near_names(net, x, layers, said):
@@ -461,9 +462,7 @@ class Captioned(Net):
 
 
 def test_a_model_that_wants_more_than_images_is_told_about_call(x):
-    with pytest.raises(
-        ValueError, match=r"more than images: text, more.*images: model\(images, text=…, more=…\)"
-    ) as told:
+    with pytest.raises(ValueError, match=r"does not run .* 'text' and 'more'\. .* call=lambda model, images") as told:
         find_layers(Captioned(), x)
     assert isinstance(told.value.__cause__, TypeError)
 
@@ -553,7 +552,7 @@ def test_a_model_is_left_as_found(net, x, fails):
         raise RuntimeError("no more")
 
     if fails:
-        with pytest.raises(ValueError, match=r"does not run on two images of 7 × .* RuntimeError: .* pass call="):
+        with pytest.raises(ValueError, match=r"does not run on two images of 7 × .* RuntimeError: .* call=lambda"):
             find_layers(net, pictures(channels=7))
         with pytest.raises(RuntimeError, match="no more"), tap(net, [Layer("stem", 1, "Conv2d", 0.0)], fail):
             net(x)

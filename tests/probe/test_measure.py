@@ -411,7 +411,9 @@ def test_a_model_may_be_called_in_another_way():
         def forward(self, x, prompt):
             return super().forward(x) + prompt
 
-    with pytest.raises(ValueError, match=r"wants more than images: prompt. Say how .* call=lambda model, images: "):
+    with pytest.raises(
+        ValueError, match=r"argument: 'prompt'. If it wants more than images, .* call=lambda model, images: "
+    ):
         measure(Prompted().double())
     wanted = measure(small())
     ds = measure(Prompted().double(), call=lambda model, images: model(images, prompt=0.5))
