@@ -180,7 +180,7 @@ def find_layers(
     vectors: dict[Key, Tensor] = {}
 
     def keep_vectors(key: Key, z: Tensor) -> None:
-        if key[2] == "out" and is_vector(z):
+        if is_vector(z):
             vectors[key] = z.clone()
 
     first, channels_last = first_trace(model, images, call, keep_vectors)
@@ -194,7 +194,7 @@ def find_layers(
             continue
         value = first.add(Output(chosen_entry))
         if head_input is None and may_have_head(chosen_entry, kind, value):
-            head_input = find_head(model, first, vectors, value, kind=kind, rerun=lambda: call(model, images.clone()))
+            head_input = find_head(model, first, vectors, value, kind)
         has_head = head_input is not None or is_sealed(model)
         outputs.append(describe_output(chosen_entry, kind, value, has_head=has_head))
         example = value.clone() if example is None else example

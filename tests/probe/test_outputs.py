@@ -312,7 +312,7 @@ def ragged(output, _size):
 
 WITHOUT_VALUE = [
     (WhichWayUp(), "segmentation", {}, "is no map, but has one position"),
-    (WhichWayUp(), "boxes", {}, "neither a list with a dict of boxes, labels, scores"),
+    (WhichWayUp(), "boxes", {}, "neither a list with a dict of the tensors boxes"),
     (
         Segmenter(classes=1),
         "segmentation",
