@@ -56,7 +56,6 @@ def precision_of(model: nn.Module, precision: str) -> str:
 
 def _dtype(model: nn.Module, precision: str) -> torch.dtype:
     """The type of images: that of the weights; autocast wants them and the weights as float32."""
-    asked = precision
     precision = precision_of(model, precision)
     wanted = DTYPES[precision]
     if precision in HALF and _is_autocast(model, precision):
@@ -66,10 +65,9 @@ def _dtype(model: nn.Module, precision: str) -> torch.dtype:
             if wanted in HALF.values() and parameter.dtype == torch.float32:
                 continue  # norms of a half-precision model may be float32
             name = str(wanted).removeprefix("torch.")
-            own = "" if asked == AUTO else "leave precision='auto', or "
             raise ValueError(
-                f"precision {precision!r} needs {name} weights, but {key} is {parameter.dtype}; {own}convert the model with "
-                f".to(torch.{name}) first"
+                f"precision {precision!r} needs {name} weights, but {key} is {parameter.dtype}; leave precision='auto', or convert "
+                f"the model with .to(torch.{name}) first"
             )
     return wanted
 

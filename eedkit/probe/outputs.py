@@ -91,8 +91,6 @@ def entries(given: Any) -> dict[str, Tensor]:
 
 def first_tensor(given: Any) -> Tensor | None:
     """The first tensor of floats that a module gives or takes; None where there is none."""
-    if isinstance(given, Tensor):
-        return tensor_of(given)
     return next(iter(entries(given).values()), None)
 
 

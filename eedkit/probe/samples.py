@@ -64,19 +64,23 @@ class Batch:
 class Stream:
     """Images in reading order and how they fall into the null's chains: all of a set, or a block of it; iterate to read.
 
-    `numbers` are those of the images in reading order, `rows` where each goes in the results, `chains` places in that order;
-    `first_chain` and `start` say which chain and which place of the whole set comes first. `labels` None: each item has its own.
+    `reading` has the numbers of all images in that order, and `chains` are places in it, the first being number `first_chain`.
+    `labels` None: each item has its own. Rows are the images' numbers, and in a block places from its first on.
     """
 
     images: Any
     labels: list | None
-    numbers: Sequence[int]
-    rows: Sequence[int]
+    reading: list[int]
     chains: list[range]
     chain_length: int
     first_chain: int = 0
-    start: int = 0
+    is_block: bool = False
     _kept: dict[int, Sample] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which images are read, in this order."""
+        return self.reading[self.chains[0].start : self.chains[-1].stop]
 
     @property
     def length(self) -> int:
@@ -87,8 +91,8 @@ class Stream:
         """The samples; an image that cannot be read is NaN, in the shape of the first that can."""
         example = self._first_readable()
         ids = set()
-        for row, number in zip(self.rows, self.numbers, strict=True):
-            sample = self._read(row, number)
+        for place, number in enumerate(self.numbers):
+            sample = self._read(place if self.is_block else number, number)
             if sample.id in ids:
                 raise ValueError(f"the id {sample.id!r} stands for more than one sample; ids must differ")
             ids.add(sample.id)
@@ -116,7 +120,7 @@ class Stream:
                 continue
             of_batch = [range(one.start - start, one.stop - start) for one in self.chains[first:after]]
             read = list(islice(samples, chain.stop - start))
-            yield Batch(read, of_batch, self.first_chain + first, self.start + start)
+            yield Batch(read, of_batch, self.first_chain + first, start)
             first = after
 
     def _first_readable(self) -> Sample:
@@ -144,7 +148,7 @@ class Stream:
             flaw = f"{name or _place_of(self.images, number)}: {type(error).__name__}: {error}"
         label = _own_label(label) if self.labels is None else self.labels[number]
         sample = Sample(row, number if name is None else _scalar(name), image, label, flaw)
-        if number in self.numbers[:2]:
+        if len(self._kept) < 2 and number in self.numbers[:2]:
             self._kept[number] = sample
         return sample
 
@@ -207,13 +211,11 @@ def open_stream(
     if null == WITHIN_CLASS:
         reading, cut = _within_classes(reading, labels or _own_labels(images), length)
     if places is None:
-        return Stream(images, labels, reading, reading, cut, length)
+        return Stream(images, labels, reading, cut, length)
     inside = [chain for chain in cut if places.start <= chain.start and chain.stop <= places.stop]
     if not places or places.step != 1 or sum(map(len, inside)) != len(places):
         raise ValueError(f"a block must be whole chains of the {n} images, got {places}")
-    of_block = [range(chain.start - places.start, chain.stop - places.start) for chain in inside]
-    numbers = reading[places.start : places.stop]
-    return Stream(images, labels, numbers, range(len(places)), of_block, length, cut.index(inside[0]), places.start)
+    return Stream(images, labels, reading, inside, length, cut.index(inside[0]), is_block=True)
 
 
 def _within_classes(reading: list[int], labels: Sequence, length: int) -> tuple[list[int], list[range]]:
@@ -258,8 +260,7 @@ def open_halves(images: Any, *, seed: int) -> tuple[Iterator[Sample], int]:
             "pass more, or leave the matched metric out"
         )
     half = min(len(images) // 2, FITTED_ON)
-    numbers = read_order(len(images), seed)[: 2 * half].tolist()
-    stream = Stream(images, None, numbers, range(2 * half), chains(2 * half, 1), chain_length=1)
+    stream = open_stream(images, seed=seed, places=range(2 * half))
     return (sample for sample in stream if not sample.flaw), half
 
 
