@@ -148,6 +148,11 @@ def test_an_output_that_cannot_be_read_says_so(function, reason):
     assert found.example is None
 
 
+def test_a_list_of_two_dicts_is_no_detector():
+    found = found_in(lambda z, v, fc: [{"logits": fc(v)}, {"aux": z}], nn.Linear(6, 3))
+    assert (output_of(found).entry, output_of(found).kind, found.head) == ("0.logits", "scores", "parts.0")
+
+
 def test_an_output_that_another_pass_does_not_have_is_undefined():
     with pytest.raises(Undefined, match=r"no tensor of floats at 'b\.0' in every forward pass"):
         Output("b.0").select({"b": [torch.zeros(1, dtype=torch.int64)]})
@@ -401,6 +406,16 @@ def test_unknown_layers_are_refused_with_near_names(net, x, layers, said):
 def test_blocks_of_a_flat_network_are_its_leaves(x):
     flat = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Linear(48, 2))
     assert names(flat, x) == ["0", "1.0", "1.1", "2", "latent", "output"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_whose_weights_are_quantised_in_passing_are_leaves(x):
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no quantised kernels")
+    torch.backends.quantized.engine = "fbgemm"
+    flat = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 4), nn.Linear(4, 2))
+    quantised = torch.ao.quantization.quantize_dynamic(flat, {nn.Linear})
+    assert names(quantised, x) == ["0", "1", "2", "3", "latent", "output"]
 
 
 def test_blocks_called_by_forward_are_silent(net, x):

@@ -118,12 +118,11 @@ def test_ids_of_the_source_name_the_samples_and_find_them(source):
         find(NAMED[source](), [7])
 
 
-class Renumbered(Pictures):
-    def __getitem__(self, i):
-        return {"image": WHOLE[i], "id": N - 1 - i}
-
-
 def test_another_image_than_the_one_that_was_measured_is_not_found():
+    class Renumbered(Pictures):
+        def __getitem__(self, i):
+            return {"image": WHOLE[i], "id": N - 1 - i}
+
     with pytest.raises(ValueError, match="no image with the id 7 among"):
         find(Renumbered(), [7])
 
@@ -158,9 +157,9 @@ def test_rows_of_several_ones_name_all_their_classes():
     assert labels_by_row(TensorDataset(WHOLE[:3], rows)) == labels_by_row(loader(WHOLE[:3], rows)) == [2, "0+3", "none"]
 
 
-@pytest.mark.parametrize("target", [[0, 1], {"boxes": torch.rand(2, 4)}, torch.rand(6, 5), Image.new("L", (5, 6))])
-def test_what_is_no_label_is_none(target):
-    assert labels_by_row([(x, target) for x in WHOLE]) == [None] * N
+def test_what_is_no_label_is_none():
+    for target in ([0, 1], {"boxes": torch.rand(2, 4)}, torch.rand(6, 5)):
+        assert labels_by_row([(x, target) for x in WHOLE]) == [None] * N
     assert labels_by_row(iter([(WHOLE, {"boxes": torch.rand(N, 4)})])) == [None] * N
 
 
@@ -189,6 +188,7 @@ LAST = torch.rand(4, 8, 9, 3)
         (7, TypeError, "images must be a tensor .*got 7; open it first"),
         (datasets.DatasetDict({"test": hub()}), TypeError, "got DatasetDict with keys test; choose one of its splits"),
         (DataLoader([]), ValueError, "there is no image to measure on"),
+        (torch.rand(3, 6, 6), ValueError, r"must have shape \(n, C, H, W\), got \(3, 6, 6\); a single image"),
         (LAST, ValueError, r"an image must be \(C, H, W\), got \(8, 9, 3\); channels last\? pass image.permute\(2, 0, 1\)"),
         ([torch.rand(6, 6)] * 2, ValueError, r"an image must have shape \(C, H, W\) and pixels, got \(6, 6\)"),
         ([torch.rand(3, 0, 6)] * 2, ValueError, r"and pixels, got \(3, 0, 6\)"),
@@ -202,7 +202,7 @@ def test_what_holds_no_images_is_refused(images, error, message):
         read(images)
 
 
-@pytest.mark.parametrize("shape", [(5, 8, 9), (8, 4, 3), (4, 8, 3), (3, 8, 8), (8, 9, 2)])
+@pytest.mark.parametrize("shape", [(8, 4, 3), (3, 8, 8), (8, 9, 2)])
 def test_images_that_need_not_be_channels_last_are_read(shape):
     assert read(torch.rand(2, *shape))[0].image.shape == shape
 
@@ -217,10 +217,6 @@ def test_batches_are_whole_chains_of_the_oracle(n, size, order):
         place += len(batch.samples)
         found += [[batch.samples[i].row for i in chain] for chain in batch.chains]
     assert found == oracles.chains(n, order, oracles.seeded_order(n, 0))
-
-
-def test_without_a_null_batches_have_the_size_that_was_asked():
-    assert [len(batch.samples) for batch in open_stream(WHOLE).batches(4)] == [4, 4, 3]
 
 
 def test_batches_read_every_image_once_and_the_first_two_before():
@@ -241,17 +237,10 @@ def test_a_block_reads_its_own_places():
     assert (stream.length, stream.chain_length) == (11, 4)
 
 
-@pytest.mark.parametrize("places", [range(2, 8), range(0, 6), range(8, 18), range(16, 24), range(0, 8, 2), range(0)])
-def test_a_block_that_cuts_a_chain_is_refused(places):
-    with pytest.raises(ValueError, match="a block must be whole chains of the 19 images"):
-        open_stream(torch.rand(19, 1, 2, 2), order=4, null=True, places=places)
-
-
-@pytest.mark.parametrize(("n", "order", "needs"), [(1, 1, 2), (1, 2, 2), (3, 4, 4), (7, 8, 8)])
+@pytest.mark.parametrize(("n", "order", "needs"), [(1, 1, 2), (3, 4, 4), (7, 8, 8)])
 def test_fewer_images_than_a_shuffled_orbit_are_refused(n, order, needs):
-    for images in (torch.rand(n, 1, 2, 2), iter(torch.rand(n, 1, 2, 2))):
-        with pytest.raises(ValueError, match=f"needs {needs} images, got {n}; pass more, or null=False"):
-            open_stream(images, order=order, null=True)
+    with pytest.raises(ValueError, match=f"needs {needs} images, got {n}; pass more, or null=False"):
+        open_stream(torch.rand(n, 1, 2, 2), order=order, null=True)
     assert len(read(torch.rand(n, 1, 2, 2), order=order)) == n
 
 
@@ -266,11 +255,8 @@ def within_class(images, labels=None):
 TRIPLED = WHOLE.repeat(3, 1, 1, 1)
 TRIPLED_SOURCES = {
     "labels given": lambda: (TRIPLED, LABELS * 3),
-    "names given": lambda: (TRIPLED, NAMES * 3),
     "data set": lambda: (datasets.concatenate_datasets([hub()] * 3),),
-    "data set as torch": lambda: (datasets.concatenate_datasets([hub()] * 3).with_format("torch"),),
     "loader": lambda: (loader(TRIPLED, torch.tensor(LABELS * 3)),),
-    "generator": lambda: (zip(TRIPLED, LABELS * 3, strict=True),),
 }
 
 
@@ -288,7 +274,6 @@ def test_chains_within_classes_follow_the_seeded_order(source):
     [
         (WHOLE, [0] * 8 + [1] * 3, "needs 4 images of each class, got 3 of 1; leave that class out"),
         (WHOLE, None, "needs to know the labels before the images; pass labels="),
-        (iter(WHOLE), None, "needs to know the labels before the images; pass labels="),
         (Pictures(), None, "needs to know the labels before the images; pass labels="),
     ],
 )
@@ -307,7 +292,7 @@ def test_halves_are_the_readable_ones_of_the_first_places():
         open_halves(iter(WHOLE[:3]), seed=4)
 
 
-@pytest.mark.parametrize("places", [[0], [0, 1, 2], [3, 7], [10]])
+@pytest.mark.parametrize("places", [[0, 1, 2], [3, 10]])
 def test_images_that_cannot_be_read_come_as_nan(places):
     torn = [ORDER[place] for place in places]
     found = read(Pictures(torn), labels=LABELS)
