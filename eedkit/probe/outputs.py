@@ -154,16 +154,18 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
         tensors = {path: z for path, z in tensors.items() if _fits(kind, z.shape)}
         if not tensors:
             raise ValueError(f"output={kind!r} needs {NEEDS[kind]}, got {shapes}")
-    candidates = [path for path, z in tensors.items() if len(z) == images] or list(tensors)
+    candidates = [path for path, z in tensors.items() if len(z) == images]
+    candidates = candidates or [path for path, z in tensors.items() if images in z.shape] or list(tensors)
     if not candidates:
         return None
     ranks = {path: _rank(own_name(path), kind) for path in candidates}
     chosen = min(candidates, key=lambda path: ranks[path])
     alike = []
     for path in candidates:
-        # of features with a name those of another form are meant for something else
-        is_as_likely = own_name(path) not in FEATURES or tensors[path].dim() == tensors[chosen].dim()
-        if path != chosen and ranks[path][0] == ranks[chosen][0] and is_as_likely:
+        rule, _ = ranks[path]
+        # of those with a known name others of another form are meant for something else
+        is_as_likely = rule == 2 or tensors[path].dim() == tensors[chosen].dim()
+        if path != chosen and rule == ranks[chosen][0] and is_as_likely:
             alike.append(path)
     if alike:
         warnings.warn(

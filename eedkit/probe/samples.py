@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -145,7 +146,8 @@ class Stream:
             image = torch.empty(0)
             ids = _column(self.images, ["id"])
             name = None if ids is None else ids[number]
-            flaw = f"{name or _place_of(self.images, number)}: {type(error).__name__}: {error}"
+            called = _place_of(self.images, number) if name is None else name
+            flaw = f"{called}: {type(error).__name__}: {error}"
         label = _own_label(label) if self.labels is None else self.labels[number]
         sample = Sample(row, number if name is None else _scalar(name), image, label, flaw)
         if len(self._kept) < 2 and number in self.numbers[:2]:
@@ -365,13 +367,7 @@ def by_number(images: Any) -> Any:
     """
     expected = "images must be a tensor (n, C, H, W), a DataLoader or a data set"
     if isinstance(images, Mapping):  # a BatchFeature, say
-        keys = [key for key in IMAGE_KEYS if key in images]
-        if not keys:
-            raise TypeError(
-                f"{expected}, got {type(images).__name__} with keys {', '.join(map(str, images))}; choose one of its splits, or "
-                f"put the images under one of {', '.join(IMAGE_KEYS)}"
-            )
-        images = images[keys[0]]
+        images, _, _ = _parts(images)
     is_source = isinstance(images, Iterable) or hasattr(images, "__getitem__")
     if isinstance(images, str | os.PathLike) or not is_source:
         raise TypeError(f"{expected}, got {short(images)}; open it first, by ek.lab.images.load, say")
@@ -407,7 +403,10 @@ def _parts(item: Any) -> tuple[Any, Any, Any]:
     if isinstance(item, Mapping):
         keys = [key for key in IMAGE_KEYS if key in item]
         if not keys:
-            raise ValueError(f"expected an image under one of {', '.join(IMAGE_KEYS)}, got keys {', '.join(item)}")
+            raise TypeError(
+                f"expected an image under one of {', '.join(IMAGE_KEYS)}, got {type(item).__name__} with keys "
+                f"{', '.join(map(str, item))}; of several splits choose one"
+            )
         label = next((item[key] for key in LABEL_KEYS if key in item), None)
         return item[keys[0]], label, item.get("id")
     if isinstance(item, tuple | list):
@@ -426,7 +425,10 @@ def _column(images: Any, keys: Sequence[str]) -> Sequence | None:
 
 def _place_of(images: Any, number: int) -> str:
     """The file of an image in a folder as torchvision reads it; else its number."""
-    return images.samples[number][0] if hasattr(images, "samples") else f"number {number}"
+    with suppress(Exception):  # `samples` may be something else
+        path, _ = images.samples[number]
+        return os.fspath(path)
+    return f"number {number}"
 
 
 def as_float(image: Any) -> Tensor:

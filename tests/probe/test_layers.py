@@ -95,7 +95,8 @@ def test_the_first_of_two_maps_is_read_in_whatever_holds_them(holder):
         torch.testing.assert_close(found.example, output_of(found).select(model(pictures())))
 
 
-def test_outputs_of_another_form_are_named_as_well():
+def test_outputs_of_another_form_are_named_as_well_unless_known_by_name():
+    assert output_of(found_in(lambda z, v, fc: {"out": fc(v), "scores": z}, nn.Linear(6, 3))).entry == "out"
     with pytest.raises(UserWarning, match="of the model's outputs '0' is measured, and not '1'"):
         found_in(lambda z, v: (z, v))
 
