@@ -67,11 +67,11 @@ def _by_image(output: Any, size: tuple[int, int]) -> list[tuple[Tensor, Tensor, 
 
 
 def _has_boxes_labels_and_scores(one: Any) -> bool:
-    parts = [one.get(key) for key in ("boxes", "labels", "scores")] if isinstance(one, Mapping) else [None]
-    if not all(isinstance(part, Tensor) and part.dim() for part in parts):
+    boxes = one.get("boxes") if isinstance(one, Mapping) else None
+    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
         return False
-    n = len(parts[0])
-    return [part.shape for part in parts] == [(n, 4), (n,), (n,)]
+    others = one.get("labels"), one.get("scores")
+    return all(isinstance(part, Tensor) and part.shape == boxes.shape[:1] for part in others)
 
 
 def has_boxes(rows: Tensor) -> Tensor:
