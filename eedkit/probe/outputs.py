@@ -91,6 +91,8 @@ def entries(given: Any) -> dict[str, Tensor]:
 
 def first_tensor(given: Any) -> Tensor | None:
     """The first tensor of floats that a module gives or takes; None where there is none."""
+    if isinstance(given, Tensor):  # `entries` would hold it until garbage is collected
+        return tensor_of(given)
     return next(iter(entries(given).values()), None)
 
 

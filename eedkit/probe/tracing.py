@@ -22,6 +22,8 @@ Key = tuple[str, int, Literal["in", "out", "returned"]]
 """A module's path, the number of its call in a forward pass, "in" or "out"; or an entry of the output, 1, "returned"."""
 Call = Callable[[nn.Module, Tensor], Any]
 """The forward pass, as `call(model, images)`."""
+USUAL = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError, AssertionError, RuntimeError)
+"""What torch and Python raise where a model is given what it does not take."""
 SMALL = 2**16
 """Numbers for one image up to which outputs are compared from one pass to the next."""
 
@@ -167,19 +169,21 @@ def first_trace(
 ) -> tuple[Trace, bool]:
     """The pass on two of the user's images, and whether they were channels-last, in which convolutions are fastest.
 
-    ValueError where the model does not run on them.
+    What the model raises of its own is raised; what torch and Python say of wrong arguments is a ValueError with a remedy.
     """
     if images.device.type in ("cpu", "cuda"):
         found = trace(model, images.contiguous(memory_format=torch.channels_last), call, on_tensor=on_tensor)
         if found.error is None:
             return found, True
     found = trace(model, images.contiguous(), call, on_tensor=on_tensor)
-    if found.error is not None:
+    if isinstance(found.error, USUAL):
         shape = " × ".join(map(str, images.shape[1:]))
         raise ValueError(
             f"the model does not run on two images of {shape}: {type(found.error).__name__}: {found.error}. If it wants more "
             "than images, or is called otherwise, say how: call=lambda model, images: model(images, …)"
         ) from found.error
+    if found.error is not None:
+        raise found.error
     return found, False
 
 
