@@ -401,7 +401,7 @@ def layers(
                 "head": found.head if layer.role == "latent" else "",
                 "entry": output_of_layer.entry,
                 "kind": output_of_layer.kind if layer.role == "output" else "",
-                "reason": layer.reason or output_of_layer.reason,
+                "reason": layer.reason or (output_of_layer.reason if output_of_layer.kind == "features" else ""),
             }
         )
     return pd.DataFrame(rows)
