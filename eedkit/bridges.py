@@ -171,7 +171,7 @@ def normalised_variance(
 
     The standard deviation over the elements of every number that a layer gives, relative to that over the samples, both
     with n − 1. 0 where a unit is invariant, about 1 where moving an image changes it as much as taking another one. As
-    in tmeasures 1.2.11, variance means standard deviation, and nothing moves the units back.
+    in tmeasures 1.2.11, variance means standard deviation, and nothing moves the units back; so a layer needs no layout.
     Holds three maps of each layer for each element, in float64, however many samples there are.
 
     Parameters
@@ -185,7 +185,8 @@ def normalised_variance(
     -------
     dict from layer to Dataset (row, column, channel)
         `transformation` and `sample`, the two deviations, and `normalised`, their ratio: ∞ where a unit changes only as
-        images move, NaN where it never changes (tmeasures gives 1). Its attribute `nan_reason` says why.
+        images move, NaN where it never changes (tmeasures gives 1). Its attribute `nan_reason` says why. Where it is
+        not known how the positions lie, the dimensions are those of what the layer gives for an image: `axis1`, `axis2`, …
 
     Examples
     --------
@@ -201,21 +202,25 @@ def normalised_variance(
     spreads: dict[Layer, _Spread] = defaultdict(lambda: _Spread(order))
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        maps = _read(layer, place, given, needs_grid=True).unflatten(1, layer.grid)
-        spreads[layer].take(place, maps.unflatten(0, (len(place.elements), -1)))
+        units = _finite(place.images_first(layer, given))
+        if 0 not in layer.grid:
+            units = layer.read(given).unflatten(1, layer.grid)
+        spreads[layer].take(place, units.unflatten(0, (len(place.elements), -1)))
 
     reasons, rows, _ = _see(model, images, settings, take, progress=progress)
     about = {"source": "Quiroga et al. 2023, arXiv 2310.17404; tmeasures 1.2.11", "group": settings.action.group.name}
     found = {}
     for layer, reason in reasons.items():
         over_elements = over_samples = torch.full((*layer.grid, layer.channels), torch.nan, dtype=torch.float64)
+        dims = ["row", "column", "channel"]
         if not reason:
             over_elements, over_samples = spreads[layer].result()
+            if 0 in layer.grid:
+                dims = [f"axis{number}" for number in range(1, over_samples.dim() + 1)]
         never_change = int(((over_samples == 0) & (over_elements == 0)).sum())
         if never_change:
             reason = f"{never_change} of {over_samples.numel()} units never change"
         attrs = {"long_name": "normalised variance", "units": "1", "nan_reason": reason, "samples": len(rows)}
-        dims = ("row", "column", "channel")
         found[layer.name] = xr.Dataset(
             {
                 "transformation": (dims, over_elements.numpy(), {"long_name": "standard deviation over elements"}),
@@ -315,7 +320,7 @@ def cka(
     products: dict[Layer, _Products] = {}
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        z = _read(layer, place, given)
+        z = _finite(place.read(layer, given))
         vectors = z.mean(1, dtype=torch.float64) if features is None else features(z).double()
         if vectors.dim() != 2 or len(vectors) != len(z):
             raise TypeError(
@@ -437,7 +442,9 @@ def lie_derivative(
     of_batches: dict[Layer, list[Tensor]] = defaultdict(list)
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        z = _read(layer, place, given, needs_grid=True, by_image=True)
+        if 0 in layer.grid:
+            raise Undefined(layer.reason)
+        z = place.read(layer, given)
         if layer.role == "output" and layer.output is not None and layer.output.kind == "scores":
             z = probabilities(z)
         values, slopes = forward_ad.unpack_dual(z.unflatten(0, (-1, len(moves))))
@@ -522,7 +529,7 @@ def _see(
     moves: Sequence[str] = (),
     progress: bool,
 ) -> tuple[dict[Layer, str], list[int], list]:
-    """Show what every layer with a layout gives: `take(layer, forward pass, output)` runs inside the hook.
+    """Show what every layer gives whose images are known: `take(layer, forward pass, output)` runs inside the hook.
 
     `take` raises Undefined where a layer has no value, and is not asked for it again. With `moves` copies of each image
     carry its derivatives along these. Returns all layers with the reason why there is no value (empty where there is
@@ -539,7 +546,7 @@ def _see(
         warn_of_silent_blocks(ready.found.silent_blocks)
         if first_noisy_module(forward_pass.model, ready.example, forward_pass.call) is not None:
             warn_of_noise(forward_pass.model, ready, name)
-        layers = [layer for layer in ready.found.layers if layer.layout is not None]
+        layers = [layer for layer in ready.found.layers if layer.batch is not None]
         reasons = {layer: "" if layer in layers else layer.reason for layer in ready.found.layers}
 
         def on_layer(layer: Layer, place: Place, given: Tensor) -> None:
@@ -562,7 +569,7 @@ def _see(
 
         unread = readable()
         shown = bar(ready.stream.length, name, "image", show=progress, leave=False)
-        with shown, run.watched(ready, on_layer) as forward:
+        with shown, run.watched(ready, on_layer, layers=layers) as forward:
             while batch := list(islice(unread, ready.batch_size)):
                 whole = torch.stack(batch).to(forward_pass.device, forward_pass.dtype)
                 with _moving(whole, moves) if moves else nullcontext(whole) as copies:
@@ -581,21 +588,12 @@ def _see(
     return reasons, rows, [ids[row] for row in sorted(ids)]
 
 
-def _read(layer: Layer, place: Place, given: Tensor, *, needs_grid: bool = False, by_image: bool = False) -> Tensor:
-    """(b, P, C) of what a layer gave in a forward pass, in float32 at least; Undefined where there is none.
-
-    Where every image has a value `by_image`, one that is not finite costs no other.
-    """
-    if needs_grid and 0 in layer.grid:
-        raise Undefined(layer.reason)
-    z = layer.read(given)
-    n = len(place.elements) * place.images
-    if len(z) != n:
-        raise Undefined(f"its output holds {len(z)} images in a forward pass of {n}")
-    infinite = 0 if by_image else n - int(z.isfinite().flatten(1).all(1).sum())
+def _finite(z: Tensor) -> Tensor:
+    """What a layer gave in a forward pass, images first; Undefined where it is not finite for some of them."""
+    infinite = len(z) - int(z.isfinite().flatten(1).all(1).sum())
     if infinite:
-        raise Undefined(f"its output is not finite for {infinite} of {n} images of a forward pass")
-    return z.float() if z.dtype in guard.HALF.values() else z
+        raise Undefined(f"its output is not finite for {infinite} of {len(z)} images of a forward pass")
+    return z
 
 
 def _layer_coords(reasons: dict[Layer, str]) -> dict[str, Any]:

@@ -164,17 +164,26 @@ class TestNormalisedVariance:
             wanted = np.moveaxis(wanted, 0, -1) if wanted.ndim == 3 else wanted[None, None]
             np.testing.assert_allclose(found[layer].normalised, wanted, rtol=1e-9)
 
-    def test_a_layer_whose_places_are_not_known_has_no_value(self):
-        # three tokens that see all pixels, and an output that does not count the images
-        mixed = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Unflatten(1, (3, 4)))
-        model = nn.Sequential(mixed, nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)), nn.Flatten(), nn.Linear(12, 3))
-        found = normalised_variance(model.double(), layouts={"0.2": "b n c"})
-        for layer, reason in (
-            ("0.2", "its layout says nothing of places"),
-            ("1", "no axis of its output counts the images"),
-        ):
-            assert not found[layer].normalised.size
-            assert found[layer].normalised.attrs["nan_reason"].startswith(reason)
+    def test_units_of_a_layer_without_a_layout_have_values_in_its_shape(self):
+        # three rows of four units that see all pixels: no experiment shows where these lie
+        on_second_axis = Does(lambda z: z.movedim(0, 1))
+        mixed = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Unflatten(1, (3, 4)), on_second_axis).double()
+        with torch.no_grad():
+            mixed[1].weight[5] = 0
+            mixed[1].bias[5] = 0.5
+        orbit = oracles.orbits(lambda x: features("2", x, mixed), pictures().numpy(), "C4")
+        found = normalised_variance(mixed)
+        for layer in ("2", "3", "output"):
+            assert found[layer].normalised.dims == ("axis1", "axis2")
+            assert found[layer].normalised.attrs["nan_reason"] == "1 of 12 units never change"
+            np.testing.assert_allclose(found[layer].normalised, ratio_of_deviations(orbit), rtol=1e-9)
+
+    def test_a_layer_that_does_not_count_the_images_has_no_value(self):
+        halves = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 32)), nn.Flatten(0, 1))
+        model = nn.Sequential(halves, nn.Unflatten(0, (-1, 2)), nn.Flatten(), nn.Linear(64, 3)).double()
+        found = normalised_variance(model)
+        assert not found["0.2"].normalised.size
+        assert found["0.2"].normalised.attrs["nan_reason"].startswith("no axis of its output counts the images")
         assert found["output"].normalised.notnull().all()
 
     def test_an_invariant_unit_has_0_and_one_that_sees_only_the_pose_infinity(self):

@@ -8,7 +8,6 @@ from torch import nn
 
 import eedkit as ek
 from eedkit.lab.images import load
-from eedkit.theory.actions import linear
 
 IMAGES = torch.rand(8, 1, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -38,11 +37,6 @@ def test_arguments_of_measure_that_do_not_fit(options, parts):
     with pytest.raises((ValueError, TypeError)) as raised:
         measured(**options)
     assert [part for part in parts if part not in str(raised.value)] == []
-
-
-def test_matrices_that_are_not_one_for_each_element():
-    with pytest.raises(ValueError, match=r"expected one square matrix for each of 2 elements, got \(3, 3\)"):
-        linear("C2", torch.eye(3))
 
 
 def test_numbers_of_images_that_contradict(tmp_path):

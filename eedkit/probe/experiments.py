@@ -43,7 +43,7 @@ class Experiments:
         shape = self.first.shapes[key]
         if self.first.field_types[key] is not None and len(shape) == 4:
             return _map(without_batch(shape, 0), 0, 2, 3), ""  # a GeometricTensor is (b, c, h, w)
-        batch = self._batch_axis(key)
+        batch = self.batch_axis(key)
         if batch is None:
             return None, self._why_no_batch(key)
         layout, reason = self._of_places(key, without_batch(shape, batch), batch)
@@ -95,7 +95,7 @@ class Experiments:
             return Layout(blank, batch, (axis,), UNKNOWN), why
         return None, f"which axes of its output {shape_text(blank)} are places of the image did not show: {why}"
 
-    def _batch_axis(self, key: Key) -> int | None:
+    def batch_axis(self, key: Key) -> int | None:
         """The one axis that has as many entries as there are images, whatever their number."""
         shape = self.first.shapes[key]
         passes = [other for other in self._other_passes if len(other.shapes.get(key, ())) == len(shape)]
@@ -131,7 +131,7 @@ class Experiments:
         for number, other_size in enumerate(_other_sizes(size)):
             other = self._resized(side, number).shapes.get(key, ())
             if len(other) == len(shape):
-                batch = self._batch_axis(key)
+                batch = self.batch_axis(key)
                 sign = 1 if other_size > size else -1
                 axes = [axis for axis in range(len(shape)) if axis != batch]
                 return [axis for axis in axes if sign * (other[axis] - shape[axis]) > 0]

@@ -58,7 +58,7 @@ class Layer:
     leaf modules' calls was done when it ran, 0 to 1, and half a call more for the head's input. `role` "class token" is that of
     a module's output; "latent" stands for the features before the head, or for the output where there is no head. `side` says
     whether the module's input is taken or its output. `layout` None: it has no value, for the `reason`; of the grid (0, 0)
-    vectors have a value, and maps have none. `field_type` is that of a GeometricTensor, `fit` what `channelwise_matched` fitted,
+    vectors have a value, and maps have none; `batch` is the axis of the images, which may be known without a layout. `field_type` is that of a GeometricTensor, `fit` what `channelwise_matched` fitted,
     `output` which entry of what the model gives is read, None for layers that `tap` serves.
     """
 
@@ -70,6 +70,7 @@ class Layer:
     side: Literal["in", "out"] = "out"
     layout: Layout | None = None
     reason: str = ""
+    batch: int | None = None
     field_type: Any = field(default=None, compare=False, repr=False)
     fit: Any = field(default=None, compare=False, repr=False)
     output: Output | None = None
@@ -205,9 +206,11 @@ def find_layers(
     described = []
     for layer in (*chosen, *ends):
         layout, reason = by_hand.get(layer.name, (None, layer.reason))
+        batch = None if layout is None else layout.batch
         if layout is None and reason == "":
             layout, reason = experiments.layout(layer.key, layer.name)
-        layer = replace(layer, layout=layout, reason=reason)
+            batch = experiments.batch_axis(layer.key)
+        layer = replace(layer, layout=layout, reason=reason, batch=batch)
         if layer.role == "output" and asked[layer.call - 1][1] is None:
             layer = replace(layer, output=_as_dense(layer))
         described.append(layer)
