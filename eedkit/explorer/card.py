@@ -22,7 +22,7 @@ from eedkit import plots
 from eedkit.bridges import prediction_consistency
 from eedkit.errors import printable, unknown
 from eedkit.results import schema
-from eedkit.results.labels import labelled
+from eedkit.results.labels import class_names, labelled
 from eedkit.results.summary import summarise
 
 PAPER = "Kvinge et al. 2022, In What Ways Are Deep Neural Networks Invariant and How Should We Measure This? (NeurIPS; arXiv 2210.03773)"
@@ -267,7 +267,12 @@ def _on_which_classes(one: xr.Dataset, by_class: pd.Series) -> Section:
     ordered = by_class.dropna().sort_values()
     if len(ordered) < 2:
         return Section("On which classes?", ("The images have one class.",))
-    said = f"The features deviate most on class {ordered.index[-1]} ({ordered.iloc[-1]:.2g}) and least on class {ordered.index[0]} ({ordered.iloc[0]:.2g})."
+    names = class_names(one)
+    least, most = (names[label] if names else label for label in (ordered.index[0], ordered.index[-1]))
+    said = (
+        f"The features deviate most on class {most} ({ordered.iloc[-1]:.2g}) and least on class {least} "
+        f"({ordered.iloc[0]:.2g})."
+    )
     figure = plots.class_heatmap(one) if len(ordered) <= plots.draw.CLASSES else None
     return Section("On which classes?", (said,), figure)
 

@@ -111,7 +111,7 @@ def _figures(ds: xr.Dataset, where: str, by: str | None) -> Iterator[tuple[str, 
         long_name = style.literal(ds[wanted.metric].attrs["long_name"])
         title = f"{wanted.question} ({long_name})\n{style.literal(where)}"
         for k, part in enumerate(parts, 1):
-            stem = f"{wanted.what}_{wanted.metric}" + (f"-{k}" if len(parts) > 1 else "")
+            stem = slug(f"{wanted.what}_{wanted.metric}") + (f"-{k}" if len(parts) > 1 else "")
             some = table[table[by].isin(part)] if wanted.of_table else ds.isel(model=np.isin(names, part))
             try:
                 yield stem, wanted.draw(some, metric=wanted.metric, by=by, title=title)

@@ -282,7 +282,7 @@ def measure_block(
         raise TypeError(f"name must be a text, the label on `model`, got {short(name)}")
     name = name or type(model).__name__
     order = options.action.group.order
-    declared_classes = samples.declared_classes(images) if labels is None else 0
+    class_names = samples.class_names(images) if labels is None else []
     images = samples.by_number(images)
     kinds = {kind for _, kind in asked_outputs(options.output)}
     labels = None if labels is None else samples.label_list(labels)
@@ -327,7 +327,7 @@ def measure_block(
         name=name,
         weights=weights,
         precision=precision,
-        label_classes=declared_classes,
+        class_names=class_names,
         about=about,
     )
     return values, dataset.states(measured, one_pass.metrics)

@@ -347,16 +347,16 @@ def _own_label(label: Any) -> Any:
     return None if isinstance(label, list | tuple) else _class_of(_plain(_scalar(label)))
 
 
-def declared_classes(images: Any) -> int:
-    """How many classes a data set says that its labels count, as those of Hugging Face and torchvision do; 0 otherwise."""
+def class_names(images: Any) -> list[str]:
+    """The names that a data set gives to the classes that labels count, as those of Hugging Face and torchvision do."""
     while hasattr(images, "dataset"):  # of a DataLoader or a subset
         images = images.dataset
     features = getattr(images, "features", None)
+    names = getattr(images, "classes", None)
     if isinstance(features, Mapping):
-        counts = [getattr(features[key], "num_classes", 0) for key in LABEL_KEYS if key in features]
-        return counts[0] if counts else 0
-    classes = getattr(images, "classes", None)
-    return len(classes) if isinstance(classes, list | tuple) else 0
+        of_labels = [getattr(features[key], "names", None) for key in LABEL_KEYS if key in features]
+        names = of_labels[0] if of_labels else None
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
 def by_number(images: Any) -> Any:

@@ -25,6 +25,15 @@ def labelled(ds: Results) -> Results:
     return ds.isel(sample=np.flatnonzero(ds.label.values != no_label))
 
 
+def class_names(ds: xr.Dataset) -> list[str]:
+    """The names of the classes that labels count, by number; empty where the images had none.
+
+    >>> class_names(xr.Dataset(coords={"label": ("sample", [1, 0], {"class_names": ["cat", "dog"]})}))
+    ['cat', 'dog']
+    """
+    return list(ds.label.attrs.get("class_names", [])) if "label" in ds.coords else []
+
+
 def is_right(ds: xr.Dataset) -> xr.DataArray:
     """1 where the label is predicted, 0 where it is not, NaN without a prediction; of the samples that have a label.
 

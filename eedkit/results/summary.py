@@ -16,7 +16,7 @@ import xarray as xr
 from eedkit.errors import Undefined, unknown
 from eedkit.results import schema
 from eedkit.results.intervals import Chains, mean_of, mean_residuals, ratio_residuals, sampling_error, t_interval
-from eedkit.results.labels import is_right
+from eedkit.results.labels import class_names, is_right
 
 SMALL = 2**26
 """Bytes of results that are read at once."""
@@ -529,9 +529,9 @@ def _accuracy(one: xr.Dataset) -> tuple[float, str]:
     if identity not in one.element.values:
         return np.nan, f"the identity {identity!r} is not among the elements, so no image is unmoved"
     if classes is not None and right.size:
-        declared = one.label.attrs.get("classes", classes)
-        if declared != classes:
-            return np.nan, f"the images are of {declared} classes, the model's scores of {classes}"
+        names = class_names(one)
+        if names and len(names) != classes:
+            return np.nan, f"the images are of {len(names)} classes, the model's scores of {classes}"
         low, high = right.label.values.min(), right.label.values.max()
         if low < 0 or high >= classes:
             return np.nan, f"the labels run from {low} to {high}, the model's classes from 0 to {classes - 1}"

@@ -21,7 +21,7 @@ from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.machine import deaf_to_interrupts
 from eedkit.probe.measure import Options, measure_block
-from eedkit.probe.samples import declared_classes, read_order
+from eedkit.probe.samples import class_names, read_order
 from eedkit.store.blocks import Block
 from eedkit.store.cells import Cell, State, Store
 from eedkit.store.files import StoreError
@@ -414,8 +414,8 @@ def _measured(work: Work, module: nn.Module | None) -> Block:
     values, states = measure_block(module, images, options, places=range(start, stop), name=work.cell.model)
     # labels also of the images that cannot be read
     own = labels[read_order(len(images), options.seed)[start:stop]]
-    classes = declared_classes(images)
-    attrs = {"classes": classes} if classes else {}
+    names = class_names(images)
+    attrs = {"class_names": names} if names else {}
     return Block.of(values.assign_coords(label=("sample", own, attrs)), states)
 
 

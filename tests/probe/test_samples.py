@@ -398,7 +398,7 @@ def test_fingerprints_see_images_ids_and_labels_but_not_their_order():
     assert len({base, fingerprint(WHOLE, labels=LABELS), *map(fingerprint, changed)}) == 5
 
 
-def test_data_sets_declare_their_number_of_classes():
-    assert samples.declared_classes(hub()) == 3
-    assert samples.declared_classes(DataLoader(torch.utils.data.Subset(hub(), [0, 1]))) == 3
-    assert samples.declared_classes(datasets.Dataset.from_dict({"label": [0, 1]})) == 0
+def test_data_sets_name_their_classes():
+    assert samples.class_names(hub()) == ["a", "b", "c"]
+    assert samples.class_names(DataLoader(torch.utils.data.Subset(hub(), [0, 1]))) == ["a", "b", "c"]
+    assert samples.class_names(datasets.Dataset.from_dict({"label": [0, 1]})) == []
