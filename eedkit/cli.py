@@ -45,7 +45,9 @@ A study is a YAML file, such as first.yaml:
     store: runs/first
 
 \b
-Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block, time_limit (see `help(eedkit.Study)`).
+Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block
+(see `help(eedkit.Study)`). Groups and metrics of the form "module:name" are Python code that is imported: run only
+files that you trust.
 """
 study = typer.Typer(
     help=STUDY, epilog="Example: eedkit study plan first.yaml", no_args_is_help=True, rich_markup_mode=None
@@ -85,14 +87,14 @@ def measure(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…")],
     group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")],
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="May be repeated; channelwise, latent and softmax if none.")
+        list[str] | None, typer.Option(metavar="NAME", help="Can be repeated; channelwise, latent and softmax if none.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="blocks (default), all, or a regular expression.")] = None,
-    head: Annotated[str | None, typer.Option(metavar="PATH", help="Of the classifier in the model.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier in the model.")] = None,
     null: Annotated[bool, typer.Option("--null/--no-null", help="Also compare with other images.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the image order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes no result.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a forward pass; changes no result.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", help="Save the results there.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -100,8 +102,8 @@ def measure(
 
     Exit codes: 0 done; 1 the model failed on the images, or the results cannot be saved; 2 bad usage, nothing was measured.
     """
-    if out is not None and out.exists():
-        raise _usage("measure", f"{out} exists; choose another name")
+    if out is not None:
+        _refuse_unwritable(out)
     with _plainly("measure"), _ends("Stopped; nothing was saved."):
         import eedkit
         from eedkit.lab import images, models
@@ -159,12 +161,12 @@ def run(
     file: File,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of a Dask cluster that sees the store's disk.")
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that sees the store's disk.")
     ] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="First read what is done; damaged blocks anew.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Read what is done first and compute damaged blocks again.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute what is not done yet. May be stopped and started again; what is done stays.
+    """Compute what is not done yet. Can be killed and resumed; what is done stays.
 
     Exit codes: 0 done; 1 some cells failed or lack samples (listed), the store is damaged, full, or holds another study, or
     the scheduler is gone; 2 bad usage: a misspelt study, models or images that are not there or cannot be fetched, no
@@ -225,13 +227,13 @@ def status(file: File) -> None:
 
 @app.command(epilog="\b\nExample: eedkit figures runs/first --out figures --format png --format pdf")
 def figures(
-    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Of a study, or of `measure`.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
-    format: Annotated[list[Format] | None, typer.Option(help="May be repeated; all three if none.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Of this data set of the study alone.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Of this group of the study alone.")] = None,
+    format: Annotated[list[Format] | None, typer.Option(help="Can be repeated; all three if none.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COORDINATE", help="Models with the same one are replicates: recipe, model, …")
+        str | None, typer.Option(metavar="COORDINATE", help="Models that share it are replicates: recipe, model, …")
     ] = None,
 ) -> None:
     """Draw a study's figures again: depth profiles, calibration, orbit roses and class heatmaps.
@@ -252,16 +254,16 @@ def figures(
 
 @app.command(epilog="Example: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'")
 def card(
-    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Of a study, or of `measure`.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")],
     out: Annotated[Path, typer.Option(help="The page; its JSON twin stands beside it.")] = Path("card.html"),
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which model's; needed where there are several.")
+        str | None, typer.Option(metavar="NAME", help="Which model; needed where there are several.")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="The images that were measured, to show those that deviate most.")
+        str | None, typer.Option(metavar="SPEC", help="The images that were measured; those that deviate most are shown.")
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Of this data set of the study.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Of this group of the study.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,
 ) -> None:
     """Write one self-contained page about one model.
 
@@ -284,7 +286,7 @@ def report(
     profile: Annotated[str, typer.Option(help="Name of a profile, or path of a .yaml file.")] = "quick",
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
     only: Annotated[
-        list[str] | None, typer.Option(metavar="STEM", help="Run this notebook alone; may be repeated.")
+        list[str] | None, typer.Option(metavar="STEM", help="Run only this notebook; can be repeated.")
     ] = None,
     code: Annotated[bool, typer.Option("--code/--no-code", help="Show the notebooks' code on their pages.")] = False,
     parameter: Annotated[
@@ -323,6 +325,17 @@ def report(
             _say(f"The report, with the errors: {failed.index}", err=True)
             raise typer.Exit(1) from None
     _say(f"The report: {index}")
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Bad usage where the results could not be saved, before they are measured."""
+    if out.exists():
+        raise _usage("measure", f"{out} exists; choose another name")
+    try:
+        out.mkdir(parents=True)
+        out.rmdir()
+    except OSError as error:
+        raise _usage("measure", f"cannot save {out}: {error.strerror}") from None
 
 
 def _say(text: object, *, err: bool = False) -> None:
