@@ -107,7 +107,7 @@ def measure(
         from eedkit.lab import images, models
         from eedkit.report import tables
 
-        models.check(model)
+        models.resolve(model)
         eedkit.groups.parse(group)
         images.load(data)  # before the model, which may take long to train or fetch
         loaded = models.load(model)

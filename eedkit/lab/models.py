@@ -6,7 +6,7 @@ Must not know actions or metrics. Reading a spec costs nothing; `load` may train
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -54,43 +54,54 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class _Origin:
-    """What a spec stands for: how to build it (with its weights?, with how many classes), its source and coordinates.
+class Origin:
+    """What a spec stands for: where a model comes from, before anything is built, trained, downloaded or read.
 
-    `trained_by` is a recipe with its seed, for models that have one.
+    Parameters
+    ----------
+    build : callable
+        Whether with its weights, and with how many classes (None: its own) -> the model.
+    source : callable
+        -> checksum of where the weights come from. Of a recipe: its fields, seed and images; of named weights: their
+        address; of a file: its content and architecture; and the spec's own options.
+    about : dict
+        What a study says beside a model: recipe, seed and what was changed in the recipe, or nothing.
+    trained_by : (Recipe, int) or None
+        Recipe and seed, for models that have one.
     """
 
-    load: Callable[[bool, int | None], Loaded]
+    build: Callable[[bool, int | None], Loaded]
     source: Callable[[], str]
     about: dict[str, str | int] = field(default_factory=dict)
-    curves: Callable[[], pd.DataFrame] = pd.DataFrame
     trained_by: tuple[Recipe, int] | None = None
+
+    def load(self, *, weights: bool = True) -> Loaded:
+        """The model; without `weights` the same architecture with random ones, for which nothing is trained or read."""
+        loaded = self.build(weights, None)
+        return replace(loaded, source=self.source()) if weights else loaded
+
+    def curves(self) -> pd.DataFrame:
+        """Loss and accuracy by epoch of a recipe that was trained, as `recipes.curves`; others have no rows."""
+        recipe, seed = self.trained_by or (Recipe(epochs=0), 0)
+        return recipes.curves(recipe, seed=seed).assign(recipe=self.about.get("recipe", ""), seed=seed)
 
 
 def load(spec: str, *, weights: bool = True) -> Loaded:
     """The model that a spec stands for; torch's random state is left as found.
 
-    * `recipe:<name>?seed=0&group=C4&epochs=…`: of `recipes.recipes(group)`, any field of `Recipe` changed; trained once
-    * `torchvision:<name>?weights=DEFAULT`, or `?seed=0` for random weights
-    * `timm:<name>.<tag>`, or `timm:<name>?seed=0` for random weights
-    * `package:<name>` of `packages.WEIGHTS`, whose weights ship in a Python package, or `package:<name>?seed=0` for random ones
-    * `file:<path>?model=<spec>&classes=10`: a state dict (.safetensors, .pt, .pth) for the architecture, the number of
-      classes and the preprocessing of another spec; a file from the cache of `recipes` needs no `model=`
-
-    All of them take `head=` and `layers=` for what `measure` is to do with that model: "…?head=classifier.1&layers=all".
-
     Parameters
     ----------
-    weights : False builds the same architecture with random weights: nothing is trained, downloaded or read from files
+    spec : str
+        As `resolve` takes it.
+    weights : bool
+        False builds the same architecture with random weights: nothing is trained, downloaded or read from files.
 
     Raises
     ------
     ValueError
-        A spec that `check` refuses, a head that the model does not have, or a file that does not fit its model.
+        A spec that `resolve` refuses, a head that the model does not have, or a file that does not fit its model.
     ConnectionError
         Named weights that are neither reachable nor cached; says which file to put where.
-    ImportError
-        The package that has the architecture or the weights is not installed.
 
     Examples
     --------
@@ -98,9 +109,7 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     >>> loaded.size, loaded.channels, loaded.head, loaded.model.training
     (17, 1, 'head', False)
     """
-    origin = _resolve(spec)
-    loaded = origin.load(weights, None)
-    return replace(loaded, source=origin.source()) if weights else loaded
+    return resolve(spec).load(weights=weights)
 
 
 def pool(
@@ -131,7 +140,7 @@ def pool(
             own = {k: v for k, v in changes.items() if k != "epochs" or name != "random"}
             texts = [f"{key}={_text(value)}" for key, value in own.items()]
             found.append("&".join([f"recipe:{name}?seed={seed}&group={group}", *texts]))
-            check(found[-1])
+            resolve(found[-1])
     return found
 
 
@@ -142,66 +151,35 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def about(spec: str) -> dict[str, str | int]:
-    """What a study says beside a model: recipe, seed and what was changed in the recipe, or nothing.
+def resolve(spec: str) -> Origin:
+    """What a spec of a model stands for; nothing is built, trained, downloaded or read.
 
-    >>> about("recipe:plain?seed=2&epochs=3"), about("torchvision:resnet18")
-    ({'recipe': 'plain', 'seed': 2, 'changes': 'epochs=3'}, {})
-    """
-    return _resolve(spec).about
+    * `recipe:<name>?seed=0&group=C4&epochs=…`: of `recipes.recipes(group)`, any field of `Recipe` changed; trained once
+    * `torchvision:<name>?weights=DEFAULT`, or `?seed=0` for random weights
+    * `timm:<name>.<tag>`, or `timm:<name>?seed=0` for random weights
+    * `package:<name>` of `packages.WEIGHTS`, whose weights ship in a Python package, or `package:<name>?seed=0` for random ones
+    * `file:<path>?model=<spec>&classes=10`: a state dict (.safetensors, .pt, .pth) for the architecture, the number of
+      classes and the preprocessing of another spec; a file from the cache of `recipes` needs no `model=`
 
+    All of them take `head=` and `layers=` for what `measure` is to do with that model: "…?head=classifier.1&layers=all".
 
-def curves(specs: Sequence[str]) -> pd.DataFrame:
-    """What `recipes.curves` tells of recipes, one below the other, with the columns model, recipe and seed.
+    Raises
+    ------
+    ValueError
+        An unknown kind, name, option, weights or file, or a bad value.
+    ImportError
+        The package that has the architecture or the weights is not installed.
 
-    Other models have no rows.
-
-    >>> curves(["recipe:random?seed=0", "torchvision:resnet18"]).empty
+    Examples
+    --------
+    >>> resolve("recipe:plain?seed=2&epochs=3").about
+    {'recipe': 'plain', 'seed': 2, 'changes': 'epochs=3'}
+    >>> resolve("recipe:plain").source() == resolve("recipe:plain?group=D4").source() != resolve("recipe:plain?seed=2").source()
     True
-    """
-    none = recipes.curves(Recipe(epochs=0)).assign(model="", recipe="", seed=0)
-    origins = {spec: _resolve(spec) for spec in specs}
-    found = [of.curves().assign(model=spec, **of.about) for spec, of in origins.items() if of.about]
-    return pd.concat([none, *found], ignore_index=True)[list(none)]
-
-
-def untrained(specs: Iterable[str]) -> list[tuple[Recipe, int]]:
-    """Of some models, the recipes and seeds whose weights are not cached, each once.
-
-    >>> untrained(["recipe:random?seed=0", "torchvision:resnet18"])
-    []
-    """
-    wanted = []
-    for spec in specs:
-        trained_by = _resolve(spec).trained_by
-        if trained_by is not None and trained_by not in wanted:
-            wanted.append(trained_by)
-    return recipes.untrained(wanted)
-
-
-def source(spec: str) -> str:
-    """Checksum of where a model's weights come from, without making or loading them.
-
-    Of a recipe: its fields, seed and images; of named weights: their address; of a file: its content and architecture; and
-    the spec's own `head` and `layers`.
-
-    >>> source("recipe:plain?seed=1") == source("recipe:plain?seed=1&group=D4") != source("recipe:plain?seed=2")
-    True
-    """
-    return _resolve(spec).source()
-
-
-def check(spec: str) -> None:
-    """Raise ValueError for an unknown kind, name, option, weights or file, or a bad value, before anything is built.
-
-    >>> check("recipe:augmentd")
+    >>> resolve("recipe:augmentd")
     Traceback (most recent call last):
     ValueError: no recipe 'augmentd'; did you mean 'augmented' or 'simclr_augmented'? (all 12: random, plain, ...)
     """
-    _resolve(spec)
-
-
-def _resolve(spec: str) -> _Origin:
     kind, colon, _ = spec.partition(":")
     if not colon:
         raise ValueError(f"a model is spelled 'kind:name?key=value', of kind {', '.join(_KINDS)}; got {spec!r}")
@@ -218,18 +196,18 @@ def _resolve(spec: str) -> _Origin:
         return origin
 
     def load(filled: bool, classes: int | None) -> Loaded:
-        loaded = origin.load(False, classes)
+        loaded = origin.build(False, classes)
         paths = [path for path, _ in loaded.model.named_modules() if path]
         if head is not None and head not in paths:
             raise ValueError(unknown("module to be the head", head, paths))
         if filled:  # only now, since it may train or download
-            loaded = origin.load(True, classes)
+            loaded = origin.build(True, classes)
         return replace(loaded, head=head or loaded.head, layers=layers or loaded.layers)
 
-    return replace(origin, load=load, source=lambda: _digest(origin.source(), head, layers))
+    return replace(origin, build=load, source=lambda: _digest(origin.source(), head, layers))
 
 
-def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Origin:
+def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> Origin:
     known = recipes.recipes(group)
     if name not in known:
         raise ValueError(unknown("recipe", name, known))
@@ -250,9 +228,8 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
         for f in fields(Recipe)
         if getattr(recipe, f.name) != getattr(usual, f.name)
     )
-    of = {"recipe": recipe, "seed": seed}
     about = {"recipe": name, "seed": seed, "changes": told}
-    return _Origin(load, partial(recipes.source, **of), about, partial(recipes.curves, **of), (recipe, seed))
+    return Origin(load, partial(recipes.source, recipe, seed=seed), about, (recipe, seed))
 
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
@@ -264,7 +241,7 @@ def _of_recipe(recipe: Recipe, network: GroupCNN) -> Loaded:
     return Loaded(network.eval(), recipe.size, network.blocks[0].conv.weight.shape[1], head="head")
 
 
-def _torchvision(name: str, weights: str | None = None, seed: int | None = None) -> _Origin:
+def _torchvision(name: str, weights: str | None = None, seed: int | None = None) -> Origin:
     from torchvision import models, transforms
 
     known = models.list_models(module=models)  # classifiers: detection, video, … have modules of their own
@@ -291,10 +268,10 @@ def _torchvision(name: str, weights: str | None = None, seed: int | None = None)
             model = models.get_model(name, **{"weights": named} if named and filled else bare)
         return Loaded(model.eval(), preset.crop_size[0], 3, preset)
 
-    return _Origin(load, partial(_digest, "torchvision", name, named.url if named else seed))
+    return Origin(load, partial(_digest, "torchvision", name, named.url if named else seed))
 
 
-def _timm(name: str, seed: int | None = None) -> _Origin:
+def _timm(name: str, seed: int | None = None) -> Origin:
     try:
         import timm
     except ImportError as error:
@@ -319,10 +296,10 @@ def _timm(name: str, seed: int | None = None) -> _Origin:
         channels, _, size = config["input_size"]
         return Loaded(model.eval(), size, channels, timm.data.create_transform(**config, is_training=False))
 
-    return _Origin(load, partial(_digest, "timm", name, origin))
+    return Origin(load, partial(_digest, "timm", name, origin))
 
 
-def _package(name: str, seed: int | None = None) -> _Origin:
+def _package(name: str, seed: int | None = None) -> Origin:
     if name not in packages.WEIGHTS:
         raise ValueError(unknown("network of a package", name, packages.WEIGHTS))
     shipped = packages.WEIGHTS[name]
@@ -335,7 +312,7 @@ def _package(name: str, seed: int | None = None) -> _Origin:
     read = cache(path.read_bytes)  # once, so that the checksum is that of the weights that are loaded
 
     def load(filled: bool, classes: int | None) -> Loaded:
-        built = random.load(False, classes)
+        built = random.build(False, classes)
         if filled:
             fill_in_order(built.model, path, read())
         return built
@@ -343,10 +320,10 @@ def _package(name: str, seed: int | None = None) -> _Origin:
     def source() -> str:
         return _digest("package", name, hashlib.sha256(read()).hexdigest())
 
-    return _Origin(load, source)
+    return Origin(load, source)
 
 
-def _file(name: str, model: str | None = None, classes: int | None = None) -> _Origin:
+def _file(name: str, model: str | None = None, classes: int | None = None) -> Origin:
     path = Path(name).expanduser()
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"weights are read from .safetensors, .pt or .pth, got {path.name!r}; {CONVERT}")
@@ -355,7 +332,7 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> _O
         raise ValueError(unknown(f"file in {path.parent}:", path.name, near) if near else f"no file {path.absolute()}")
     if classes is not None and classes < 1:
         raise ValueError(f"classes must be at least 1, got {classes}")
-    build = _resolve(model).load if model else _of_cache_file(path)
+    build = resolve(model).build if model else _of_cache_file(path)
     read = cache(path.read_bytes)  # once, so that the checksum is that of the weights that are loaded
 
     def load(filled: bool, many: int | None) -> Loaded:
@@ -367,7 +344,7 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> _O
     def source() -> str:
         return _digest("file", hashlib.sha256(read()).hexdigest(), model, classes)
 
-    return _Origin(load, source)
+    return Origin(load, source)
 
 
 def _of_cache_file(path: Path) -> Callable[[bool, int | None], Loaded]:

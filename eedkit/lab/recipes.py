@@ -189,15 +189,17 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
     return network
 
 
-def untrained(wanted: Iterable[tuple[Recipe, int]], *, cache: str | Path | None = None) -> list[tuple[Recipe, int]]:
-    """Of some recipes with their seeds, those whose weights are not cached.
+def untrained(
+    wanted: Iterable[tuple[Recipe, int] | None], *, cache: str | Path | None = None
+) -> list[tuple[Recipe, int]]:
+    """Of some recipes with their seeds, those whose weights are not cached, each once; None is no recipe.
 
-    >>> untrained([(Recipe(epochs=0), 3)])
+    >>> untrained([(Recipe(epochs=0), 3), None])
     []
     """
     folder = cache_folder(cache)
     missing = []
-    for recipe, seed in wanted:
+    for recipe, seed in filter(None, dict.fromkeys(wanted)):
         if recipe.epochs and not (folder / f"{source(recipe, seed=seed)}.safetensors").exists():
             missing.append((recipe, seed))
     return missing
