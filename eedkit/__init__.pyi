@@ -12,8 +12,8 @@ from eedkit import theory as theory
 from eedkit.errors import Undefined as Undefined
 from eedkit.explorer.card import card as card
 from eedkit.explorer.interactive import explore as explore
+from eedkit.lab.measuring import measure as measure
 from eedkit.probe.measure import layers as layers
-from eedkit.probe.measure import measure as measure
 from eedkit.probe.metrics import COMPARED as COMPARED
 from eedkit.probe.metrics import METRICS as METRICS
 from eedkit.probe.metrics import Metric as Metric

@@ -74,6 +74,14 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _specs(asked: bool) -> None:
+    if asked:
+        from eedkit.lab import images, models
+
+        typer.echo(f"MODEL\n{models.HELP}\n\nDATA\n{images.HELP}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
@@ -83,8 +91,17 @@ def main(
 
 @app.command(epilog="\b\nExample: eedkit measure 'recipe:plain?seed=0' digits/test --group C4 --out plain.zarr")
 def measure(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe:…, torchvision:…, timm:…, package:… or file:…")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="recipe:…, torchvision:…, timm:…, package:… or file:….safetensors?model=timm:…&classes=10.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…, with ?size=33&n=100."),
+    ],
     group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")],
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Can be repeated; channelwise, latent and softmax if none.")
@@ -97,6 +114,10 @@ def measure(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a forward pass; changes no result.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", help="Save the results there.")] = None,
     quiet: Quiet = False,
+    _: Annotated[
+        bool,
+        typer.Option("--specs", callback=_specs, is_eager=True, help="Show all that MODEL and DATA may say, and exit."),
+    ] = False,
 ) -> None:
     """Measure one model on one data set and print E, its interval and its calibration for every metric and layer.
 
@@ -106,20 +127,23 @@ def measure(
         _refuse_unwritable(out)
     with _plainly("measure"), _ends("Stopped; nothing was saved."):
         import eedkit
-        from eedkit.lab import images, models
         from eedkit.report import tables
 
-        models.check(model)
-        eedkit.groups.parse(group)
-        images.load(data)  # before the model, which may take long to train or fetch
-        loaded = models.load(model)
-        options = {"metrics": metric} if metric else {}
+        options = {"metrics": metric, "layers": layers}
+        given = {name: value for name, value in options.items() if value}
         try:
             ds = eedkit.measure(
-                loaded.model, images.load(data, **loaded.wants), name=model, group=group, layers=layers or loaded.layers or "blocks",
-                head=head or loaded.head,
-                null=null, seed=seed, device=device, batch_size=batch_size, progress=not quiet, **options,
-            )  # fmt: skip
+                model,
+                data,
+                group=group,
+                head=head,
+                null=null,
+                seed=seed,
+                device=device,
+                batch_size=batch_size,
+                progress=not quiet,
+                **given,
+            )
         except RuntimeError as error:
             raise _failed("measure", str(error)) from None
         _say(tables.estimates(eedkit.summarise(ds)))
@@ -161,9 +185,12 @@ def run(
     file: File,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that sees the store's disk.")
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that sees the store's disk."),
     ] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Read what is done first and compute damaged blocks again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read what is done first and compute damaged blocks again.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Compute what is not done yet. Can be killed and resumed; what is done stays.
@@ -260,7 +287,8 @@ def card(
         str | None, typer.Option(metavar="NAME", help="Which model; needed where there are several.")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="The images that were measured; those that deviate most are shown.")
+        str | None,
+        typer.Option(metavar="SPEC", help="The images that were measured; those that deviate most are shown."),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
     group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,

@@ -12,11 +12,12 @@ LONGEST = 200
 EXTRA_OF = {
     **dict.fromkeys(("matplotlib", "seaborn"), "plots"),
     **dict.fromkeys(
-        ("PIL", "datasets", "filelock", "joblib", "lightly", "lightning", "pyarrow", "safetensors", "torchvision"),
+        ("PIL", "datasets", "filelock", "joblib", "lightly", "pyarrow", "safetensors", "torchvision"),
         "lab",
     ),
     **dict.fromkeys(("dask", "distributed", "fsspec", "psutil", "rich", "typer", "yaml", "zarr"), "study"),
     **dict.fromkeys(("IPython", "ipywidgets", "latex2mathml", "nbconvert", "nbformat", "papermill"), "notebooks"),
+    "lightning": "lightning",
     "timm": "timm",
 }
 """The extra of eedkit that brings a library which measuring does not need."""

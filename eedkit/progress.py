@@ -6,6 +6,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from eedkit.errors import printable
+
 TEXT_ON_STDERR = {"EEDKIT_PROGRESS": "text"}
 """The environment of a kernel whose stderr is read by whoever runs it."""
 
@@ -62,6 +64,20 @@ def bar(total: int | None, what: str, unit: str, *, show: bool = True, leave: bo
     # what does not stay is not worth a line, unless it takes long
     look |= {"bar_format": plain, "delay": 0 if leave else 10}
     return tqdm(**look, file=Lines(sys.stderr), mininterval=10, maxinterval=10)
+
+
+def note(text: str, *, show: bool = True) -> None:
+    """One line on stderr, above any bar.
+
+    Parameters
+    ----------
+    text : str
+        With its control characters written out.
+    show : bool
+        Whether there is a line.
+    """
+    if show:
+        tqdm.write(printable(text), file=sys.stderr)
 
 
 def _bar_of_this_frontend(**look: Any) -> tqdm:

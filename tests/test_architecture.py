@@ -15,7 +15,7 @@ UPSTREAM = {
     "paper": {"results"},
     "store": {"results"},
     "probe": {"theory"},
-    "lab": {"theory"},
+    "lab": {"theory", "probe"},
     "study": {"theory", "probe", "lab", "results", "store"},
     "plots": {"results", "paper", "store", "probe"},
     "explorer": {"results", "paper", "plots", "bridges"},
@@ -29,7 +29,7 @@ UPSTREAM = {
 """Which parts each part may import, beside itself and those that stand alone; probe/dataset.py may also import results."""
 
 
-STAND_ALONE = ("errors.py", "machine.py", "pictures.py", "progress.py")
+STAND_ALONE = ("errors.py", "machine.py", "progress.py")
 """What all parts may import."""
 
 
@@ -66,7 +66,7 @@ def modules():
 
 
 MODULES = dict(modules())
-LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "probe", "verdicts": "paper",
+LAZY = {"images": "lab", "measure": "lab", "METRICS": "probe", "Metric": "probe", "verdicts": "paper",
         "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker", "card": "explorer", "explore": "explorer",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 
@@ -74,7 +74,7 @@ LAZY = {"images": "lab", "measure": "probe", "METRICS": "probe", "Metric": "prob
 def parts_imported(names):
     """Which parts of the package these names come from; a name that `eedkit` itself hands out counts as its home."""
     second = {name.split(".")[1] for name in names if name.startswith("eedkit.")}
-    return {LAZY.get(part, part) for part in second} - {"errors", "machine", "pictures", "progress", "__version__"}
+    return {LAZY.get(part, part) for part in second} - {"errors", "machine", "progress", "__version__"}
 
 
 LABELLING = {"probe/dataset.py", "probe/metrics.py"}

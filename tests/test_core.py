@@ -109,7 +109,7 @@ EXTRA_FOR = {
     "ek.lab.models": "lab",
     "ek.available.images()": "lab",
     "ek.available.recipes()": "lab",
-    "ek.Tracker(net, images, group='C4').callback()": "lab",
+    "ek.Tracker(net, images, group='C4').callback()": "lightning",
     "ek.Study": "study",
     "ek.measure(net, images, group='C4', progress=False).eed.to_zarr('a.zarr')": "study",
     "ek.open('a.zarr')": "study",

@@ -5,7 +5,7 @@ import lazy_loader as _lazy
 from eedkit.errors import naming_extras as _naming_extras
 
 _load, __dir__, __all__ = _lazy.attach(
-    __name__, submodules=["images", "models", "networks", "recipes", "shifts", "specs", "training"]
+    __name__, submodules=["corruptions", "images", "measuring", "models", "networks", "recipes", "specs", "training"]
 )
 
 

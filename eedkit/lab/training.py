@@ -1,23 +1,19 @@
-"""The training loop: an objective, images, and Lightning; on one thread, so that the same weights come out every time.
+"""The training loop: AdamW under a one-cycle schedule; on one thread, so that the same weights come out every time.
 
 Knows modules and tensors, never recipes or files. Leaves the process's settings as found.
 """
 
-import itertools
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, RandomSampler
 
 from eedkit.machine import processor_name
-
-if TYPE_CHECKING:
-    import lightning
+from eedkit.progress import bar
 
 THREADS = 1
 """Sums are split among threads, so another number of them gives other bits."""
@@ -33,9 +29,9 @@ def fit(
     rate: float,
     seed: int,
     progress: bool = False,
-    callbacks: "Sequence[lightning.Callback]" = (),
+    after_epoch: Callable[[int], object] | None = None,
 ) -> list[dict[str, float]]:
-    """Train an objective's parameters with AdamW under a one-cycle schedule.
+    """Train an objective's parameters with AdamW under a one-cycle schedule, on a GPU where there is one.
 
     Parameters
     ----------
@@ -48,15 +44,15 @@ def fit(
     epochs : int
         Passes over the images.
     batch_size : int
-        Images of a step.
+        Images of a step. A last batch of a single image is left out: it would have no batch statistics.
     rate : float
         The highest of the schedule.
     seed : int
         Of the order of the images.
     progress : bool
         Show the epochs on stderr.
-    callbacks : sequence of lightning.Callback
-        Called as the training goes on, such as `Tracker.callback()`.
+    after_epoch : callable, or None
+        Gets the number of every epoch at its end, counted from 1, such as `Tracker.step`.
 
     Returns
     -------
@@ -73,59 +69,36 @@ def fit(
     >>> [sorted(row) for row in rows]
     [['accuracy', 'epoch', 'loss'], ['accuracy', 'epoch', 'loss']]
     """
-    import lightning
-    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
-
-    rows: list[dict[str, float]] = []
-    epoch_numbers = itertools.count(1)
-    batch_losses: list[Tensor] = []
-    batch_rights: list[Tensor] = []
-
-    class Training(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.objective = objective
-
-        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-            loss, right = self.objective(*batch)
-            batch_losses.append(loss.detach().expand(len(batch[0])))
-            if right is not None:
-                batch_rights.append(right)
-            return loss
-
-        def on_train_epoch_end(self) -> None:
-            row = {"epoch": next(epoch_numbers), "loss": torch.cat(batch_losses).mean().item()}
-            if batch_rights:
-                row["accuracy"] = torch.cat(batch_rights).float().mean().item()
-            rows.append(row)
-            batch_losses.clear()
-            batch_rights.clear()
-
-        def configure_optimizers(self) -> dict[str, Any]:
-            optimiser = torch.optim.AdamW(self.parameters(), lr=rate)
-            steps = int(self.trainer.estimated_stepping_batches)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
-            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    objective.to(device)
     order = RandomSampler(range(len(x)), generator=torch.Generator().manual_seed(seed))
-    # a last batch of a single image would have no batch statistics
-    single_left = len(x) > batch_size and len(x) % batch_size == 1
-    # whole batches by their places: image by image takes longer than a small network's step
-    places = BatchSampler(order, batch_size, drop_last=single_left)
-    loader = DataLoader(TensorDataset(x, y), sampler=places, batch_size=None)
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
-            deterministic=True,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-            callbacks=list(callbacks),
-        )
-        trainer.fit(Training(), loader)
+    is_single_left = len(x) > batch_size and len(x) % batch_size == 1
+    batches = BatchSampler(order, batch_size, drop_last=is_single_left)
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=len(batches) * epochs)
+    rows: list[dict[str, float]] = []
+    with torch.enable_grad(), _deterministic(), bar(epochs, "training", "epoch", show=progress, leave=False) as shown:
+        for epoch in range(1, epochs + 1):
+            losses: list[Tensor] = []
+            rights: list[Tensor] = []
+            # weights that were trained before come out again: a DataLoader draws this, and asks for no batch after the last
+            torch.empty((), dtype=torch.int64).random_()
+            for places in islice(batches, len(batches)):
+                loss, right = objective(x[places].to(device), y[places].to(device))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                losses.append(loss.detach().expand(len(places)))
+                if right is not None:
+                    rights.append(right)
+            row = {"epoch": epoch, "loss": torch.cat(losses).mean().item()}
+            if rights:
+                row["accuracy"] = torch.cat(rights).float().mean().item()
+            rows.append(row)
+            if after_epoch is not None:
+                after_epoch(epoch)
+            shown.update()
     objective.cpu()
     return rows
 
@@ -172,25 +145,20 @@ def fixed_arithmetic() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's notes on hardware, workers and tips, and with the process's settings afterwards as before."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
+def _deterministic() -> Iterator[None]:
+    """Within the block operations that have no deterministic form are errors; what was set before is put back."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     benchmark = torch.backends.cudnn.benchmark
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when a GPU first multiplies
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
+        yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
         if workspace is not None:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

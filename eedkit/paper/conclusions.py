@@ -142,17 +142,17 @@ def out_of_distribution(
     table : pandas.DataFrame
         With recipes "plain", "augmented" and "equivariant", and the columns of `specs.labelled`.
     source : str
-        The images of the training's kind. Their rows without shift are in distribution, with shift corrupted; those of other
+        The images of the training's kind. Their rows without corruption are in distribution; those of other
         sources, or in which no image is left (the domain "noise"), are far.
     margin : float
         The difference of relative values that counts.
     """
-    needs(table, "recipe", "seed", "data", "source", "shift", "domain", "null", "best", "order")
+    needs(table, "recipe", "seed", "data", "source", "corruption", "domain", "null", "best", "order")
     layer = _end(table, metric)
     table = table[(table.metric == metric) & (table.layer == layer)]
     near = (table.source == source) & (table.domain != "noise")
-    home = table[near & (table["shift"] == "")]
-    corrupted = table[near & (table["shift"] != "")]
+    home = table[near & (table["corruption"] == "")]
+    corrupted = table[near & (table["corruption"] != "")]
     far = table[~near]
     for what, part in {"images in distribution": home, "corrupted images": corrupted, "far images": far}.items():
         if part.empty:

@@ -391,7 +391,7 @@ def needs(table: pd.DataFrame, *columns: str) -> None:
     if missing:
         raise ValueError(
             f"the table needs columns {' and '.join(columns)}, got none called {' or '.join(missing)}: recipe and seed come "
-            "from concat(…, recipe=[…], seed=[…]), source, shift and domain from specs.labelled, all others from summarise(…, full=True)"
+            "from concat(…, recipe=[…], seed=[…]), source, corruption and domain from specs.labelled, all others from summarise(…, full=True)"
         )
 
 

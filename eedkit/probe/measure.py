@@ -132,7 +132,7 @@ def _names(name: str, given: Any) -> tuple[str, ...]:
 
 
 def measure(
-    model: nn.Module,
+    model: nn.Module | str,
     images: Any,
     *,
     group: str | Group | Action,
@@ -159,11 +159,13 @@ def measure(
 
     Parameters
     ----------
-    model : nn.Module
-        Any module on images (b, C, H, W); compiled and data-parallel ones are measured as the module inside.
-    images : tensor, array, DataLoader, or torch or Hugging Face data set
+    model : nn.Module, or str
+        Any module on images (b, C, H, W); compiled and data-parallel ones are measured as the module inside. `ek.measure`
+        takes a spec, too ("timm:resnet18.a1_in1k", `ek.lab.models.HELP`), with the head and layers that it names.
+    images : tensor, array, DataLoader, torch or Hugging Face data set, or str
         (n, C, H, W), or items (C, H, W); uint8 and PIL images are scaled to [0, 1]. What can only be iterated is read into
-        memory first.
+        memory first. `ek.measure` takes a spec, too ("photos/", `ek.lab.images.HELP`), and makes images as a model that
+        has a spec was trained on them; how stands in attrs["preprocessing"]. `?size=` goes over the model's own size.
     group : str, Group or Action
         "C4", "D4", "flip", "shift4", "C8", "rgb", "SO(2)?n=16", … (`ek.groups.parse`); a `Group`; or a custom `Action` on
         (…, H, W).
@@ -246,7 +248,7 @@ def measure(
 
 
 def measure_block(
-    model: nn.Module,
+    model: Any,
     images: Any,
     options: Options,
     *,
@@ -283,6 +285,7 @@ def measure_block(
     name = name or type(model).__name__
     order = options.action.group.order
     class_names = samples.class_names(images) if labels is None else []
+    preprocessing = samples.preprocessing(images)
     images = samples.by_number(images)
     kinds = {kind for _, kind in asked_outputs(options.output)}
     labels = None if labels is None else samples.label_list(labels)
@@ -314,6 +317,7 @@ def measure_block(
         **_provenance(options, device, precision),
         "law_error": ready.law_error,
         "data": str(measured.results.fingerprint),
+        "preprocessing": preprocessing,
         "repeatable": int(repeatable),
         "head": ready.found.head,
         **({"latent": OUTPUT_ITSELF} if _is_latent_the_output(ready) else {}),

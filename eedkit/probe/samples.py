@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from eedkit.errors import short
-from eedkit.pictures import opaque
 from eedkit.theory import actions
 from eedkit.theory.actions import Action
 from eedkit.theory.deviation import SHORTEST_CHAIN, chains
@@ -359,6 +358,19 @@ def class_names(images: Any) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
+def preprocessing(images: Any) -> str:
+    """How a data set of `eedkit.lab.images` makes its images, in words; "" of others, which do not say.
+
+    >>> preprocessing(torch.rand(2, 3, 8, 8))
+    ''
+    """
+    while hasattr(images, "dataset"):  # of a DataLoader or a subset
+        images = images.dataset
+    form = getattr(images, "format", None)
+    transform = form.get("format_kwargs", {}).get("transform") if isinstance(form, Mapping) else None
+    return str(getattr(transform, "preprocessing", ""))
+
+
 def by_number(images: Any) -> Any:
     """Images that are read by number: a tensor (n, C, H, W), a data set, or a list of all that an iterable gives.
 
@@ -474,6 +486,24 @@ def _pixels(image: Any) -> Tensor:
         return torch.from_numpy(np.asarray(image).astype(np.float32)[None] / 65535)
     pixels = torch.from_numpy(np.array(opaque(image)))
     return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0).contiguous()
+
+
+def opaque(image: Any) -> Any:
+    """A PIL image of at most 8 bits per channel without transparency, in mode L if it is grey and RGB if not.
+
+    What is transparent shows white.
+
+    >>> from PIL import Image
+    >>> opaque(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    from PIL import Image
+
+    is_grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        behind = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(behind, image.convert("RGBA"))
+    return image.convert("L" if is_grey else "RGB")
 
 
 def _scalar(value: Any) -> Any:

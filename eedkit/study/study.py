@@ -137,7 +137,7 @@ class Study:
             lab_images.check(spec)
         for source in self.models.values():
             if isinstance(source, str):
-                lab_models.check(source)
+                lab_models.resolve(source)
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike) -> "Study":
@@ -306,7 +306,7 @@ class Study:
     def _train(self, works: Sequence[Work], *, progress: bool) -> None:
         """Train the networks that are needed and not cached, several at once."""
         specs = dict.fromkeys(work.model for work in works if work.model)
-        missing = lab_models.untrained(specs)
+        missing = recipes.untrained(lab_models.resolve(spec).trained_by for spec in specs)
         with bar(len(missing), "training", "network", show=progress) as shown:
             for _ in recipes.train_all(missing):
                 shown.update()
@@ -329,7 +329,7 @@ class Study:
             "seed": self.seed,
             "precision": self.precision,
             "version": f"{schema.SCHEMA}.{probe.VERSION}",
-            "about": lab_models.about(model) if isinstance(model, str) else {},
+            "about": lab_models.resolve(model).about if isinstance(model, str) else {},
         }
 
     def _metric_names(self) -> list[str]:
@@ -363,7 +363,7 @@ def _check_workers(number: object, client: object) -> None:
 def _source(model: str | nn.Module) -> str:
     """Checksum of where a model's weights come from."""
     if isinstance(model, str):
-        return lab_models.source(model)
+        return lab_models.resolve(model).source()
     # equal weights may be used otherwise: the second checksum is of what torch prints of the module
     return f"{guard.fingerprint(model)} {zlib.crc32(repr(model).encode()):08x}"
 

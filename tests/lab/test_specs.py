@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from eedkit.lab.specs import boolean, integers, parse
+from eedkit.lab.specs import Option, boolean, number, parse, whole, whole_numbers
 
-KNOWN = {"seed": int, "rate": float, "exact": boolean, "widths": integers, "model": str, "layers": re.compile}
+KINDS = {"seed": whole, "rate": number, "exact": boolean, "widths": whole_numbers, "model": str, "layers": re.compile}
+KNOWN = {name: Option(kind, "") for name, kind in KINDS.items()}
 
 
 def test_each_option_is_converted():
@@ -37,6 +38,11 @@ def test_one_nested_option_needs_no_quoting_and_a_plus_stays():
         ("seed=", "'seed' must be a whole number, got ''"),
         ("model=", "'model' must be a text, got ''"),
         ("seed=1.5", "'seed' must be a whole number, got '1.5'"),
+        ("seed=٣", "'seed' must be a whole number, got '٣'"),
+        ("seed=1_0", "'seed' must be a whole number, got '1_0'"),
+        ("rate=٣.٥", "'rate' must be a number, got '٣.٥'"),
+        ("rate=.", "'rate' must be a number, got '.'"),
+        ("widths=4,٨", "'widths' must be whole numbers"),
         ("rate=fast", "'rate' must be a number, got 'fast'"),
         ("exact=yes", "'exact' must be true or false, got 'yes'"),
         ("widths=4,,8", "'widths' must be whole numbers such as 16,32, got '4,,8'"),

@@ -1,13 +1,12 @@
 """The training loop: which images it takes, which steps it makes, what it tells of them, and what it leaves behind."""
 
-import logging
 import os
-import warnings
+from contextlib import suppress
 
-import lightning
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from eedkit.lab.training import fit
 
@@ -99,42 +98,62 @@ class Breaks(Watched):
 
 @pytest.mark.parametrize("objective", [Watched, Breaks])
 @pytest.mark.parametrize("workspace", [None, ":16:8"])
-def test_the_process_s_settings_are_left_as_found(objective, workspace, monkeypatch):
+def test_the_process_is_left_as_found_in_silence(objective, workspace, monkeypatch, tmp_path, capfd, recwarn):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     if workspace is None:
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    logger = logging.getLogger("lightning.pytorch")
-    monkeypatch.setattr(logger, "level", logging.INFO)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        before = dict(os.environ), list(warnings.filters)
-        try:
+        before = dict(os.environ)
+        with suppress(ZeroDivisionError), torch.no_grad():
             fit(objective(), *numbered(8), **OPTIONS)
-        except ZeroDivisionError:
-            assert objective is Breaks
-        assert (dict(os.environ), warnings.filters) == before
+        assert dict(os.environ) == before
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.backends.cudnn.benchmark
-        assert logger.level == logging.INFO
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def test_nothing_is_said_and_no_files_are_written(tmp_path, monkeypatch, capfd, recwarn):
-    monkeypatch.chdir(tmp_path)
-    fit(Watched(), *numbered(8), **OPTIONS)
     assert capfd.readouterr() == ("", "")
     assert [str(warning.message) for warning in recwarn] == []
     assert not any(tmp_path.iterdir())
 
 
-def test_callbacks_are_called_at_every_epoch():
+def test_operations_without_a_deterministic_form_are_errors():
+    seen = []
+
+    class Asks(Watched):
+        def forward(self, x, y):
+            seen.append(
+                torch.are_deterministic_algorithms_enabled()
+                and not torch.is_deterministic_algorithms_warn_only_enabled()
+            )
+            return super().forward(x, y)
+
+    fit(Asks(), *numbered(8), **OPTIONS)
+    assert seen == 4 * [True]
+
+
+def test_a_function_is_called_after_every_epoch_and_the_bar_counts_them(capfd):
     ends = []
+    fit(Watched(), *numbered(10), **OPTIONS | {"epochs": 3}, after_epoch=ends.append, progress=True)
+    assert ends == [1, 2, 3]
 
-    class Counting(lightning.Callback):
-        def on_train_epoch_end(self, trainer, module):
-            ends.append(trainer.current_epoch)
 
-    fit(Watched(), *numbered(10), **OPTIONS | {"epochs": 3}, callbacks=[Counting()])
-    assert ends == [0, 1, 2]
+@pytest.mark.parametrize("n", [8, 10, 9])
+def test_batches_and_random_state_are_those_of_a_data_loader(n):
+    """Weights that were trained before must come out again: whole batches, a rest, and a single image left."""
+    x, y = numbered(n)
+    objective = Watched()
+    torch.manual_seed(3)
+    fit(objective, x, y, **OPTIONS | {"epochs": 3})
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    order = RandomSampler(range(n), generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(x, y), sampler=BatchSampler(order, 4, drop_last=n == 9), batch_size=None)
+    batches = []
+    for _ in range(3):
+        iterator = iter(loader)
+        batches += [next(iterator)[0].flatten().tolist() for _ in range(len(loader))]
+    assert objective.batches == batches
+    assert torch.equal(after, torch.rand(1))

@@ -98,7 +98,7 @@ def test_all_that_was_measured_is_in_one_store_and_the_corruptions_differ(out):
     found = ek.lab.specs.labelled(ek.summarise(tree))
     assert set(found.domain) == {"digits", "letters", "noise"}
     latent = found[(found.metric == "latent") & (found.layer == "latent") & (found.recipe == "plain")]
-    means = latent.groupby(["shift", "severity"]).estimate.mean()
+    means = latent.groupby(["corruption", "severity"]).estimate.mean()
     assert means.index.tolist() == [("", 0), ("blur", 1), ("blur", 5), ("noise", 1), ("noise", 5), ("static", 5)]
     assert means.nunique() == len(means)
 
@@ -224,7 +224,7 @@ def test_other_profiles_name_models_and_images_that_a_study_takes(name, tmp_path
             continue
         recipes = [recipe for recipe in ek.lab.recipes.recipes() if not recipe.startswith("random")]
         models = ek.lab.models.pool(recipes, seeds=1, **told["training"])
-        data = [told[key] for key in ("data", "pool_data", "shifted") if key in told] + told.get("domains", [])
+        data = [told[key] for key in ("data", "pool_data", "to_corrupt") if key in told] + told.get("domains", [])
         study = ek.Study(models=models, data=data, groups=["C4"], store=tmp_path / "a.study")
         assert list(study.models) == models
         if told.get("others"):

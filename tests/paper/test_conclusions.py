@@ -201,7 +201,7 @@ def test_a_dose_response_needs_networks_of_share_0():
 FAR = ("letters/test", "patches/test")
 
 
-def shifted(
+def table_of_corruptions(
     *,
     here=0.6,
     corrupted=(0.4, 0.2),
@@ -226,10 +226,10 @@ def shifted(
     ]
     places += [("digits/test", "static", 5, 0.7, 0.1, 0.7, 0.6)]
     parts = []
-    for place, (source, shift, severity, of_plain, of_augmented, raw_plain, raw_augmented) in enumerate(places):
-        domain = "noise" if (shift, severity) == ("static", 5) else source.partition("/")[0]
-        data = f"{source}?{shift}{severity}"
-        at = {"data": data, "source": source, "shift": shift, "severity": severity, "domain": domain}
+    for place, (source, corruption, severity, of_plain, of_augmented, raw_plain, raw_augmented) in enumerate(places):
+        domain = "noise" if (corruption, severity) == ("static", 5) else source.partition("/")[0]
+        data = f"{source}?{corruption}{severity}"
+        at = {"data": data, "source": source, "corruption": corruption, "severity": severity, "domain": domain}
         cells = {
             ("plain", "latent", "latent"): of_plain,
             ("augmented", "latent", "latent"): of_augmented,
@@ -275,21 +275,21 @@ def second(made, **options):
     ],
 )
 def test_conclusion_2_comes_out_as_the_table_was_made(made, verdict, decided_by):
-    last = second(shifted(**made)).iloc[-1]
+    last = second(table_of_corruptions(**made)).iloc[-1]
     assert last.verdict == verdict
     assert last.decided_by.startswith(decided_by)
 
 
 def test_conclusion_2_says_which_control_failed():
     # the raw value falls or stays while the relative one rises: the plain network passes, too
-    found = second(shifted(plain_relative=(0.7, 1.0)))
+    found = second(table_of_corruptions(plain_relative=(0.7, 1.0)))
     controls = found[found.part == "control"]
     assert controls.verdict.tolist() == [SUPPORTED, CONTRADICTED, SUPPORTED]
     assert found.iloc[-1].decided_by.startswith("patches: plain's")
 
 
 def test_conclusion_2_means_over_the_corruptions_of_a_seed():
-    made = shifted(noise=0.03)
+    made = table_of_corruptions(noise=0.03)
     found = second(made).set_index("test")
     wide = made.pivot_table("relative", "seed", ["recipe", "data"])
     gain = wide["plain", "digits/test?0"] - wide["augmented", "digits/test?0"]
@@ -306,7 +306,7 @@ def test_conclusion_2_means_over_the_corruptions_of_a_seed():
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_conclusion_2_sees_raw_values_by_the_null_gap_at_home(order):
-    made = shifted().assign(order=order)
+    made = table_of_corruptions().assign(order=order)
     found = second(made).set_index("test")
     raw = made[(made.recipe == "augmented")].pivot(index="seed", columns="data", values="estimate")
     effect = ((raw["letters/test?0"] + 1) / 2) ** (1 / order) - ((raw["digits/test?0"] + 1) / 2) ** (1 / order)
@@ -319,7 +319,7 @@ def test_conclusion_2_sees_raw_values_by_the_null_gap_at_home(order):
 
 
 def test_data_sets_of_one_far_domain_count_as_one():
-    made = shifted()
+    made = table_of_corruptions()
     more = made[made.source == "letters/test"].assign(data="letters/blurred", source="letters/other")
     more["relative"] += 0.2
     found = second(pd.concat([made, more]))
@@ -328,8 +328,8 @@ def test_data_sets_of_one_far_domain_count_as_one():
 
 
 def test_a_seed_without_a_value_on_one_corruption_has_no_mean_over_them():
-    made = shifted()
-    made.loc[(made["shift"] == "a") & (made.recipe == "plain") & (made.seed == 2), "relative"] = np.nan
+    made = table_of_corruptions()
+    made.loc[(made["corruption"] == "a") & (made.recipe == "plain") & (made.seed == 2), "relative"] = np.nan
     with pytest.warns(UserWarning, match="no relative of plain"):
         found = second(made).set_index("test")
     assert found.loc["the gain remains on corruptions", "n"] == 5
@@ -340,7 +340,7 @@ def test_a_seed_without_a_value_on_one_corruption_has_no_mean_over_them():
     ("chosen", "message"),
     [
         ("source != 'digits/test'", "no images in distribution where the source is 'digits/test'.*letters/test"),
-        ("source != 'digits/test' or shift == '' or severity == 5", "no corrupted images"),
+        ("source != 'digits/test' or corruption == '' or severity == 5", "no corrupted images"),
         ("source == 'digits/test' and severity < 5", "no far images"),
         ("recipe == 'plain'", "no recipe 'augmented'"),
         ("recipe != 'equivariant'", "no recipe 'equivariant'"),
@@ -348,13 +348,13 @@ def test_a_seed_without_a_value_on_one_corruption_has_no_mean_over_them():
 )
 def test_conclusion_2_says_which_images_or_recipes_it_lacks(chosen, message):
     with pytest.raises(ValueError, match=message):
-        second(shifted().query(chosen))
+        second(table_of_corruptions().query(chosen))
 
 
-@pytest.mark.parametrize("column", ["data", "source", "shift", "domain", "null", "best", "order"])
+@pytest.mark.parametrize("column", ["data", "source", "corruption", "domain", "null", "best", "order"])
 def test_conclusion_2_says_which_column_it_lacks(column):
     with pytest.raises(ValueError, match=f"none called {column}:"):
-        second(shifted().drop(columns=column))
+        second(table_of_corruptions().drop(columns=column))
 
 
 # Conclusion 3
@@ -635,7 +635,7 @@ def test_conclusion_5_can_be_asked_of_raw_values():
     "found",
     [
         lambda: first(layers()),
-        lambda: second(shifted()),
+        lambda: second(table_of_corruptions()),
         lambda: third(learned()),
         lambda: ranks(pool()).reset_index(),
         lambda: fourth(started()),

@@ -496,7 +496,9 @@ def test_weights_of_two_trainings_are_never_mixed(settings, monkeypatch):
     load = models.load
     monkeypatch.setattr(workers, "_measured", measured)
     monkeypatch.setattr(
-        models, "load", lambda spec: replace(load(spec.replace("seed=0", "seed=1")), source=models.source(spec))
+        models,
+        "load",
+        lambda spec: replace(load(spec.replace("seed=0", "seed=1")), source=models.resolve(spec).source()),
     )
     with pytest.warns(UserWarning, match="this block has other weights than the first"):
         study.run(progress=False)

@@ -148,8 +148,8 @@ def test_images_that_are_here_count_by_what_is_here(make):
     ("spec", "message"),
     [
         ("digits/test?n=20&channels=2", "channels must be 1, 3 or None"),
-        ("digits/test?shift=blurr&severity=3", "no shift 'blurr'; did you mean 'blur'"),
-        ("digits/test?shift=blur", "needs a severity from 1"),
+        ("digits/test?corruption=blurr&severity=3", "no corruption 'blurr'; did you mean 'blur'"),
+        ("digits/test?corruption=blur", "needs a severity from 1"),
     ],
 )
 def test_bad_options_of_images_are_refused_at_once(make, spec, message):

@@ -7,7 +7,7 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter
 
 from eedkit.lab import images
-from eedkit.lab.shifts import SHIFTS, shifted
+from eedkit.lab.corruptions import CORRUPTIONS, corrupted
 
 KINDS = ["noise", "blur", "contrast", "brightness", "jpeg", "elastic", "pixelate", "static"]
 DRAWN = ["noise", "elastic", "static"]
@@ -52,15 +52,15 @@ def ramp(height, width):
 
 class TestRegistry:
     def test_kinds_are_those_agreed_each_with_five_strengths_and_a_title(self):
-        assert list(SHIFTS) == [shift.name for shift in SHIFTS.values()] == KINDS
-        assert all(len(set(shift.strengths)) == 5 for shift in SHIFTS.values())
-        assert len({shift.title for shift in SHIFTS.values()}) == len(KINDS)
+        assert list(CORRUPTIONS) == [shift.name for shift in CORRUPTIONS.values()] == KINDS
+        assert all(len(set(shift.strengths)) == 5 for shift in CORRUPTIONS.values())
+        assert len({shift.title for shift in CORRUPTIONS.values()}) == len(KINDS)
 
     @pytest.mark.parametrize("name", KINDS)
     def test_severities_lead_further_and_further_from_the_clean_image(self, pictures, name):
         for spec, clean in pictures.items():
             far = [
-                float(np.mean([(shifted(x, name, s, seed=i) - x).abs().mean() for i, x in enumerate(clean)]))
+                float(np.mean([(corrupted(x, name, s, seed=i) - x).abs().mean() for i, x in enumerate(clean)]))
                 for s in SEVERITIES
             ]
             assert all(a < b for a, b in zip([0.004, *far], far, strict=False)), (spec, far)
@@ -71,7 +71,7 @@ class TestRegistry:
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         kept = image.clone()
         for severity in SEVERITIES:
-            made = shifted(image, name, severity, seed=1)
+            made = corrupted(image, name, severity, seed=1)
             assert (made.shape, made.dtype) == (shape, torch.float32)
             assert 0 <= made.min() <= made.max() <= 1
         assert torch.equal(image, kept)
@@ -84,26 +84,26 @@ class TestDraws:
         for state in (1, 2):
             torch.manual_seed(state)
             before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-            made.append(shifted(patch, name, 3, seed=7))
+            made.append(corrupted(patch, name, 3, seed=7))
             after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
             assert torch.equal(before[0], after[0])
             assert before[1:] == after[1:]
         assert torch.equal(*made)
-        assert torch.equal(made[0], shifted(patch, name, 3, seed=8)) == (name not in DRAWN)
+        assert torch.equal(made[0], corrupted(patch, name, 3, seed=8)) == (name not in DRAWN)
 
     def test_noise_of_all_severities_is_one_draw_times_a_strength(self):
-        mild, strong = (shifted(GREY, "noise", severity, seed=0).double() - 0.5 for severity in (1, 3))
+        mild, strong = (corrupted(GREY, "noise", severity, seed=0).double() - 0.5 for severity in (1, 3))
         inside = strong.abs() < 0.499
-        ratio = SHIFTS["noise"].strengths[2] / SHIFTS["noise"].strengths[0]
+        ratio = CORRUPTIONS["noise"].strengths[2] / CORRUPTIONS["noise"].strengths[0]
         torch.testing.assert_close(strong[inside], ratio * mild[inside], rtol=0, atol=1e-6)
 
     def test_deformations_of_all_severities_are_one_draw_times_a_strength(self):
-        mild, strong = (shifted(ramp(40, 40), "elastic", severity, seed=0) - ramp(40, 40) for severity in (1, 5))
-        ratio = SHIFTS["elastic"].strengths[4] / SHIFTS["elastic"].strengths[0]
+        mild, strong = (corrupted(ramp(40, 40), "elastic", severity, seed=0) - ramp(40, 40) for severity in (1, 5))
+        ratio = CORRUPTIONS["elastic"].strengths[4] / CORRUPTIONS["elastic"].strengths[0]
         torch.testing.assert_close(strong, ratio * mild, rtol=0, atol=1e-5)
 
     def test_static_of_a_higher_severity_keeps_what_a_lower_one_replaced(self, patch):
-        low, high = (shifted(patch, "static", severity, seed=0) for severity in (2, 4))
+        low, high = (corrupted(patch, "static", severity, seed=0) for severity in (2, 4))
         replaced = low != patch
         assert torch.equal(low[replaced], high[replaced])
 
@@ -111,7 +111,9 @@ class TestDraws:
 class TestKinds:
     @pytest.mark.parametrize("severity", [1, 2])
     def test_noise_is_normal_with_its_standard_deviation(self, severity):
-        noise = (shifted(GREY, "noise", severity, seed=0).double() - 0.5) / SHIFTS["noise"].strengths[severity - 1]
+        noise = (corrupted(GREY, "noise", severity, seed=0).double() - 0.5) / CORRUPTIONS["noise"].strengths[
+            severity - 1
+        ]
         assert abs(noise.mean()) < 0.01
         assert abs(noise.std() - 1) < 0.01
         assert abs((noise.abs() < 1).double().mean() - 0.6827) < 0.01
@@ -120,42 +122,46 @@ class TestKinds:
     @pytest.mark.parametrize("severity", SEVERITIES)
     def test_blur_is_a_gaussian_filter_of_width_relative_to_the_shorter_side(self, severity):
         image = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0))
-        sigma = 40 * SHIFTS["blur"].strengths[severity - 1]
+        sigma = 40 * CORRUPTIONS["blur"].strengths[severity - 1]
         radius = int(np.ceil(3 * sigma))
         expected = [gaussian_filter(x.double().numpy(), sigma, mode="mirror", radius=radius) for x in image]
-        np.testing.assert_allclose(shifted(image, "blur", severity, seed=0), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(corrupted(image, "blur", severity, seed=0), expected, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("severity", SEVERITIES)
     def test_contrast_pulls_towards_the_mean_luma(self, patch, severity):
-        factor, pixels = SHIFTS["contrast"].strengths[severity - 1], patch.double().numpy()
+        factor, pixels = CORRUPTIONS["contrast"].strengths[severity - 1], patch.double().numpy()
         luma = np.mean(0.2989 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2])
-        made = shifted(patch, "contrast", severity, seed=0)
+        made = corrupted(patch, "contrast", severity, seed=0)
         np.testing.assert_allclose(made, luma + factor * (pixels - luma), rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("severity", SEVERITIES)
     def test_brightness_darkens_by_its_factor(self, patch, severity):
-        expected = patch.double() * SHIFTS["brightness"].strengths[severity - 1]
-        torch.testing.assert_close(shifted(patch, "brightness", severity, seed=0).double(), expected)
+        expected = patch.double() * CORRUPTIONS["brightness"].strengths[severity - 1]
+        torch.testing.assert_close(corrupted(patch, "brightness", severity, seed=0).double(), expected)
 
     @pytest.mark.parametrize("severity", SEVERITIES)
     def test_jpeg_rounds_the_cosines_of_blocks_to_multiples_of_the_standard_s_table(self, severity):
         image = images.load("patches/test", channels=1)[3]["image"]
-        steps = np.clip((LUMA * (5000 / SHIFTS["jpeg"].strengths[severity - 1]) + 50) // 100, 1, 255)
+        steps = np.clip((LUMA * (5000 / CORRUPTIONS["jpeg"].strengths[severity - 1]) + 50) // 100, 1, 255)
         expected = image[0].double().numpy() * 255 - 128
         for row in range(0, 32, 8):
             for column in range(0, 32, 8):
                 block = expected[row : row + 8, column : column + 8]
                 block[:] = idctn(np.round(dctn(block, norm="ortho") / steps) * steps, norm="ortho")
-        made = shifted(image, "jpeg", severity, seed=0)[0] * 255
+        made = corrupted(image, "jpeg", severity, seed=0)[0] * 255
         off = np.abs(made.numpy() - np.clip(expected + 128, 0, 255))
         assert (
             np.mean(off < 2) > 0.9
         )  # a cosine halfway between two multiples may go either way, and takes its block along
 
     def test_elastic_moves_points_by_up_to_its_share_of_the_side_and_not_the_frame(self):
-        share = SHIFTS["elastic"].strengths[3]
-        moved = torch.stack([shifted(ramp(40, 60), "elastic", 4, seed=s)[0] - ramp(40, 60)[0] for s in range(50)]) * 60
-        down = torch.stack([shifted(ramp(60, 40).mT, "elastic", 4, seed=s)[0] - ramp(60, 40).mT[0] for s in range(50)])
+        share = CORRUPTIONS["elastic"].strengths[3]
+        moved = (
+            torch.stack([corrupted(ramp(40, 60), "elastic", 4, seed=s)[0] - ramp(40, 60)[0] for s in range(50)]) * 60
+        )
+        down = torch.stack(
+            [corrupted(ramp(60, 40).mT, "elastic", 4, seed=s)[0] - ramp(60, 40).mT[0] for s in range(50)]
+        )
         for shift in (moved, down * 40):
             assert 0.9 * share * 40 < shift.abs().max() <= share * 40 + 1e-3
             assert abs(shift.mean()) < 0.2
@@ -164,7 +170,7 @@ class TestKinds:
 
     @pytest.mark.parametrize(("side", "severity", "blocks"), [(17, 5, 7), (224, 5, 7), (17, 1, 14), (33, 3, 9)])
     def test_pixelate_leaves_constant_blocks_of_nearly_one_size(self, side, severity, blocks):
-        made = shifted(
+        made = corrupted(
             torch.rand(3, side, side, generator=torch.Generator().manual_seed(0)), "pixelate", severity, seed=0
         )
         for axis in (1, 2):
@@ -181,40 +187,40 @@ class TestKinds:
                 down, across = ([max(0.0, 1 - abs(i + 0.5 - c) / 4) for i in range(32)] for c in centres)
                 down, across = np.array(down) / sum(down), np.array(across) / sum(across)
                 expected[row, column] = down @ image[0].numpy() @ across
-        np.testing.assert_allclose(shifted(image, "pixelate", 4, seed=0)[0], expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(corrupted(image, "pixelate", 4, seed=0)[0], expected, rtol=0, atol=1e-5)
 
     def test_static_replaces_its_share_of_pixels_in_all_channels_together(self):
         for severity, share in zip(SEVERITIES, (0.2, 0.4, 0.6, 0.8, 1.0), strict=True):
-            replaced = shifted(GREY, "static", severity, seed=0) != 0.5
+            replaced = corrupted(GREY, "static", severity, seed=0) != 0.5
             assert torch.equal(replaced.any(0), replaced.all(0))
             assert abs(replaced.double().mean() - share) < 0.01
 
     def test_static_at_its_strongest_is_uniform_noise_whatever_the_image(self, patch):
-        noise = shifted(GREY, "static", 5, seed=0).double()
+        noise = corrupted(GREY, "static", 5, seed=0).double()
         assert abs(noise.mean() - 0.5) < 0.005
         assert abs(noise.std() - 12**-0.5) < 0.005
         assert abs((noise < 0.1).double().mean() - 0.1) < 0.005
         assert abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.02
-        assert torch.equal(shifted(patch, "static", 5, seed=3), shifted(1 - patch, "static", 5, seed=3))
+        assert torch.equal(corrupted(patch, "static", 5, seed=3), corrupted(1 - patch, "static", 5, seed=3))
 
     @pytest.mark.parametrize("name", ["blur", "elastic", "pixelate"])
     def test_lengths_grow_with_the_image(self, name):
-        small, large = (shifted(smooth(side), name, 5, seed=0) for side in (56, 224))
+        small, large = (corrupted(smooth(side), name, 5, seed=0) for side in (56, 224))
         coarse = torch.nn.functional.avg_pool2d(large, 4)
         assert (coarse - small).abs().mean() < 0.1 * (small - smooth(56)).abs().mean()
 
 
 class TestErrors:
     def test_unknown_kind_names_the_near_ones(self):
-        with pytest.raises(ValueError, match=r"no shift 'blurr'; did you mean 'blur'\? \(all 8: noise, blur"):
-            shifted(GREY, "blurr", 1, seed=0)
+        with pytest.raises(ValueError, match=r"no corruption 'blurr'; did you mean 'blur'\? \(all 8: noise, blur"):
+            corrupted(GREY, "blurr", 1, seed=0)
 
     @pytest.mark.parametrize("severity", [0, 6, -1, 2.5, "3", None])
     def test_severity_outside_one_to_five(self, severity):
         with pytest.raises(
             ValueError, match=rf"'blur' needs a severity from 1 \(mild\) to 5 \(strong\), got {severity!r}"
         ):
-            shifted(GREY, "blur", severity, seed=0)
+            corrupted(GREY, "blur", severity, seed=0)
 
     @pytest.mark.parametrize(
         ("image", "message"),
@@ -222,11 +228,11 @@ class TestErrors:
             (torch.zeros(1, 4, 4, dtype=torch.uint8), r"float tensor .* got torch.uint8 \(1, 4, 4\)"),
             (torch.zeros(4, 4), r"1 or 3 channels, got torch.float32 \(4, 4\)"),
             (torch.zeros(2, 4, 4), r"got torch.float32 \(2, 4, 4\)"),
-            (torch.full((1, 4, 4), -0.5), r"values in \[0, 1\], got -0.5 to -0.5; shift an image before its mean"),
+            (torch.full((1, 4, 4), -0.5), r"values in \[0, 1\], got -0.5 to -0.5; corrupt an image before its mean"),
             (torch.full((1, 4, 4), 255.0), "got 255 to 255"),
             (torch.full((1, 4, 4), torch.nan), "got nan to nan"),
         ],
     )
     def test_what_is_no_image(self, image, message):
         with pytest.raises(ValueError, match=message):
-            shifted(image, "noise", 1, seed=0)
+            corrupted(image, "noise", 1, seed=0)

@@ -21,7 +21,7 @@ NODES = 3
 
 
 @dataclass(frozen=True)
-class Shift:
+class Corruption:
     """A kind of corruption: its name, a title for people, strengths at severities 1 to 5, and what makes the image of
     (C, H, W) in [0, 1], a strength and a generator."""
 
@@ -31,7 +31,7 @@ class Shift:
     apply: Callable[[Tensor, float, Generator], Tensor]
 
 
-def shifted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
+def corrupted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     """The image, corrupted (after Hendrycks and Dietterich 2019, with strengths that leave small images recognisable).
 
     The same for the same image, name, severity and seed, whatever was drawn before; all severities of a kind draw the
@@ -41,7 +41,7 @@ def shifted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     Parameters
     ----------
     image : (C, H, W) in [0, 1], with one or three channels, on the CPU
-    name : a key of `SHIFTS`
+    name : a key of `CORRUPTIONS`
     severity : 1 (mild) to 5 (strong)
 
     Returns
@@ -56,21 +56,21 @@ def shifted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     Examples
     --------
     >>> image = torch.full((1, 17, 17), 0.5)
-    >>> mild, strong = (shifted(image, "noise", severity, seed=0) for severity in (1, 5))
+    >>> mild, strong = (corrupted(image, "noise", severity, seed=0) for severity in (1, 5))
     >>> bool((strong - image).abs().mean() > (mild - image).abs().mean())
     True
     """
     amount = strength(name, severity)
     if image.ndim != 3 or len(image) not in (1, 3) or not image.is_floating_point():
         raise ValueError(
-            f"a shift takes a float tensor (C, H, W) of 1 or 3 channels, got {image.dtype} {tuple(image.shape)}"
+            f"a corruption takes a float tensor (C, H, W) of 1 or 3 channels, got {image.dtype} {tuple(image.shape)}"
         )
     low, high = image.aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"a shift takes values in [0, 1], got {low:.4g} to {high:.4g}; shift an image before its mean is subtracted"
+            f"a corruption takes values in [0, 1], got {low:.4g} to {high:.4g}; corrupt an image before its mean is subtracted"
         )
-    made = SHIFTS[name].apply(image.float(), amount, Generator().manual_seed(seed))
+    made = CORRUPTIONS[name].apply(image.float(), amount, Generator().manual_seed(seed))
     return made.clamp(0, 1)
 
 
@@ -81,12 +81,12 @@ def strength(name: str | None, severity: int | None) -> float:
     1.0
     """
     if name is None:
-        raise ValueError(f"severity {severity!r} needs a shift beside it, one of {', '.join(SHIFTS)}")
-    if name not in SHIFTS:
-        raise ValueError(unknown("shift", name, SHIFTS))
+        raise ValueError(f"severity {severity!r} needs a corruption beside it, one of {', '.join(CORRUPTIONS)}")
+    if name not in CORRUPTIONS:
+        raise ValueError(unknown("corruption", name, CORRUPTIONS))
     if severity not in range(1, 6):
-        raise ValueError(f"shift {name!r} needs a severity from 1 (mild) to 5 (strong), got {severity!r}")
-    return SHIFTS[name].strengths[int(severity) - 1]
+        raise ValueError(f"corruption {name!r} needs a severity from 1 (mild) to 5 (strong), got {severity!r}")
+    return CORRUPTIONS[name].strengths[int(severity) - 1]
 
 
 def _noise(image: Tensor, std: float, generator: Generator) -> Tensor:
@@ -138,15 +138,15 @@ def _static(image: Tensor, share: float, generator: Generator) -> Tensor:
 
 
 _KINDS = (
-    Shift("noise", "Gaussian noise", (0.06, 0.12, 0.18, 0.26, 0.36), _noise),
-    Shift("blur", "blur", (0.03, 0.045, 0.06, 0.07, 0.08), _blur),
-    Shift("contrast", "lower contrast", (0.8, 0.6, 0.45, 0.3, 0.2), _contrast),
-    Shift("brightness", "lower brightness", (0.8, 0.6, 0.45, 0.3, 0.2), _brightness),
-    Shift("jpeg", "JPEG compression", (50, 25, 15, 9, 5), _jpeg),
-    Shift("elastic", "elastic deformation", (0.04, 0.07, 0.1, 0.125, 0.15), _elastic),
-    Shift("pixelate", "large pixels", (1 / 14, 1 / 11, 1 / 9, 1 / 8, 1 / 7), _pixelate),
-    Shift("static", "pixels replaced by noise", (0.2, 0.4, 0.6, 0.8, 1.0), _static),
+    Corruption("noise", "Gaussian noise", (0.06, 0.12, 0.18, 0.26, 0.36), _noise),
+    Corruption("blur", "blur", (0.03, 0.045, 0.06, 0.07, 0.08), _blur),
+    Corruption("contrast", "lower contrast", (0.8, 0.6, 0.45, 0.3, 0.2), _contrast),
+    Corruption("brightness", "lower brightness", (0.8, 0.6, 0.45, 0.3, 0.2), _brightness),
+    Corruption("jpeg", "JPEG compression", (50, 25, 15, 9, 5), _jpeg),
+    Corruption("elastic", "elastic deformation", (0.04, 0.07, 0.1, 0.125, 0.15), _elastic),
+    Corruption("pixelate", "large pixels", (1 / 14, 1 / 11, 1 / 9, 1 / 8, 1 / 7), _pixelate),
+    Corruption("static", "pixels replaced by noise", (0.2, 0.4, 0.6, 0.8, 1.0), _static),
 )
-SHIFTS = {shift.name: shift for shift in _KINDS}
+CORRUPTIONS = {kind.name: kind for kind in _KINDS}
 """The kinds by name. Strengths: noise's standard deviation; blur's standard deviation, the deformation and the large pixels as
 shares of the shorter side; factors of contrast and brightness; JPEG's quality; the share of pixels replaced."""

@@ -1,0 +1,161 @@
+"""`measure` by specs: a model and images that are named are loaded for each other; all else goes to `probe.measure` as it is.
+
+Must not know layers or metrics. Costs what loading costs; a recipe that was never trained is tried on a few images before.
+"""
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from typing import Any, ParamSpec
+
+import numpy as np
+import xarray as xr
+
+from eedkit.probe import measure as probe
+from eedkit.probe.measure import Options, measure_block
+from eedkit.probe.samples import chain_length, preprocessing
+from eedkit.progress import note
+from eedkit.results.labels import class_names
+from eedkit.theory import deviation
+
+ONE_CLASS = 0.95
+"""The part of the images that are taken for one class, from which on that is doubtful."""
+ENOUGH = 20
+"""Images, below which nothing is said of predictions."""
+CHANCE = 0.05
+"""The probability of as many right predictions by chance, from which on they are no better."""
+
+Arguments = ParamSpec("Arguments")
+
+
+def _by_specs(measure: Callable[Arguments, xr.Dataset]) -> Callable[Arguments, xr.Dataset]:
+    signature = inspect.signature(measure)
+
+    @wraps(measure)
+    def measure_named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> xr.Dataset:
+        given = signature.bind(*args, **kwargs).arguments
+        if isinstance(given["model"], str):
+            given |= _loaded(given)
+        elif isinstance(given["images"], str | os.PathLike):
+            from eedkit.lab import images
+
+            given["images"] = images.load(given["images"])
+        ds = measure(**given)
+        for doubt in doubts(ds):
+            warnings.warn(doubt, stacklevel=2)
+        return ds
+
+    return measure_named
+
+
+def _loaded(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that stand in place of a model's spec, and of the images' where they are named, too."""
+    from eedkit.lab import models, recipes
+
+    spec = given["model"]
+    images = given["images"]
+    options = Options(**{key: value for key, value in given.items() if key in Options.__dataclass_fields__})
+    show = given.get("progress", True)
+    if isinstance(images, str | os.PathLike):
+        if recipes.untrained([models.resolve(spec).trained_by]):
+            _try(*models.with_images(spec, images, weights=False), options, given.get("labels"))
+        loaded, images = models.with_images(spec, images)
+        note(f"{spec} is shown the images: {preprocessing(images)}", show=show)
+    else:
+        loaded = models.load(spec)
+        note(
+            f"{spec} is shown the images as they are given: {preprocessing(images) or 'they do not say how'}", show=show
+        )
+    return {
+        "model": loaded.model,
+        "images": images,
+        "name": given.get("name") or spec,
+        "head": given.get("head") or loaded.head,
+        "layers": given.get("layers") or loaded.layers or "blocks",
+    }
+
+
+def _try(loaded: Any, images: Any, options: Options, labels: Any) -> None:
+    """Measure the first few images with random weights: what is wrong is known before the training."""
+    options = replace(options, head=options.head or loaded.head, layers=loaded.layers or options.layers)
+    chain = deviation.chains(len(images), chain_length(options.action.group.order, options.null))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again
+        measure_block(loaded.model, images, options, places=chain, labels=labels)
+
+
+def doubts(ds: xr.Dataset) -> list[str]:
+    """Why a model may not have been able to read its images, as its predictions on the unmoved ones show; [] if it could.
+
+    Either nearly all images are taken for one class, or no more of them are right than if the largest class were named for
+    all (by a binomial test). Nothing is said of few images, nor where labels and predictions do not count the same classes.
+
+    Examples
+    --------
+    >>> predicted = xr.DataArray(np.zeros((1, 1, 30)), dims=("model", "element", "sample"), coords={"element": ["e"]})
+    >>> ds = xr.Dataset({"prediction": predicted}, {"model": ["net"], "classes": ("model", [2])})
+    >>> doubts(ds)[0][:50]
+    'net takes 30 of 30 images for class 0: it may not '
+    """
+    if "prediction" not in ds or "classes" not in ds.coords:
+        return []
+    identity = ds.element.attrs.get("identity", "e")
+    if identity not in ds.element.values:
+        return []
+    found = []
+    for name in np.atleast_1d(ds.model.values):
+        one = ds.sel(model=name) if "model" in ds.dims else ds
+        finding = _finding(one.prediction.sel(element=identity).values, _labels(one), int(one.classes))
+        if finding:
+            found.append(
+                f"{name} {finding}: it may not be able to read the images, or is not trained. They were made so: "
+                f"{ds.attrs.get('preprocessing') or 'unknown, they were given as they are'}. Compare with how the model was "
+                "trained: size, channels, normalisation, the numbers of the classes; ?size= in the images' spec sets the size"
+            )
+    return found
+
+
+def _labels(one: xr.Dataset) -> np.ndarray | None:
+    """The classes of the images, -1 where there is none; None where they are not the model's."""
+    if "label" not in one.coords or one.label.dtype.kind not in "iu":
+        return None
+    labels = one.label.values
+    names = class_names(one)
+    counts_others = names and len(names) != int(one.classes)
+    return None if counts_others or labels.max(initial=0) >= int(one.classes) else labels
+
+
+def _finding(predicted: np.ndarray, labels: np.ndarray | None, classes: int) -> str:
+    """What is doubtful about the predictions, or nothing."""
+    has_prediction = predicted >= 0
+    if classes < 2 or has_prediction.sum() < ENOUGH:
+        return ""
+    known = has_prediction & (labels >= 0) if labels is not None else np.zeros_like(has_prediction)
+    most_named, count = _most(predicted[has_prediction])
+    if count >= ONE_CLASS * has_prediction.sum():
+        is_told_by_labels = known.any() and (labels[known] == most_named).mean() >= ONE_CLASS
+        return "" if is_told_by_labels else f"takes {count} of {has_prediction.sum()} images for class {most_named}"
+    if known.sum() < ENOUGH:
+        return ""
+    from scipy.stats import binomtest
+
+    right = int((predicted == labels)[known].sum())
+    n = int(known.sum())
+    part_of_largest = _most(labels[known])[1] / n
+    could_tell = part_of_largest**n < CHANCE  # if all were right
+    if could_tell and binomtest(right, n, part_of_largest, alternative="greater").pvalue > CHANCE:
+        return f"is right on {right} of {n} images, no more than chance ({part_of_largest:.0%} are of one class)"
+    return ""
+
+
+def _most(numbers: np.ndarray) -> tuple[int, int]:
+    """The most frequent number, and how often it is there."""
+    values, counts = np.unique(numbers, return_counts=True)
+    place = counts.argmax()
+    return int(values[place]), int(counts[place])
+
+
+measure = _by_specs(probe.measure)
