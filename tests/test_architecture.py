@@ -15,7 +15,7 @@ UPSTREAM = {
     "paper": {"results"},
     "store": {"results"},
     "probe": {"theory"},
-    "lab": {"theory", "probe"},
+    "lab": {"theory", "probe", "results"},
     "study": {"theory", "probe", "lab", "results", "store"},
     "plots": {"results", "paper", "store", "probe"},
     "explorer": {"results", "paper", "plots", "bridges"},
@@ -26,7 +26,7 @@ UPSTREAM = {
     "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots", "explorer", "report"},
     "__main__": {"cli"},
 }
-"""Which parts each part may import, beside itself and those that stand alone; `LABELLING` modules may also import results."""
+"""Which parts each part may import, beside itself and those that stand alone; `LABELLING` of probe may also import results."""
 
 
 STAND_ALONE = ("errors.py", "machine.py", "progress.py")
@@ -77,7 +77,7 @@ def parts_imported(names):
     return {LAZY.get(part, part) for part in second} - {"errors", "machine", "progress", "__version__"}
 
 
-LABELLING = {"probe/dataset.py", "probe/metrics.py", "lab/measuring.py"}
+LABELLING = {"probe/dataset.py", "probe/metrics.py"}
 """What of probe knows results: who makes Datasets, and who refuses names that these have already."""
 
 
