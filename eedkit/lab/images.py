@@ -69,18 +69,8 @@ CROP_SIDE = 256
 class Preprocessing:
     """From an upright image to the normalised tensor that a model was trained on, by the model's own library.
 
-    Parameters
-    ----------
-    size : int
-        Side of the square that the model is shown.
-    resized : int
-        Of the image, before the central square is cut out.
-    interpolation : str
-        Of the resizing.
-    mean, std : tuple of float
-        Of the normalisation, as many as there are channels.
-    build : callable
-        `size` and `resized` -> the library's transform of a PIL image.
+    An image is `resized`, the central square of `size` is cut out, and each channel is normalised by its `mean` and `std`.
+    `build` takes `size` and `resized` and gives the library's transform.
     """
 
     size: int
@@ -198,7 +188,7 @@ def check(spec: str | Path, *, size: int | None = None, channels: int | None = N
     for key, value in {"size": size, "channels": channels}.items():
         if value not in (None, told.get(key, value)):
             raise ValueError(f"{key} is {told[key]} in {str(spec)!r} but {value!r} as an argument; give it once")
-    options = dict.fromkeys(OPTIONS) | {"size": size, "channels": channels} | told
+    options: dict[str, Any] = dict.fromkeys(OPTIONS) | {"size": size, "channels": channels} | told
     if options["channels"] not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")
     if options["size"] is not None and options["size"] < 1:
@@ -221,18 +211,13 @@ def check(spec: str | Path, *, size: int | None = None, channels: int | None = N
 def tensors(dataset: "Dataset") -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """All of a loaded dataset in memory: images (n, C, H, W), labels (n,) and n ids.
 
-    Raises
-    ------
-    ValueError
-        The images differ in shape.
+    ValueError where images differ in shape.
 
-    Examples
-    --------
     >>> images, labels, ids = tensors(load("digits/test?n=20"))
     >>> images.shape, labels.bincount().tolist(), len(ids)
     (torch.Size([20, 1, 8, 8]), [2, 2, 2, 2, 2, 2, 2, 2, 2, 2], 20)
     """
-    rows = dataset[:]
+    rows: Any = dataset[:]
     shapes = sorted({tuple(image.shape) for image in rows["image"]})
     if len(shapes) > 1:
         listed = ", ".join("×".join(map(str, shape)) for shape in shapes[:4])
@@ -250,6 +235,7 @@ def fingerprint(dataset: "Dataset") -> str:
     True
     """
     digest = hashlib.sha256()
+    row: Any
     for row in dataset:
         pixels = row["image"].numpy().astype("<f4")
         digest.update(repr((row["id"], row["label"], pixels.shape)).encode() + pixels.tobytes())
@@ -266,6 +252,7 @@ def source(dataset: "Dataset") -> str:
     True
     """
     digest = hashlib.sha256()
+    row: Any
     for row in dataset.with_format(None):
         file = row["image"] or {"bytes": b"", "path": None}
         content = file["bytes"]
@@ -521,7 +508,7 @@ def missing_package(what: str, package: str) -> ImportError:
 def package_file(module: str, path: str, what: str, package: str) -> Path:
     """A file inside an installed package, which is not imported."""
     found = find_spec(module)
-    if found is None:
+    if found is None or found.origin is None:
         raise missing_package(what, package)
     file = Path(found.origin).parent / path
     if not file.is_file():

@@ -4,11 +4,11 @@ Must not know layers or metrics. Costs what loading costs; a recipe that was nev
 """
 
 import inspect
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -32,17 +32,18 @@ Arguments = ParamSpec("Arguments")
 
 def _by_specs(measure: Callable[Arguments, xr.Dataset]) -> Callable[Arguments, xr.Dataset]:
     signature = inspect.signature(measure)
+    call: Callable[..., xr.Dataset] = measure
 
     @wraps(measure)
     def measure_named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> xr.Dataset:
         given = signature.bind(*args, **kwargs).arguments
         if isinstance(given["model"], str):
             given |= _loaded(given)
-        elif isinstance(given["images"], str | os.PathLike):
+        elif isinstance(given["images"], str | Path):
             from eedkit.lab import images
 
             given["images"] = images.load(given["images"])
-        ds = measure(**given)
+        ds = call(**given)
         for doubt in doubts(ds):
             warnings.warn(doubt, stacklevel=2)
         return ds
@@ -58,7 +59,7 @@ def _loaded(given: dict[str, Any]) -> dict[str, Any]:
     images = given["images"]
     options = Options(**{key: value for key, value in given.items() if key in Options.__dataclass_fields__})
     show = given.get("progress", True)
-    if isinstance(images, str | os.PathLike):
+    if isinstance(images, str | Path):
         if recipes.untrained([models.resolve(spec).trained_by]):
             _try(*models.with_images(spec, images, weights=False), options, given.get("labels"))
         loaded, images = models.with_images(spec, images)
@@ -117,21 +118,22 @@ def doubts(ds: xr.Dataset) -> list[str]:
     return found
 
 
-def _labels(one: xr.Dataset) -> np.ndarray | None:
-    """The classes of the images, -1 where there is none; None where they are not the model's."""
-    if "label" not in one.coords or one.label.dtype.kind not in "iu":
-        return None
-    labels = one.label.values
-    counts_others = one.label.attrs.get("classes", int(one.classes)) != int(one.classes)
-    return None if counts_others or labels.max(initial=0) >= int(one.classes) else labels
+def _labels(one: xr.Dataset) -> np.ndarray:
+    """The classes of the images; -1 where there is none, or where they are not the model's."""
+    classes = int(one.classes)
+    if "label" in one.coords and one.label.dtype.kind in "iu" and one.label.attrs.get("classes", classes) == classes:
+        labels = one.label.values
+        if labels.max(initial=0) < classes:
+            return labels
+    return np.full(one.sizes["sample"], -1)
 
 
-def _finding(predicted: np.ndarray, labels: np.ndarray | None, classes: int) -> str:
+def _finding(predicted: np.ndarray, labels: np.ndarray, classes: int) -> str:
     """What is doubtful about the predictions, or nothing."""
     has_prediction = predicted >= 0
     if classes < 2 or has_prediction.sum() < ENOUGH:
         return ""
-    known = has_prediction & (labels >= 0) if labels is not None else np.zeros_like(has_prediction)
+    known = has_prediction & (labels >= 0)
     most_named, count = _most(predicted[has_prediction])
     if count >= ONE_CLASS * has_prediction.sum():
         is_told_by_labels = known.any() and (labels[known] == most_named).mean() >= ONE_CLASS

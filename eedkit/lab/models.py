@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,6 @@ from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab import recipes, specs
 from eedkit.lab.images import Preprocessing, package_file
-from eedkit.lab.networks import GroupCNN
 from eedkit.lab.recipes import Recipe
 from eedkit.lab.specs import Option
 from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, fill_in_order, seeded
@@ -238,10 +238,14 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> Orig
     recipes.check(recipe)
 
     def build(filled: bool, classes: int | None) -> Loaded:
-        if filled:
-            return _of_recipe(recipe, recipes.train(recipe, seed=seed))
         images = recipes.training_images(recipe.data, recipe.size)
-        return _bare(recipe, classes or images.classes, images.x.shape[1], seed)
+        channels = images.x.shape[1]
+        if filled:
+            network = recipes.train(recipe, seed=seed)
+        else:
+            with seeded(seed):
+                network = recipes.build_network(recipe, classes or images.classes, channels).eval()
+        return Loaded(network, recipe.size, channels, head="head")
 
     usual = recipes.recipes()[name]
     told = ", ".join(
@@ -251,15 +255,6 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> Orig
     )
     about = {"recipe": name, "seed": seed, "changes": told}
     return Origin(build, partial(recipes.source, recipe, seed=seed), about, (recipe, seed))
-
-
-def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
-    with seeded(seed):
-        return _of_recipe(recipe, recipes.build_network(recipe, classes, channels))
-
-
-def _of_recipe(recipe: Recipe, network: GroupCNN) -> Loaded:
-    return Loaded(network.eval(), recipe.size, network.blocks[0].conv.weight.shape[1], head="head")
 
 
 def _torchvision(name: str, weights: str | None = None, seed: int | None = None) -> Origin:
@@ -273,7 +268,7 @@ def _torchvision(name: str, weights: str | None = None, seed: int | None = None)
     if weights is not None and weights not in members:
         raise ValueError(unknown(f"weights of {name}", weights, members))
     seed = _seed(seed, weights)
-    named = members.get(weights)
+    named = members.get(weights or "")
     usual = {"crop_size": 224, "resize_size": 256, "interpolation": transforms.InterpolationMode.BILINEAR}
     preset = members[weights or "DEFAULT"].transforms(**{} if named else usual)
     altered: dict[str, Any] = {}  # what the builders alter in the architecture for these weights, and not without them
@@ -310,11 +305,15 @@ def _torchvision_transform(preset: Any, size: int, resized: int) -> Callable:
     return type(preset)(crop_size=size, resize_size=resized, **own)
 
 
-def _timm(name: str, seed: int | None = None, channels: int = 3) -> Origin:
+def _timm_library() -> Any:
     try:
-        import timm
+        return import_module("timm")
     except ImportError as error:
         raise ImportError("models of timm need the package timm: pip install 'eedkit[timm]'") from error
+
+
+def _timm(name: str, seed: int | None = None, channels: int = 3) -> Origin:
+    timm = _timm_library()
     architecture, _, tag = name.partition(".")
     if architecture not in (known := timm.list_models()):
         raise ValueError(unknown("timm model", architecture, known))
@@ -326,10 +325,10 @@ def _timm(name: str, seed: int | None = None, channels: int = 3) -> Origin:
 
     def build(filled: bool, classes: int | None) -> Loaded:
         instead = f"save its model.safetensors here and use 'file:model.safetensors?model=timm:{name}'"
-        with seeded(seed), fetching(named and (named.hf_hub_id or named.url), instead):
+        with seeded(seed), fetching(str(named and (named.hf_hub_id or named.url)), instead):
             if named and named.hf_hub_id and filled:
                 ask_hub_once(named.hf_hub_id)
-            options = {"num_classes": classes} if classes else {}
+            options: dict[str, Any] = {"num_classes": classes} if classes else {}
             model = timm.create_model(name, pretrained=bool(named and filled), in_chans=channels, **options)
         transform = _timm_preprocessing(timm.data.resolve_model_data_config(model), channels)
         return Loaded(model.eval(), transform.size, channels, transform)
@@ -354,12 +353,10 @@ def _timm_preprocessing(config: dict[str, Any], channels: int) -> Preprocessing:
 
 
 def _timm_transform(config: dict[str, Any], size: int, resized: int) -> Callable:
-    import timm
-
     # the configuration's part of the image is kept, unless all of it is
     kept = {"crop_pct": 1.0} if size == resized else {}
     shape = (len(config["mean"]), size, size)
-    return timm.data.create_transform(**config | kept | {"input_size": shape}, is_training=False)
+    return _timm_library().data.create_transform(**config | kept | {"input_size": shape}, is_training=False)
 
 
 def _package(name: str, seed: int | None = None) -> Origin:

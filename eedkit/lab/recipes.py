@@ -182,7 +182,7 @@ def train_all(missing: Sequence[tuple[Recipe, int]]) -> Iterator[tuple[Recipe, i
     with joblib.parallel_config("loky", inner_max_num_threads=1):
         attempts = [joblib.delayed(_attempt)(recipe, seed, folder) for recipe, seed in missing]
         with suppress(BrokenProcessPool):  # one of them was killed; the rest is trained by whoever needs it
-            yield from joblib.Parallel(n_jobs=processes, return_as="generator_unordered")(attempts)
+            yield from filter(None, joblib.Parallel(n_jobs=processes, return_as="generator_unordered")(attempts))
 
 
 def source(recipe: Recipe, *, seed: int = 0) -> str:
