@@ -63,12 +63,10 @@ def _loaded(given: dict[str, Any]) -> dict[str, Any]:
         if recipes.untrained([models.resolve(spec).trained_by]):
             _try(*models.with_images(spec, images, weights=False), options, given.get("labels"))
         loaded, images = models.with_images(spec, images)
-        note(f"{spec} is shown the images: {preprocessing(images)}", show=show)
+        note(f"Preprocessing for {spec}: {preprocessing(images)}", show=show)
     else:
         loaded = models.load(spec)
-        note(
-            f"{spec} is shown the images as they are given: {preprocessing(images) or 'they do not say how'}", show=show
-        )
+        note(f"Images for {spec} are taken as given: {preprocessing(images) or 'unknown preprocessing'}", show=show)
     return {
         "model": loaded.model,
         "images": images,
@@ -98,7 +96,7 @@ def doubts(ds: xr.Dataset) -> list[str]:
     >>> predicted = xr.DataArray(np.zeros((1, 1, 30)), dims=("model", "element", "sample"), coords={"element": ["e"]})
     >>> ds = xr.Dataset({"prediction": predicted}, {"model": ["net"], "classes": ("model", [2])})
     >>> doubts(ds)[0][:50]
-    'net takes 30 of 30 images for class 0: it may not '
+    'net predicts class 0 for 30 of 30 images: it may b'
     """
     if "prediction" not in ds or "classes" not in ds.coords:
         return []
@@ -111,9 +109,9 @@ def doubts(ds: xr.Dataset) -> list[str]:
         finding = _finding(one.prediction.sel(element=identity).values, _labels(one), int(one.classes))
         if finding:
             found.append(
-                f"{name} {finding}: it may not be able to read the images, or is not trained. They were made so: "
-                f"{ds.attrs.get('preprocessing') or 'unknown, they were given as they are'}. Compare with how the model was "
-                "trained: size, channels, normalisation, the numbers of the classes; ?size= in the images' spec sets the size"
+                f"{name} {finding}: it may be unable to read the images, or untrained. Preprocessing: "
+                f"{ds.attrs.get('preprocessing') or 'unknown, the images were taken as given'}. Compare size, channels, "
+                "normalisation and the numbers of the classes with its training; ?size= in the images' spec sets the size"
             )
     return found
 
@@ -137,7 +135,7 @@ def _finding(predicted: np.ndarray, labels: np.ndarray, classes: int) -> str:
     most_named, count = _most(predicted[has_prediction])
     if count >= ONE_CLASS * has_prediction.sum():
         is_told_by_labels = known.any() and (labels[known] == most_named).mean() >= ONE_CLASS
-        return "" if is_told_by_labels else f"takes {count} of {has_prediction.sum()} images for class {most_named}"
+        return "" if is_told_by_labels else f"predicts class {most_named} for {count} of {has_prediction.sum()} images"
     if known.sum() < ENOUGH:
         return ""
     from scipy.stats import binomtest
