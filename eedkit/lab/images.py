@@ -130,7 +130,8 @@ def load(
         "hub:owner/name/split". `OPTIONS` may stand in it: "digits/test?n=100&corruption=blur&severity=3". With the same
         seed a smaller choice of images is part of a larger one.
     size : int, or None
-        Resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is.
+        Resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is. A size in
+        the spec goes over it.
     channels : int, or None
         1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white.
     transform : callable, or None
@@ -178,16 +179,17 @@ def load(
 
 
 def check(spec: str | Path, *, size: int | None = None, channels: int | None = None) -> tuple[str, dict[str, Any]]:
-    """Name and all options of a spec, with those from beside it; ValueError for any that `load` refuses, opening nothing.
+    """Name and all options of a spec, over those from beside it; ValueError for any that `load` refuses, opening nothing.
 
     >>> name, options = check("digits/test?n=20", size=17)
     >>> name, options["size"], options["n"], options["seed"]
     ('digits/test', 17, 20, None)
     """
     name, told = specs.parse(str(spec), OPTIONS)
-    for key, value in {"size": size, "channels": channels}.items():
-        if value not in (None, told.get(key, value)):
-            raise ValueError(f"{key} is {told[key]} in {str(spec)!r} but {value!r} as an argument; give it once")
+    if channels not in (None, told.get("channels", channels)):
+        raise ValueError(
+            f"channels is {told['channels']} in {str(spec)!r}, but images of {channels!r} are asked for; leave it out"
+        )
     options: dict[str, Any] = dict.fromkeys(OPTIONS) | {"size": size, "channels": channels} | told
     if options["channels"] not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")

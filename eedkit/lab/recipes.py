@@ -114,7 +114,7 @@ def check(recipe: Recipe) -> None:
     eedkit.errors.Undefined: shifts by 1/4 of the height need a height divisible by 4, got 17
     """
     for data in {recipe.data, recipe.start} - {"", "same"}:
-        lab_images.check(data, size=recipe.size)
+        _check_images(data, recipe.size)
     if recipe.batch_size == 1 and recipe.method in ("simclr", "barlow_twins"):
         raise ValueError(f"{recipe.method} compares the images of a batch, so batch_size must be at least 2, got 1")
     augment = actions.spatial(recipe.augment)
@@ -249,12 +249,19 @@ def training_images(data: str, size: int, channels: int | None = None) -> Traini
     >>> training_images("digits/train?n=20", 9).x.shape
     torch.Size([20, 1, 9, 9])
     """
+    _check_images(data, size)
     dataset = lab_images.load(data, size=size, channels=channels)
     x, y, _ = lab_images.tensors(dataset)
     classes = getattr(dataset.features["label"], "num_classes", None)
     if classes is None:
         raise ValueError(f"training needs labels that are classes, but those of {data} are {dataset.features['label']}")
     return TrainingImages(x, y, classes, lab_images.fingerprint(dataset))
+
+
+def _check_images(data: str, size: int) -> None:
+    _, told = lab_images.check(data)
+    if told["size"] not in (None, size):
+        raise ValueError(f"size is {told['size']} in {data!r} but {size} in the recipe; give it once")
 
 
 def _first(recipe: Recipe, images: TrainingImages) -> tuple[Recipe, TrainingImages]:

@@ -754,10 +754,10 @@ class TestOptions:
         assert fingerprint(told) == fingerprint(load("digits/test?n=30&seed=1", size=17, channels=3))
         assert set(load(f"{folder}?n=2")["id"]) < set(load(folder)["id"])
 
-    def test_they_join_with_keywords_that_say_nothing_else(self):
-        assert fingerprint(load("digits/test?size=9", size=9)) == fingerprint(load("digits/test?size=9"))
-        with pytest.raises(ValueError, match=r"size is 9 in .* but 17 as an argument"):
-            load("digits/test?size=9", size=17)
+    def test_a_size_in_the_spec_goes_over_the_keyword_and_other_channels_are_refused(self):
+        assert fingerprint(load("digits/test?size=9", size=17)) == fingerprint(load("digits/test?size=9"))
+        with pytest.raises(ValueError, match=r"channels is 3 in .*, but images of 1 are asked for"):
+            load("digits/test?channels=3", channels=1)
 
     def test_help_names_each_of_them_and_all_bundled_images(self):
         assert all(re.search(rf"^  {name}= .*\(.*\)$", HELP, re.MULTILINE) for name in OPTIONS)

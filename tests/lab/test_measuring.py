@@ -106,6 +106,7 @@ class TestThreeRoutes:
         assert loaded.size == 33
         assert torch.equal(shown[7]["image"], asked[7]["image"])
         assert models.resolve(f"{spec}&size=33").source() != models.resolve(spec).source()
+        assert models.with_images("recipe:random", "digits/test?n=3&size=33")[1][0]["image"].shape == (1, 33, 33)
 
 
 class TestArguments:
@@ -153,7 +154,7 @@ class TestArguments:
             ("digits/test?n=12", {"batch_size": 0}, "batch_size must be"),
             ("digits/test?n=1", {}, "images"),
             ("digits/tset", {}, "did you mean 'digits/test'"),
-            ("digits/test?size=17", {}, "size is 17 in .* but 9"),
+            ("digits/test?channels=3", {}, "channels is 3 in .*, but images of 1 are asked for; leave it out"),
         ],
     )
     def test_what_is_wrong_is_known_before_a_recipe_is_trained(self, data, options, message, monkeypatch):
