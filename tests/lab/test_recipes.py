@@ -121,7 +121,8 @@ class TestSeeds:
                 torch.is_grad_enabled(),
                 torch.get_num_threads(),
                 torch.get_default_dtype(),
-                {**os.environ, "PYTEST_CURRENT_TEST": ""},
+                # the second is set by torch, when the first optimiser is made
+                os.environ | {"PYTEST_CURRENT_TEST": "", "TORCHINDUCTOR_CACHE_DIR": ""},
             )
 
         threads = torch.get_num_threads()
