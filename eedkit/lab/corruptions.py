@@ -38,23 +38,9 @@ def corrupted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     same numbers. Lengths (of the blur, the deformation, the large pixels) are shares of the shorter side, so that a
     severity means the same at any resolution; noise is drawn for each pixel, and JPEG's blocks are always 8×8 pixels.
 
-    Parameters
-    ----------
-    image : (C, H, W) in [0, 1], with one or three channels, on the CPU
-    name : a key of `CORRUPTIONS`
-    severity : 1 (mild) to 5 (strong)
+    The image is (C, H, W) in [0, 1], with one or three channels, on the CPU, and so is the result, in float32. ValueError
+    for any other, and for a name that is not in `CORRUPTIONS` or a severity that is not 1 (mild) to 5 (strong).
 
-    Returns
-    -------
-    float32 (C, H, W) in [0, 1]
-
-    Raises
-    ------
-    ValueError
-        There is no such kind or severity, or the image is not such a tensor.
-
-    Examples
-    --------
     >>> image = torch.full((1, 17, 17), 0.5)
     >>> mild, strong = (corrupted(image, "noise", severity, seed=0) for severity in (1, 5))
     >>> bool((strong - image).abs().mean() > (mild - image).abs().mean())
@@ -84,9 +70,9 @@ def strength(name: str | None, severity: int | None) -> float:
         raise ValueError(f"severity {severity!r} needs a corruption beside it, one of {', '.join(CORRUPTIONS)}")
     if name not in CORRUPTIONS:
         raise ValueError(unknown("corruption", name, CORRUPTIONS))
-    if severity not in range(1, 6):
+    if severity is None or severity not in range(1, 6):
         raise ValueError(f"corruption {name!r} needs a severity from 1 (mild) to 5 (strong), got {severity!r}")
-    return CORRUPTIONS[name].strengths[int(severity) - 1]
+    return CORRUPTIONS[name].strengths[severity - 1]
 
 
 def _noise(image: Tensor, std: float, generator: Generator) -> Tensor:

@@ -69,18 +69,8 @@ CROP_SIDE = 256
 class Preprocessing:
     """From an upright image to the normalised tensor that a model was trained on, by the model's own library.
 
-    Parameters
-    ----------
-    size : int
-        Side of the square that the model is shown.
-    resized : int
-        Of the image, before the central square is cut out.
-    interpolation : str
-        Of the resizing.
-    mean, std : tuple of float
-        Of the normalisation, as many as there are channels.
-    build : callable
-        `size` and `resized` -> the library's transform of a PIL image.
+    An image is `resized`, the central square of `size` is cut out, and each channel is normalised by its `mean` and `std`.
+    `build` takes `size` and `resized` and gives the library's transform.
     """
 
     size: int
@@ -140,7 +130,8 @@ def load(
         "hub:owner/name/split". `OPTIONS` may stand in it: "digits/test?n=100&corruption=blur&severity=3". With the same
         seed a smaller choice of images is part of a larger one.
     size : int, or None
-        Resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is.
+        Resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is. A size in
+        the spec goes over it.
     channels : int, or None
         1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white.
     transform : callable, or None
@@ -188,17 +179,18 @@ def load(
 
 
 def check(spec: str | Path, *, size: int | None = None, channels: int | None = None) -> tuple[str, dict[str, Any]]:
-    """Name and all options of a spec, with those from beside it; ValueError for any that `load` refuses, opening nothing.
+    """Name and all options of a spec, over those from beside it; ValueError for any that `load` refuses, opening nothing.
 
     >>> name, options = check("digits/test?n=20", size=17)
     >>> name, options["size"], options["n"], options["seed"]
     ('digits/test', 17, 20, None)
     """
     name, told = specs.parse(str(spec), OPTIONS)
-    for key, value in {"size": size, "channels": channels}.items():
-        if value not in (None, told.get(key, value)):
-            raise ValueError(f"{key} is {told[key]} in {str(spec)!r} but {value!r} as an argument; give it once")
-    options = dict.fromkeys(OPTIONS) | {"size": size, "channels": channels} | told
+    if channels not in (None, told.get("channels", channels)):
+        raise ValueError(
+            f"channels is {told['channels']} in {str(spec)!r}, but images of {channels!r} are asked for; leave it out"
+        )
+    options: dict[str, Any] = dict.fromkeys(OPTIONS) | {"size": size, "channels": channels} | told
     if options["channels"] not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")
     if options["size"] is not None and options["size"] < 1:
@@ -221,18 +213,13 @@ def check(spec: str | Path, *, size: int | None = None, channels: int | None = N
 def tensors(dataset: "Dataset") -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """All of a loaded dataset in memory: images (n, C, H, W), labels (n,) and n ids.
 
-    Raises
-    ------
-    ValueError
-        The images differ in shape.
+    ValueError where images differ in shape.
 
-    Examples
-    --------
     >>> images, labels, ids = tensors(load("digits/test?n=20"))
     >>> images.shape, labels.bincount().tolist(), len(ids)
     (torch.Size([20, 1, 8, 8]), [2, 2, 2, 2, 2, 2, 2, 2, 2, 2], 20)
     """
-    rows = dataset[:]
+    rows: Any = dataset[:]
     shapes = sorted({tuple(image.shape) for image in rows["image"]})
     if len(shapes) > 1:
         listed = ", ".join("×".join(map(str, shape)) for shape in shapes[:4])
@@ -250,6 +237,7 @@ def fingerprint(dataset: "Dataset") -> str:
     True
     """
     digest = hashlib.sha256()
+    row: Any
     for row in dataset:
         pixels = row["image"].numpy().astype("<f4")
         digest.update(repr((row["id"], row["label"], pixels.shape)).encode() + pixels.tobytes())
@@ -266,6 +254,7 @@ def source(dataset: "Dataset") -> str:
     True
     """
     digest = hashlib.sha256()
+    row: Any
     for row in dataset.with_format(None):
         file = row["image"] or {"bytes": b"", "path": None}
         content = file["bytes"]
@@ -521,7 +510,7 @@ def missing_package(what: str, package: str) -> ImportError:
 def package_file(module: str, path: str, what: str, package: str) -> Path:
     """A file inside an installed package, which is not imported."""
     found = find_spec(module)
-    if found is None:
+    if found is None or found.origin is None:
         raise missing_package(what, package)
     file = Path(found.origin).parent / path
     if not file.is_file():

@@ -4,11 +4,11 @@ Must not know layers or metrics. Costs what loading costs; a recipe that was nev
 """
 
 import inspect
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -33,17 +33,18 @@ Arguments = ParamSpec("Arguments")
 
 def _by_specs(measure: Callable[Arguments, xr.Dataset]) -> Callable[Arguments, xr.Dataset]:
     signature = inspect.signature(measure)
+    call: Callable[..., xr.Dataset] = measure
 
     @wraps(measure)
     def measure_named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> xr.Dataset:
         given = signature.bind(*args, **kwargs).arguments
         if isinstance(given["model"], str):
             given |= _loaded(given)
-        elif isinstance(given["images"], str | os.PathLike):
+        elif isinstance(given["images"], str | Path):
             from eedkit.lab import images
 
             given["images"] = images.load(given["images"])
-        ds = measure(**given)
+        ds = call(**given)
         for doubt in doubts(ds):
             warnings.warn(doubt, stacklevel=2)
         return ds
@@ -59,16 +60,14 @@ def _loaded(given: dict[str, Any]) -> dict[str, Any]:
     images = given["images"]
     options = Options(**{key: value for key, value in given.items() if key in Options.__dataclass_fields__})
     show = given.get("progress", True)
-    if isinstance(images, str | os.PathLike):
+    if isinstance(images, str | Path):
         if recipes.untrained([models.resolve(spec).trained_by]):
             _try(*models.with_images(spec, images, weights=False), options, given.get("labels"))
         loaded, images = models.with_images(spec, images)
-        note(f"{spec} is shown the images: {preprocessing(images)}", show=show)
+        note(f"Preprocessing for {spec}: {preprocessing(images)}", show=show)
     else:
         loaded = models.load(spec)
-        note(
-            f"{spec} is shown the images as they are given: {preprocessing(images) or 'they do not say how'}", show=show
-        )
+        note(f"Images for {spec} are taken as given: {preprocessing(images) or 'unknown preprocessing'}", show=show)
     return {
         "model": loaded.model,
         "images": images,
@@ -98,7 +97,7 @@ def doubts(ds: xr.Dataset) -> list[str]:
     >>> predicted = xr.DataArray(np.zeros((1, 1, 30)), dims=("model", "element", "sample"), coords={"element": ["e"]})
     >>> ds = xr.Dataset({"prediction": predicted}, {"model": ["net"], "classes": ("model", [2])})
     >>> doubts(ds)[0][:50]
-    'net takes 30 of 30 images for class 0: it may not '
+    'net predicts class 0 for 30 of 30 images: it may b'
     """
     if "prediction" not in ds or "classes" not in ds.coords:
         return []
@@ -111,33 +110,33 @@ def doubts(ds: xr.Dataset) -> list[str]:
         finding = _finding(one.prediction.sel(element=identity).values, _labels(one), int(one.classes))
         if finding:
             found.append(
-                f"{name} {finding}: it may not be able to read the images, or is not trained. They were made so: "
-                f"{ds.attrs.get('preprocessing') or 'unknown, they were given as they are'}. Compare with how the model was "
-                "trained: size, channels, normalisation, the numbers of the classes; ?size= in the images' spec sets the size"
+                f"{name} {finding}: it may be unable to read the images, or untrained. Preprocessing: "
+                f"{ds.attrs.get('preprocessing') or 'unknown, the images were taken as given'}. Compare size, channels, "
+                "normalisation and the numbers of the classes with its training; ?size= in the images' spec sets the size"
             )
     return found
 
 
-def _labels(one: xr.Dataset) -> np.ndarray | None:
-    """The classes of the images, -1 where there is none; None where they are not the model's."""
-    if "label" not in one.coords or one.label.dtype.kind not in "iu":
-        return None
-    labels = one.label.values
-    names = class_names(one)
-    counts_others = names and len(names) != int(one.classes)
-    return None if counts_others or labels.max(initial=0) >= int(one.classes) else labels
+def _labels(one: xr.Dataset) -> np.ndarray:
+    """The classes of the images; -1 where there is none, or where they are not the model's."""
+    classes = int(one.classes)
+    if "label" in one.coords and one.label.dtype.kind in "iu" and len(class_names(one)) in (0, classes):
+        labels = one.label.values
+        if labels.max(initial=0) < classes:
+            return labels
+    return np.full(one.sizes["sample"], -1)
 
 
-def _finding(predicted: np.ndarray, labels: np.ndarray | None, classes: int) -> str:
+def _finding(predicted: np.ndarray, labels: np.ndarray, classes: int) -> str:
     """What is doubtful about the predictions, or nothing."""
     has_prediction = predicted >= 0
     if classes < 2 or has_prediction.sum() < ENOUGH:
         return ""
-    known = has_prediction & (labels >= 0) if labels is not None else np.zeros_like(has_prediction)
+    known = has_prediction & (labels >= 0)
     most_named, count = _most(predicted[has_prediction])
     if count >= ONE_CLASS * has_prediction.sum():
         is_told_by_labels = known.any() and (labels[known] == most_named).mean() >= ONE_CLASS
-        return "" if is_told_by_labels else f"takes {count} of {has_prediction.sum()} images for class {most_named}"
+        return "" if is_told_by_labels else f"predicts class {most_named} for {count} of {has_prediction.sum()} images"
     if known.sum() < ENOUGH:
         return ""
     from scipy.stats import binomtest

@@ -9,20 +9,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from eedkit.errors import unknown
 from eedkit.lab import images as lab_images
 from eedkit.lab import recipes, specs
-from eedkit.lab.images import Preprocessing, missing_package, package_file
-from eedkit.lab.networks import GroupCNN
+from eedkit.lab.images import Preprocessing, package_file
 from eedkit.lab.recipes import Recipe
 from eedkit.lab.specs import Option
 from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, fill_in_order, seeded
@@ -33,22 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode and what it wants to see.
+    """A model in eval mode, and what it wants to see.
 
-    Parameters
-    ----------
-    model : nn.Module
-        In eval mode.
-    size, channels : int, or None
-        Of its images.
-    transform : Preprocessing, or None
-        Its own way from an RGB image to a normalised tensor; None: values in [0, 1], resized to `size`.
-    head : str, or None
-        Path of the classifier; None: for `measure` to find.
-    layers : str, or None
-        "blocks", "all" or a regular expression, as in `measure`; None: those of the study.
-    source : str, or None
-        What `Origin.source` gives for the weights that were loaded; None without weights.
+    Without a `transform` of its own images are in [0, 1], resized to `size`. `head` and `layers` are as in `measure`, where
+    the spec says them; `source` is that of the weights that were loaded.
     """
 
     model: nn.Module
@@ -73,17 +59,10 @@ class Loaded:
 class Origin:
     """What a spec stands for: where a model comes from, before anything is built, trained, downloaded or read.
 
-    Parameters
-    ----------
-    build : callable
-        Whether with its weights, and with how many classes (None: its own) -> the model.
-    source : callable
-        -> checksum of where the weights come from. Of a recipe: its fields, seed and images; of named weights: their
-        address; of a file: its content and architecture; and the spec's own options.
-    about : dict
-        What a study says beside a model: recipe, seed and what was changed in the recipe, or nothing.
-    trained_by : (Recipe, int) or None
-        Recipe and seed, for models that have one.
+    `build` takes whether with its weights, and how many classes (None: its own). `source` is a checksum of where the weights
+    come from: of a recipe its fields, seed and images; of named weights their address; of a file its content and
+    architecture; and the spec's own options. `about` is what a study says beside a model: recipe, seed and what was changed
+    in the recipe. `trained_by` is that recipe and seed.
     """
 
     build: Callable[[bool, int | None], Loaded]
@@ -198,7 +177,7 @@ def resolve(spec: str) -> Origin:
     | `torchvision:resnet50?weights=DEFAULT` | without weights: random ones, of `seed` |
     | `timm:resnet50.a1_in1k` | without the tag: random ones, of `seed` |
     | `package:efficientnet_lite0` | of `PACKAGED`, whose weights ship in a Python package; with `seed` random ones |
-    | `file:net.safetensors?model=timm:resnet50&classes=10` | a state dict (.safetensors, .pt, .pth) for the architecture and the preprocessing of another spec; a file from the cache of `recipes` needs no `model` |
+    | `file:net.safetensors?model=timm:resnet50&classes=10` | a state dict (.safetensors, .pt, .pth) for the architecture and the preprocessing of another spec |
 
     Raises
     ------
@@ -259,10 +238,14 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> Orig
     recipes.check(recipe)
 
     def build(filled: bool, classes: int | None) -> Loaded:
-        if filled:
-            return _of_recipe(recipe, recipes.train(recipe, seed=seed))
         images = recipes.training_images(recipe.data, recipe.size)
-        return _bare(recipe, classes or images.classes, images.x.shape[1], seed)
+        channels = images.x.shape[1]
+        if filled:
+            network = recipes.train(recipe, seed=seed)
+        else:
+            with seeded(seed):
+                network = recipes.build_network(recipe, classes or images.classes, channels).eval()
+        return Loaded(network, recipe.size, channels, head="head")
 
     usual = recipes.recipes()[name]
     told = ", ".join(
@@ -272,15 +255,6 @@ def _recipe(name: str, seed: int = 0, group: str = "C4", **changes: Any) -> Orig
     )
     about = {"recipe": name, "seed": seed, "changes": told}
     return Origin(build, partial(recipes.source, recipe, seed=seed), about, (recipe, seed))
-
-
-def _bare(recipe: Recipe, classes: int, channels: int, seed: int = 0) -> Loaded:
-    with seeded(seed):
-        return _of_recipe(recipe, recipes.build_network(recipe, classes, channels))
-
-
-def _of_recipe(recipe: Recipe, network: GroupCNN) -> Loaded:
-    return Loaded(network.eval(), recipe.size, network.blocks[0].conv.weight.shape[1], head="head")
 
 
 def _torchvision(name: str, weights: str | None = None, seed: int | None = None) -> Origin:
@@ -294,7 +268,7 @@ def _torchvision(name: str, weights: str | None = None, seed: int | None = None)
     if weights is not None and weights not in members:
         raise ValueError(unknown(f"weights of {name}", weights, members))
     seed = _seed(seed, weights)
-    named = members.get(weights)
+    named = members.get(weights or "")
     usual = {"crop_size": 224, "resize_size": 256, "interpolation": transforms.InterpolationMode.BILINEAR}
     preset = members[weights or "DEFAULT"].transforms(**{} if named else usual)
     altered: dict[str, Any] = {}  # what the builders alter in the architecture for these weights, and not without them
@@ -331,11 +305,15 @@ def _torchvision_transform(preset: Any, size: int, resized: int) -> Callable:
     return type(preset)(crop_size=size, resize_size=resized, **own)
 
 
-def _timm(name: str, seed: int | None = None, channels: int = 3) -> Origin:
+def _timm_library() -> Any:
     try:
-        import timm
+        return import_module("timm")
     except ImportError as error:
         raise ImportError("models of timm need the package timm: pip install 'eedkit[timm]'") from error
+
+
+def _timm(name: str, seed: int | None = None, channels: int = 3) -> Origin:
+    timm = _timm_library()
     architecture, _, tag = name.partition(".")
     if architecture not in (known := timm.list_models()):
         raise ValueError(unknown("timm model", architecture, known))
@@ -347,10 +325,10 @@ def _timm(name: str, seed: int | None = None, channels: int = 3) -> Origin:
 
     def build(filled: bool, classes: int | None) -> Loaded:
         instead = f"save its model.safetensors here and use 'file:model.safetensors?model=timm:{name}'"
-        with seeded(seed), fetching(named and (named.hf_hub_id or named.url), instead):
+        with seeded(seed), fetching(str(named and (named.hf_hub_id or named.url)), instead):
             if named and named.hf_hub_id and filled:
                 ask_hub_once(named.hf_hub_id)
-            options = {"num_classes": classes} if classes else {}
+            options: dict[str, Any] = {"num_classes": classes} if classes else {}
             model = timm.create_model(name, pretrained=bool(named and filled), in_chans=channels, **options)
         transform = _timm_preprocessing(timm.data.resolve_model_data_config(model), channels)
         return Loaded(model.eval(), transform.size, channels, transform)
@@ -375,20 +353,16 @@ def _timm_preprocessing(config: dict[str, Any], channels: int) -> Preprocessing:
 
 
 def _timm_transform(config: dict[str, Any], size: int, resized: int) -> Callable:
-    import timm
-
     # the configuration's part of the image is kept, unless all of it is
     kept = {"crop_pct": 1.0} if size == resized else {}
     shape = (len(config["mean"]), size, size)
-    return timm.data.create_transform(**config | kept | {"input_size": shape}, is_training=False)
+    return _timm_library().data.create_transform(**config | kept | {"input_size": shape}, is_training=False)
 
 
 def _package(name: str, seed: int | None = None) -> Origin:
     if name not in PACKAGED:
         raise ValueError(unknown("network of a package", name, PACKAGED))
     shipped = PACKAGED[name]
-    if find_spec("timm") is None:
-        raise missing_package(f"the architecture of package:{name}", "timm")
     random = _timm(shipped.architecture, seed=seed)
     if seed is not None:
         return replace(random, source=partial(_digest, "package", name, seed))
@@ -414,11 +388,13 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> Or
     if not path.is_file():
         near = [file.name for file in path.parent.glob(f"*{path.suffix}")]
         raise ValueError(unknown(f"file in {path.parent}:", path.name, near) if near else f"no file {path.absolute()}")
-    bare = resolve(model).build if model else _of_cache_file(path)
+    if model is None:
+        raise ValueError(f"{path} tells no architecture; add ?model=<spec>, such as torchvision:resnet18")
+    architecture = resolve(model)
     read = cache(path.read_bytes)  # once, so that the checksum is that of the weights that are loaded
 
     def build(filled: bool, many: int | None) -> Loaded:
-        built = bare(False, many or classes)
+        built = architecture.build(False, many or classes)
         if filled:
             fill(built.model, path, read())
         return built
@@ -427,18 +403,6 @@ def _file(name: str, model: str | None = None, classes: int | None = None) -> Or
         return _digest("file", hashlib.sha256(read()).hexdigest(), model, classes)
 
     return Origin(build, source)
-
-
-def _of_cache_file(path: Path) -> Callable[[bool, int | None], Loaded]:
-    """How to build the bare network of a file from the cache of `recipes`, whose header tells the recipe."""
-    try:
-        with safe_open(path, "pt") as held:
-            told = {name: json.loads(held.metadata()[name]) for name in Recipe.__dataclass_fields__}
-            classes, channels = (held.get_slice(k).get_shape() for k in ("head.weight", "blocks.0.conv.weight"))
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} tells no architecture; add ?model=<spec>, such as torchvision:resnet18") from error
-    recipe = Recipe(**told | {"widths": tuple(told["widths"])})
-    return lambda _, many: _bare(recipe, many or classes[0], channels[1])
 
 
 def _seed(seed: int | None, weights: str | None) -> int:
@@ -451,19 +415,8 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Packaged:
-    """A state dict inside a package, whose tensors have the order of one of timm's architectures.
-
-    Parameters
-    ----------
-    architecture : str
-        In timm, which also says how images are prepared for it.
-    package, module : str
-        To install, and to look in.
-    path : str
-        Of the file inside the module.
-    """
+class Packaged(NamedTuple):
+    """A state dict in a package, in the order of one of timm's architectures, which says how images are prepared for it."""
 
     architecture: str
     package: str
@@ -538,9 +491,7 @@ _KINDS = {
         "file:PATH",
         "a state dict in a .safetensors, .pt or .pth file",
         {
-            "model": Option(
-                str, "spec of its architecture and preprocessing; not needed for files that training wrote"
-            ),
+            "model": Option(str, "spec of its architecture and preprocessing, such as timm:resnet10t"),
             "classes": Option(specs.whole, "number of classes that it was trained for"),
             **_SIZED,
         },

@@ -6,7 +6,7 @@ network: twice its channels, about four times its arithmetic.
 
 import math
 from collections import OrderedDict
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,9 @@ class GroupConv(nn.Module):
     Its output carries the action `actions.regular`. With `lifts=True` the input is an image without element index, and
     [ψ ⋆ x]_g = x ⋆ φ(g, ψ) (their eq. 10). Over C1 both are the ordinary convolution.
 
-    Parameters
-    ----------
-    fields_in, fields : channels per group element; the layer maps (b, fields_in·|G|, H, W) to (b, fields·|G|, H′, W′)
-    group : any group with exact moves of square filters: C1, C2, C4, D1, D2, D4, flip
-    stride : with `size // 2` padding, exact on odd heights only: an even grid has no centre to turn about
+    It maps (b, fields_in·|G|, H, W) to (b, fields·|G|, H′, W′). The group must move square filters exactly: C1, C2, C4, D1,
+    D2, D4 or flip. A stride is exact on odd heights only: an even grid has no centre to turn about.
 
-    Examples
-    --------
     >>> GroupConv(1, 2, group="C4", lifts=True)(torch.zeros(3, 1, 17, 17)).shape
     torch.Size([3, 8, 17, 17])
     """
@@ -95,8 +90,6 @@ class AntialiasedStride(nn.Sequential):
     It takes the place of a stride of two, which folds what is finer than its grid into coarser patterns, so that a shift by one
     pixel changes them.
 
-    Examples
-    --------
     >>> AntialiasedStride()(torch.eye(3)[None, None, 1:2])[0, 0]
     tensor([[0.1250, 0.1250]])
     """
@@ -120,22 +113,18 @@ class Block(nn.Sequential):
             self.append(AntialiasedStride())
 
 
+def _fields(widths: tuple[int, ...], group: Group) -> list[int]:
+    return [max(1, round(width / math.sqrt(group.order))) for width in widths]
+
+
 class GroupCNN(nn.Module):
     """Five blocks of group convolution, normalisation and ReLU; the mean over elements and space; a linear head.
 
     Over C1 it is a plain CNN; over C4 or D4 its features are equivariant and its output is invariant, exactly on images of
-    odd size. `fields` shrink with √|G|, so that all members have about the same number of parameters.
+    odd size. `widths` are the channels of the plain member; they shrink with √|G|, so that all members have about the same
+    number of parameters. `antialiased` blocks blur before they leave out every second value (Zhang 2019), at four times the
+    arithmetic of those blocks.
 
-    Parameters
-    ----------
-    group : whose convolutions
-    classes, channels : of the head and of the images
-    widths : channels per block of the plain member
-    antialiased : whether blocks blur before they leave out every second value (Zhang 2019), at four times the arithmetic of
-        those blocks
-
-    Examples
-    --------
     >>> GroupCNN("C4", classes=10)(torch.zeros(2, 1, 17, 17)).shape
     torch.Size([2, 10])
     """
@@ -151,21 +140,12 @@ class GroupCNN(nn.Module):
     ) -> None:
         super().__init__()
         group = groups.parse(group)
-        fields = [max(1, round(width / math.sqrt(group.order))) for width in widths]
+        fields = _fields(widths, group)
         self.order = group.order
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    before,
-                    after,
-                    group=group,
-                    stride=STRIDES[i % len(STRIDES)],
-                    lifts=i == 0,
-                    antialiased=antialiased,
-                )
-                for i, (before, after) in enumerate(pairwise([channels, *fields]))
-            )
-        )
+        blocks = []
+        for (before, after), stride in zip(pairwise([channels, *fields]), cycle(STRIDES)):
+            blocks.append(Block(before, after, group=group, stride=stride, lifts=not blocks, antialiased=antialiased))
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(fields[-1], classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -180,19 +160,8 @@ class GroupCNN(nn.Module):
 class GroupSegmenter(nn.Module):
     """Blocks of group convolutions without strides, the mean over elements, and a linear head at every pixel.
 
-    Over C1 it is a plain network; over C4 or D4 its masks move with the image, exactly. `fields` shrink as in `GroupCNN`.
+    Over C1 it is a plain network; over C4 or D4 its masks move with the image, exactly. `widths` shrink as in `GroupCNN`.
 
-    Parameters
-    ----------
-    group : Group or str
-        Whose convolutions.
-    classes, channels : int
-        Of the head and of the images.
-    widths : tuple of int
-        Channels per block of the plain member.
-
-    Examples
-    --------
     >>> GroupSegmenter("C4", classes=3)(torch.zeros(2, 1, 9, 9)).shape
     torch.Size([2, 3, 9, 9])
     """
@@ -208,7 +177,7 @@ class GroupSegmenter(nn.Module):
         super().__init__()
         group = groups.parse(group)
         self.order = group.order
-        fields = [max(1, round(width / math.sqrt(group.order))) for width in widths]
+        fields = _fields(widths, group)
         blocks = []
         for before, after in pairwise([channels, *fields]):
             blocks.append(Block(before, after, group=group, stride=1, lifts=not blocks))

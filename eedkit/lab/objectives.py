@@ -18,24 +18,8 @@ PROJECTION = 128
 
 
 def augmented(images: Tensor, action: Action, share: float = 1.0) -> Tensor:
-    """Every image of a batch moved by an element of its own, drawn evenly from the group with torch's random state.
+    """A share of the images (b, C, H, W), each moved by an element of its own, drawn evenly with torch's random state.
 
-    Parameters
-    ----------
-    images : Tensor
-        Images (b, C, H, W).
-    action : Action
-        The group, and how it moves images.
-    share : float
-        Probability with which an image is moved at all; the others stay as they are.
-
-    Returns
-    -------
-    Tensor
-        Images (b, C, H, W).
-
-    Examples
-    --------
     >>> from eedkit.theory import actions
     >>> augmented(torch.ones(2, 1, 3, 3), actions.spatial("C4")).shape
     torch.Size([2, 1, 3, 3])
@@ -66,15 +50,9 @@ def view(
     The crops and jitters of SimCLR (Chen et al. 2020, appendix A) without its flips, which may belong to the group. Drawn
     image by image in one go, so that a batch costs one resampling.
 
-    Parameters
-    ----------
-    images : (b, C, H, W)
-    scale : part of the area that a crop keeps, at least and at most
-    jitter : largest relative change of contrast, and largest absolute change of brightness
-    noise : standard deviation
+    `scale` is the part of the area that a crop keeps, at least and at most; `jitter` the largest relative change of contrast,
+    and the largest change of brightness; `noise` a standard deviation.
 
-    Examples
-    --------
     >>> view(torch.rand(2, 1, 9, 9)).shape
     torch.Size([2, 1, 9, 9])
     """
@@ -87,7 +65,7 @@ def view(
     theta = torch.zeros(b, 2, 3, device=images.device)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, :, 2] = (1 - side)[:, None] * between(-1, 1, 2)
-    grid = F.affine_grid(theta, images.shape, align_corners=False)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     # a crop at the edge asks for places beyond the centres of the last pixels: zeros would darken its border
     cropped = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     contrast, brightness = between(1 - jitter, 1 + jitter, 1, 1, 1), between(-jitter, jitter, 1, 1, 1)
@@ -191,20 +169,15 @@ OBJECTIVES: dict[str, Callable[[GroupCNN, Action, float], nn.Module]] = {
 """What a recipe's `method` may be. All but the first leave the labels to a linear probe."""
 
 
-def probe(features: Tensor, labels: Tensor, head: nn.Linear, *, decay: float = 1e-3, steps: int = 200) -> None:
+def probe(features: Tensor, labels: Tensor, head: nn.Linear, *, decay: float = 1e-3) -> None:
     """Fit a linear classifier to fixed features: multinomial logistic regression, by L-BFGS on standardised features.
 
     The objective is convex, so that the outcome depends on the features alone. Features that vary by less than float32
     resolves count as constant and get no weight.
 
-    Parameters
-    ----------
-    features, labels : (n, d) and (n,)
-    head : whose weights are replaced
-    decay : weight of half the squared weights beside the mean cross-entropy
+    `features` (n, d) and `labels` (n,) replace the weights of `head`; `decay` weighs half the squared weights beside the mean
+    cross-entropy.
 
-    Examples
-    --------
     >>> head, x = nn.Linear(1, 2), torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     >>> probe(x, torch.tensor([0, 0, 1, 1]), head)
     >>> head(x).argmax(-1)
@@ -217,14 +190,14 @@ def probe(features: Tensor, labels: Tensor, head: nn.Linear, *, decay: float = 1
     weight = torch.zeros(head.out_features, x.shape[1], dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(head.out_features, dtype=x.dtype, requires_grad=True)
     # the default stops where the loss no longer changes, which is well before the weights
-    options = {"max_iter": steps, "max_eval": 2 * steps, "tolerance_grad": 1e-7, "tolerance_change": 0}
+    options = {"max_iter": 200, "max_eval": 400, "tolerance_grad": 1e-7, "tolerance_change": 0}
     optimiser = torch.optim.LBFGS([weight, bias], **options, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        found = F.cross_entropy(x @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
-        found.backward()
-        return found
+        regularised = F.cross_entropy(x @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
+        regularised.backward()
+        return regularised
 
     optimiser.step(loss)
     with torch.no_grad():

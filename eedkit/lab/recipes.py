@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -114,7 +114,7 @@ def check(recipe: Recipe) -> None:
     eedkit.errors.Undefined: shifts by 1/4 of the height need a height divisible by 4, got 17
     """
     for data in {recipe.data, recipe.start} - {"", "same"}:
-        lab_images.check(data, size=recipe.size)
+        _check_images(data, recipe.size)
     if recipe.batch_size == 1 and recipe.method in ("simclr", "barlow_twins"):
         raise ValueError(f"{recipe.method} compares the images of a batch, so batch_size must be at least 2, got 1")
     augment = actions.spatial(recipe.augment)
@@ -126,31 +126,14 @@ def check(recipe: Recipe) -> None:
             Turns(network, augment)
 
 
-def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, progress: bool = False) -> GroupCNN:
-    """The network of a recipe and a seed, in eval mode; trained once, then read from `cache`.
+def train(recipe: Recipe, *, seed: int = 0) -> GroupCNN:
+    """The network of a recipe and a seed, in eval mode; trained once, then read from the cache.
 
     The same recipe, seed and data give the same weights on one machine, bit for bit, whatever its load and its settings of
     threads. The settings and the random state of the process are left as found. A network that another process is training
     is waited for. Cached weights are used only if they are those that were trained from this recipe and seed; otherwise,
     and where the cache cannot be written, a warning says so, and the network is trained.
 
-    Parameters
-    ----------
-    recipe : Recipe
-        How to build and train it.
-    seed : int
-        Of the weights, the order of the images and whatever else is drawn.
-    cache : path, optional
-        Folder for the weights; None takes $EEDKIT_CACHE, or ~/.cache/eedkit.
-    progress : bool
-        Show the epochs on stderr.
-
-    Returns
-    -------
-    GroupCNN
-
-    Examples
-    --------
     >>> net = train(Recipe(epochs=0), seed=1)
     >>> net.training
     False
@@ -161,55 +144,36 @@ def train(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None, pro
         if recipe.epochs == 0:
             torch.manual_seed(seed)
             return build_network(recipe, images.classes, images.x.shape[1]).eval()
-        network, _ = _read_or_trained(recipe, seed, images, cache_folder(cache), progress=progress)
+        network, _ = _read_or_trained(recipe, seed, images, cache_folder())
     return network
 
 
-def untrained(
-    wanted: Iterable[tuple[Recipe, int] | None], *, cache: str | Path | None = None
-) -> list[tuple[Recipe, int]]:
+def untrained(wanted: Iterable[tuple[Recipe, int] | None]) -> list[tuple[Recipe, int]]:
     """Of some recipes with their seeds, those whose weights are not cached, each once; None is no recipe.
 
     >>> untrained([(Recipe(epochs=0), 3), None])
     []
     """
-    folder = cache_folder(cache)
     missing = []
     for recipe, seed in filter(None, dict.fromkeys(wanted)):
-        if recipe.epochs and not (folder / f"{source(recipe, seed=seed)}.safetensors").exists():
+        if recipe.epochs and not _file_of(recipe, seed).exists():
             missing.append((recipe, seed))
     return missing
 
 
-def train_all(
-    missing: Sequence[tuple[Recipe, int]], *, cache: str | Path | None = None
-) -> Iterator[tuple[Recipe, int]]:
-    """Train some recipes with their seeds in processes of one thread each, as many as there are cores.
+def train_all(missing: Sequence[tuple[Recipe, int]]) -> Iterator[tuple[Recipe, int]]:
+    """Train some recipes with their seeds in processes of one thread each, as many as there are cores; each when it is done.
 
-    With a GPU they are trained one after the other in this process. Those that another process is training are left to it. Whatever goes wrong in one of them goes wrong again, and is told,
-    in the `train` of whoever needs it.
+    With a GPU they are trained one after the other in this process. Those that another process is training are left to it.
+    Whatever goes wrong in one of them goes wrong again, and is told, in the `train` of whoever needs it.
 
-    Parameters
-    ----------
-    missing : sequence of (Recipe, int)
-        Recipes and seeds, as `untrained` gives them.
-    cache : path, optional
-        As in `train`.
-
-    Yields
-    ------
-    (Recipe, int)
-        Each when nothing more will be done about it.
-
-    Examples
-    --------
     >>> list(train_all([]))
     []
     """
     import joblib
 
     # here and not there: processes that are used again have the environment of their start
-    folder = cache_folder(cache).absolute()
+    folder = cache_folder().absolute()
     processes = min(joblib.cpu_count(), len(missing))
     if processes < 2 or torch.cuda.is_available():
         for recipe, seed in missing:
@@ -218,7 +182,7 @@ def train_all(
     with joblib.parallel_config("loky", inner_max_num_threads=1):
         attempts = [joblib.delayed(_attempt)(recipe, seed, folder) for recipe, seed in missing]
         with suppress(BrokenProcessPool):  # one of them was killed; the rest is trained by whoever needs it
-            yield from joblib.Parallel(n_jobs=processes, return_as="generator_unordered")(attempts)
+            yield from filter(None, joblib.Parallel(n_jobs=processes, return_as="generator_unordered")(attempts))
 
 
 def source(recipe: Recipe, *, seed: int = 0) -> str:
@@ -232,8 +196,8 @@ def source(recipe: Recipe, *, seed: int = 0) -> str:
     return _digest(_about(recipe, seed, training_images(recipe.data, recipe.size)))
 
 
-def curves(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None) -> pd.DataFrame:
-    """Loss by epoch (and accuracy on the training images where the objective has one) as kept with the weights.
+def curves(recipe: Recipe, *, seed: int = 0) -> pd.DataFrame:
+    """Stage, epoch, loss and accuracy (where the objective has one) as kept with the weights; no rows for random ones.
 
     Raises
     ------
@@ -241,15 +205,11 @@ def curves(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None) ->
         The network was not trained yet.
     ValueError
         Its file is torn.
-
-    Returns
-    -------
-    columns stage, epoch, loss, accuracy; no rows for random weights
     """
     kinds = {"stage": str, "epoch": int, "loss": float, "accuracy": float}
     if not recipe.epochs:
         return pd.DataFrame(columns=list(kinds)).astype(kinds)
-    path = cache_folder(cache) / f"{source(recipe, seed=seed)}.safetensors"
+    path = _file_of(recipe, seed)
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}: train that network first")
     try:
@@ -260,30 +220,21 @@ def curves(recipe: Recipe, *, seed: int = 0, cache: str | Path | None = None) ->
     return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
 
-def cache_folder(cache: str | Path | None = None) -> Path:
-    """Where trained weights are kept: `cache`, or $EEDKIT_CACHE, or ~/.cache/eedkit.
+def cache_folder() -> Path:
+    """Where trained weights are kept: $EEDKIT_CACHE, or ~/.cache/eedkit.
 
-    >>> cache_folder("weights").name
-    'weights'
+    >>> cache_folder().is_absolute()
+    True
     """
-    return Path(cache or os.environ.get("EEDKIT_CACHE") or Path.home() / ".cache" / "eedkit").expanduser()
+    return Path(os.environ.get("EEDKIT_CACHE") or Path.home() / ".cache" / "eedkit").expanduser()
 
 
-@dataclass(frozen=True)
-class TrainingImages:
-    """Images as a network is trained on them.
+def _file_of(recipe: Recipe, seed: int) -> Path:
+    return cache_folder() / f"{source(recipe, seed=seed)}.safetensors"
 
-    Parameters
-    ----------
-    x : Tensor
-        Images (n, C, H, W).
-    y : Tensor
-        Class of each.
-    classes : int
-        How many classes there are.
-    fingerprint : str
-        Checksum of the images and labels.
-    """
+
+class TrainingImages(NamedTuple):
+    """Images (n, C, H, W), the class of each, how many classes there are, and a checksum of images and labels."""
 
     x: Tensor
     y: Tensor
@@ -298,12 +249,19 @@ def training_images(data: str, size: int, channels: int | None = None) -> Traini
     >>> training_images("digits/train?n=20", 9).x.shape
     torch.Size([20, 1, 9, 9])
     """
+    _check_images(data, size)
     dataset = lab_images.load(data, size=size, channels=channels)
     x, y, _ = lab_images.tensors(dataset)
     classes = getattr(dataset.features["label"], "num_classes", None)
     if classes is None:
         raise ValueError(f"training needs labels that are classes, but those of {data} are {dataset.features['label']}")
     return TrainingImages(x, y, classes, lab_images.fingerprint(dataset))
+
+
+def _check_images(data: str, size: int) -> None:
+    _, told = lab_images.check(data)
+    if told["size"] not in (None, size):
+        raise ValueError(f"size is {told['size']} in {data!r} but {size} in the recipe; give it once")
 
 
 def _first(recipe: Recipe, images: TrainingImages) -> tuple[Recipe, TrainingImages]:
@@ -353,13 +311,7 @@ def _attempt(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, int]:
 
 
 def _read_or_trained(
-    recipe: Recipe,
-    seed: int,
-    images: TrainingImages,
-    folder: Path,
-    *,
-    progress: bool = False,
-    wait: bool = True,
+    recipe: Recipe, seed: int, images: TrainingImages, folder: Path, *, wait: bool = True
 ) -> tuple[GroupCNN, list[dict[str, Any]]]:
     """The network of a recipe in eval mode, and its curves."""
     about = _about(recipe, seed, images)
@@ -373,9 +325,7 @@ def _read_or_trained(
         first = None
         if recipe.start:
             first_recipe, first_images = _first(recipe, images)
-            first, first_curves = _read_or_trained(
-                first_recipe, seed, first_images, folder, progress=progress, wait=wait
-            )
+            first, first_curves = _read_or_trained(first_recipe, seed, first_images, folder, wait=wait)
             curves += [{**row, "stage": recipe.start} for row in first_curves]
         # drawn anew: a file that does not fit has filled a part of the network before it is refused
         torch.manual_seed(seed)
@@ -390,14 +340,12 @@ def _read_or_trained(
             batch_size=recipe.batch_size,
             rate=recipe.rate,
             seed=seed,
-            progress=progress,
         )
         curves += [{"stage": recipe.method, **row} for row in rows]
         network.eval()
         if recipe.method != "supervised":
             probe(_in_batches(network.features, images.x), images.y, network.head)
         about["curves"] = curves
-        about["train_accuracy"] = _accuracy(network, images)
         _write(network, path, about)
     return network, curves
 
@@ -406,10 +354,7 @@ def _read_or_trained(
 def _alone(path: Path, *, wait: bool) -> Iterator[None]:
     """Within the block no other process trains these weights; where the cache cannot be written, nobody waits.
 
-    Raises
-    ------
-    filelock.Timeout
-        Another process is training them, and it shall not be waited for.
+    `filelock.Timeout` where another process is at it and shall not be waited for.
     """
     lock = FileLock(path.with_suffix(".lock"))
     try:
@@ -471,10 +416,6 @@ def _write(network: GroupCNN, path: Path, about: dict[str, Any]) -> None:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def _accuracy(network: GroupCNN, images: TrainingImages) -> float:
-    return (_in_batches(network, images.x).argmax(-1) == images.y).double().mean().item()
 
 
 @torch.no_grad()

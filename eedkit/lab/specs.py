@@ -84,13 +84,8 @@ def described(options: Mapping[str, Option]) -> list[str]:
 def parse(spec: str, options: Mapping[str, Option]) -> tuple[str, dict[str, Any]]:
     """Name and converted options of a spec; the options are written as in the query of a URL.
 
-    Raises
-    ------
-    ValueError
-        An option is unknown (near names are given), given twice, empty, or not what its converter expects.
+    ValueError where an option is unknown (near names are given), given twice, empty, or not what its converter expects.
 
-    Examples
-    --------
     >>> parse("augmented?seed=3&widths=4,8", {"seed": Option(whole, ""), "widths": Option(whole_numbers, "")})
     ('augmented', {'seed': 3, 'widths': (4, 8)})
     """
@@ -120,14 +115,9 @@ def parse(spec: str, options: Mapping[str, Option]) -> tuple[str, dict[str, Any]
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
     """A table with a column `data` of image specs, and what those say of corruptions in columns of its own.
 
-    Columns
-    -------
-    source : the images without options, "digits/test"
-    corruption, severity : "" and 0 where images are as they are
-    domain : for people: the source without what all share, or "noise" where static has left no image
+    `source` is the images without options; `corruption` and `severity` are "" and 0 where images are as they are; `domain` is
+    for people: the source without what all share, or "noise" where static has left no image.
 
-    Examples
-    --------
     >>> labelled(pd.DataFrame({"data": ["digits/test?n=9&corruption=blur&severity=3", "letters/test"]})).values[:, 1:].tolist()
     [['digits/test', 'blur', 3, 'digits'], ['letters/test', '', 0, 'letters']]
     """

@@ -106,14 +106,8 @@ def fit(
 def machine() -> dict[str, str | int]:
     """What decides the bits of trained weights apart from recipe, seed and images.
 
-    Returns
-    -------
-    dict
-        Number of threads, the processor's name with the instructions that torch uses of it (or the GPU's name), and torch's
-        version.
+    That is the number of threads, the processor with the instructions that torch uses of it (or the GPU), and torch's version.
 
-    Examples
-    --------
     >>> machine()["threads"]
     1
     """

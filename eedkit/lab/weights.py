@@ -73,7 +73,8 @@ def seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def fetching(what: str | None, instead: str) -> Iterator[None]:
     """Within the block downloads are read as tensors alone, and where there is no network the error says what to do."""
-    from huggingface_hub.errors import HTTPError  # its client's own errors, which are no OSError
+    # its client's own errors, which are no OSError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     before = os.environ.get(_TENSORS_ONLY)
     patience = socket.getdefaulttimeout()

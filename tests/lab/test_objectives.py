@@ -66,10 +66,6 @@ class TestAugmented:
         objective(torch.rand(4, 1, 5, 5), torch.arange(4) % 2)
         assert set(shares) == {0.25}
 
-    def test_every_place_of_a_batch_keeps_its_image(self):
-        images = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 3, 3)
-        assert torch.equal(augmented(images, actions.spatial("D4")), images)
-
     def test_the_trivial_group_changes_nothing_and_draws_nothing(self):
         images, before = torch.rand(3, 1, 5, 5), torch.get_rng_state()
         assert torch.equal(augmented(images, actions.spatial("C1")), images)

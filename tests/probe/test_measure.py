@@ -547,7 +547,7 @@ REFUSED = [
     ({"images": iter(pictures(7)), "group": "D4"}, "needs 8 images, got 7; pass more, or null=False", 0),
     ({"images": np.zeros((9, 8, 8, 3), np.float32)}, r"channels last\? pass image.permute\(2, 0, 1\)", 0),
     ({"images": Torn(pictures(), range(9))}, "no image could be read; the first: number .: OSError: file . is torn", 0),
-    ({"images": "digits/test"}, "got 'digits/test'; open it first", 0),
+    ({"images": "digits/tset"}, "no bundled images, folder or file 'digits/tset'", 0),
 ]
 
 
