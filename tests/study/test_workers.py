@@ -21,9 +21,9 @@ from torch import nn
 
 import eedkit as ek
 from eedkit.lab import images, models
-from eedkit.store.cells import DONE, MISSING, RUNNING, Store
-from eedkit.store.files import StoreError
 from eedkit.study import workers
+from eedkit.study.files import StoreError
+from eedkit.study.store import DONE, MISSING, RUNNING, Store
 from eedkit.study.workers import Work
 
 MODELS = ["recipe:random?seed=0&widths=4,8", "recipe:random?seed=1&widths=4,8"]
