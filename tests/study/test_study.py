@@ -155,7 +155,7 @@ def test_every_cell_that_cannot_be_measured_is_named_and_those_that_are_done_are
         other.run(progress=False)
     other = make(models={"net": Net(), "bare": nn.Flatten()}, data=["digits/test?n=20&size=9"], head="head")
     with pytest.raises(
-        ValueError, match="^nothing was trained or measured, since digits/test.n=20&size=9 · C4 · bare: "
+        ValueError, match=r"^nothing was trained or measured, since digits/test.n=20&size=9 · C4 · bare: "
     ):
         other.run(progress=False)
 
