@@ -46,7 +46,9 @@ class Block:
     @classmethod
     def of(cls, values: xr.Dataset, states: xr.Dataset) -> "Block":
         """What `measure_block` gave."""
-        arrays = {name: variable.values for name, variable in values.data_vars.items() if "sample" in variable.dims}
+        arrays = {
+            str(name): variable.values for name, variable in values.data_vars.items() if "sample" in variable.dims
+        }
         arrays[PAIR_SUM] = states.pair_sum.values
         coords = {}
         for name, coord in values.coords.items():

@@ -7,7 +7,6 @@ import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from os import PathLike
 from typing import Any
 
@@ -301,15 +300,27 @@ def _read(store: Store, part: _Part, metrics: Sequence[str] | None, *, is_large:
         part.slots[number] = slice(start, stop)
     about = part.firsts[0].about
     others = _names_of_others(about["metrics"], metrics)
+    blocks = _blocks_when_used(store, part) if is_large else None
     for name, variable in about["variables"].items():
         if "sample" not in variable["dims"] or name in others:
             continue
         place = about["arrays"][name]
-        shape = (len(part.states), *place["shape"][1:-1], stop)
-        if is_large:
-            part.arrays[name] = _read_when_used(store, part, name, shape, np.dtype(place["type"]))
-        else:
-            part.arrays[name] = np.full(shape, _blank(np.dtype(place["type"])), place["type"])
+        kind, inner_shape = np.dtype(place["type"]), tuple(place["shape"][1:-1])
+        if blocks is None:
+            part.arrays[name] = np.full((len(part.states), *inner_shape, stop), _blank(kind), kind)
+            continue
+        sizes = tuple(slot.stop - slot.start for slot in part.slots.values())
+        part.arrays[name] = blocks.map_blocks(
+            _variable,
+            of=name,
+            inner_shape=inner_shape,
+            kind=kind,
+            new_axis=list(range(1, 1 + len(inner_shape))),
+            chunks=((1,) * len(part.states), *((size,) for size in inner_shape), sizes),
+            name=f"{name}-{uuid.uuid4().hex}",
+            dtype=kind,
+            meta=np.empty((0,) * (2 + len(inner_shape)), kind),
+        )
     # the coordinates of samples are those of the model that has most of them
     for m in sorted(range(len(part.states)), key=lambda m: -len(part.states[m].done)):
         part.models[m] = _read_model(store, part, m, others, is_large=is_large)
@@ -356,7 +367,7 @@ def _join_states(
     if "dead_fraction" in variables:
         model.by_layer["dead_fraction"] = _ratio(states["dead"].sum(0), states["live_or_dead"].sum(0))
     # −1 where a layer is undefined; NaN is never skipped, which would drop vectors and keep their number
-    defined = (states["pair_n"] >= 0).all(0)
+    defined: np.ndarray = np.all(states["pair_n"] >= 0, axis=0)
     count = states["pair_n"].clip(min=0).sum(0)
     for i, metric in enumerate(about["normalised"]):
         name = f"{metric}_pair_cosine"
@@ -368,7 +379,7 @@ def _join_states(
         if metric not in variables:
             continue
         # of every layer the first block's reason that there is
-        reasons = [next(filter(None, column), "") for column in states["reason"][:, i].T.tolist()]
+        reasons: list[str] = [next(filter(None, column), "") for column in states["reason"][:, i].T.tolist()]
         if "layer" not in variables[metric]["dims"]:
             model.reasons[metric] = reasons[:1]
             if reasons[0]:
@@ -406,41 +417,40 @@ def _blank_undefined(part: _Part) -> None:
                 model.by_layer[name] = model.by_layer[name] * of_layers
 
 
-def _read_when_used(store: Store, part: _Part, name: str, shape: tuple[int, ...], kind: np.dtype) -> Any:
-    """An array of which every block of every model is a chunk."""
+def _blocks_when_used(store: Store, part: _Part) -> Any:
+    """An array (model, block) of the blocks, each read when it is used, once for all variables that are computed together."""
     import dask.array as da
 
-    sizes = tuple(slot.stop - slot.start for slot in part.slots.values())
-    chunks = ((1,) * shape[0], *((size,) for size in shape[1:-1]), sizes)
     files = [{number: state.done[number][0] for number in state.done} for state in part.states]
-    chunk = _Chunk(store, files, list(part.slots), name, kind, shape[1:-1], sizes)
+    read = _Read(store, files, [(number, slot.stop - slot.start) for number, slot in part.slots.items()])
+    chunks = ((1,) * len(files), (1,) * len(part.slots))
     # a name of its own, since Dask would make one from the names of all files
-    return da.map_blocks(chunk, name=f"{name}-{uuid.uuid4().hex}", chunks=chunks, dtype=kind, meta=np.empty((), kind))
+    name = f"blocks-{uuid.uuid4().hex}"
+    return da.map_blocks(read, name=name, chunks=chunks, dtype=object, meta=np.empty((0, 0), object))
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Reads one variable of one block of one model, or blanks where it is not done."""
+class _Read:
+    """Gives a block of a model as a chunk of one element; where it is not done, how many samples it has."""
 
     store: Store
     files: list[dict[int, str]]
-    numbers: list[int]
-    name: str
-    kind: np.dtype
-    inner_shape: tuple[int, ...]
-    sizes: tuple[int, ...]
+    numbers: list[tuple[int, int]]
 
-    def __call__(self, block_id: tuple[int, ...]) -> np.ndarray:
-        file = self.files[block_id[0]].get(self.numbers[block_id[-1]])
-        if file is None:
-            return np.full((1, *self.inner_shape, self.sizes[block_id[-1]]), _blank(self.kind), self.kind)
-        return _kept(self.store, file).arrays[self.name]
+    def __call__(self, block_id: tuple[int, int]) -> np.ndarray:
+        number, size = self.numbers[block_id[1]]
+        file = self.files[block_id[0]].get(number)
+        chunk = np.empty((1, 1), object)
+        chunk[0, 0] = size if file is None else Block.from_bytes(self.store.folder.read(file), file)
+        return chunk
 
 
-@lru_cache(maxsize=8)
-def _kept(store: Store, file: str) -> Block:
-    """A block that is read once for all its variables, where these are asked for one after the other."""
-    return Block.from_bytes(store.folder.read(file), file)
+def _variable(chunk: np.ndarray, *, of: str, inner_shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
+    """One variable of a block, or blanks where it is not done."""
+    block = chunk[0, 0]
+    if isinstance(block, int):
+        return np.full((1, *inner_shape, block), _blank(kind), kind)
+    return block.arrays[of]
 
 
 def _samples(parts: Sequence[_Part]) -> dict[str, xr.Variable]:

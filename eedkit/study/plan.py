@@ -50,9 +50,8 @@ def untrained(model: str | nn.Module) -> lab_models.Loaded:
 
 def shape_of_images(loaded: lab_models.Loaded, data: str) -> tuple[int, ...] | None:
     """(C, H, W) of the images as the model gets them; None where that takes an image and the first ones cannot be read."""
-    shape = (loaded.channels, loaded.size, loaded.size)
-    if None not in shape:
-        return shape
+    if loaded.channels is not None and loaded.size is not None:
+        return loaded.channels, loaded.size, loaded.size
     images = lab_images.load(data, size=loaded.size, channels=loaded.channels)
     for i in range(min(FEW, len(images))):
         with suppress(ValueError, OSError):  # an image that cannot be read costs itself alone
@@ -77,7 +76,9 @@ def reasons_against(
         return {}
     for data, n in sizes.items():
         shape = shape_of_images(loaded, data)
-        for one in options if shape is not None else ():
+        if shape is None:
+            continue
+        for one in options:
             try:
                 _try(loaded, Noise(n, shape), replace(workers.options_for(one, loaded), device="cpu"))
             except ValueError as error:

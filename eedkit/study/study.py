@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import torch
@@ -127,11 +127,24 @@ class Study:
             self._options("C1", known or STANDARD)
         if len(known) == len(self.metrics) and options:
             named("groups", [one.action.group.name for one in options], "names of groups")
-        for spec in self.data.values():
+        for spec in self._data.values():
             lab_images.check(spec)
-        for source in self.models.values():
+        for source in self._models.values():
             if isinstance(source, str):
                 lab_models.check(source)
+
+    @property
+    def _models(self) -> dict[str, str | nn.Module]:
+        """By their names, which `named` has given all of them."""
+        return cast("dict[str, str | nn.Module]", self.models)
+
+    @property
+    def _data(self) -> dict[str, str]:
+        return cast("dict[str, str]", self.data)
+
+    @property
+    def _store(self) -> Store:
+        return Store(str(self.store))
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike) -> "Study":
@@ -180,7 +193,7 @@ class Study:
         seconds : predicted, for what is left, in one process
         note : why something is unknown
         """
-        store = Store(self.store)
+        store = self._store
         contents = store.read()
         costs: dict[tuple, tuple[float, int]] = {}
         rows = []
@@ -209,7 +222,7 @@ class Study:
             size = sum((place["stop"] - place["start"]) * torch.float32.itemsize for place in places)
             nothing = {"forwards": 0, "seconds": 0.0, "bytes": size // first.size * state.samples}
             return {"images": state.samples, "blocks": len(state.bounds), "done": len(state.done), **nothing}
-        model, data = self.models[cell.model], self.data[cell.data]
+        model, data = self._models[cell.model], self._data[cell.data]
         options = self._options_by_group[cell.group]
         n = state.samples or plan.count(data)
         # what a forward pass costs follows from the model, and for a module from the size of the images
@@ -230,7 +243,7 @@ class Study:
     def status(self) -> pd.DataFrame:
         """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
         with the reasons. Runs no code of the study's file once the study was begun."""
-        store = Store(self.store)
+        store = self._store
         return _status(self._states(store.read()), store)
 
     def run(
@@ -265,8 +278,8 @@ class Study:
             Nothing is done, because every cell failed; with the reasons.
         """
         _check_workers(workers, client)
-        store = Store(self.store)
-        groups = {value: self._group_name(value, {}) for value in self.groups if is_imported(value)}
+        store = self._store
+        groups = {str(value): self._group_name(value, {}) for value in self.groups if is_imported(value)}
         if repair:
             store.repair(self._cells({}), groups)
         contents = store.read()
@@ -280,7 +293,7 @@ class Study:
         _warn_of_failures(_status(states, store))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
-            return join(self.store, states)
+            return join(str(self.store), states)
 
     @cached_property
     def _options_by_group(self) -> dict[str, Options]:
@@ -295,7 +308,7 @@ class Study:
 
     def options(self, group: str | Group | Action) -> Options:
         """How the cells of a group are measured."""
-        return list(self._options_by_group.values())[self.groups.index(group)]
+        return list(self._options_by_group.values())[list(self.groups).index(group)]
 
     def _options(self, group: Any, metrics: Sequence) -> Options:
         names = ("layers", "head", "layouts", "output", "null", "seed", "precision", "device", "batch_size")
@@ -320,8 +333,8 @@ class Study:
         """Every cell, model by model, so that weights are loaded once."""
         groups = [self._group_name(group, known_groups) for group in self.groups]
         cells = []
-        for model in self.models:
-            for data in self.data:
+        for model in self._models:
+            for data in self._data:
                 cells += [Cell(data, group, model) for group in groups]
         return cells
 
@@ -333,19 +346,19 @@ class Study:
         self, states: Sequence[State]
     ) -> tuple[dict[Cell, dict[str, Any]], dict[str, tuple[str, int]]]:
         """What must be the same for blocks to belong together, and checksum and number of each data set's images."""
-        sources = {name: _source(model) for name, model in self.models.items()}
-        images = {name: _images(spec) for name, spec in self.data.items()}
+        sources = {name: _source(model) for name, model in self._models.items()}
+        images = {name: _images(spec) for name, spec in self._data.items()}
         moves = {name: _moves(options.action) for name, options in self._options_by_group.items()}
         settings = {}
         for state in states:
             cell = state.cell
-            model = self.models[cell.model]
+            model = self._models[cell.model]
             spec = model if isinstance(model, str) else type(model).__name__
             checksum, n = images[cell.data]
             options = self._options_by_group[cell.group]
             settings[cell] = {
                 "model": f"{spec} [{sources[cell.model]}]",
-                "data": f"{self.data[cell.data]} [{checksum}]",
+                "data": f"{self._data[cell.data]} [{checksum}]",
                 "images": n,
                 "group": moves[cell.group],
                 "metrics": self._metric_names(options.metrics),
@@ -361,7 +374,7 @@ class Study:
             }
         return settings, images
 
-    def _metric_names(self, metrics: Sequence[str | Metric]) -> list[str]:
+    def _metric_names(self, metrics: Sequence[Any]) -> list[str]:
         """What tells the metrics from others; ValueError for one that cannot be told."""
         names = []
         for asked, metric in zip(self.metrics, metrics, strict=False):
@@ -381,7 +394,7 @@ class Study:
         progress: bool,
     ) -> None:
         """Compute what is left here, on so many processes, or on a cluster."""
-        modules = {name: model for name, model in self.models.items() if isinstance(model, nn.Module)}
+        modules = {name: model for name, model in self._models.items() if isinstance(model, nn.Module)}
         with workers.cluster(number, client) as dask:
             states = self._states(contents)
             self._refuse_what_cannot_be([state for state in states if not state.is_done], images, here=client is None)
@@ -407,11 +420,11 @@ class Study:
         reasons = []
         for model in dict.fromkeys(state.cell.model for state in states):
             of_model = [state.cell for state in states if state.cell.model == model]
-            specs = {self.data[cell.data]: images[cell.data][1] for cell in of_model}
+            specs = {self._data[cell.data]: images[cell.data][1] for cell in of_model}
             options = [options_by_group[group] for group in dict.fromkeys(cell.group for cell in of_model)]
-            against = plan.reasons_against(self.models[model], specs, options)
+            against = plan.reasons_against(self._models[model], specs, options)
             for cell in of_model:
-                reason = against.get((self.data[cell.data], cell.group))
+                reason = against.get((self._data[cell.data], cell.group))
                 if reason is not None:
                     reasons.append(f"{cell}: {reason}")
         if reasons:
@@ -438,7 +451,7 @@ class Study:
             checksum, n = images[cell.data]
             options = self._options_by_group[cell.group]
             state = store.begin(before, settings[cell], self.bounds(n, options))
-            model = self.models[cell.model]
+            model = self._models[cell.model]
             for block, places in enumerate(state.bounds):
                 if block in state.done:
                     continue
@@ -448,7 +461,7 @@ class Study:
                     block=block,
                     places=places,
                     model=model if isinstance(model, str) else None,
-                    data=self.data[cell.data],
+                    data=self._data[cell.data],
                     images=checksum,
                     source=settings[cell]["model"].rpartition("[")[2].removesuffix("]"),
                     options=options,
@@ -538,9 +551,9 @@ def _warn_of_failures(status: pd.DataFrame) -> None:
     """A warning of cells that failed or lack samples; RuntimeError where nothing is done."""
     failed = status.query("failed > 0 or flawed > 0 or missing > 0")
     reasons = []
-    for row in failed.itertuples():
-        reason = row.reason or "its workers ended before they were at all blocks; run again"
-        reasons.append(f"{row.data} · {row.group} · {row.model}: {reason}")
+    for row in failed.to_dict("records"):
+        reason = row["reason"] or "its workers ended before they were at all blocks; run again"
+        reasons.append(f"{row['data']} · {row['group']} · {row['model']}: {reason}")
     listed = "\n".join(reasons)
     if not (status.done + status.flawed).any():
         raise RuntimeError(f"nothing is done, every cell failed: {listed}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -47,32 +47,10 @@ UNUSABLE = "the store cannot be used"
 
 @dataclass(frozen=True)
 class Work:
-    """One block of a study: what to measure, and where it goes.
+    """One block of a study: what to measure, where it goes, and the checksums of images and weights that must be found.
 
-    Parameters
-    ----------
-    store : str
-        The study's folder.
-    cell : Cell
-        Of which the block is a part.
-    block : int
-        Its number in the cell.
-    places : (start, stop)
-        Of its images in the data set's reading order.
-    model : str, or None
-        A spec; None for a module that is passed beside it.
-    data : str
-        A spec of images.
-    images : str
-        Checksum of the images.
-    source : str
-        Checksum of where the weights come from.
-    options : Options
-        How to measure.
-    share : bool
-        Whether a block that another process is at is left to it.
-    threads : int, or None
-        For torch; None leaves as many as there are.
+    `places` are (start, stop) in the data set's reading order; `model` is a spec, or None for a module that is passed beside it;
+    `share` says whether a block that another process is at is left to it; `threads` None leaves as many as there are.
     """
 
     store: str
@@ -278,7 +256,7 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
 @contextmanager
 def _local(workers: int | None) -> Iterator[Any]:
     """Spawned workers that no other machine and no other user can give work; each takes a GPU by its number, see `device`."""
-    import dask
+    from dask import config
     from distributed import LocalCluster
 
     # idle threads that spin would take the other workers' cores. In place of what Dask sets before a worker starts: it has
@@ -290,7 +268,7 @@ def _local(workers: int | None) -> Iterator[Any]:
     }
     private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "security": True}
     how = {"threads_per_worker": 1, "silence_logs": logging.ERROR, "memory_limit": None}
-    with dask.config.set(settings), LocalCluster(n_workers=workers, **how, **private) as local:
+    with config.set(settings), LocalCluster(n_workers=workers, **how, **private) as local:
         yield local
 
 
@@ -346,7 +324,9 @@ def _measured(work: Work, module: nn.Module | None) -> Block:
         options = options_for(options, loaded)
     images, labels = _opened(work.data, work.images, **wants)
     start, stop = work.places
-    values, states = measure_block(module, images, options, places=range(start, stop), name=work.cell.model)
+    values, states = measure_block(
+        cast("nn.Module", module), images, options, places=range(start, stop), name=work.cell.model
+    )
     # labels also of the images that cannot be read
     own = labels[read_order(len(images), options.seed)[start:stop]]
     classes = declared_classes(images)
