@@ -402,7 +402,7 @@ def _ends(message: str) -> Iterator[None]:
 @contextmanager
 def _plainly(command: str) -> Iterator[None]:
     """What went wrong as one message without a traceback, and warnings as notes."""
-    from eedkit.store.files import StoreError
+    from eedkit.study.files import StoreError
 
     def note(message, *_, **__) -> None:
         _complain(f"Note: {message}")

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from eedkit.errors import unknown
 from eedkit.plots import figures, style
 from eedkit.results import schema
+from eedkit.results.io import slug
 from eedkit.results.labels import labelled
 from eedkit.results.summary import summarise
-from eedkit.store.cells import slug
 
 CLASSES = 40
 """Beyond which a heatmap of classes cannot be read."""

@@ -9,7 +9,7 @@ import zarr
 
 import eedkit as ek
 from eedkit.results import io, schema
-from eedkit.store.files import StoreError
+from eedkit.study.files import StoreError
 
 
 @pytest.fixture(scope="module")
