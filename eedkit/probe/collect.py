@@ -6,8 +6,9 @@ null are whole (`WhenWhole`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from eedkit.probe.metrics import INDEPENDENT, Metric, probabilities, two_classes
 from eedkit.probe.sums import orbit_sums
 from eedkit.theory.actions import Action, LayerAction
 from eedkit.theory.deviation import PairCosine, deviation, null_of_elements, partners, shuffled
+from eedkit.theory.distances import ChannelSums
 
 SCORES = ("scores", "probabilities", *INDEPENDENT)
 """Kinds of outputs that predict classes."""
@@ -140,8 +142,11 @@ class AsItComes:
         One, or one for each half of the images that channels are matched on.
     """
 
-    def __init__(self, metrics: Sequence[Metric], layer_actions: list[LayerAction], setting: Setting) -> None:
+    def __init__(
+        self, metrics: Sequence[Metric], layer_actions: list[LayerAction], setting: Setting, reasons: dict[str, str]
+    ) -> None:
         self.metrics = metrics
+        self.reasons = reasons
         self.layer_actions = layer_actions
         self.setting = setting
         self.mean: Tensor | None = None
@@ -183,9 +188,10 @@ class AsItComes:
         if self.layer_actions[0].compared is None:
             self.mean = sums.a[0] / sums.n
         for metric in of_sums:
-            values = metric.distance(sums)  # (4), and of the shuffled orbit its null
-            _check_values(metric, values, (2, len(place.elements), place.images))
-            self._put(metric, place, values)
+            shape = (2, len(place.elements), place.images)
+            values = _values(metric, self.reasons, shape, metric.distance, sums)  # (4), and its null
+            if values is not None:
+                self._put(metric, place, values)
         self._count_dead(place, of_channels)
 
     def _take_others(self, place: Place, orbit: Tensor) -> None:
@@ -203,9 +209,10 @@ class AsItComes:
         for metric in others:
             if metric.distance.of_sets:
                 self.is_anywhere[place.rows] |= boxes.has_boxes(orbit).any(0)
-            values = [metric.distance(one, moved) for one in orbits]  # (4), and of the shuffled orbit its null
-            _check_values(metric, values[0], (len(place.elements), place.images))
-            self._put(metric, place, torch.stack(values))
+            shape = (len(place.elements), place.images)
+            values = [_values(metric, self.reasons, shape, metric.distance, one, moved) for one in orbits]  # (4)
+            if metric.name not in self.reasons:
+                self._put(metric, place, torch.stack(values))
         if len(others) == len(self.metrics) and others[0].where == "maps":
             self._count_dead(place, _dead_channels(orbit))
 
@@ -223,6 +230,8 @@ class AsItComes:
         found: Found = {}
         is_spoilt = whole.is_lost | whole.is_lost[whole.map_partners]
         for metric, (value, null) in zip(self.metrics, self.values[..., : whole.n], strict=True):
+            if metric.name in self.reasons:
+                continue
             is_lost = whole.is_lost
             if metric.distance.of_sets:
                 is_lost = is_lost | ~self.is_anywhere[: whole.n]
@@ -241,8 +250,11 @@ class AsItComes:
 class WhenWhole:
     """Metrics of one kind of features of which f̂ mixes elements: their orbit is kept until the batch is whole."""
 
-    def __init__(self, metrics: Sequence[Metric], action: LayerAction, setting: Setting) -> None:
+    def __init__(
+        self, metrics: Sequence[Metric], action: LayerAction, setting: Setting, reasons: dict[str, str]
+    ) -> None:
         self.metrics = metrics
+        self.reasons = reasons
         self.action = action
         self.setting = setting
         self.orbit = torch.empty(0)
@@ -285,21 +297,25 @@ class WhenWhole:
     def _deviations(self, metric: Metric, ending: str, orbit: Tensor, others: Tensor | None, whole: Whole) -> Found:
         """Value and null from f̂(x), or from f(x)."""
         kernel = self.action.kernel if ending == "" else (0,)
-        value = deviation(orbit, self.action, metric.distance, kernel=kernel)  # (4)
-        _check_values(metric, value, (len(orbit), whole.n))
+        shape = (len(orbit), whole.n)
+        compared = {"action": self.action, "distance": metric.distance, "kernel": kernel}
+        value = _values(metric, self.reasons, shape, partial(deviation, **compared), orbit)  # (4)
+        if value is None:
+            return {}
         found = {f"{metric.name}{ending}": value.masked_fill(whole.is_lost, torch.nan)}
         if others is None:
             return found
         is_spoilt = whole.is_lost
         if metric.null == "elements":
-            null = null_of_elements(orbit, self.action, metric.distance, kernel=kernel)
+            null = _values(metric, self.reasons, shape, partial(null_of_elements, **compared), orbit)
         else:
-            null = deviation(others, self.action, metric.distance, kernel=kernel)
+            null = _values(metric, self.reasons, shape, partial(deviation, **compared), others)
             of_partners = whole.partners if len(self.action.kernel) > 1 else whole.map_partners
             is_spoilt = whole.is_lost | whole.is_lost[of_partners]
             # f̂ is made of the partners under its elements
             is_spoilt = is_spoilt | is_spoilt[list(kernel)].any(0)
-        found[f"{metric.name}{ending}_null"] = null.masked_fill(is_spoilt, torch.nan)
+        if null is not None:
+            found[f"{metric.name}{ending}_null"] = null.masked_fill(is_spoilt, torch.nan)
         return found
 
     def dead_channels(self, n: int) -> Tensor:
@@ -331,8 +347,10 @@ class OnImageGrid:
     def finish(self, whole: Whole) -> Found:
         """The deviations of a whole batch, and the round trips."""
         found = self.collector.finish(whole)
+        of_returned = self.still.finish(whole)
         for metric in self.still.metrics:
-            found[f"{metric.name}_round_trip"] = self.still.finish(whole)[metric.name]
+            if metric.name in of_returned:
+                found[f"{metric.name}_round_trip"] = of_returned[metric.name]
         return found
 
     def dead_channels(self, n: int) -> Tensor:
@@ -377,6 +395,28 @@ def _sizes(features: Tensor) -> Tensor:
     features = features.double().flatten(1)
     lengths = torch.linalg.vector_norm(features, dim=-1)
     return torch.stack([lengths, lengths / features.shape[1] ** 0.5])
+
+
+def _values(
+    metric: Metric, reasons: dict[str, str], shape: tuple[int, ...], between: Callable[..., Tensor], *given: Any
+) -> Tensor | None:
+    """What the metric's distance gives, of this shape; None, with its reason, where it has no value.
+
+    TypeError where that is something else, or where the distance writes to what it was given, which others read as well.
+    """
+    if metric.name in reasons:
+        return None
+    tensors = [tensor for one in given for tensor in (vars(one).values() if isinstance(one, ChannelSums) else [one])]
+    versions = [tensor._version for tensor in tensors if isinstance(tensor, Tensor)]
+    try:
+        values = between(*given)
+    except Undefined as why:
+        reasons[metric.name] = str(why)
+        return None
+    if versions != [tensor._version for tensor in tensors if isinstance(tensor, Tensor)]:
+        raise TypeError(f"{metric.name}: the distance {metric.distance.name} must write to new tensors only")
+    _check_values(metric, values, shape)
+    return values
 
 
 def _check_values(metric: Metric, values: Any, shape: tuple[int, ...]) -> None:
@@ -435,7 +475,10 @@ class LayerPass:
                     value = mean
                 else:
                     z = place.read(self.layer, given) if z is None else z
+                    version = z._version
                     value = metrics[0].of(z)
+                    if z._version != version:
+                        raise TypeError(f"features of {metrics[0].name} must write to new tensors only")
                 orbit = self._orbit(place, metrics[0], value)
                 collector = self.collectors.get(kind)
                 if collector is None:
@@ -452,8 +495,10 @@ class LayerPass:
             came = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"features of {metric.name} must be a tensor of floats, got {came}; convert them")
         passed = len(place.elements) * place.images
-        if len(value) != passed:
-            raise TypeError(f"features of {metric.name} must have a row for each of {passed} images, got {len(value)}")
+        if value.shape[:1] != (passed,):
+            raise TypeError(
+                f"features of {metric.name} must have a row for each of {passed} images, got shape {tuple(value.shape)}"
+            )
         positions = math.prod(self.layer.grid)
         if metric.has_positions and (value.dim() != 3 or value.shape[1] != positions):
             raise TypeError(
@@ -480,13 +525,13 @@ class LayerPass:
         for one in metrics:
             self.kernel_orders[one.name] = len(kernel)
         if self.setting.returned:
-            return AsItComes(metrics, [_still(layer_actions[0])], self.setting)
+            return AsItComes(metrics, [_still(layer_actions[0])], self.setting, self.reasons)
         if len(kernel) > 1 and len(layer_actions) > 1:
             raise Undefined("its channels could not be matched: the action is no faithful permutation of its positions")
         # M and the null of elements need the orbit as well
         if len(kernel) > 1 or metric.null == "elements" or any(one.normalised for one in metrics):
-            return WhenWhole(metrics, layer_actions[0], self.setting)
-        return AsItComes(metrics, layer_actions, self.setting)
+            return WhenWhole(metrics, layer_actions[0], self.setting, self.reasons)
+        return AsItComes(metrics, layer_actions, self.setting, self.reasons)
 
     def _on_image_grid(self, metrics: Sequence[Metric], channels: int) -> OnImageGrid:
         layout = Layout((0, channels, *self.setting.grid), batch=0, space=(2, 3), grid=self.setting.grid)
@@ -494,9 +539,10 @@ class LayerPass:
         layer_actions = [one.to(self.setting.device) for one in layer_actions]
         for metric in metrics:
             self.kernel_orders[metric.name] = len(layer_actions[0].kernel)
-        collector = AsItComes(metrics, layer_actions, self.setting)
+        collector = AsItComes(metrics, layer_actions, self.setting, self.reasons)
         returned = replace(self.setting, null=False, returned=True)
-        still = AsItComes(metrics, [LayerAction("still", layer_actions[0].group, self.layer.grid)], returned)
+        nothing_moves = LayerAction("still", layer_actions[0].group, self.layer.grid)
+        still = AsItComes(metrics, [nothing_moves], returned, self.reasons)
         return OnImageGrid(collector, still, self.layer.grid, self.setting.grid)
 
     def give_up(self, reason: str, metrics: Sequence[Metric] | None = None) -> None:
@@ -505,7 +551,9 @@ class LayerPass:
             metrics = [metric for metric in self.metrics if metric.where != "raw"]
         for metric in metrics:
             self.reasons.setdefault(metric.name, reason)
-        self.kinds = {kind: of_kind for kind, of_kind in self.kinds.items() if of_kind[0].name not in self.reasons}
+        for kind, of_kind in list(self.kinds.items()):
+            if all(metric.name in self.reasons for metric in of_kind):
+                del self.kinds[kind]
 
     def finish(self, whole: Whole) -> Found:
         """What was found for a batch, by the names of variables."""

@@ -39,7 +39,7 @@ def left_as_found(model: nn.Module, device: torch.device, precision: str) -> Ite
         dtype = _dtype(model, precision)
         _refuse_without_values(model)
         stack.enter_context(_evaluating(model, device))
-        stack.enter_context(_weights_kept(model))
+        stack.enter_context(weights_kept(model))
         stack.enter_context(_arithmetic(model, precision, device))
         yield dtype
 
@@ -113,7 +113,7 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _weights_kept(model: nn.Module) -> Iterator[None]:
+def weights_kept(model: nn.Module) -> Iterator[None]:
     """Put weights and buffers back when the block is left, and raise if those of fractions had changed."""
     before = _tensors(model)
     copies = {key: tensor.detach().clone() for key, tensor in before.items()}

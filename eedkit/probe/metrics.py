@@ -107,6 +107,10 @@ class Metric:
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"{self.name}: {field} must be one of {', '.join(allowed)}, got {value!r}")
+        for field in ("features", "action"):
+            value = getattr(self, field)
+            if value is not None and not callable(value):
+                raise TypeError(f"{self.name}: {field} must be a function or None, got {type(value).__name__}")
         if not isinstance(self.distance, Distance):
             raise TypeError(f"{self.name}: distance must be a Distance, got {type(self.distance).__name__}")
         if self.null == "elements" and self.action is None and not self.has_positions:

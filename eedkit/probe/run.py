@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from eedkit.errors import Undefined
 from eedkit.probe import matching
 from eedkit.probe.collect import Place
-from eedkit.probe.guard import left_as_found
+from eedkit.probe.guard import left_as_found, weights_kept
 from eedkit.probe.layers import Found, Layer, Output, find_layers, tap
 from eedkit.probe.samples import Sample, Stream
 from eedkit.probe.tracing import Call, plain_call
@@ -112,15 +112,16 @@ def prepared(model: nn.Module, stream: Stream, options: "Options") -> Iterator[R
     with left_as_found(model, device, options.precision) as dtype:
         forward = Forward(model, call, options.action, shape, device, dtype)
         example = forward.orbit([0], _two_images(first_samples)).contiguous()
-        found = find_layers(
-            model,
-            example,
-            layers=options.layers,
-            head=options.head,
-            layouts=options.layouts,
-            output=options.output,
-            call=call,
-        )
+        with weights_kept(model):  # a model that changes them is refused before the pass
+            found = find_layers(
+                model,
+                example,
+                layers=options.layers,
+                head=options.head,
+                layouts=options.layouts,
+                output=options.output,
+                call=call,
+            )
         forward.channels_last = found.channels_last
         found.layers = [_with_form(layer, forward, example) for layer in found.layers]
         batch_size = options.batch_size or default_batch_size(shape, options.action.group.order, device)

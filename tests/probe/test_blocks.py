@@ -11,7 +11,7 @@ from made import Net, Torn, noise
 from torch import nn
 
 import eedkit as ek
-from eedkit.probe.measure import Options, measure_block
+from eedkit.probe.measure import Options, measure, measure_block
 from eedkit.probe.metrics import METRICS, Metric
 from eedkit.probe.samples import read_order
 from eedkit.theory import distances
@@ -132,7 +132,7 @@ def test_blocks_joined_are_what_measure_gives(case):
     wanted = whole(Net(), images, options, labels=labels)
     assert wanted.sample.values.tolist() == read_order(n, options.seed).tolist()
     assert_joined(blocks, wanted, options)
-    found = ek.measure(Net(), images, labels=labels, progress=False, name="m", device="cpu", **DEFAULT | settings)
+    found = measure(Net(), images, labels=labels, progress=False, name="m", device="cpu", **DEFAULT | settings)
     xr.testing.assert_equal(found.sel(sample=wanted.sample), wanted)
 
 

@@ -278,14 +278,20 @@ def test_images_are_left_as_they_were():
 
 
 class Writes(Counts):
-    """Writes to a parameter or a buffer as it runs, or only counts."""
+    """Writes to a parameter or a buffer as it runs on so many images or more, or only counts."""
 
-    def __init__(self, how, fails_at=math.inf):
+    def __init__(self, how, fails_at=math.inf, least=0):
         super().__init__(fails_at)
-        self.norm, self.how = nn.BatchNorm2d(2), how
+        self.norm, self.how, self.least = nn.BatchNorm2d(2), how, least
         self.register_buffer("cache", torch.zeros(1))
 
     def forward(self, x):
+        if len(x) >= self.least:
+            self.write()
+        self.norm.num_batches_tracked += 1
+        return super().forward(self.norm(x))
+
+    def write(self):
         if self.how == "in place":
             self.fc.bias.add_(1e-6)
         if self.how == "data":
@@ -298,8 +304,6 @@ class Writes(Counts):
             self.cache.resize_(self.cache.numel() + 1)
         if self.how == "another buffer":
             self.register_buffer("another", torch.ones(1))
-        self.norm.num_batches_tracked += 1
-        return super().forward(self.norm(x))
 
 
 CHANGED = {"statistics": "norm.running_mean, norm.running_var", "grows": "cache"}
@@ -307,11 +311,21 @@ CHANGED |= dict.fromkeys(("in place", "data", "another parameter"), "fc.bias")
 CHANGED |= dict.fromkeys(("counts", "another buffer"))
 
 
+@pytest.mark.parametrize("how", [how for how in CHANGED if CHANGED[how]])
+def test_a_model_that_changes_its_weights_is_refused_before_the_pass(how):
+    model = Writes(how)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=rf"changes its own weights as it runs \({CHANGED[how]}\)"):
+        measure(model)
+    assert sum(run[0] for run in model.seen) <= 8
+    assert state_of(model) == before
+
+
 @pytest.mark.parametrize("fails_at", [math.inf, 6])
 @pytest.mark.parametrize("how", CHANGED)
 @pytest.mark.filterwarnings("ignore:m gives other outputs")
-def test_a_model_that_changes_its_weights_is_refused_and_gets_them_back(how, fails_at):
-    model = Writes(how, fails_at)
+def test_a_model_that_changes_its_weights_later_is_refused_and_gets_them_back(how, fails_at):
+    model = Writes(how, fails_at, least=8)
     before = state_of(model)
     if CHANGED[how] is None and fails_at == math.inf:
         assert measure(model).latent.notnull().all()

@@ -289,6 +289,8 @@ REFUSED = [
     ({"where": "layers"}, ValueError, "mine: where must be one of maps, vectors, .*, got 'layers'"),
     ({"null": "classes"}, ValueError, "mine: null must be one of images, elements, got 'classes'"),
     ({"distance": len}, TypeError, "mine: distance must be a Distance, got builtin_function"),
+    ({"features": 3}, TypeError, "mine: features must be a function or None, got int"),
+    ({"action": "C4"}, TypeError, "mine: action must be a function or None, got str"),
     ({"where": "raw"}, ValueError, "mine: a raw output needs features"),
     ({"where": "output", "normalised": True}, ValueError, "mine: only vectors have a mean cosine M"),
     ({"where": "vectors", "null": "elements"}, ValueError, "mine: no element moves anything"),
@@ -306,10 +308,21 @@ def test_names_and_parts_that_no_metric_can_have_are_refused(about, error, messa
 
 NO_SUM = distances.Distance("no sum", lambda a, b: a - b)
 OTHERS = [
-    (Metric("mine", "vectors", L1, features=lambda z: z[:1, 0]), r"must have a row for each of \d+ images, got 1"),
+    (
+        Metric("mine", "vectors", L1, features=lambda z: z[:1, 0]),
+        r"must have a row for each of \d+ images, got shape \(1,",
+    ),
+    (
+        Metric("mine", "vectors", L1, features=lambda z: z.mean()),
+        r"must have a row for each of \d+ images, got shape \(\)",
+    ),
     (Metric("mine", "vectors", L1, features=lambda z: z.numpy()), "must be a tensor of floats, got ndarray"),
     (Metric("mine", "vectors", L1, features=lambda z: z[:, 0] > 0), "must be a tensor of floats, got torch.bool"),
     (Metric("mine", "vectors", NO_SUM), "the distance no sum must give one value for each pair of features"),
+    (Metric("mine", "vectors", L1, features=lambda z: z.abs_().mean(1)), "must write to new tensors only"),
+    (Metric("mine", "vectors", distances.Distance("a", lambda a, b: (a.sub_(b)).sum(-1))), "must write to new tensors"),
+    (Metric("mine", "maps", distances.Distance("b", lambda a, b: (a.sub_(b)).sum((-2, -1)))), "must write to new"),
+    (Metric("mine", "maps", distances.Distance("c", lambda s: s.ab.abs_().sum(-1), of_sums=True)), "must write to new"),
     (Metric("mine", "maps", COSINE, features=lambda z: z.mean(1)), "must be maps of all positions"),
     (Metric("mine", "maps", COSINE, features=lambda z: z[:, ::2]), "must be maps of all positions"),
     (Metric("mine", "maps", COSINE, features=lambda z: z.mean((1, 2))), "must be maps of all positions"),
@@ -320,6 +333,25 @@ OTHERS = [
 def test_functions_that_give_something_else_are_refused_by_name(metric, message):
     with pytest.raises(TypeError, match=f"mine:? .*{message}"):
         measure(torch.float64, noise(9, 3, SIDE), "C4", metrics=[metric])
+
+
+def has_no_value(*_):
+    raise ek.Undefined("it has no value here")
+
+
+@pytest.mark.parametrize(
+    ("where", "of_sums", "others"),
+    [("maps", True, "channelwise_centred"), ("maps", False, "channelwise_rms"), ("vectors", False, "latent")],
+)
+def test_a_distance_without_a_value_costs_its_own_metric_alone(where, of_sums, others):
+    images = noise(9, 3, SIDE)
+    mine = Metric("mine", where, distances.Distance("none", has_no_value, of_sums=of_sums))
+    beside = measure(torch.float64, images, "C4", metrics=[mine, others])
+    alone = measure(torch.float64, images, "C4", metrics=[others])
+    for name in (others, f"{others}_null"):
+        np.testing.assert_array_equal(beside[name], alone[name])
+    assert beside.mine.isnull().all()
+    assert beside.mine_nan_reason.sel(layer="act") == "it has no value here"
 
 
 OPTIONS = {"name": "other", "where": "vectors", "distance": L1, "features": torch.abs, "action": moving_above}
