@@ -10,7 +10,6 @@ import xarray as xr
 from made import Net, Torn, noise
 from torch import nn
 
-import eedkit as ek
 from eedkit.probe.measure import Options, measure, measure_block
 from eedkit.probe.metrics import METRICS, Metric
 from eedkit.probe.samples import read_order
