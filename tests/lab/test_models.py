@@ -521,7 +521,8 @@ class TestHeadAndLayers:
         assert models.load(f"{recipe_file}?head=blocks.3&layers=all").head == "blocks.3"
         inner = recipe_file + quote("?head=blocks.3&layers=all")
         assert (models.load(inner).head, models.load(inner).layers) == ("blocks.3", "all")
-        assert models.load(f"{inner}&head=head").head == "head"
+        both = models.load(f"{inner}&head=head")
+        assert (both.head, both.layers) == ("head", "all")
 
     def test_a_head_that_is_not_there_is_refused_untrained(self, own_cache, monkeypatch):
         monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
