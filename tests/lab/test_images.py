@@ -19,7 +19,8 @@ import torchvision
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from eedkit.lab.corruptions import CORRUPTIONS, corrupted
-from eedkit.lab.images import BUNDLED, HELP, OPTIONS, check, fingerprint, load, source, tensors
+from eedkit.lab.images import HELP, OF_PACKAGES, check, fingerprint, load, source, tensors
+from eedkit.lab.specs import BUNDLED, IMAGES
 from eedkit.probe.samples import as_float, opaque, preprocessing
 
 DATA = Path(__file__).parents[2] / "data"
@@ -700,8 +701,8 @@ class TestOptions:
             load("digits/test?channels=3", channels=1)
 
     def test_help_names_each_of_them_and_all_bundled_images(self):
-        assert all(re.search(rf"^  {name}= .*\(.*\)$", HELP, re.MULTILINE) for name in OPTIONS)
-        assert all(name in HELP for name in (*BUNDLED, *CORRUPTIONS, "mnist/test", "hub:owner/name/split"))
+        assert all(re.search(rf"^  {name}= .*\(.*\)$", HELP, re.MULTILINE) for name in IMAGES)
+        assert all(name in HELP for name in (*BUNDLED, *OF_PACKAGES, *CORRUPTIONS, "hub:owner/name/split"))
 
     @pytest.mark.parametrize(
         ("spec", "keywords", "words"),

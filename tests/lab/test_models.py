@@ -4,8 +4,8 @@ import itertools
 import os
 import pickle
 import random
-import re
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import fields, replace
@@ -24,7 +24,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, recipes, training
+from eedkit.lab import images, models, recipes, specs, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.recipes import Recipe
 
@@ -591,7 +591,14 @@ def test_help_names_every_kind_with_its_options_and_messages_the_same():
             line.strip().partition("=")[0] for line in itertools.takewhile(lambda line: line.startswith("  "), listed)
         ]
         assert set(wanted) <= set(names), kind
-    assert {f.name for f in fields(Recipe)} <= set(re.findall(r"^  (\w+)= ", models.HELP, re.MULTILINE))
+    # the tables are apart from what they describe, so that the command line need not import torch
+    assert list(specs.RECIPE) == [f.name for f in fields(Recipe)]
+    assert f"trained once: {', '.join(recipes.recipes())}\n" in models.HELP
+    assert f"in a Python package: {', '.join(models.PACKAGED)}\n" in models.HELP
+    code = (
+        "import sys, eedkit.lab.specs; print([m for m in ('torch', 'pandas', 'PIL', 'datasets') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("spec", ["recipe:random?seed=5", "torchvision:resnet18?seed=5", "timm:resnet18?seed=5"])
