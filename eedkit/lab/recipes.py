@@ -40,7 +40,7 @@ VERSION = 4
 class Recipe:
     """How a network is built and trained; with a seed it stands for one set of weights.
 
-    `specs.RECIPE` says what each field means.
+    `specs.RECIPE` says what each field means; `group` is that of the network's convolutions, C1 for a plain CNN.
     """
 
     group: str = "C1"
