@@ -6,7 +6,6 @@ from eedkit import plots as plots
 from eedkit import probe as probe
 from eedkit import report as report
 from eedkit import results as results
-from eedkit import store as store
 from eedkit import study as study
 from eedkit import theory as theory
 from eedkit.errors import Undefined as Undefined
@@ -20,8 +19,8 @@ from eedkit.probe.metrics import Metric as Metric
 from eedkit.results.summary import compare as compare
 from eedkit.results.summary import concat as concat
 from eedkit.results.summary import summarise as summarise
-from eedkit.store.join import open as open
 from eedkit.study import Study as Study
+from eedkit.study.join import open as open
 from eedkit.theory import actions as actions
 from eedkit.theory import distances as distances
 from eedkit.theory import groups as groups

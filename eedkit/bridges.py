@@ -1,7 +1,7 @@
 """What others report about invariance and equivariance, by the same layers, layouts and actions as G-EED.
 
-`prediction_consistency`, `effective_invariance` and `equivariance_psnr` read what `measure` recorded. The others take a pass of
-their own, since they are statistics over the samples (`normalised_variance`, `cka`) or derivatives (`lie_derivative`).
+Knows `measure`'s results and its loop. `prediction_consistency`, `effective_invariance` and `equivariance_psnr` read
+what was recorded; the others take a pass of their own, as statistics over the samples or as derivatives.
 """
 
 import warnings
@@ -24,15 +24,14 @@ from eedkit.probe.collect import ABSENT, Place
 from eedkit.probe.layers import Layer
 from eedkit.probe.measure import Options, warn_of_noise, warn_of_silent_blocks
 from eedkit.probe.metrics import probabilities
-from eedkit.probe.run import Ready
-from eedkit.probe.tracing import first_noisy_module, trace
+from eedkit.probe.tracing import first_noisy_module
 from eedkit.progress import bar
 from eedkit.results import schema
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
 
 MOVES = ("rotate", "slide", "slide across")
-"""The one-parameter groups of `lie_derivative`: rotations counter-clockwise, translations downwards and to the right."""
+"""The one-parameter groups of `lie_derivative`: rotations counter-clockwise, translations down and to the right."""
 OPTIONS = ("layers", "head", "layouts", "output", "call", "batch_size", "device", "precision", "seed")
 """Options of `measure` that the bridges with a pass of their own take, too."""
 MOST_FEATURES = 4096
@@ -73,9 +72,9 @@ def prediction_consistency(ds: xr.Dataset) -> xr.DataArray:
 def effective_invariance(ds: xr.Dataset) -> xr.DataArray:
     """√(p̂(gx) p̂(x)) where argmax f(gx) = argmax f(x), else 0 (Deng et al. 2022, arXiv 2207.07065, eq. 1).
 
-    p̂ is the probability of the prediction. 0 to 1: 1 where both predictions are the same and certain. So it falls with the
-    confidence too: an exactly invariant model of k classes has at least 1/k. Takes and gives what `prediction_consistency`
-    does; the paper reports the mean.
+    p̂ is the probability of the prediction: 1 where both predictions are the same and certain. So it falls with the
+    confidence too: an exactly invariant model of k classes has at least 1/k. Takes and gives what
+    `prediction_consistency` does; the paper reports the mean.
 
     >>> import eedkit as ek
     >>> undecided = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4, bias=False))
@@ -93,23 +92,23 @@ def effective_invariance(ds: xr.Dataset) -> xr.DataArray:
 def equivariance_psnr(ds: xr.Dataset, *, peak: float | None = None) -> xr.DataArray:
     """10 log₁₀(peak² / mean (f(gx) − g f(x))²) in dB: EQ-T under translations, EQ-R under rotations.
 
-    Karras et al. 2021 (arXiv 2106.12423, appendix E) report it for images between −1 and 1 with a peak of 2; here f is any
-    layer's maps. ∞ where f is exactly equivariant, and the larger the better. Two things differ from theirs: shifts roll, so
-    that no border is left out, and rotations interpolate bilinearly within the inscribed circle, without a low-pass filter.
+    Karras et al. 2021 (arXiv 2106.12423, appendix E) report it for images between −1 and 1 with a peak of 2; here f is
+    any layer's maps. ∞ where f is exactly equivariant. Unlike theirs shifts roll, so that no border is left out, and
+    rotations interpolate bilinearly within the inscribed circle, without a low-pass filter.
 
     Parameters
     ----------
     ds : Dataset
         Of `measure(metrics=["channelwise_rms"])`.
     peak : float, or None
-        The largest difference that two values can have. None: the root mean square of f(x), as in a signal-to-noise ratio
-        *[ours]*, for maps that have no such bound.
+        The largest difference that two values can have. None: the root mean square of f(x) *[ours]*, for maps that have
+        no such bound.
 
     Returns
     -------
     DataArray (model, layer)
-        From the mean square over samples and every element but the identity; NaN, with the attribute `nan_reason`, where some
-        other element moves nothing, since `channelwise_rms` then compares with a mean over these.
+        From the mean square over samples and every element but the identity; NaN, with the attribute `nan_reason`,
+        where some other element moves nothing, since `channelwise_rms` then compares with a mean over these.
 
     Examples
     --------
@@ -170,10 +169,9 @@ def normalised_variance(
 ) -> dict[str, xr.Dataset]:
     """mean_x std_g f(gx) / mean_g std_x f(gx), for every single unit (Quiroga et al. 2023, arXiv 2310.17404).
 
-    The standard deviation over the elements of every number that a layer gives, relative to that over the samples, both with
-    n − 1. 0 where a unit is invariant, about 1 where moving an image changes it as much as taking another one. As in tmeasures
-    1.2.11, variance means standard deviation, and nothing moves the units back; so a layer needs no layout.
-
+    The standard deviation over the elements of every number that a layer gives, relative to that over the samples, both
+    with n − 1. 0 where a unit is invariant, about 1 where moving an image changes it as much as taking another one. As
+    in tmeasures 1.2.11, variance means standard deviation, and nothing moves the units back; so a layer needs no layout.
     Holds three maps of each layer for each element, in float64, however many samples there are.
 
     Parameters
@@ -186,8 +184,8 @@ def normalised_variance(
     Returns
     -------
     dict from layer to Dataset (row, column, channel)
-        `transformation` and `sample`, the two deviations, and `normalised`, their ratio: ∞ where a unit changes only as images
-        move, NaN where it never changes (tmeasures gives 1). The attribute `nan_reason` of `normalised` says why. Where it is
+        `transformation` and `sample`, the two deviations, and `normalised`, their ratio: ∞ where a unit changes only as
+        images move, NaN where it never changes (tmeasures gives 1). Its attribute `nan_reason` says why. Where it is
         not known how the positions lie, the dimensions are those of what the layer gives for an image: `axis1`, `axis2`, …
 
     Examples
@@ -202,23 +200,19 @@ def normalised_variance(
     if order < 2:
         raise ValueError(f"a deviation over elements needs 2 or more, got {order}; choose a larger group")
     spreads: dict[Layer, _Spread] = defaultdict(lambda: _Spread(order))
-    stream = samples.open_stream(images, seed=settings.seed)
-    with run.prepared(guard.unwrapped(model), stream, settings) as ready:
-        shapes = _shapes_for_one_image(ready)
 
-        def take(layer: Layer, place: Place, given: Tensor) -> None:
-            if 0 in layer.grid:
-                units = _images_first(layer, given, shapes.get(layer.key))
-            else:
-                units = layer.read(given).unflatten(1, layer.grid)
-            spreads[layer].take(place, _checked(place, units).unflatten(0, (len(place.elements), -1)))
+    def take(layer: Layer, place: Place, given: Tensor) -> None:
+        units = _finite(place.images_first(layer, given))
+        if 0 not in layer.grid:
+            units = layer.read(given).unflatten(1, layer.grid)
+        spreads[layer].take(place, units.unflatten(0, (len(place.elements), -1)))
 
-        layers = [layer for layer in ready.found.layers if layer.layout is not None or layer.key in shapes]
-        reasons, rows, _ = _see(ready, take, layers=layers, progress=progress)
+    reasons, rows, _ = _see(model, images, settings, take, progress=progress)
+    about = {"source": "Quiroga et al. 2023, arXiv 2310.17404; tmeasures 1.2.11", "group": settings.action.group.name}
     found = {}
     for layer, reason in reasons.items():
-        dims = ["row", "column", "channel"]
         over_elements = over_samples = torch.full((*layer.grid, layer.channels), torch.nan, dtype=torch.float64)
+        dims = ["row", "column", "channel"]
         if not reason:
             over_elements, over_samples = spreads[layer].result()
             if 0 in layer.grid:
@@ -233,10 +227,7 @@ def normalised_variance(
                 "sample": (dims, over_samples.numpy(), {"long_name": "standard deviation over samples"}),
                 "normalised": (dims, (over_elements / over_samples).numpy(), attrs),
             },
-            attrs={
-                "source": "Quiroga et al. 2023, arXiv 2310.17404; tmeasures 1.2.11",
-                "group": settings.action.group.name,
-            },
+            attrs=about,
         )
     return found
 
@@ -288,20 +279,6 @@ class _Spread:
         return torch.as_tensor(self.deviations / self.over_samples[0].n).cpu(), over_images.cpu()
 
 
-def _shapes_for_one_image(ready: Ready) -> dict[Any, tuple[int, ...]]:
-    """What shapes everything has that the model gives for a single image, by the keys of layers."""
-    outputs = [layer.output for layer in ready.found.layers if layer.output is not None]
-    return trace(ready.forward.model, ready.example[:1], ready.forward.call, outputs=outputs).shapes
-
-
-def _images_first(layer: Layer, given: Tensor, shape_for_one: tuple[int, ...] | None) -> Tensor:
-    """What a layer gives, with the images on its first axis: the only one that is longer than for one image."""
-    for axis in range(given.dim()):
-        if shape_for_one == (*given.shape[:axis], 1, *given.shape[axis + 1 :]):
-            return given.movedim(axis, 0)
-    raise Undefined(layer.reason)
-
-
 def cka(
     model: nn.Module,
     images: Any,
@@ -311,11 +288,10 @@ def cka(
     progress: bool = True,
     **options: Any,
 ) -> xr.DataArray:
-    """Linear CKA of X = f(x) and Y = f(gx), ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), columns centred (Kornblith et al. 2019, arXiv 1905.00414).
+    """Linear CKA of X = f(x) and Y = f(gx), ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), centred (Kornblith et al. 2019, arXiv 1905.00414).
 
-    0 to 1; 1 where f(gx) is f(x) but for a rotation of the features and a factor, whichever these are: it does not ask that
-    nothing changes, as G-EED does. With fewer samples than features it is too large; compare it at one number of samples.
-
+    0 to 1; 1 where f(gx) is f(x) but for a rotation of the features and a factor: it does not ask that nothing changes,
+    as G-EED does. With fewer samples than features it is too large; compare it at one number of samples.
     Holds two matrices (C, C) of each layer for each element, in float64, however many samples there are.
 
     Parameters
@@ -344,23 +320,20 @@ def cka(
     products: dict[Layer, _Products] = {}
 
     def take(layer: Layer, place: Place, given: Tensor) -> None:
-        z = _checked(place, layer.read(given))
+        z = _finite(place.read(layer, given))
         vectors = z.mean(1, dtype=torch.float64) if features is None else features(z).double()
         if vectors.dim() != 2 or len(vectors) != len(z):
             raise TypeError(
                 f"features must give a vector for each of {len(z)} images, (b, d), got {tuple(vectors.shape)}"
             )
         if vectors.shape[1] > MOST_FEATURES:
-            raise Undefined(
-                f"it has {vectors.shape[1]:,} features, whose matrices are kept up to {MOST_FEATURES:,}; pass features= to pool them"
-            )
+            count = f"{vectors.shape[1]:,} features"
+            raise Undefined(f"it has {count}, and matrices of {MOST_FEATURES:,} are kept; pass features= to pool them")
         if layer not in products:
             products[layer] = _Products(len(elements), vectors)
         products[layer].take(place, vectors.unflatten(0, (len(place.elements), -1)))
 
-    stream = samples.open_stream(images, seed=settings.seed)
-    with run.prepared(guard.unwrapped(model), stream, settings) as ready:
-        reasons, rows, _ = _see(ready, take, progress=progress)
+    reasons, rows, _ = _see(model, images, settings, take, progress=progress)
     values = np.full((len(reasons), len(elements)), np.nan)
     for position, layer in enumerate(reasons):
         if not reasons[layer]:
@@ -418,14 +391,13 @@ def lie_derivative(
 ) -> xr.Dataset:
     """Local equivariance error ‖L f(x)‖² / dim, L f = d/dt T₋ₜ f(Tₜx) at t = 0 (Gruver et al. 2022, arXiv 2210.02984).
 
-    How much f is off for a move so small that none of it is a matter of the group: 0 for an equivariant f, without a bound
-    above. At each layer the target moves as its positions do, so that vectors and the output do not: there L f is how fast f
-    changes. f is the network up to the layer, and not the layer alone.
+    How much f, the network up to a layer, is off for a move so small that none of it is a matter of the group: 0 for an
+    equivariant f, without a bound above. The target moves as its positions do, so that vectors and the output do not:
+    there L f is how fast f changes.
 
     A copy of each image for each move carries the exact derivatives through all layers (forward-mode differentiation).
-    Images and maps are interpolated bilinearly and the derivative taken from both sides, so that dT is the central difference
-    between pixels; lie-deriv's own takes that from one side. Translations roll, by parts of the height or width; rotations take
-    what is beyond the edge from the edge, in radians.
+    Images and maps are interpolated bilinearly and the derivative taken from both sides, lie-deriv's own from one side.
+    Translations roll, by parts of the height or width; rotations take what is beyond the edge from it, in radians.
 
     Parameters
     ----------
@@ -439,8 +411,8 @@ def lie_derivative(
     Returns
     -------
     Dataset (move, layer, sample)
-        `lee` and `power`, the mean square of f(x), against which it may be held; with the coordinates `depth` and `nan_reason`.
-        The last layer is `output`, class probabilities where the model gives scores.
+        `lee` and `power`, the mean square of f(x), against which it may be held; with the coordinates `depth` and
+        `nan_reason`. The last layer is `output`, class probabilities where the model gives scores.
 
     Raises
     ------
@@ -451,7 +423,7 @@ def lie_derivative(
 
     Examples
     --------
-    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.AdaptiveAvgPool2d(1))
     >>> found = lie_derivative(net, torch.rand(4, 1, 8, 8), layers="all", progress=False)
     >>> error = found.lee.sel(layer="0").mean("sample")
     >>> bool(error.sel(move="slide") < 1e-9), bool(error.sel(move="rotate") > 1e-3)
@@ -464,8 +436,7 @@ def lie_derivative(
         if move not in MOVES:
             raise ValueError(unknown("move", move, MOVES))
     settings = _options("C1", options)
-    model = guard.unwrapped(model)
-    precision = guard.precision_of(model, settings.precision)
+    precision = guard.precision_of(guard.unwrapped(model), settings.precision)
     if precision in guard.HALF:
         raise ValueError(f"derivatives need float32 or float64, got precision {precision!r}; take 'float32'")
     of_batches: dict[Layer, list[Tensor]] = defaultdict(list)
@@ -473,7 +444,7 @@ def lie_derivative(
     def take(layer: Layer, place: Place, given: Tensor) -> None:
         if 0 in layer.grid:
             raise Undefined(layer.reason)
-        z = _checked(place, layer.read(given), by_image=True)
+        z = place.read(layer, given)
         if layer.role == "output" and layer.output is not None and layer.output.kind == "scores":
             z = probabilities(z)
         values, slopes = forward_ad.unpack_dual(z.unflatten(0, (-1, len(moves))))
@@ -485,9 +456,7 @@ def lie_derivative(
         powers = values.double().square().mean((2, 3)).T
         of_batches[layer].append(torch.stack([torch.stack(errors), powers]).cpu())
 
-    stream = samples.open_stream(images, seed=settings.seed)
-    with run.prepared(model, stream, settings) as ready:
-        reasons, rows, ids = _see(ready, take, moves=moves, progress=progress)
+    reasons, rows, ids = _see(model, images, settings, take, moves=moves, progress=progress)
     values = np.full((2, len(moves), len(reasons), len(ids)), np.nan)
     for position, layer in enumerate(reasons):
         if not reasons[layer]:
@@ -529,7 +498,7 @@ def _slope(move: str, z: Tensor) -> Tensor:
 
 @contextmanager
 def _moving(images: Tensor, moves: Sequence[str]) -> Iterator[Tensor]:
-    """Within the block copies of each image, one after the other, carry its derivatives along the moves through the model."""
+    """Within the block copies of each image, one after the other, carry its derivatives along the moves."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         # attention takes the ways that have a derivative
@@ -552,64 +521,66 @@ def _options(group: str | Group | Action, options: dict[str, Any]) -> Options:
 
 
 def _see(
-    ready: Ready,
+    model: nn.Module,
+    images: Any,
+    settings: Options,
     take: Callable[[Layer, Place, Tensor], None],
     *,
-    layers: Sequence[Layer] | None = None,
     moves: Sequence[str] = (),
     progress: bool,
 ) -> tuple[dict[Layer, str], list[int], list]:
-    """Show what the layers give for every image that can be read: `take(layer, forward pass, output)` runs inside the hook.
+    """Show what every layer gives whose images are known: `take(layer, forward pass, output)` runs inside the hook.
 
-    `take` raises Undefined where a layer has no value, and is not asked for it again. `layers` None: those that have a layout.
-    With `moves` copies of each image carry its derivatives along these. Returns all layers with the reason why there is no value
-    (empty where there is one), the rows of the images that could be read, in that order, and the ids of all images by row.
+    `take` raises Undefined where a layer has no value, and is not asked for it again. With `moves` copies of each image
+    carry its derivatives along these. Returns all layers with the reason why there is no value (empty where there is
+    one), the rows of the images that could be read, in that order, and the ids of all images by row.
     """
-    forward_pass = ready.forward
-    name = printable(type(forward_pass.model).__name__)
-    warn_of_silent_blocks(ready.found.silent_blocks)
-    if first_noisy_module(forward_pass.model, ready.example, forward_pass.call) is not None:
-        warn_of_noise(forward_pass.model, ready, name)
-    if layers is None:
-        layers = [layer for layer in ready.found.layers if layer.layout is not None]
-    reasons = {layer: "" if layer in layers else layer.reason for layer in ready.found.layers}
     rows: list[int] = []
     ids: dict[int, Any] = {}
     flaws: list[str] = []
     ran: set[Layer] = set()
+    name = printable(type(guard.unwrapped(model)).__name__)
+    stream = samples.open_stream(images, seed=settings.seed)
+    with run.prepared(guard.unwrapped(model), stream, settings) as ready:
+        forward_pass = ready.forward
+        warn_of_silent_blocks(ready.found.silent_blocks)
+        if first_noisy_module(forward_pass.model, ready.example, forward_pass.call) is not None:
+            warn_of_noise(forward_pass.model, ready, name)
+        layers = [layer for layer in ready.found.layers if layer.batch is not None]
+        reasons = {layer: "" if layer in layers else layer.reason for layer in ready.found.layers}
 
-    def on_layer(layer: Layer, place: Place, given: Tensor) -> None:
-        ran.add(layer)
-        if not reasons[layer]:
-            try:
-                take(layer, place, given)
-            except Undefined as why:
-                reasons[layer] = str(why)
+        def on_layer(layer: Layer, place: Place, given: Tensor) -> None:
+            ran.add(layer)
+            if not reasons[layer]:
+                try:
+                    take(layer, place, given)
+                except Undefined as why:
+                    reasons[layer] = str(why)
 
-    def readable() -> Iterator[Tensor]:
-        for sample in ready.stream:
-            ids[sample.row] = sample.id
-            if sample.flaw:
-                flaws.append(sample.flaw)
-            else:
-                rows.append(sample.row)
-                yield sample.image
-            shown.update()
+        def readable() -> Iterator[Tensor]:
+            for sample in ready.stream:
+                ids[sample.row] = sample.id
+                if sample.flaw:
+                    flaws.append(sample.flaw)
+                else:
+                    rows.append(sample.row)
+                    yield sample.image
+                shown.update()
 
-    unread = readable()
-    shown = bar(ready.stream.length, name, "image", show=progress, leave=False)
-    with shown, run.watched(ready, on_layer, layers=layers) as forward:
-        while batch := list(islice(unread, ready.batch_size)):
-            images = torch.stack(batch).to(forward_pass.device, forward_pass.dtype)
-            with _moving(images, moves) if moves else nullcontext(images) as images:
-                copies = len(moves) or 1
-                chains = [range(start, start + copies) for start in range(0, len(images), copies)]
-                nobody = torch.zeros(len(images), dtype=torch.int64)
-                for place in run.places(chains, ready.order, ready.batch_size, nobody):
-                    ran.clear()
-                    forward(place, images)
-                    for layer in set(layers) - ran:
-                        reasons[layer] = reasons[layer] or ABSENT
+        unread = readable()
+        shown = bar(ready.stream.length, name, "image", show=progress, leave=False)
+        with shown, run.watched(ready, on_layer, layers=layers) as forward:
+            while batch := list(islice(unread, ready.batch_size)):
+                whole = torch.stack(batch).to(forward_pass.device, forward_pass.dtype)
+                with _moving(whole, moves) if moves else nullcontext(whole) as copies:
+                    each = len(moves) or 1
+                    chains = [range(start, start + each) for start in range(0, len(copies), each)]
+                    nobody = torch.zeros(len(copies), dtype=torch.int64)
+                    for place in run.places(chains, ready.order, ready.batch_size, nobody):
+                        ran.clear()
+                        forward(place, copies)
+                        for layer in set(layers) - ran:
+                            reasons[layer] = reasons[layer] or ABSENT
     if flaws:
         warnings.warn(f"{len(flaws)} of {len(ids)} images could not be read: {'; '.join(flaws[:3])}", stacklevel=3)
     if len(rows) < 2 and not moves:
@@ -617,18 +588,12 @@ def _see(
     return reasons, rows, [ids[row] for row in sorted(ids)]
 
 
-def _checked(place: Place, z: Tensor, *, by_image: bool = False) -> Tensor:
-    """What a layer gave in a forward pass, in float32 at least; Undefined where it is not of these images, or not finite.
-
-    Where every image has a value by itself, one that is not finite costs no other.
-    """
-    n = len(place.elements) * place.images
-    if len(z) != n:
-        raise Undefined(f"its output holds {len(z)} images in a forward pass of {n}")
-    infinite = 0 if by_image else n - int(z.isfinite().flatten(1).all(1).sum())
+def _finite(z: Tensor) -> Tensor:
+    """What a layer gave in a forward pass, images first; Undefined where it is not finite for some of them."""
+    infinite = len(z) - int(z.isfinite().flatten(1).all(1).sum())
     if infinite:
-        raise Undefined(f"its output is not finite for {infinite} of {n} images of a forward pass")
-    return z.float() if z.dtype in guard.HALF.values() else z
+        raise Undefined(f"its output is not finite for {infinite} of {len(z)} images of a forward pass")
+    return z
 
 
 def _layer_coords(reasons: dict[Layer, str]) -> dict[str, Any]:

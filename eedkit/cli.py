@@ -45,7 +45,9 @@ A study is a YAML file, such as first.yaml:
     store: runs/first
 
 \b
-Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block, time_limit (see `help(eedkit.Study)`).
+Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block
+(see `help(eedkit.Study)`). Groups and metrics of the form "module:name" are Python code that is imported: run only
+files that you trust.
 """
 study = typer.Typer(
     help=STUDY, epilog="Example: eedkit study plan first.yaml", no_args_is_help=True, rich_markup_mode=None
@@ -72,6 +74,14 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _specs(asked: bool) -> None:
+    if asked:
+        from eedkit.lab import images, models
+
+        typer.echo(f"MODEL\n{models.HELP}\n\nDATA\n{images.HELP}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
@@ -81,43 +91,59 @@ def main(
 
 @app.command(epilog="\b\nExample: eedkit measure 'recipe:plain?seed=0' digits/test --group C4 --out plain.zarr")
 def measure(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe:…, torchvision:…, timm:…, package:… or file:…")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="recipe:…, torchvision:…, timm:…, package:… or file:….safetensors?model=timm:…&classes=10.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…, with ?size=33&n=100."),
+    ],
     group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")],
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="May be repeated; channelwise, latent and softmax if none.")
+        list[str] | None, typer.Option(metavar="NAME", help="Can be repeated; channelwise, latent and softmax if none.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="blocks (default), all, or a regular expression.")] = None,
-    head: Annotated[str | None, typer.Option(metavar="PATH", help="Of the classifier in the model.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier in the model.")] = None,
     null: Annotated[bool, typer.Option("--null/--no-null", help="Also compare with other images.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the image order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes no result.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a forward pass; changes no result.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", help="Save the results there.")] = None,
     quiet: Quiet = False,
+    _: Annotated[
+        bool,
+        typer.Option("--specs", callback=_specs, is_eager=True, help="Show all that MODEL and DATA may say, and exit."),
+    ] = False,
 ) -> None:
     """Measure one model on one data set and print E, its interval and its calibration for every metric and layer.
 
     Exit codes: 0 done; 1 the model failed on the images, or the results cannot be saved; 2 bad usage, nothing was measured.
     """
-    if out is not None and out.exists():
-        raise _usage("measure", f"{out} exists; choose another name")
+    if out is not None:
+        _refuse_unwritable(out)
     with _plainly("measure"), _ends("Stopped; nothing was saved."):
         import eedkit
-        from eedkit.lab import images, models
         from eedkit.report import tables
 
-        models.resolve(model)
-        eedkit.groups.parse(group)
-        images.load(data)  # before the model, which may take long to train or fetch
-        loaded = models.load(model)
-        options = {"metrics": metric} if metric else {}
+        options = {"metrics": metric, "layers": layers}
+        given = {name: value for name, value in options.items() if value}
         try:
             ds = eedkit.measure(
-                loaded.model, images.load(data, **loaded.wants), name=model, group=group, layers=layers or loaded.layers or "blocks",
-                head=head or loaded.head,
-                null=null, seed=seed, device=device, batch_size=batch_size, progress=not quiet, **options,
-            )  # fmt: skip
+                model,
+                data,
+                group=group,
+                head=head,
+                null=null,
+                seed=seed,
+                device=device,
+                batch_size=batch_size,
+                progress=not quiet,
+                **given,
+            )
         except RuntimeError as error:
             raise _failed("measure", str(error)) from None
         _say(tables.estimates(eedkit.summarise(ds)))
@@ -159,12 +185,15 @@ def run(
     file: File,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of a Dask cluster that sees the store's disk.")
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that sees the store's disk."),
     ] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="First read what is done; damaged blocks anew.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read what is done first and compute damaged blocks again.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute what is not done yet. May be stopped and started again; what is done stays.
+    """Compute what is not done yet. Can be killed and resumed; what is done stays.
 
     Exit codes: 0 done; 1 some cells failed or lack samples (listed), the store is damaged, full, or holds another study, or
     the scheduler is gone; 2 bad usage: a misspelt study, models or images that are not there or cannot be fetched, no
@@ -225,13 +254,13 @@ def status(file: File) -> None:
 
 @app.command(epilog="\b\nExample: eedkit figures runs/first --out figures --format png --format pdf")
 def figures(
-    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Of a study, or of `measure`.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
-    format: Annotated[list[Format] | None, typer.Option(help="May be repeated; all three if none.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Of this data set of the study alone.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Of this group of the study alone.")] = None,
+    format: Annotated[list[Format] | None, typer.Option(help="Can be repeated; all three if none.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COORDINATE", help="Models with the same one are replicates: recipe, model, …")
+        str | None, typer.Option(metavar="COORDINATE", help="Models that share it are replicates: recipe, model, …")
     ] = None,
 ) -> None:
     """Draw a study's figures again: depth profiles, calibration, orbit roses and class heatmaps.
@@ -252,16 +281,17 @@ def figures(
 
 @app.command(epilog="Example: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'")
 def card(
-    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Of a study, or of `measure`.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")],
     out: Annotated[Path, typer.Option(help="The page; its JSON twin stands beside it.")] = Path("card.html"),
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which model's; needed where there are several.")
+        str | None, typer.Option(metavar="NAME", help="Which model; needed where there are several.")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="The images that were measured, to show those that deviate most.")
+        str | None,
+        typer.Option(metavar="SPEC", help="The images that were measured; those that deviate most are shown."),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Of this data set of the study.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Of this group of the study.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,
 ) -> None:
     """Write one self-contained page about one model.
 
@@ -284,7 +314,7 @@ def report(
     profile: Annotated[str, typer.Option(help="Name of a profile, or path of a .yaml file.")] = "quick",
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
     only: Annotated[
-        list[str] | None, typer.Option(metavar="STEM", help="Run this notebook alone; may be repeated.")
+        list[str] | None, typer.Option(metavar="STEM", help="Run only this notebook; can be repeated.")
     ] = None,
     code: Annotated[bool, typer.Option("--code/--no-code", help="Show the notebooks' code on their pages.")] = False,
     parameter: Annotated[
@@ -325,6 +355,17 @@ def report(
     _say(f"The report: {index}")
 
 
+def _refuse_unwritable(out: Path) -> None:
+    """Bad usage where the results could not be saved, before they are measured."""
+    if out.exists():
+        raise _usage("measure", f"{out} exists; choose another name")
+    try:
+        out.mkdir(parents=True)
+        out.rmdir()
+    except OSError as error:
+        raise _usage("measure", f"cannot save {out}: {error.strerror}") from None
+
+
 def _say(text: object, *, err: bool = False) -> None:
     """Print a text, in which names and messages are foreign."""
     typer.echo(printable(str(text)), err=err)
@@ -361,7 +402,7 @@ def _ends(message: str) -> Iterator[None]:
 @contextmanager
 def _plainly(command: str) -> Iterator[None]:
     """What went wrong as one message without a traceback, and warnings as notes."""
-    from eedkit.store.files import StoreError
+    from eedkit.study.files import StoreError
 
     def note(message, *_, **__) -> None:
         _complain(f"Note: {message}")

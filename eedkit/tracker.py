@@ -38,8 +38,8 @@ class Tracker:
     model : nn.Module
         The model that is being trained.
     images : tensor, array or data set
-        What it is measured on at every step; a few hundred images that it is not trained on are enough. What can only be
-        iterated is read into memory, once.
+        What it is measured on at every step; a few hundred images that it is not trained on are enough. What can only
+        be iterated is read into memory, once.
     group : str, Group or Action
         As `measure`.
     **options
@@ -75,7 +75,7 @@ class Tracker:
         how.action.on_images(first.image.shape)  # raises where the group cannot act on such images
 
     def step(self, step: int) -> pd.DataFrame:
-        """Measure now; gives the rows of `summarise` with the columns `step`, a number not given before, and `seconds`."""
+        """Measure now; gives the rows of `summarise` with columns `step`, a number not given before, and `seconds`."""
         if any(step == known.step.item() for known in self._results):
             raise ValueError(f"step {step} was measured already; give every step another number")
         started = time.perf_counter()
@@ -101,10 +101,7 @@ class Tracker:
         return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame({"step": [], "seconds": []})
 
     def scalars(self, table: pd.DataFrame) -> dict[str, float]:
-        """What a step's table says of the latent vector and the outputs, by name, for a logger.
-
-        Names are `eed/<name, or group>/<layer>/<metric>_relative`, and the same with `_estimate` and `_null`.
-        """
+        """A step's values of the latent vector and the outputs, named `eed/<name>/<layer>/<metric>_relative`, …"""
         named = {}
         ends: pd.DataFrame = table.loc[table.layer.str.match("latent|output"), :]
         for row in ends.to_dict("records"):
@@ -116,8 +113,7 @@ class Tracker:
     def callback(self, *, every: int = 1) -> "lightning.Callback":
         """A Lightning callback that takes a step at the end of every so many epochs, and logs the scalars.
 
-        Steps are epochs; with another Trainer they go on from the last one. A measurement that fails ends no training: its
-        reason is a warning. Two trackers that would log under one name are refused before the first epoch.
+        With another Trainer steps go on from the last one. A measurement that fails ends no training: it is a warning.
         """
         if every < 1:
             raise ValueError(f"every must be at least 1 epoch, got {every}")
@@ -127,11 +123,10 @@ class Tracker:
         class Tracking(lightning.Callback):
             """Measures at the end of epochs."""
 
-            def __init__(self, tracker: Tracker) -> None:
-                self.tracker = tracker
+            tracker = self
 
             def setup(self, trainer: "lightning.Trainer", pl_module: "lightning.LightningModule", stage: str) -> None:
-                """Refuse another tracker of the same name."""
+                """Refuse another tracker of the same name before the first epoch."""
                 trackers = [getattr(callback, "tracker", None) for callback in trainer.callbacks]  # pyright: ignore
                 names = [tracker.name for tracker in trackers if isinstance(tracker, Tracker)]
                 if names.count(self.tracker.name) > 1:
@@ -151,7 +146,7 @@ class Tracker:
                     return
                 pl_module.log_dict(self.tracker.scalars(table))
 
-        return Tracking(self)
+        return Tracking()
 
 
 def _refuse_unknown_modules(model: nn.Module, how: Options) -> None:

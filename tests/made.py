@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from eedkit.results import schema
-from eedkit.store.blocks import Block
-from eedkit.store.cells import Cell, State, Store
+from eedkit.study.blocks import Block
+from eedkit.study.store import Cell, State, Store
 
 N, BOUNDS = 10, [(0, 4), (4, 8), (8, 10)]
 SETTINGS = {"model": "spec [w]", "data": "digits [1]", "metrics": ["latent"], "null": True, "about": {"seed": 0}}
@@ -106,12 +106,13 @@ def block(number, *, values=None, **more) -> Block:
 
 
 def begin(store: Store, cell: Cell) -> State:
-    store.promise([cell])
-    return store.begin(State(cell), SETTINGS, BOUNDS)
+    contents = store.read()
+    store.promise([cell], contents, {})
+    return store.begin(contents.states.get(cell) or State(cell), SETTINGS, BOUNDS)
 
 
 def write(store: Store, cell: Cell, number: int, **more) -> None:
-    store.write(cell, number, block(number, **{"values": whole(model=cell.model)} | more))
+    store.write(store.state(cell), number, block(number, **{"values": whole(model=cell.model)} | more))
 
 
 class Net(nn.Module):

@@ -13,20 +13,19 @@ UPSTREAM = {
     "theory": set(),
     "results": set(),
     "paper": {"results"},
-    "store": {"results"},
     "probe": {"theory"},
-    "lab": {"theory", "probe"},
-    "study": {"theory", "probe", "lab", "results", "store"},
-    "plots": {"results", "paper", "store", "probe"},
+    "lab": {"theory", "probe", "results"},
+    "study": {"theory", "probe", "lab", "results"},
+    "plots": {"results", "paper", "probe"},
     "explorer": {"results", "paper", "plots", "bridges"},
     "bridges": {"theory", "probe", "results"},
     "tracker": {"theory", "probe", "results"},
     "available": {"theory", "probe", "lab"},
-    "report": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots"},
-    "cli": {"theory", "probe", "lab", "results", "paper", "store", "study", "plots", "explorer", "report"},
+    "report": {"theory", "probe", "lab", "results", "paper", "study", "plots"},
+    "cli": {"theory", "probe", "lab", "results", "paper", "study", "plots", "explorer", "report"},
     "__main__": {"cli"},
 }
-"""Which parts each part may import, beside itself and those that stand alone; probe/dataset.py may also import results."""
+"""Which parts each part may import, beside itself and those that stand alone; `LABELLING` of probe may also import results."""
 
 
 STAND_ALONE = ("errors.py", "machine.py", "progress.py")
@@ -67,7 +66,7 @@ def modules():
 
 MODULES = dict(modules())
 LAZY = {"images": "lab", "measure": "lab", "METRICS": "probe", "Metric": "probe", "verdicts": "paper",
-        "open": "store", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker", "card": "explorer", "explore": "explorer",
+        "open": "study", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker", "card": "explorer", "explore": "explorer",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 
 
@@ -110,10 +109,24 @@ def third_party(module):
 def test_theory_knows_only_torch_and_results_never_torch():
     theory = set().union(*(third_party(m) for m in MODULES if m.startswith("theory/")))
     results = set().union(*(third_party(m) for m in MODULES if m.startswith("results/")))
-    store = set().union(*(third_party(m) for m in MODULES if m.startswith("store/")))
     assert theory <= {"torch", "numpy", "lazy_loader"}
     assert not results & {"torch", "torchvision", "timm"}
-    assert not store & {"torch", "torchvision", "timm"}
+
+
+STORED = ("study/files.py", "study/blocks.py", "study/store.py", "study/join.py")
+"""What of a study reads and writes results: `ek.open` needs no torch."""
+
+
+def test_results_are_opened_without_torch(tmp_path):
+    assert not set().union(*map(third_party, STORED)) & {"torch", "torchvision", "timm"}
+    assert set().union(*(parts_imported(MODULES[module]) for module in STORED)) == {"study", "results"}
+    done = python("import sys, eedkit; eedkit.open; print('torch' in sys.modules)", tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_what_a_scheduler_unpickles_imports_nothing_heavy(tmp_path):
+    done = python("import sys, eedkit.study.tasks; print({'torch', 'numpy'} & set(sys.modules))", tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
 
 
 def test_tensors_become_labels_in_one_module_alone():

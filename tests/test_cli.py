@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import eedkit as ek
 from eedkit.cli import app
-from eedkit.lab import images, models
+from eedkit.lab import images, models, recipes
 from eedkit.report import notebooks
 from eedkit.study import workers
 
@@ -134,6 +134,7 @@ def test_module_and_command_without_arguments_show_help():
 
 A, B = (f"recipe:random?seed={seed}&widths=4,8" for seed in (0, 1))
 DATA = "digits/test?n=20"
+UNTRAINED = "recipe:plain?seed=77&epochs=1&widths=2,3"
 
 
 def write(folder: Path, *extra: str, models=(A, B), groups=("C4", "D4")) -> Path:
@@ -506,21 +507,15 @@ def test_measure_passes_its_options_on(monkeypatch):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     expected = {"group": "flip", "null": False, "seed": 3, "layers": "blocks.1", "batch_size": 7, "device": "cpu"}
-    assert given == {"name": A, "head": "head", "progress": False, **expected}
+    assert given == {"head": "head", "progress": False, **expected}
     assert "measured without a null" in result.stdout
 
 
-@pytest.mark.parametrize(("option", "expected"), [((), "blocks.2"), (("--layers", "all"), "all")])
-def test_measure_takes_layers_from_the_spec(monkeypatch, option, expected):
-    given = []
-
-    def seen(*_, layers, **__):
-        given.append(layers)
-        raise RuntimeError
-
-    monkeypatch.setattr(ek, "measure", seen)
-    run("measure", f"{A}&layers=blocks.2", DATA, "--group", "flip", *option)
-    assert given == [expected]
+@pytest.mark.parametrize(("option", "expected"), [((), "blocks.0"), (("--layers", "blocks.1"), "blocks.1")])
+def test_measure_takes_layers_from_the_spec(tmp_path, option, expected):
+    result = run("measure", f"{A}&layers=blocks.0", DATA, "--group", "flip", "--out", tmp_path / "a.zarr", *option)
+    assert result.exit_code == 0, result.output
+    assert ek.open(tmp_path / "a.zarr").layer.values.tolist() == [expected, "latent"]
 
 
 def test_measure_takes_a_models_own_preprocessing(tmp_path):
@@ -542,12 +537,20 @@ def test_measure_takes_a_models_own_preprocessing(tmp_path):
         ([A, "digits/tset", "--group", "C4"], "did you mean 'digits/test'"),
         ([A, DATA, "--group", "X4"], "X4"),
         ([A, DATA, "--group", "C4", "--metric", "latnet"], "did you mean 'latent'"),
-        ([A, DATA, "--group", "C4", "--layers", "nothing"], "nothing"),
+        ([UNTRAINED, DATA, "--group", "C4", "--layers", "nothing"], "nothing"),
         ([A, DATA, "--group", "C4", "--batch-size", "0"], "--batch-size"),
         ([A, DATA], "--group"),
+        ([UNTRAINED, DATA, "--group", "C4", "--layers", "("], "is no regular expression"),
+        ([UNTRAINED, DATA, "--group", "C4", "--layers", "blocks.9"], "no layer whose whole name matches 'blocks.9'"),
+        ([UNTRAINED, DATA, "--group", "C4", "--head", "fc"], "no head 'fc'"),
+        ([UNTRAINED, DATA, "--group", "shift4"], "need a height divisible by 4"),
+        ([UNTRAINED, "digits/test?n=3", "--group", "C4"], "needs 4 images, got 3"),
+        ([UNTRAINED, DATA, "--group", "C4", "--device", "cuda:99"], "is not available here"),
+        ([UNTRAINED, DATA, "--group", "C4", "--out", "/dev/null/a.zarr"], "cannot save /dev/null/a.zarr"),
     ],
 )
-def test_measure_exits_2_on_what_is_not_there(arguments, message):
+def test_measure_exits_2_before_anything_is_trained(arguments, message, monkeypatch):
+    monkeypatch.setattr(recipes, "train", lambda *_, **__: pytest.fail("a network was trained"))
     result = run("measure", *arguments, "--quiet")
     assert result.exit_code == 2
     assert message in result.stderr

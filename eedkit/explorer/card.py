@@ -22,6 +22,7 @@ from eedkit import plots
 from eedkit.bridges import prediction_consistency
 from eedkit.errors import printable, unknown
 from eedkit.results import schema
+from eedkit.results.labels import class_names, labelled
 from eedkit.results.summary import summarise
 
 PAPER = "Kvinge et al. 2022, In What Ways Are Deep Neural Networks Invariant and How Should We Measure This? (NeurIPS; arXiv 2210.03773)"
@@ -167,8 +168,9 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None) -
         _where(one, latent),
         _is_it_real(latent.loc["latent"]),
     ]
-    if "label" in one.coords:
-        by_class = deviations.mean("element").groupby("label").mean().to_series()
+    of_labelled = labelled(deviations.mean("element"))
+    if of_labelled.size:
+        by_class = of_labelled.groupby("label").mean().to_series()
         facts["by class"] = _plain(by_class)
         sections.append(_on_which_classes(one, by_class))
     if images is not None:
@@ -265,7 +267,12 @@ def _on_which_classes(one: xr.Dataset, by_class: pd.Series) -> Section:
     ordered = by_class.dropna().sort_values()
     if len(ordered) < 2:
         return Section("On which classes?", ("The images have one class.",))
-    said = f"The features deviate most on class {ordered.index[-1]} ({ordered.iloc[-1]:.2g}) and least on class {ordered.index[0]} ({ordered.iloc[0]:.2g})."
+    names = class_names(one)
+    least, most = (names[label] if names else label for label in (ordered.index[0], ordered.index[-1]))
+    said = (
+        f"The features deviate most on class {most} ({ordered.iloc[-1]:.2g}) and least on class {least} "
+        f"({ordered.iloc[0]:.2g})."
+    )
     figure = plots.class_heatmap(one) if len(ordered) <= plots.draw.CLASSES else None
     return Section("On which classes?", (said,), figure)
 

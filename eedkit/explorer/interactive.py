@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from eedkit import plots
 from eedkit.errors import naming_extras
 from eedkit.results import schema
+from eedkit.results.labels import labelled
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -167,8 +168,9 @@ def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywid
     start = first_choice(results)
     layers = results.layer.values.tolist() if "layer" in results.dims else [start.layer]
     labels = [ALL]
-    if "label" in results.coords:
-        labels += np.unique(results.label.values).tolist()
+    known = labelled(results)
+    if known.sizes["sample"]:
+        labels += np.unique(known.label.values).tolist()
     controls = {
         "metric": widgets.Dropdown(options=schema.metrics_of(results), value=start.metric),
         "models": widgets.SelectMultiple(options=results.model.values.tolist(), value=start.models),

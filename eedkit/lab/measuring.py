@@ -19,6 +19,7 @@ from eedkit.probe import measure as probe
 from eedkit.probe.measure import Options, measure_block
 from eedkit.probe.samples import chain_length, preprocessing
 from eedkit.progress import note
+from eedkit.results.labels import class_names
 from eedkit.theory import deviation
 
 ONE_CLASS = 0.95
@@ -120,7 +121,7 @@ def doubts(ds: xr.Dataset) -> list[str]:
 def _labels(one: xr.Dataset) -> np.ndarray:
     """The classes of the images; -1 where there is none, or where they are not the model's."""
     classes = int(one.classes)
-    if "label" in one.coords and one.label.dtype.kind in "iu" and one.label.attrs.get("classes", classes) == classes:
+    if "label" in one.coords and one.label.dtype.kind in "iu" and len(class_names(one)) in (0, classes):
         labels = one.label.values
         if labels.max(initial=0) < classes:
             return labels

@@ -32,6 +32,7 @@ from eedkit.errors import unknown
 from eedkit.paper import verdicts
 from eedkit.paper.verdicts import Claim, Comparison, Every, Some, concluded, mean_effect, needs, seed_values
 from eedkit.results.intervals import mean_interval
+from eedkit.results.labels import is_right
 
 SEES_EXCHANGES = ("channelwise_regular", "channelwise_matched")
 """Channelwise metrics under which a group convolution is equivariant, exactly."""
@@ -292,12 +293,9 @@ def rank_correlations(
 
 def moved_accuracy(ds: xr.Dataset) -> pd.Series:
     """By model, the part of the moved images (every element but the identity) whose label is predicted."""
-    if "prediction" not in ds or "label" not in ds.coords:
-        raise ValueError("accuracy on moved images needs predictions and labels; measure a model with class scores")
+    right = is_right(ds)
     identity = ds.element.attrs.get("identity", "e")
-    moved = ds.prediction.sel(element=ds.element != identity)
-    is_right = (moved == ds.label).where((moved >= 0) & (ds.label != -1))
-    return is_right.mean(["element", "sample"]).to_series()
+    return right.sel(element=ds.element != identity).mean(["element", "sample"]).to_series()
 
 
 def pretraining(

@@ -16,6 +16,7 @@ from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
+from eedkit.results.labels import is_right
 
 ZERO = 1e-6
 """Values under this are rounding errors of float32, and are read as 0."""
@@ -368,7 +369,7 @@ def accuracy(ds: xr.Dataset) -> Reading:
     'On moved images it falls clearly for `plain` (by 0.50, 0.50 to 0.50).'
     """
     identity = ds.element.attrs.get("identity", "e")
-    right = (ds.prediction == ds.label).mean("sample")
+    right = is_right(ds).mean("sample")
     upright = right.sel(element=identity).values
     moved = right.sel(element=[element for element in ds.element.values if element != identity]).mean("element").values
     rows = pd.DataFrame({"recipe": ds.recipe.values, "upright": upright, "moved": moved, "lost": upright - moved})

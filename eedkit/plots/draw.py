@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from eedkit.errors import unknown
 from eedkit.plots import figures, style
 from eedkit.results import schema
+from eedkit.results.io import slug
+from eedkit.results.labels import labelled
 from eedkit.results.summary import summarise
-from eedkit.store.cells import slug
 
 CLASSES = 40
 """Beyond which a heatmap of classes cannot be read."""
@@ -110,7 +111,7 @@ def _figures(ds: xr.Dataset, where: str, by: str | None) -> Iterator[tuple[str, 
         long_name = style.literal(ds[wanted.metric].attrs["long_name"])
         title = f"{wanted.question} ({long_name})\n{style.literal(where)}"
         for k, part in enumerate(parts, 1):
-            stem = f"{wanted.what}_{wanted.metric}" + (f"-{k}" if len(parts) > 1 else "")
+            stem = slug(f"{wanted.what}_{wanted.metric}") + (f"-{k}" if len(parts) > 1 else "")
             some = table[table[by].isin(part)] if wanted.of_table else ds.isel(model=np.isin(names, part))
             try:
                 yield stem, wanted.draw(some, metric=wanted.metric, by=by, title=title)
@@ -134,7 +135,8 @@ def _wanted(ds: xr.Dataset) -> Iterator[_Wanted]:
     if latent:
         yield _Wanted("orbit_rose", "Under which element?", latent, figures.orbit_rose, of_table=False)
     of_classes = "softmax_js" if "softmax_js" in metrics else latent
-    if of_classes and "label" in ds.coords and 1 < len(np.unique(ds.label)) <= CLASSES:
+    known = labelled(ds)
+    if of_classes and known.sizes["sample"] and 1 < len(np.unique(known.label)) <= CLASSES:
         yield _Wanted("class_heatmap", "On which classes?", of_classes, figures.class_heatmap, of_table=False)
 
 

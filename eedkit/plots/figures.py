@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from eedkit.errors import unknown
 from eedkit.plots import style
+from eedkit.results import labels as labels_of_results
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
 from eedkit.results.summary import summarise
@@ -238,13 +239,14 @@ def class_heatmap(
     ValueError
         The images had no labels.
     """
-    results = _checked(results)
+    results = labels_of_results.labelled(_checked(results))
     names = _names(results, by)
-    if "label" not in results.coords:
+    if not results.sizes["sample"]:
         raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
     values = (pointwise_values(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
     kinds = list(dict.fromkeys(names.tolist()))
-    labels = [style.literal(class_names[k] if class_names is not None else k) for k in values.label.values]
+    known_names = labels_of_results.class_names(results) if class_names is None else class_names
+    labels = [style.literal(known_names[k] if len(known_names) else k) for k in values.label.values]
     elements = [style.literal(element) for element in results.element.values]
     panels = [
         values.isel(model=np.flatnonzero(names == kind)).mean("model").transpose("label", "element") for kind in kinds

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from eedkit.plots import style
 from eedkit.plots.figures import pointwise_values
 from eedkit.probe import samples
-from eedkit.results import schema
+from eedkit.results import labels, schema
 
 ACROSS = 6
 """Pairs of images side by side."""
@@ -66,7 +66,7 @@ def worst(
     action : Action, or None
         How the group acts on images; None: as exact turns, mirrors and shifts.
     class_names : sequence of str, or None
-        Names of the classes, by number.
+        Names of the model's classes, by number; None takes those of the labels, where they are as many.
     title : str, or None
         Another title.
 
@@ -93,6 +93,10 @@ def worst(
     identity = one.element.attrs.get("identity", "e")
     across = min(style.across(ACROSS, narrow=3), len(cases))
     rows = -(-len(cases) // across)
+    if class_names is None:
+        class_names = labels.class_names(one)
+        if "classes" not in one.coords or one.classes.item() != len(class_names):
+            class_names = []
     name = style.literal(one.model.item())
     with style.theme(grid=False):
         fig = style.blank(3.0 * rows, title or f"Which images does {name} treat most differently when they move?")
@@ -130,14 +134,14 @@ def _ranked(one: xr.Dataset, metric: str, layer: str | None) -> list[_Case]:
     return sorted(cases, key=lambda case: -case.mean)
 
 
-def _predicted(one: xr.Dataset, sample: Any, element: str, class_names: Sequence[str] | None) -> str:
+def _predicted(one: xr.Dataset, sample: Any, element: str, class_names: Sequence[str]) -> str:
     """What the model says of a moved image; empty where it gives no class."""
     if "prediction" not in one or element not in one.element.values:
         return ""
     prediction = int(one.prediction.sel(sample=sample, element=element).values.item())
     if prediction < 0:
         return ""
-    return style.literal(f"predicted {prediction if class_names is None else class_names[prediction]}")
+    return style.literal(f"predicted {class_names[prediction] if len(class_names) else prediction}")
 
 
 def _show(ax: Axes, image: Any) -> None:

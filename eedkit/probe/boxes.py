@@ -17,8 +17,6 @@ from eedkit.theory.distances import Distance
 
 LEAST_SCORE = 0.5
 """Boxes with lower scores are no detections."""
-KEYS = ("boxes", "labels", "scores")
-"""What detectors of torchvision's form give for every image."""
 
 
 def detections(output: Any, size: tuple[int, int], least_score: float = LEAST_SCORE) -> Tensor:
@@ -51,14 +49,15 @@ def detections(output: Any, size: tuple[int, int], least_score: float = LEAST_SC
 
 def _by_image(output: Any, size: tuple[int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Boxes as corners in pixels, labels and scores of every image."""
-    if isinstance(output, list) and all(isinstance(one, Mapping) and one.keys() >= set(KEYS) for one in output):
-        return [_checked(*(one[key] for key in KEYS)) for one in output]
+    if isinstance(output, list) and all(map(_has_boxes_labels_and_scores, output)):
+        return [(one["boxes"], one["labels"], one["scores"]) for one in output]
     entries = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
     logits, parts = entries.get("logits", entries.get("pred_logits")), entries.get("pred_boxes")
     if not isinstance(logits, Tensor) or not isinstance(parts, Tensor) or parts.shape != (*logits.shape[:2], 4):
         raise Undefined(
-            f"the model's output is neither a list with a dict of {', '.join(KEYS)} for every image, nor a mapping with logits "
-            "or pred_logits (b, q, k + 1) and pred_boxes (b, q, 4); pass a Metric with features of your own"
+            "the model's output is neither a list with a dict of the tensors boxes (n, 4), labels (n,) and scores (n,) for every "
+            "image, nor a mapping with logits or pred_logits (b, q, k + 1) and pred_boxes (b, q, 4); pass a Metric with features "
+            "of your own"
         )
     scores, labels = logits.double().softmax(-1)[..., :-1].max(-1)
     middle, extent = parts.double().split(2, dim=-1)
@@ -67,37 +66,26 @@ def _by_image(output: Any, size: tuple[int, int]) -> list[tuple[Tensor, Tensor, 
     return list(zip(corners, labels, scores, strict=True))
 
 
-def _checked(*parts: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, labels and scores of one image; Undefined where they are no tensors of one length."""
-    shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-    n = len(parts[0]) if isinstance(parts[0], Tensor) and parts[0].dim() else 0
-    if shapes != [(n, 4), (n,), (n,)]:
-        raise Undefined(f"boxes, labels and scores of an image must be tensors (n, 4), (n,) and (n,), got {shapes}")
-    corners, labels, scores = parts
-    return corners, labels, scores
+def _has_boxes_labels_and_scores(one: Any) -> bool:
+    boxes = one.get("boxes") if isinstance(one, Mapping) else None
+    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
+        return False
+    others = one.get("labels"), one.get("scores")
+    return all(isinstance(part, Tensor) and part.shape == boxes.shape[:1] for part in others)
 
 
 def has_boxes(rows: Tensor) -> Tensor:
-    """Whether a set has a box, that is a row with an area: (…, N, C) -> (…).
-
-    >>> has_boxes(torch.tensor([[[0.0, 0, 2, 4], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]])).tolist()
-    [True, False]
-    """
+    """Whether a set has a box, that is a row with an area: (…, N, C) -> (…)."""
     return (rows[..., 2:4].prod(-1) != 0).any(-1)
 
 
 def nothing_found(features: Callable) -> str:
-    """Why a sample has no value when no image of its orbit has a box; names the threshold of `detections`.
-
-    >>> nothing_found(partial(detections, least_score=0.2))
-    'no box with a score of 0.2 or more in any image of its orbit'
-    """
-    options = {}
-    if isinstance(features, partial):
-        features, options = features.func, features.keywords
-    if features is not detections:
+    """Why a sample has no value when no image of its orbit has a box; names the threshold of `detections`."""
+    function = getattr(features, "func", features)  # of a partial
+    if function is not detections:
         return "no box in any image of its orbit"
-    return f"no box with a score of {options.get('least_score', LEAST_SCORE):g} or more in any image of its orbit"
+    least_score = getattr(features, "keywords", {}).get("least_score", LEAST_SCORE)
+    return f"no box with a score of {least_score:g} or more in any image of its orbit"
 
 
 def overlaps(a: Tensor, b: Tensor) -> Tensor:

@@ -63,7 +63,13 @@ class Place:
 
     def read(self, layer: Layer, given: Tensor) -> Tensor:
         """What a layer gave in this pass, (g·b, P, C), halves as float32."""
-        z = layer.read(given)
+        return self._whole(layer.read(given))
+
+    def images_first(self, layer: Layer, given: Tensor) -> Tensor:
+        """The same as it was given, (g·b, …), for which only the axis of the images must be known."""
+        return self._whole(given.movedim(layer.batch or 0, 0))
+
+    def _whole(self, z: Tensor) -> Tensor:
         passed = len(self.elements) * self.images
         if len(z) != passed:
             raise Undefined(f"its output holds {len(z)} images in a forward pass of {passed}")

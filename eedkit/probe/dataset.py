@@ -115,12 +115,12 @@ def dataset(
     name: str,
     weights: str,
     precision: str,
-    label_classes: int,
+    class_names: Sequence[str],
     about: dict[str, Any],
 ) -> xr.Dataset:
     """What a pass found as a Dataset of the schema, `about` beside the schema's number as its attributes.
 
-    `label_classes` is how many classes the images say that their labels count; 0 where they do not say.
+    `class_names` are those of the classes that labels count, where the images have names for them.
     """
     results = measured.results
     variables: dict[str, tuple] = {}
@@ -136,7 +136,7 @@ def dataset(
         "flaw": ("sample", _text(results.unread), {"long_name": "why the image could not be read"}),
     }
     if any(label is not None for label in results.labels):
-        coords["label"] = _label(results.labels, label_classes)
+        coords["label"] = _label(results.labels, class_names)
     for metric in metrics:
         variables |= _variables(metric, measured, precision)
         if metric.has_layers:
@@ -156,12 +156,12 @@ def dataset(
     return schema.validate(xr.Dataset(variables, coords, {**about, "schema": schema.SCHEMA}))
 
 
-def _label(labels: Sequence, label_classes: int) -> tuple:
+def _label(labels: Sequence, class_names: Sequence[str]) -> tuple:
     is_text = any(isinstance(label, str) for label in labels)
     # an image that could not be read may have an unknown label
     unknown = "" if is_text else -1
     known = [unknown if label is None else str(label) if is_text else label for label in labels]
-    attrs = {"classes": label_classes} if label_classes else {}
+    attrs = {"class_names": list(class_names)} if class_names else {}
     return "sample", _text(known) if is_text else known, attrs
 
 

@@ -43,9 +43,9 @@ class Experiments:
         shape = self.first.shapes[key]
         if self.first.field_types[key] is not None and len(shape) == 4:
             return _map(without_batch(shape, 0), 0, 2, 3), ""  # a GeometricTensor is (b, c, h, w)
-        batch = self._batch_axis(key, shape)
+        batch = self.batch_axis(key)
         if batch is None:
-            return None, self._why_no_batch(key, shape)
+            return None, self._why_no_batch(key)
         layout, reason = self._of_places(key, without_batch(shape, batch), batch)
         if reason:
             reason = f"{reason}; if you know how it lies, pass layouts={{{name!r}: 'b 1+14x14 c'}} (or as it is)"
@@ -63,7 +63,7 @@ class Experiments:
         is_vector = sum(size > 1 for size in blank) <= 1
         if is_vector and rows == columns == []:
             return vector, ""
-        _ = self.cornered
+        _ = self.cornered  # fills `by_corners`
         found = [layout for layout in self.by_corners.get(key, []) if layout.grid != UNKNOWN]
         if not any(set(one.space).isdisjoint(other.space) for one, other in combinations(found, 2)):
             found = [layout for layout in found if _follows(layout, rows, columns)]
@@ -83,38 +83,36 @@ class Experiments:
         tokens = [layout.space[0] for layout in self.by_corners.get(key, [])]
         if rows and rows == columns:
             tokens = rows
-        follows = "no axis follows the image's size"
+        why = "what follows the image's size does not settle it"
         if rows is None or columns is None:
             side, name = (HEIGHT, "height") if rows is None else (WIDTH, "width")
-            tried = f"tried {name} {', '.join(map(str, _other_sizes(self.images.shape[side])))}"
-            follows = f"the model takes no other size ({tried})"
-            if any(other.error is None for other in self.resized[side]):
-                follows = f"at other sizes its output has other axes ({tried})"
-        elif rows or columns:
-            follows = "that some follow the image's size does not settle it"
-        why = f"{follows}, and a change in a corner of the image does not change one corner most"
+            tried = ", ".join(map(str, _other_sizes(self.images.shape[side])))
+            why = f"the model takes no other size, or gives other axes for it (tried {name} {tried})"
+        why = f"{why}, and a change in a corner of the image does not change one corner most"
         if len(tokens) == 1:
             (axis,) = tokens
             why = f"where the {blank[axis]} tokens of its output {shape_text(blank)} lie did not show: {why}"
             return Layout(blank, batch, (axis,), UNKNOWN), why
         return None, f"which axes of its output {shape_text(blank)} are places of the image did not show: {why}"
 
-    def _batch_axis(self, key: Key, shape: tuple[int, ...]) -> int | None:
+    def batch_axis(self, key: Key) -> int | None:
         """The one axis that has as many entries as there are images, whatever their number."""
+        shape = self.first.shapes[key]
         passes = [other for other in self._other_passes if len(other.shapes.get(key, ())) == len(shape)]
-        axes = {axis for axis, size in enumerate(shape) if size == len(self.images)}
-        for other in passes or [self.cornered]:
-            axes &= {axis for axis, size in enumerate(other.shapes.get(key, ())) if size == other.images}
+        axes = set(range(len(shape)))
+        for seen in (self.first, *(passes or [self.cornered])):
+            axes &= {axis for axis, size in enumerate(seen.shapes.get(key, ())) if size == seen.images}
         return axes.pop() if len(axes) == 1 else None
 
-    def _why_no_batch(self, key: Key, shape: tuple[int, ...]) -> str:
-        seen = f"it has shape {shape_text(shape)} for {len(self.images)} images"
-        others = [other for other in (*self._other_passes, self.cornered) if key in other.shapes]
-        for other in others[:1]:
-            seen = f"{seen} and {shape_text(other.shapes[key])} for {other.images}"
-        if shape.count(len(self.images)) > 1:
-            return f"more than one axis of its output may count the images: {seen}"
-        return f"no axis of its output counts the images (they may be merged with windows, or not come in): {seen}"
+    def _why_no_batch(self, key: Key) -> str:
+        seen = []
+        for one in (self.first, *self._other_passes, self.cornered):
+            if key in one.shapes:
+                seen.append(f"{shape_text(one.shapes[key])} for {one.images}")
+        return (
+            "no axis of its output counts the images (they may be merged with windows, or not come in), or more than one may: "
+            f"it has shape {' and '.join(seen[:2])} images"
+        )
 
     @property
     def _other_passes(self) -> list[Trace]:
@@ -133,7 +131,7 @@ class Experiments:
         for number, other_size in enumerate(_other_sizes(size)):
             other = self._resized(side, number).shapes.get(key, ())
             if len(other) == len(shape):
-                batch = self._batch_axis(key, shape)
+                batch = self.batch_axis(key)
                 sign = 1 if other_size > size else -1
                 axes = [axis for axis in range(len(shape)) if axis != batch]
                 return [axis for axis in axes if sign * (other[axis] - shape[axis]) > 0]

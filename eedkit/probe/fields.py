@@ -21,44 +21,29 @@ SAME = 0.1
 
 
 def field_type_of(output: Any) -> Any:
-    """The field type of a GeometricTensor; None for anything else.
-
-    >>> field_type_of(torch.zeros(1)) is None
-    True
-    """
+    """The field type of a GeometricTensor; None for anything else."""
     field_type = getattr(output, "type", None)
     is_one = isinstance(getattr(output, "tensor", None), Tensor) and hasattr(field_type, "representation")
     return field_type if is_one else None
 
 
 def field(action: Action, layer: Any) -> Action:
-    """G acting on a layer by the representation that its output names, for `Metric.action`; Undefined where it names none."""
-    if layer.field_type is None:
-        raise Undefined(
-            "its output names no representation of its channels, as a GeometricTensor of e2cnn or escnn does"
-        )
-    return on_field(action, layer.field_type)
+    """G acting on a layer's steerable field: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ the field's representation (Weiler & Cesa 2019).
 
-
-def on_field(action: Action, field_type: Any) -> Action:
-    """G acting on a steerable field: φ(g, z)(p) = ρ(g) z(g⁻¹p), ρ the field's representation (Weiler & Cesa 2019).
-
-    An element of G is that element of the field's own group which moves an image as it does, so that no order or direction
-    of elements is assumed. Of a continuous group the turns by the angles of G are tried, and its reflections.
-
-    Parameters
-    ----------
-    action : Action
-        On images.
-    field_type : FieldType
-        Of e2cnn or escnn.
+    For `Metric.action`. An element of G is that element of the field's own group which moves an image as it does, so that no
+    order or direction of elements is assumed. Of a continuous group the turns by the angles of G are tried, and its reflections.
 
     Raises
     ------
     Undefined
-        None or several elements of the field's group move an image as some element of G does; on use, when there are not as
-        many channels as the field has.
+        The layer names no representation; none or several elements of the field's group move an image as some element of G
+        does; on use, when there are not as many channels as the field has.
     """
+    field_type = layer.field_type
+    if field_type is None:
+        raise Undefined(
+            "its output names no representation of its channels, as a GeometricTensor of e2cnn or escnn does"
+        )
     matrices = _representation(action, field_type)
     come_from = matrices.argmax(-1)
     is_permutation = torch.allclose(torch.eye(matrices.shape[-1]).to(matrices)[come_from], matrices, atol=1e-6)

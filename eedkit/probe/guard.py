@@ -28,13 +28,8 @@ _measured: list[nn.Module] = []
 def left_as_found(model: nn.Module, device: torch.device, precision: str) -> Iterator[torch.dtype]:
     """Within the block the model is in eval mode on `device`; gives the type of its images.
 
-    Other threads wait. float32 means float32 (no TF32, no autocast from outside), cuDNN is deterministic.
-
-    Raises
-    ------
-    ValueError
-        The weights have no values, or another type than the precision asks for; or, when the block is left, the model changed
-        them as it ran. They are put back before.
+    Other threads wait. float32 means float32 (no TF32, no autocast from outside), cuDNN is deterministic. ValueError where the
+    weights have no values or another type than the precision asks for, or where the model has changed them; they are put back.
     """
     with _one_at_a_time, ExitStack() as stack:
         if _measured:
@@ -61,7 +56,6 @@ def precision_of(model: nn.Module, precision: str) -> str:
 
 def _dtype(model: nn.Module, precision: str) -> torch.dtype:
     """The type of images: that of the weights; autocast wants them and the weights as float32."""
-    asked = precision
     precision = precision_of(model, precision)
     wanted = DTYPES[precision]
     if precision in HALF and _is_autocast(model, precision):
@@ -71,10 +65,9 @@ def _dtype(model: nn.Module, precision: str) -> torch.dtype:
             if wanted in HALF.values() and parameter.dtype == torch.float32:
                 continue  # norms of a half-precision model may be float32
             name = str(wanted).removeprefix("torch.")
-            own = "" if asked == AUTO else "leave precision='auto', or "
             raise ValueError(
-                f"precision {precision!r} needs {name} weights, but {key} is {parameter.dtype}; {own}convert the model with "
-                f".to(torch.{name}) first"
+                f"precision {precision!r} needs {name} weights, but {key} is {parameter.dtype}; leave precision='auto', or convert "
+                f"the model with .to(torch.{name}) first"
             )
     return wanted
 
@@ -86,10 +79,8 @@ def _is_autocast(model: nn.Module, precision: str) -> bool:
 
 def _refuse_without_values(model: nn.Module) -> None:
     for key, tensor in _tensors(model).items():
-        if isinstance(tensor, UninitializedTensorMixin):
-            raise ValueError(f"{key} has no values yet; run the model on a batch of images first")
-        if tensor.is_meta:
-            raise ValueError(f"{key} is on the device 'meta' and has no values; load the weights first")
+        if isinstance(tensor, UninitializedTensorMixin) or tensor.is_meta:
+            raise ValueError(f"{key} has no values yet; load the weights, or run the model on a batch of images first")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -165,12 +156,7 @@ def _are_equal(a: Tensor, b: Tensor) -> bool:
     """Whether tensors hold the same values, NaN being like NaN."""
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
-    for of_a, of_b in zip(_plain_parts(a), _plain_parts(b), strict=True):
-        if not torch.equal(of_a, of_b):
-            is_nan = of_a.isnan()
-            if not torch.equal(is_nan, of_b.isnan()) or not torch.equal(of_a[~is_nan], of_b[~is_nan]):
-                return False
-    return True
+    return all(torch.equal(*parts) for parts in zip(_in_bytes(a), _in_bytes(b), strict=True))
 
 
 @contextmanager
@@ -206,16 +192,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A checksum of the model's class, parameters, buffers (persistent or not) and extra state: equal weights, equal value.
-
-    >>> fingerprint(nn.Identity()) == fingerprint(nn.Identity())
-    True
-    """
+    """A checksum of the model's class, parameters, buffers (persistent or not) and extra state: equal weights, equal value."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-        for part in _plain_parts(tensor.detach()):
-            digest.update(_bytes_of(part))
+        digest.update(_bytes_of(tensor.detach()))
     for path, module in model.named_modules():
         has_extra_state = type(module).get_extra_state is not nn.Module.get_extra_state
         if has_extra_state:
@@ -225,25 +206,25 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _plain_parts(tensor: Tensor) -> list[Tensor]:
-    """Dense tensors that hold all of a sparse, quantised or conjugated one."""
+def _in_bytes(tensor: Tensor) -> list[Tensor]:
+    """The bytes of dense tensors that hold all of a sparse, quantised or conjugated one."""
     if tensor.is_meta:
         return []
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()
-        return [tensor.indices(), tensor.values()]
-    if tensor.layout != torch.strided:
-        return [tensor.to_dense()]
-    if tensor.is_quantized:
-        return [tensor.int_repr(), tensor.dequantize()]
-    return [tensor.resolve_conj().resolve_neg()]
+        parts = [tensor.indices(), tensor.values()]
+    elif tensor.layout != torch.strided:
+        parts = [tensor.to_dense()]
+    elif tensor.is_quantized:
+        parts = [tensor.int_repr(), tensor.dequantize()]
+    else:
+        parts = [tensor.resolve_conj().resolve_neg()]
+    return [part.contiguous().flatten().view(torch.uint8) for part in parts]
 
 
 def _bytes_of(state: Any) -> bytes:
     if isinstance(state, Tensor):
-        return b"".join(
-            part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for part in _plain_parts(state)
-        )
+        return b"".join(part.cpu().numpy().tobytes() for part in _in_bytes(state))
     try:
         return pickle.dumps(state)
     except Exception:  # what cannot be pickled is told by its kind

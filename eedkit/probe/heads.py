@@ -1,18 +1,17 @@
 """Which module is the classifier, found by experiment: its output is the model's, up to a temperature and a softmax.
 
-Knows modules and one traced pass. Costs one more forward pass where a candidate has weights in several places.
+Knows modules and what one traced pass showed. Costs four vectors through a candidate that has weights in several places.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eedkit.errors import unknown
 from eedkit.probe.outputs import is_distribution, tensor_of
-from eedkit.probe.tracing import Key, Trace, watch
+from eedkit.probe.tracing import Key, Trace
 
 
 def asked_head(model: nn.Module, first: Trace, head: str) -> Key:
@@ -21,11 +20,8 @@ def asked_head(model: nn.Module, first: Trace, head: str) -> Key:
     calls = [key for key in inputs if key[0] == head]
     if calls:
         return calls[-1]
-    why = ""
-    if any(key[0] == head for key in first.leaves_done):
-        why = "; that module takes no tensor of floats"
-    elif any(path == head for path, _ in model.named_modules()):
-        why = "; that module exists but does not run"
+    is_module = any(path == head for path, _ in model.named_modules())
+    why = "; that module exists but is not called with a tensor of floats" if is_module else ""
     raise ValueError(unknown("head", head, dict.fromkeys(path for path, _, _ in inputs)) + why)
 
 
@@ -35,32 +31,31 @@ def is_vector(z: Tensor) -> bool:
 
 
 def find_head(
-    model: nn.Module,
-    first: Trace,
-    vectors: Mapping[Key, Tensor],
-    value: Tensor,
-    *,
-    kind: str | None,
-    rerun: Callable[[], Any],
+    model: nn.Module, first: Trace, vectors: Mapping[Key, Tensor], value: Tensor, kind: str | None
 ) -> Key | None:
     """The input of the head; None where there is none.
 
     The head is the innermost module that gives the output up to one positive factor and an offset for each row, or up to that
     and a softmax. It has weights in one place, or it is affine in its input, as a classifier with low-rank updates is.
-    `vectors` are what the modules gave and `value` (2, k) is what the model gave for two images; `rerun` makes that pass again.
+    `vectors` are what the modules took and gave and `value` (2, k) is what the model gave for two images.
     """
     candidates = []
     for place, (key, z) in enumerate(vectors.items()):
-        path, call, _ = key
+        path, call, side = key
         input_key: Key = (path, call, "in")
-        if z.numel() != value.numel() or input_key not in first.shapes or input_key in first.takes_images:
+        if (
+            side == "in"
+            or z.numel() != value.numel()
+            or input_key not in first.shapes
+            or input_key in first.takes_images
+        ):
             continue
         module = model.get_submodule(path)
         if _weighted(module) and _gives(z.reshape(value.shape), value, kind):
             candidates.append((len(list(module.modules())), -place, input_key))
     for _, _, input_key in sorted(candidates):
         module = model.get_submodule(input_key[0])
-        if len(_weighted(module)) == 1 or _is_affine(model, module, input_key, rerun):
+        if len(_weighted(module)) == 1 or (input_key in vectors and _is_affine(module, vectors[input_key])):
             return input_key
     return None
 
@@ -77,12 +72,7 @@ def _weighted(module: nn.Module) -> set[str]:
 
 
 def _gives(z: Tensor, value: Tensor, kind: str | None) -> bool:
-    """Whether s·z + an offset for each row is the output, with s > 0, as it is or before a softmax, or a sigmoid if independent.
-
-    >>> z = torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, 1.0]])
-    >>> _gives(z, (z / 0.1).softmax(1), None), _gives(z, z.square(), None)
-    (True, False)
-    """
+    """Whether s·z + an offset for each row is the output, with s > 0, as it is or before a softmax, or a sigmoid if independent."""
     tolerance = max(1e-5, *(4 * torch.finfo(part.dtype).eps for part in (z, value)))
     z, value = z.double(), value.double()
     largest = float(value.nan_to_num(0, 0, 0).abs().max())
@@ -120,30 +110,15 @@ def _is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
 
 
-def _is_affine(model: nn.Module, module: nn.Module, key: Key, rerun: Callable[[], Any]) -> bool:
+def _is_affine(module: nn.Module, start: Tensor) -> bool:
     """Whether a module gives, for points on a line through its input, points on a line in the same proportions."""
-    found = []
-
-    def at_input(called: Key, given: tuple) -> None:
-        if called == key:
-            found.append(_keeps_proportions(module, given))
-
-    with watch(model, [(key[0], "in")], at_input):
-        rerun()
-    return found == [True]
-
-
-def _keeps_proportions(module: nn.Module, given: tuple) -> bool:
-    start = tensor_of(given[0]) if given else None
-    if start is None:
-        return False
     # far from the input, so that what is bent is seen to bend
     noise = torch.randn(start[:1].shape, generator=torch.Generator().manual_seed(0)).to(start)
     step = noise * (3 * start.abs().max() + 1)
     points = torch.cat([start[:1] + share * step for share in (0, 0.5, 1, -1)])
     try:
-        z = tensor_of(module.forward(points, *given[1:]))
-    except Exception:  # it wants other inputs than these
+        z = tensor_of(module.forward(points))
+    except Exception:  # it wants more inputs than this
         return False
     if z is None or len(z) != len(points):
         return False

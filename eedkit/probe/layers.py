@@ -6,7 +6,7 @@ exactly as found. Costs about three images through the model, eight where a layo
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from eedkit.errors import Undefined, short, unknown
+from eedkit.errors import Undefined, unknown
 from eedkit.probe.experiments import Experiments
 from eedkit.probe.heads import asked_head, find_head, is_vector
 from eedkit.probe.layouts import UNKNOWN, Layout, parse_layout, shape_text
@@ -35,6 +35,7 @@ from eedkit.probe.tracing import (
     Trace,
     first_noisy_module,
     first_trace,
+    has_parts,
     is_sealed,
     plain_call,
     watch,
@@ -53,32 +54,12 @@ CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls")
 class Layer:
     """One call of one module, or an output: a module that runs twice in a forward pass is two layers, `path` and `path#2`.
 
-    Parameters
-    ----------
-    path : str
-        Of the module in the model; empty for what the model itself gives.
-    call : int
-        1 for the module's first call in a forward pass; for outputs their number.
-    kind : str
-        The module's class.
-    depth : float
-        Which part of the leaf modules' calls was done when it ran, 0 to 1; the head's input lies half a call further, since
-        what leads to it may be no module.
-    role : str
-        "module"; "class token" of a module's output; "latent" for the features before the head, or for the output where there
-        is no head; "output".
-    side : "in" or "out"
-        Whether the module's input is taken, or its output.
-    layout : Layout, or None
-        How to read it. None: it has no value at all. Where its grid is (0, 0), vectors have a value and maps have none.
-    reason : str
-        Why there is no layout, or why maps have no value here.
-    field_type : FieldType, or None
-        How e2cnn or escnn say that its channels move, where the module gives a GeometricTensor.
-    fit : Any
-        The permutations of channels that were fitted for `channelwise_matched`.
-    output : Output, or None
-        Which entry of what the model gives is read, and what it is; None for layers that `tap` serves.
+    `path` and `kind` are the module's and its class; `call` counts its calls, or the outputs, from 1. `depth` is which part of the
+    leaf modules' calls was done when it ran, 0 to 1, and half a call more for the head's input. `role` "class token" is that of
+    a module's output; "latent" stands for the features before the head, or for the output where there is no head. `side` says
+    whether the module's input is taken or its output. `layout` None: it has no value, for the `reason`; of the grid (0, 0)
+    vectors have a value, and maps have none; `batch` is the axis of the images, which may be known without a layout. `field_type` is that of a GeometricTensor, `fit` what `channelwise_matched` fitted,
+    `output` which entry of what the model gives is read, None for layers that `tap` serves.
     """
 
     path: str
@@ -89,6 +70,7 @@ class Layer:
     side: Literal["in", "out"] = "out"
     layout: Layout | None = None
     reason: str = ""
+    batch: int | None = None
     field_type: Any = field(default=None, compare=False, repr=False)
     fit: Any = field(default=None, compare=False, repr=False)
     output: Output | None = None
@@ -152,14 +134,7 @@ def tap(
     """Within the block, every forward pass calls `reduce(layer, tensor)` for each layer that is a module's.
 
     Gives `begin`, to be called before every forward pass, whichever method of the model makes it. `reduce` runs inside the hook,
-    before a later in-place operation can change what it saw. What the model itself gives is read by `layer.output.select`.
-    Hooks are gone when the block is left, also by an exception.
-
-    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    >>> with tap(net, [Layer("0", 1, "Linear", 0.5)], lambda layer, z: print(layer.name, tuple(z.shape))) as begin:
-    ...     begin()
-    ...     _ = net(torch.zeros(4, 2))
-    0 (4, 3)
+    before a later in-place operation can change what it saw. Hooks are gone when the block is left, also by an exception.
     """
     by_key: dict[Key, list[Layer]] = {}
     for layer in layers:
@@ -169,8 +144,8 @@ def tap(
     def see(key: Key, given: Any) -> None:
         wanted = by_key.get(key)
         z = first_tensor(given) if wanted else None
-        if z is not None:
-            for layer in wanted or ():
+        if wanted and z is not None:
+            for layer in wanted:
                 reduce(layer, z)
 
     with watch(model, {(path, side) for path, _, side in by_key}, see) as begin:
@@ -182,43 +157,31 @@ def find_layers(
     model: nn.Module,
     images: Tensor,
     *,
-    layers: str | Iterable[str] = "blocks",
+    layers: str | Sequence[str] = "blocks",
     head: str | None = None,
     layouts: Mapping[str, str] | None = None,
     output: str | int | Mapping[str, str] = "auto",
     call: Call = plain_call,
 ) -> Found:
-    """The layers to tap in order of execution, then `latent` and each output, with their layouts.
+    """The layers to tap in order of execution, then `latent` and each output, with their layouts, on images (2, C, H, W).
 
-    Warns where other outputs fit as well as the one that is taken, and where the output itself is taken for features.
+    The other arguments are those of `measure`. ValueError where a name is unknown or what it names does not run.
 
-    Parameters
-    ----------
-    images : Tensor (2, C, H, W)
-        Two images; other sizes are tried with noise.
-    layers, head, layouts, output, call
-        As in `measure`.
-
-    Raises
-    ------
-    ValueError
-        A layer, head, layout or output is unknown or does not run (near names are given), or the model wants more than images.
-
-    Examples
-    --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 5))
     >>> found = find_layers(net, torch.rand(2, 1, 3, 3))
     >>> [(layer.name, str(layer.layout)) for layer in found.layers], found.head
     ([('0', 'b c 1 1'), ('1', 'b c'), ('2', 'b c'), ('latent', 'b c'), ('output', 'b c')], '2')
     """
     asked = asked_outputs(output)
-    layers = _as_names(layers)
-    if not isinstance(layouts or {}, Mapping):
-        raise ValueError(f"layouts must be a mapping from layers to texts such as 'b c h w', got {short(layouts)}")
+    if isinstance(layers, str):
+        try:
+            re.compile(layers)
+        except re.error as error:
+            raise ValueError(f"layers={layers!r} is no regular expression ({error})") from None
     vectors: dict[Key, Tensor] = {}
 
     def keep_vectors(key: Key, z: Tensor) -> None:
-        if key[2] == "out" and is_vector(z):
+        if is_vector(z):
             vectors[key] = z.clone()
 
     first, channels_last = first_trace(model, images, call, keep_vectors)
@@ -232,7 +195,7 @@ def find_layers(
             continue
         value = first.add(Output(chosen_entry))
         if head_input is None and may_have_head(chosen_entry, kind, value):
-            head_input = find_head(model, first, vectors, value, kind=kind, rerun=lambda: call(model, images.clone()))
+            head_input = find_head(model, first, vectors, value, kind)
         has_head = head_input is not None or is_sealed(model)
         outputs.append(describe_output(chosen_entry, kind, value, has_head=has_head))
         example = value.clone() if example is None else example
@@ -243,9 +206,11 @@ def find_layers(
     described = []
     for layer in (*chosen, *ends):
         layout, reason = by_hand.get(layer.name, (None, layer.reason))
+        batch = None if layout is None else layout.batch
         if layout is None and reason == "":
             layout, reason = experiments.layout(layer.key, layer.name)
-        layer = replace(layer, layout=layout, reason=reason)
+            batch = experiments.batch_axis(layer.key)
+        layer = replace(layer, layout=layout, reason=reason, batch=batch)
         if layer.role == "output" and asked[layer.call - 1][1] is None:
             layer = replace(layer, output=_as_dense(layer))
         described.append(layer)
@@ -254,23 +219,7 @@ def find_layers(
     return Found(described, head_input[0] if head_input else "", channels_last, example, silent_blocks)
 
 
-def _as_names(layers: Any) -> str | list[str]:
-    """What `layers` says, checked before any forward pass."""
-    if isinstance(layers, str):
-        try:
-            re.compile(layers)
-        except re.error as error:
-            raise ValueError(f"layers={layers!r} is no regular expression ({error})") from None
-        return layers
-    names = list(layers) if isinstance(layers, Iterable) else [layers]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"layers must be 'blocks', 'all', a regular expression or the names of modules, got {short(layers)}"
-        )
-    return names
-
-
-def _chosen(model: nn.Module, first: Trace, layers: str | list[str]) -> tuple[list[Layer], list[str]]:
+def _chosen(model: nn.Module, first: Trace, layers: str | Sequence[str]) -> tuple[list[Layer], list[str]]:
     """The layers that were asked for, and the blocks among the model's modules that do not run."""
     modules = watchable(model)
     ran = []
@@ -281,53 +230,47 @@ def _chosen(model: nn.Module, first: Trace, layers: str | list[str]) -> tuple[li
             reason = "" if key in first.shapes else "what it gives is no tensor of floats"
             field_type = first.field_types.get(key)
             ran.append(Layer(path, call, kind, first.depth(key), reason=reason, field_type=field_type))
-    by_name = {layer.name: layer for layer in ran}
-    silent_blocks = []
     if layers == "all":
-        chosen = [layer for layer in ran if type(modules[layer.path]) not in CONTAINERS]
-    elif layers == "blocks":
-        called = {layer.path for layer in ran}
+        return [layer for layer in ran if type(modules[layer.path]) not in CONTAINERS], []
+    called = {layer.path for layer in ran}
+    if layers == "blocks":
         blocks = _block_paths(model)
         silent_blocks = [path for path in blocks if path not in called]
         if len(silent_blocks) == len(blocks):
-            blocks = [path for path in called if not any(modules[path].children())]
-        chosen = [layer for layer in ran if layer.path in blocks]
-    elif isinstance(layers, str):
+            blocks = [path for path in called if not has_parts(modules[path])]
+        return [layer for layer in ran if layer.path in blocks], silent_blocks
+    by_name = {layer.name: layer for layer in ran}
+    if isinstance(layers, str):
         chosen = [layer for layer in ran if re.fullmatch(layers, layer.name)]
         if not chosen:
             raise ValueError(unknown("layer whose whole name matches", layers, by_name))
-    else:
-        paths = {layer.path for layer in ran}
-        for name in layers:
-            if name not in by_name and name not in paths:
-                why = ""
-                if is_sealed(model):
-                    why = f"; {SEALED}"
-                elif name in modules:
-                    why = "; that module exists but is not called (a hook does not see module.forward(x))"
-                raise ValueError(unknown("layer", name, by_name) + why)
-        chosen = [layer for layer in ran if layer.name in layers or layer.path in layers]
-    return chosen, silent_blocks
+        return chosen, []
+    for name in layers:
+        if name not in by_name and name not in called:
+            why = ""
+            if is_sealed(model):
+                why = f"; {SEALED}"
+            elif name in modules:
+                why = "; that module exists but is not called (a hook does not see module.forward(x))"
+            raise ValueError(unknown("layer", name, by_name) + why)
+    return [layer for layer in ran if layer.name in layers or layer.path in layers], []
 
 
 def _block_paths(model: nn.Module) -> list[str]:
     """Outermost composite modules that stand in a container; else composite children of the root; else leaf modules."""
-    blocks: list[str] = []
-
-    def walk(module: nn.Module, path: str) -> None:
-        for name, child in module.named_children():
-            below = f"{path}.{name}" if path else name
-            if type(module) in CONTAINERS and any(child.children()) and type(child) not in CONTAINERS:
-                blocks.append(below)
-            else:
-                walk(child, below)
-
     modules = watchable(model)
-    if modules:
-        walk(model, "")
-    composite = [n for n, child in model.named_children() if any(child.children()) and type(child) not in CONTAINERS]
-    leaves = [path for path, module in modules.items() if not any(module.children())]
-    return blocks or (composite if len(composite) > 1 else leaves)
+    blocks: list[str] = []
+    children: list[str] = []
+    for path, module in modules.items():
+        parent, _, _ = path.rpartition(".")
+        if has_parts(module) and type(module) not in CONTAINERS:
+            is_inside = any(path.startswith(f"{block}.") for block in blocks)
+            if not is_inside and type(modules.get(parent, model)) in CONTAINERS:
+                blocks.append(path)
+            if not parent:
+                children.append(path)
+    leaves = [path for path, module in modules.items() if not has_parts(module)]
+    return blocks or (children if len(children) > 1 else leaves)
 
 
 def _ends(model: nn.Module, first: Trace, outputs: Sequence[Output], head: Key | None) -> list[Layer]:
@@ -370,8 +313,6 @@ def _layouts_by_hand(
             raise ValueError(f"layouts: {unknown('layer', name, by_name)}")
         if by_name[name].reason:
             raise ValueError(f"layouts[{name!r}]: {by_name[name].reason}")
-        if not isinstance(text, str):
-            raise ValueError(f"layouts[{name!r}] must be a text such as 'b c h w', got {short(text)}")
         shape = first.shapes[by_name[name].key]
         try:
             layout = parse_layout(text, shape)

@@ -30,23 +30,11 @@ UNKNOWN = (0, 0)
 class Layout:
     """How the output of a layer is read as positions × channels.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the output for one image, with 0 where the batch is.
-    batch : int
-        The axis of the images.
-    space : tuple of int
-        The axes of rows and columns, the one axis of tokens, or none for a vector. All other axes are channels.
-    grid : (height, width)
-        (1, 1) for a vector; (0, 0) for tokens whose places are not known, which have a mean and no map.
-    first : int
-        Where on the axis of tokens the grid begins; before it and after it are tokens that lie nowhere.
-    by_columns : bool
-        Whether tokens run down the columns and not along the rows.
+    `shape` is that of the output, with 0 on the axis of the images, `batch`. `space` are the axes of rows and columns, the one
+    axis of tokens, or none for a vector; all other axes are channels. `grid` is (height, width): (1, 1) for a vector, (0, 0)
+    for tokens whose places are not known, which have a mean and no map. On the axis of tokens the grid begins at `first`, and
+    tokens before and after it lie nowhere; `by_columns` if they run down the columns and not along the rows.
 
-    Examples
-    --------
     >>> maps = Layout((0, 8, 5, 6), batch=0, space=(2, 3), grid=(5, 6))
     >>> str(maps), tuple(maps.read(torch.zeros(2, 8, 5, 6)).shape)
     ('b c h w', (2, 30, 8))
@@ -102,34 +90,24 @@ class Layout:
         if self.grid == UNKNOWN:
             words[self.space[0]] = "n"
         elif len(self.space) == 1:
-            after = self.shape[self.space[0]] - self.first - height * width
-            around = [str(self.first)] * bool(self.first), [str(after)] * bool(after)
+            before, after = self.first, self.shape[self.space[0]] - self.first - height * width
             cells = f"{height}x{width}t" if self.by_columns else f"{height}x{width}"
-            words[self.space[0]] = "+".join([*around[0], cells, *around[1]])
+            words[self.space[0]] = "+".join(str(part) for part in (before, cells, after) if part)
         return " ".join(words)
 
 
 def parse_layout(text: str, shape: Sequence[int]) -> Layout:
-    """The layout that a text stands for, for an output of this shape (with the batch).
+    """The layout that a text stands for, for an output of this shape (with the batch); ValueError where it does not fit.
 
     b, c, h and w name the axes; tokens are `14x14` (rows × columns), `1+14x14+4` with those that lie nowhere before and after,
     `14x14t` where they run down the columns, `n` where their places are not known.
-
-    Raises
-    ------
-    ValueError
-        The text names another number of axes, no batch, or other sizes than the shape has.
-
-    Examples
-    --------
-    >>> str(parse_layout("b 1+2x3 c", (4, 7, 8)))
-    'b 1+2x3 c'
     """
     words = text.split()
     example = "e.g. 'b c h w', 'b h w c', 'b 1+14x14 c', '14x14 b c' or 'b c'"
     if len(words) != len(shape) or words.count("b") != 1:
-        axes = f"{len(shape)} axes of {shape_text(shape)}"
-        raise ValueError(f"the layout {text!r} must name the {axes}, one of them b; {example}")
+        raise ValueError(
+            f"the layout {text!r} must name the {len(shape)} axes of {shape_text(shape)}, one of them b; {example}"
+        )
     batch = words.index("b")
     shape = without_batch(shape, batch)
     tokens: list[tuple[int, re.Match]] = []
@@ -162,14 +140,8 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
 def layouts_by_corners(z: Tensor, shape_of_two: tuple[int, ...]) -> list[Layout]:
     """Every layout in which a change in a corner of the image changes most that corner of the output.
 
-    Then tokens in unknown places along every axis on which each corner changes another place.
-
-    Parameters
-    ----------
-    z : Tensor
-        The output for an image, and for the same with its upper left, upper right, lower left and lower right corner changed.
-    shape_of_two : tuple of int
-        Its shape for two images.
+    Then tokens in unknown places along every axis on which each corner changes another place. `z` is the output for an image,
+    and for the same with its upper left, upper right, lower left and lower right corner changed.
     """
     if z.dim() != len(shape_of_two):
         return []

@@ -103,21 +103,13 @@ class Options:
         """The device, "auto" being CUDA where there is one."""
         if str(self.device) == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
+        with suppress(RuntimeError, TypeError):
             device = torch.device(self.device)
-        except (RuntimeError, TypeError):
-            raise ValueError(f"there is no device {self.device!r}; take 'auto', 'cpu', 'cuda' or 'cuda:1'") from None
-        if device.type == "mps":
-            raise ValueError("device 'mps' has no float64, in which sums are taken; pass device='cpu'")
-        if device.type not in ("cpu", "cuda", "meta"):
-            raise ValueError(f"the device {str(device)!r} was never tried; pass device='cpu' or 'cuda'")
-        if device.type == "meta":
-            raise ValueError(
-                "on the device 'meta' tensors have no values, and the weights would be lost; pass device='cpu'"
-            )
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {str(device)!r} is not available here; pass device='cpu'")
-        return device
+            if device.type == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"device {str(device)!r} is not available here; pass device='cpu'")
+            if device.type in ("cpu", "cuda"):
+                return device
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1', got {self.device!r}")
 
 
 def _is_whole(number: Any, least: int) -> bool:
@@ -292,7 +284,7 @@ def measure_block(
         raise TypeError(f"name must be a text, the label on `model`, got {short(name)}")
     name = name or type(model).__name__
     order = options.action.group.order
-    declared_classes = samples.declared_classes(images) if labels is None else 0
+    class_names = samples.class_names(images) if labels is None else []
     preprocessing = samples.preprocessing(images)
     images = samples.by_number(images)
     kinds = {kind for _, kind in asked_outputs(options.output)}
@@ -339,7 +331,7 @@ def measure_block(
         name=name,
         weights=weights,
         precision=precision,
-        label_classes=declared_classes,
+        class_names=class_names,
         about=about,
     )
     return values, dataset.states(measured, one_pass.metrics)
@@ -405,7 +397,7 @@ def layers(
                 "head": found.head if layer.role == "latent" else "",
                 "entry": output_of_layer.entry,
                 "kind": output_of_layer.kind if layer.role == "output" else "",
-                "reason": layer.reason or output_of_layer.reason,
+                "reason": layer.reason or (output_of_layer.reason if output_of_layer.kind == "features" else ""),
             }
         )
     return pd.DataFrame(rows)

@@ -22,10 +22,9 @@ FEATURES = (
     *("embeddings", "features", "last_hidden_state"),
 )
 """Names under which models give features and not class scores, the likeliest first."""
-CLASS_SCORES = "class scores (b, k) with k ≥ 2"
 NEEDS = {
-    "scores": CLASS_SCORES,
-    "probabilities": CLASS_SCORES,
+    "scores": "class scores (b, k) with k ≥ 2",
+    "probabilities": "class scores (b, k) with k ≥ 2",
     "independent": "yes-or-no outputs (b,) or (b, k), or a map of one channel (b, 1, h, w)",
     "dense": "a map (b, c, h, w)",
     "features": "a tensor of floats",
@@ -33,25 +32,11 @@ NEEDS = {
 """What an output may be, and of what shape it must be then."""
 
 
-LAST_RULE = 2
-"""The number of the rule that takes the first tensor, whatever its name."""
-
-
 @dataclass(frozen=True)
 class Output:
-    """An output that is measured: which entry of what the model gives, and what that is.
+    """An output that is measured: the path of an entry in what the model gives ("logits", "decoder.0", ""), and what that is.
 
-    Parameters
-    ----------
-    entry : str
-        Its path in the dicts, lists, tuples and objects that the model gives ("logits", "0", "decoder.logits"); empty where
-        the model gives a tensor.
-    kind : "scores", "probabilities", "independent", "dense" or "features"
-        Class scores, or their softmax; k yes-or-no outputs; a map; or a vector.
-    reason : str
-        Why it has no class scores.
-    may_be_scores : bool
-        Whether it was taken for features although nobody called it so.
+    `reason` says why it has no class scores, `may_be_scores` whether it was taken for features although nobody called it so.
     """
 
     entry: str = ""
@@ -74,11 +59,7 @@ class Output:
 
 
 def tensor_of(value: Any) -> Tensor | None:
-    """A tensor as one of floats, complex numbers as real and imaginary parts (…, 2); None for anything else.
-
-    >>> tensor_of(torch.zeros(3, dtype=torch.complex64)).shape, tensor_of(torch.zeros(3, dtype=torch.int64))
-    (torch.Size([3, 2]), None)
-    """
+    """A tensor as one of floats, complex numbers as real and imaginary parts (…, 2); None for anything else."""
     if isinstance(getattr(value, "tensor", None), Tensor):  # a GeometricTensor
         value = value.tensor
     if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -91,11 +72,7 @@ def tensor_of(value: Any) -> Tensor | None:
 
 
 def entries(given: Any) -> dict[str, Tensor]:
-    """Every tensor of floats in nested dicts, lists, tuples and objects, by its path.
-
-    >>> list(entries({"loss": None, "decoder": [torch.zeros(1), torch.zeros(2)]}))
-    ['decoder.0', 'decoder.1']
-    """
+    """Every tensor of floats in nested dicts, lists, tuples and objects, by its path."""
     found: dict[str, Tensor] = {}
     visited = set[int]()  # objects may hold each other
 
@@ -114,7 +91,7 @@ def entries(given: Any) -> dict[str, Tensor]:
 
 def first_tensor(given: Any) -> Tensor | None:
     """The first tensor of floats that a module gives or takes; None where there is none."""
-    if isinstance(given, Tensor):
+    if isinstance(given, Tensor):  # `entries` would hold it until garbage is collected
         return tensor_of(given)
     return next(iter(entries(given).values()), None)
 
@@ -135,15 +112,11 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
 def is_per_image(raw: Any, images: int) -> bool:
     """Whether it is a list with a dict for every image, as detectors give."""
     is_list = isinstance(raw, list | tuple) and len(raw) == images
-    return is_list and all(isinstance(part, Mapping) for part in raw)
+    return is_list and all(isinstance(part, Mapping) and "boxes" in part for part in raw)
 
 
 def asked_outputs(output: Any) -> Sequence[tuple[str | None, str | None]]:
-    """Entry and kind of each output that was asked for, None for what is to be found; ValueError where it cannot be.
-
-    >>> asked_outputs("auto"), asked_outputs("scores"), asked_outputs(1), asked_outputs({"mask": "dense"})
-    ([(None, None)], [(None, 'scores')], [('1', None)], [('mask', 'dense')])
-    """
+    """Entry and kind of each output that was asked for, None for what is to be found; ValueError where it cannot be."""
     if isinstance(output, Mapping) and output:
         kinds = list(output.values())
         for kind in kinds:
@@ -163,15 +136,10 @@ def asked_outputs(output: Any) -> Sequence[tuple[str | None, str | None]]:
 
 
 def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> str | None:
-    """The entry to measure, None where there is no tensor of floats.
+    """The entry to measure, None where there is no tensor of floats; ValueError where what was asked for is not there.
 
     It is the one that was named; else the first whose name says class scores, then features by name, then the first tensor.
     Others that this is true of as well are named in a warning.
-
-    Raises
-    ------
-    ValueError
-        There is no such entry, or none that can be of the kind.
     """
     tensors = {} if is_per_image(raw, images) else entries(raw)
     tensors = {path: z for path, z in tensors.items() if z.dim() and z.numel()}
@@ -188,7 +156,7 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
         tensors = {path: z for path, z in tensors.items() if _fits(kind, z.shape)}
         if not tensors:
             raise ValueError(f"output={kind!r} needs {NEEDS[kind]}, got {shapes}")
-    candidates = [path for path, z in tensors.items() if z.dim() and len(z) == images]
+    candidates = [path for path, z in tensors.items() if len(z) == images]
     candidates = candidates or [path for path, z in tensors.items() if images in z.shape] or list(tensors)
     if not candidates:
         return None
@@ -196,10 +164,10 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
     chosen = min(candidates, key=lambda path: ranks[path])
     alike = []
     for path in candidates:
-        has_same_rule = ranks[path][0] == ranks[chosen][0]
-        # of features with a name those of another form are meant for something else
-        is_as_likely = ranks[path][0] == LAST_RULE or tensors[path].dim() == tensors[chosen].dim()
-        if path != chosen and has_same_rule and is_as_likely:
+        rule, _ = ranks[path]
+        # of those with a known name others of another form are meant for something else
+        is_as_likely = rule == 2 or tensors[path].dim() == tensors[chosen].dim()
+        if path != chosen and rule == ranks[chosen][0] and is_as_likely:
             alike.append(path)
     if alike:
         warnings.warn(
@@ -214,7 +182,7 @@ def _rank(name: str, kind: str | None) -> tuple[int, int]:
     """The number of the rule by which an entry is chosen, and its place among those of the rule."""
     if kind != "features" and ("logit" in name or name in SCORES):
         return 0, int(name != "logits")
-    return (1, FEATURES.index(name)) if name in FEATURES else (LAST_RULE, 0)
+    return (1, FEATURES.index(name)) if name in FEATURES else (2, 0)
 
 
 def own_name(path: str) -> str:
@@ -241,8 +209,6 @@ def why_no_tensor(raw: Any, images: int) -> str:
     """Why nothing of what the model gives can be read as an output."""
     if is_per_image(raw, images):
         return "the model's output is a list with a dict for every image, as detectors give"
-    if isinstance(raw, Tensor):
-        return f"the model's output is of {raw.dtype}, not of floats"
     return f"the model's output, {type(raw).__name__}, holds no tensor of floats"
 
 
@@ -271,21 +237,22 @@ def describe_output(entry: str, kind: str | None, value: Tensor, *, has_head: bo
     if can_be_scores and (has_head or "logit" in name or "score" in name):
         return Output(entry, "scores")
     advice = "scores" if can_be_scores else "independent"
-    said = f"output={{{entry!r}: {advice!r}}}" if entry else f"output={advice!r}"
+    option = f"output={{{entry!r}: {advice!r}}}" if entry else f"output={advice!r}"
     may_be_scores = value.dim() == 2 and not has_head
     if may_be_scores:
         warnings.warn(
             "no classifier was found that gives the model's output, so that `latent` is measured on the output itself. If it is "
-            f"features, pass output='features'; if not, {said} and head='path of the classifier'",
+            f"features, pass output='features'; if not, {option} and head='path of the classifier'",
             stacklevel=2,
         )
     if can_be_scores:
         reason = (
-            f"the model ends in features: no module with weights gives its output. If these are class scores, pass {said}, and "
+            f"the model ends in features: no module with weights gives its output. If these are class scores, pass {option}, and "
             "head='path of the classifier' for its input as the latent vector"
         )
-        return Output(entry, "features", reason, may_be_scores)
-    shape = shape_text((0, *value.shape[1:]))
-    where = f" {entry!r}" if entry else ""
-    reason = f"the model's output{where} of shape {shape} is no {CLASS_SCORES}"
+    else:
+        where = f" {entry!r}" if entry else ""
+        reason = f"the model's output{where} of shape {shape_text((0, *value.shape[1:]))} is no {NEEDS['scores']}"
+        if _fits("independent", value.shape):
+            reason = f"{reason}; if it is yes-or-no answers, pass {option}"
     return Output(entry, "features", reason, may_be_scores)

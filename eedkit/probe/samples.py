@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -63,19 +64,23 @@ class Batch:
 class Stream:
     """Images in reading order and how they fall into the null's chains: all of a set, or a block of it; iterate to read.
 
-    `numbers` are those of the images in reading order, `rows` where each goes in the results, `chains` places in that order;
-    `first_chain` and `start` say which chain and which place of the whole set comes first. `labels` None: each item has its own.
+    `reading` has the numbers of all images in that order, and `chains` are places in it, the first being number `first_chain`.
+    `labels` None: each item has its own. Rows are the images' numbers, and in a block places from its first on.
     """
 
     images: Any
     labels: list | None
-    numbers: Sequence[int]
-    rows: Sequence[int]
+    reading: list[int]
     chains: list[range]
     chain_length: int
     first_chain: int = 0
-    start: int = 0
+    is_block: bool = False
     _kept: dict[int, Sample] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which images are read, in this order."""
+        return self.reading[self.chains[0].start : self.chains[-1].stop]
 
     @property
     def length(self) -> int:
@@ -86,8 +91,8 @@ class Stream:
         """The samples; an image that cannot be read is NaN, in the shape of the first that can."""
         example = self._first_readable()
         ids = set()
-        for row, number in zip(self.rows, self.numbers, strict=True):
-            sample = self._read(row, number)
+        for place, number in enumerate(self.numbers):
+            sample = self._read(place if self.is_block else number, number)
             if sample.id in ids:
                 raise ValueError(f"the id {sample.id!r} stands for more than one sample; ids must differ")
             ids.add(sample.id)
@@ -115,7 +120,7 @@ class Stream:
                 continue
             of_batch = [range(one.start - start, one.stop - start) for one in self.chains[first:after]]
             read = list(islice(samples, chain.stop - start))
-            yield Batch(read, of_batch, self.first_chain + first, self.start + start)
+            yield Batch(read, of_batch, self.first_chain + first, start)
             first = after
 
     def _first_readable(self) -> Sample:
@@ -139,29 +144,23 @@ class Stream:
         except Exception as error:
             image = torch.empty(0)
             ids = _column(self.images, ["id"])
-            if ids is not None:
-                name = ids[number]
-            flaw = _flaw(self.images, number, name, error)
+            name = None if ids is None else ids[number]
+            called = _place_of(self.images, number) if name is None else name
+            flaw = f"{called}: {type(error).__name__}: {error}"
         label = _own_label(label) if self.labels is None else self.labels[number]
         sample = Sample(row, number if name is None else _scalar(name), image, label, flaw)
-        if number in self.numbers[:2]:
+        if len(self._kept) < 2 and number in self.numbers[:2]:
             self._kept[number] = sample
         return sample
 
 
 def _refuse_no_image(sample: Sample) -> None:
     shape = tuple(sample.image.shape)
-    if len(shape) != 3:
-        raise ValueError(f"an image must have shape (C, H, W), got {shape} for sample {sample.id}")
-    if 0 in shape:
-        raise ValueError(f"an image must have pixels, got shape {shape} for sample {sample.id}")
-    if _has_channels_last(shape):
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"an image must have shape (C, H, W) and pixels, got {shape} for sample {sample.id}")
+    # no image has many channels and is 1, 3 or 4 pixels wide
+    if min(shape[:2]) > max(CHANNELS) and shape[2] in CHANNELS:
         raise ValueError(f"an image must be (C, H, W), got {shape}; channels last? pass image.permute(2, 0, 1)")
-
-
-def _has_channels_last(shape: Sequence[int]) -> bool:
-    """Whether (C, H, W) looks like (H, W, C): no image has many channels and is 1, 3 or 4 pixels wide."""
-    return min(shape[:2]) > max(CHANNELS) and shape[2] in CHANNELS
 
 
 def _size(sample: Sample) -> str:
@@ -174,11 +173,7 @@ def chain_length(order: int, null: bool | str) -> int:
 
 
 def read_order(n: int, seed: int) -> np.ndarray:
-    """In which order n images are read: the seeded one that gives the null its chains.
-
-    >>> sorted(read_order(3, seed=0).tolist())
-    [0, 1, 2]
-    """
+    """In which order n images are read: the seeded one that gives the null its chains."""
     return np.random.default_rng(seed).permutation(n)
 
 
@@ -193,30 +188,10 @@ def open_stream(
 ) -> Stream:
     """Images in a seeded order, as the null asks for, from any source that `by_number` takes.
 
-    An item is an image, an (image, label) tuple, or a mapping with image, label and id under their usual names. uint8 and PIL
-    images are scaled to [0, 1]. An image that cannot be read comes as NaN, with the reason, and stops nothing.
+    An item is an image, an (image, label) tuple, or a mapping with image, label and id under their usual names. An image that
+    cannot be read comes as NaN, with the reason, and stops nothing. `labels` None takes those of the items; `order` is |G|.
+    `places` are a block of a study: places of the seeded order that are whole chains, with rows numbered from 0.
 
-    Parameters
-    ----------
-    labels : sequence, or None
-        As `label_list`; None takes those of the items, where boxes, masks and the like are none.
-    order : int
-        |G|, for the length of the null's chains.
-    null : bool, or "within-class"
-        Whether there are chains, and whether each is of one class.
-    places : range, or None
-        A block of a study: these places of the seeded order, which must be whole chains; rows are numbered from 0.
-
-    Raises
-    ------
-    ValueError
-        There is no image, too few for a null, or labels differ in number; and when it is read: no image can be, images
-        differ in size, or two have one id.
-    TypeError
-        `images` is no source of images.
-
-    Examples
-    --------
     >>> stream = open_stream(torch.rand(9, 1, 5, 5), order=4, null=True)
     >>> [batch.chains for batch in stream.batches(4)]
     [[range(0, 4)], [range(0, 5)]]
@@ -237,13 +212,11 @@ def open_stream(
     if null == WITHIN_CLASS:
         reading, cut = _within_classes(reading, labels or _own_labels(images), length)
     if places is None:
-        return Stream(images, labels, reading, reading, cut, length)
+        return Stream(images, labels, reading, cut, length)
     inside = [chain for chain in cut if places.start <= chain.start and chain.stop <= places.stop]
     if not places or places.step != 1 or sum(map(len, inside)) != len(places):
         raise ValueError(f"a block must be whole chains of the {n} images, got {places}")
-    of_block = [range(chain.start - places.start, chain.stop - places.start) for chain in inside]
-    numbers = reading[places.start : places.stop]
-    return Stream(images, labels, numbers, range(len(places)), of_block, length, cut.index(inside[0]), places.start)
+    return Stream(images, labels, reading, inside, length, cut.index(inside[0]), is_block=True)
 
 
 def _within_classes(reading: list[int], labels: Sequence, length: int) -> tuple[list[int], list[range]]:
@@ -276,14 +249,10 @@ def _own_labels(images: Any) -> list:
 
 
 def open_halves(images: Any, *, seed: int) -> tuple[Iterator[Sample], int]:
-    """The samples that permutations of channels are fitted on, and F: the first 2F places of the seeded order.
+    """The samples that permutations of channels are fitted on, and F: the first 2F places of the seeded order, F ≤ 256.
 
-    F = min(n // 2, 256). They are the same for every block of a study. Rows are places; images that cannot be read are left
-    out, for the stream that is measured to report. ValueError for fewer than 4 images.
-
-    >>> samples, half = open_halves(torch.rand(9, 1, 5, 5), seed=0)
-    >>> half, [sample.row for sample in samples]
-    (4, [0, 1, 2, 3, 4, 5, 6, 7])
+    They are the same for every block of a study. Rows are places; images that cannot be read are left out, for the stream
+    that is measured to report.
     """
     images = by_number(images)
     if len(images) < 4:
@@ -292,17 +261,12 @@ def open_halves(images: Any, *, seed: int) -> tuple[Iterator[Sample], int]:
             "pass more, or leave the matched metric out"
         )
     half = min(len(images) // 2, FITTED_ON)
-    numbers = read_order(len(images), seed)[: 2 * half].tolist()
-    stream = Stream(images, None, numbers, range(2 * half), chains(2 * half, 1), chain_length=1)
+    stream = open_stream(images, seed=seed, places=range(2 * half))
     return (sample for sample in stream if not sample.flaw), half
 
 
 def find(images: Any, ids: Sequence) -> list[Tensor]:
-    """The images (C, H, W) that have these ids in the results of `measure`; ValueError where there is none.
-
-    >>> find(torch.arange(2.0).reshape(2, 1, 1, 1), [1])[0].item()
-    1.0
-    """
+    """The images (C, H, W) that have these ids in the results of `measure`; ValueError where there is none."""
     images = by_number(images)
     names = (_column(images, ["id"]) or range(len(images)))[:]
     if isinstance(images, list):
@@ -322,11 +286,7 @@ def find(images: Any, ids: Sequence) -> list[Tensor]:
 
 
 def moved(images: Sequence[Tensor], elements: Sequence[str], group: Action | str) -> list[Tensor]:
-    """Each image (C, H, W) as an element of the group moves it.
-
-    >>> moved([torch.tensor([[[1.0, 2.0]]])], ["m"], "flip")[0].tolist()
-    [[[2.0, 1.0]]]
-    """
+    """Each image (C, H, W) as an element of the group moves it."""
     action = actions.as_action(group)
     return [action(element, image) for element, image in zip(elements, images, strict=True)]
 
@@ -345,30 +305,20 @@ def label_list(labels: Any) -> list:
         raise TypeError(
             f"labels must be one per image, in a list, tensor, array or Series, got {type(labels).__name__}"
         )
-    found = [_class_of(_plain(value)) for value in given]
-    for value, label in zip(given, found, strict=True):
+    found = []
+    is_multi_hot = False
+    for value in map(_plain, given):
+        label = _class_of(value)
         if label is None and value is not None:
             got = f"shape {tuple(labels.shape)}" if hasattr(labels, "shape") else short(value)
             raise ValueError(f"labels must be one per image, or one-hot rows (n, k) of k ≥ 2 classes, got {got}")
-    return [str(label) for label in found] if is_multi_hot(given) else found
-
-
-def is_multi_hot(labels: Any) -> bool:
-    """Whether labels are rows of 0 and 1, of which some have no 1 or several: k yes-or-no answers, and not k classes.
-
-    >>> is_multi_hot([[0, 1], [1, 1]]), is_multi_hot([[0, 1], [1, 0]]), is_multi_hot(["0+1", "1"])
-    (True, False, False)
-    """
-    rows = [value for value in map(_plain, _plain(labels)) if isinstance(value, list | tuple)]
-    return any(isinstance(_class_of(row), str) for row in rows)
+        is_multi_hot = is_multi_hot or (isinstance(label, str) and label != value)
+        found.append(label)
+    return [str(label) for label in found] if is_multi_hot else found
 
 
 def is_several(labels: Sequence) -> bool:
-    """Whether some of these labels, as `label_list` gives them, are of several classes.
-
-    >>> is_several(["0+3", "2"]), is_several(["cat", 1])
-    (True, False)
-    """
+    """Whether some of these labels, as `label_list` gives them, are of several classes."""
     return any(isinstance(label, str) and re.fullmatch(r"\d+(\+\d+)+", label) for label in labels)
 
 
@@ -396,21 +346,16 @@ def _own_label(label: Any) -> Any:
     return None if isinstance(label, list | tuple) else _class_of(_plain(_scalar(label)))
 
 
-def declared_classes(images: Any) -> int:
-    """How many classes a data set says that its labels count, as those of Hugging Face and torchvision do; 0 otherwise.
-
-    >>> from types import SimpleNamespace
-    >>> declared_classes(SimpleNamespace(classes=["cat", "dog"])), declared_classes(torch.rand(2, 3, 8, 8))
-    (2, 0)
-    """
+def class_names(images: Any) -> list[str]:
+    """The names that a data set gives to the classes that labels count, as those of Hugging Face and torchvision do."""
     while hasattr(images, "dataset"):  # of a DataLoader or a subset
         images = images.dataset
     features = getattr(images, "features", None)
+    names = getattr(images, "classes", None)
     if isinstance(features, Mapping):
-        counts = [getattr(features[key], "num_classes", 0) for key in LABEL_KEYS if key in features]
-        return counts[0] if counts else 0
-    classes = getattr(images, "classes", None)
-    return len(classes) if isinstance(classes, list | tuple) else 0
+        of_labels = [getattr(features[key], "names", None) for key in LABEL_KEYS if key in features]
+        names = of_labels[0] if of_labels else None
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
 def preprocessing(images: Any) -> str:
@@ -434,50 +379,30 @@ def by_number(images: Any) -> Any:
     """
     expected = "images must be a tensor (n, C, H, W), a DataLoader or a data set"
     if isinstance(images, Mapping):  # a BatchFeature, say
-        keys = [key for key in IMAGE_KEYS if key in images]
-        if not keys:
-            raise TypeError(
-                f"{expected}, got {type(images).__name__} with keys {', '.join(map(str, images))}; choose one of its splits, or "
-                f"put the images under one of {', '.join(IMAGE_KEYS)}"
-            )
-        images = images[keys[0]]
-    if isinstance(images, str | os.PathLike):
-        raise TypeError(f"{expected}, got the name {str(images)!r}; open it first, by ek.lab.images.load, say")
-    if not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
-        raise TypeError(f"{expected}, got {type(images).__name__}")
+        images, _, _ = _parts(images)
+    is_source = isinstance(images, Iterable) or hasattr(images, "__getitem__")
+    if isinstance(images, str | os.PathLike) or not is_source:
+        raise TypeError(f"{expected}, got {short(images)}; open it first, by ek.lab.images.load, say")
     has_numbers = hasattr(images, "__getitem__") and hasattr(images, "__len__")
     if not has_numbers or isinstance(images, DataLoader | IterableDataset):
         images = list(_items(images))
-    if isinstance(images, Tensor) and (images.is_meta or images.layout != torch.strided):
-        raise TypeError(f"images must be a dense tensor with values, got one on {images.device}, {images.layout}")
-    n = len(images)  # pyright: ignore[reportArgumentType]
-    if n == 0:
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    if len(images) == 0:  # pyright: ignore[reportArgumentType]
         raise ValueError("there is no image to measure on; expected at least one")
-    if isinstance(images, Tensor | np.ndarray):
-        _refuse_other_axes(images)
-    return torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
-
-
-def _refuse_other_axes(images: Tensor | np.ndarray) -> None:
-    shape = tuple(images.shape)
-    if len(shape) != 4:
+    if isinstance(images, Tensor) and images.dim() != 4:
+        shape = tuple(images.shape)
         raise ValueError(f"images must have shape (n, C, H, W), got {shape}; a single image (C, H, W) is images[None]")
-    if _has_channels_last(shape[1:]):
-        change = "transpose" if isinstance(images, np.ndarray) else "permute"
-        raise ValueError(f"images must be (n, C, H, W), got {shape}; channels last? pass images.{change}(0, 3, 1, 2)")
+    return images
 
 
 def _items(images: Iterable) -> Iterator[Any]:
     """Items of an iterable of batches (b, C, H, W), or of single images as a streaming data set gives them."""
     for item in images:
         pictures, labels, names = _parts(item)
-        if not isinstance(pictures, Tensor | np.ndarray) or pictures.ndim == 3:
+        if not isinstance(pictures, Tensor | np.ndarray) or pictures.ndim != 4:
             yield item
             continue
-        if pictures.ndim != 4:
-            raise ValueError(
-                f"a batch of images must be (b, C, H, W), or an image (C, H, W), got {tuple(pictures.shape)}"
-            )
         for place, picture in enumerate(torch.as_tensor(pictures)):
             # of a mapping of boxes or masks no image has a label of its own
             label = None if labels is None or isinstance(labels, Mapping) else labels[place]
@@ -490,7 +415,10 @@ def _parts(item: Any) -> tuple[Any, Any, Any]:
     if isinstance(item, Mapping):
         keys = [key for key in IMAGE_KEYS if key in item]
         if not keys:
-            raise ValueError(f"expected an image under one of {', '.join(IMAGE_KEYS)}, got keys {', '.join(item)}")
+            raise TypeError(
+                f"expected an image under one of {', '.join(IMAGE_KEYS)}, got {type(item).__name__} with keys "
+                f"{', '.join(map(str, item))}; of several splits choose one"
+            )
         label = next((item[key] for key in LABEL_KEYS if key in item), None)
         return item[keys[0]], label, item.get("id")
     if isinstance(item, tuple | list):
@@ -507,39 +435,22 @@ def _column(images: Any, keys: Sequence[str]) -> Sequence | None:
     return None
 
 
-def _flaw(images: Any, number: int, name: Any, error: Exception) -> str:
-    """Why an image cannot be read, after its id, the path of its file or its number."""
-    reason = f"{type(error).__name__}: {error}"
-    if name is None:
-        path = _path(images, number)
-        if path and path in reason:
-            return reason
-        name = path or f"number {number}"
-    return f"{name}: {reason}"
-
-
-def _path(images: Any, number: int) -> str:
-    """The file of an image in a data set that knows it."""
-    try:
-        if hasattr(images, "samples"):  # the paths and classes of a folder as torchvision reads it
-            return os.fspath(images.samples[number][0])
-        key = next(key for key in IMAGE_KEYS if key in images.column_names)
-        files = images.with_format(None).select_columns([key])
-        return files.cast_column(key, type(images.features[key])(decode=False))[number][key]["path"] or ""
-    except Exception:
-        return ""
+def _place_of(images: Any, number: int) -> str:
+    """The file of an image in a folder as torchvision reads it; else its number."""
+    with suppress(Exception):  # `samples` may be something else
+        path, _ = images.samples[number]
+        return os.fspath(path)
+    return f"number {number}"
 
 
 def as_float(image: Any) -> Tensor:
     """An image as floats (C, H, W): uint8 and PIL images scaled to [0, 1], arrays of floats as they are.
 
-    ValueError where the numbers are integers of another type, or an array's channels could be its first axis or its last.
-
     >>> as_float(np.full((3, 8, 8), 255, np.uint8)).max()
     tensor(1.)
     """
     if hasattr(image, "getbands"):
-        return _from_pil(image)
+        image = _pixels(image)
     if not isinstance(image, Tensor):
         image = _channels_first(np.asarray(image))
     if image.dtype == torch.uint8:
@@ -553,27 +464,27 @@ def as_float(image: Any) -> Tensor:
 
 def _channels_first(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
-        return torch.from_numpy(array[None].copy())
-    if array.ndim != 3:
-        return torch.from_numpy(array.copy())
-    first, last = array.shape[0] in CHANNELS, array.shape[-1] in CHANNELS
-    if first == last:
-        raise ValueError(
-            f"an array of shape {array.shape} does not show whether its first or its last axis is the channels; give a torch "
-            "tensor (C, H, W)"
-        )
-    return torch.from_numpy(array.copy() if first else np.moveaxis(array, -1, 0).copy())
+        array = array[None]
+    elif array.ndim == 3:
+        first, last = array.shape[0] in CHANNELS, array.shape[-1] in CHANNELS
+        if first == last:
+            raise ValueError(
+                f"an array of shape {array.shape} does not show whether its first or its last axis is the channels; give a "
+                "torch tensor (C, H, W)"
+            )
+        array = array if first else np.moveaxis(array, -1, 0)
+    return torch.from_numpy(array.copy())
 
 
-def _from_pil(image: Any) -> Tensor:
-    """A PIL image of any mode in [0, 1], grey or colour; what is transparent shows white."""
+def _pixels(image: Any) -> Tensor:
+    """A PIL image of any mode (C, H, W), grey or colour; what is transparent shows white."""
     if image.mode == "F":
         return torch.from_numpy(np.array(image)[None])
     if image.mode.startswith("I"):
         if image.has_transparency_data:
             raise ValueError(f"transparency in pixels of mode {image.mode}; convert them to 8 bits per channel first")
         return torch.from_numpy(np.asarray(image).astype(np.float32)[None] / 65535)
-    pixels = torch.from_numpy(np.array(opaque(image))) / 255
+    pixels = torch.from_numpy(np.array(opaque(image)))
     return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0).contiguous()
 
 

@@ -3,7 +3,6 @@
 Knows modules and hooks, nothing of layouts. Keeps shapes; what a caller wants of the tensors is taken inside the hooks.
 """
 
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,6 +86,11 @@ def watchable(model: nn.Module) -> dict[str, nn.Module]:
     return {path: part for path, part in modules.items() if path and not isinstance(part, torch.jit.ScriptModule)}
 
 
+def has_parts(module: nn.Module) -> bool:
+    """Whether a module is made of others; the weights that a quantised one keeps in a module are none."""
+    return any(name != "_packed_params" for name, _ in module.named_children())
+
+
 @dataclass
 class Trace:
     """What one forward pass showed, up to the error that ended it, if one did.
@@ -129,7 +133,7 @@ def trace(
     images = images.clone()  # the model may work in place
     found = Trace(len(images))
     modules = watchable(model)
-    leaves = {path for path, module in modules.items() if not any(module.children())}
+    leaves = {path for path, module in modules.items() if not has_parts(module)}
     leaf_calls = 0
 
     def see(key: Key, given: Any) -> None:
@@ -172,22 +176,15 @@ def first_trace(
         if found.error is None:
             return found, True
     found = trace(model, images.contiguous(), call, on_tensor=on_tensor)
-    if found.error is None:
-        return found, False
-    missing = re.search(r"missing \d+ required.* arguments?: (.*)", str(found.error))
-    if isinstance(found.error, TypeError) and missing:
-        names = re.findall(r"'(\w+)'", missing[1])
-        raise ValueError(
-            f"the model wants more than images: {', '.join(names)}. Say how it is called, as "
-            f"call=lambda model, images: model(images, {', '.join(f'{name}=…' for name in names)})"
-        ) from found.error
     if isinstance(found.error, USUAL):
         shape = " × ".join(map(str, images.shape[1:]))
         raise ValueError(
-            f"the model does not run on two images of {shape}: {type(found.error).__name__}: {found.error}. If it is called "
-            "otherwise than as model(images), pass call=lambda model, images: …"
+            f"the model does not run on two images of {shape}: {type(found.error).__name__}: {found.error}. If it wants more "
+            "than images, or is called otherwise, say how: call=lambda model, images: model(images, …)"
         ) from found.error
-    raise found.error
+    if found.error is not None:
+        raise found.error
+    return found, False
 
 
 def first_noisy_module(model: nn.Module, images: Tensor, call: Call = plain_call) -> str | None:

@@ -1,10 +1,9 @@
-"""`ds.eed`: the functions on results as methods of their Dataset, which says what it holds. Holds nothing itself."""
+"""`ds.eed`: what a Dataset holds, said first, and how it is saved. Holds nothing itself."""
 
 import html
 from os import PathLike
 from typing import Any
 
-import pandas as pd
 import xarray as xr
 
 from eedkit.errors import LONGEST, cut, printable
@@ -12,26 +11,9 @@ from eedkit.results import schema
 from eedkit.results.contents import describe
 
 
-@xr.register_datatree_accessor("eed")
-class TreeEED:
-    """`summary.summarise` for a tree of data sets and groups."""
-
-    def __init__(self, tree: xr.DataTree) -> None:
-        self._tree = tree
-
-    def summarise(self, **options: Any) -> pd.DataFrame:
-        """`summary.summarise`."""
-        from eedkit.results.summary import summarise
-
-        return summarise(self._tree, **options)
-
-
 @xr.register_dataset_accessor("eed")
 class EED:
-    """The functions of `eedkit.results` for one Dataset; each method's documentation is the function's.
-
-    Shown by itself, `ds.eed` says what was measured on what and what has no value; in Jupyter the Dataset stands below.
-    """
+    """Shown by itself it says what was measured on what and what has no value; in Jupyter the Dataset stands below."""
 
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
@@ -48,27 +30,6 @@ class EED:
             return describe(self._ds)
         except schema.SchemaError as error:
             return [cut(f"no results to describe: {error}", LONGEST)]
-
-    @property
-    def metrics(self) -> list[str]:
-        """The metrics in the Dataset: `schema.metrics_of`."""
-        return schema.metrics_of(self._ds)
-
-    def validate(self) -> xr.Dataset:
-        """`schema.validate`."""
-        return schema.validate(self._ds)
-
-    def summarise(self, **options: Any) -> pd.DataFrame:
-        """`summary.summarise`."""
-        from eedkit.results.summary import summarise
-
-        return summarise(self._ds, **options)
-
-    def compare(self, baseline: str, **options: Any) -> pd.DataFrame:
-        """`summary.compare`."""
-        from eedkit.results.summary import compare
-
-        return compare(self._ds, baseline, **options)
 
     def to_zarr(self, path: str | PathLike, **options: Any) -> None:
         """`io.to_zarr`."""

@@ -15,21 +15,7 @@ SHOWN = 5
 
 
 def describe(ds: xr.Dataset) -> list[str]:
-    """What was measured, by which metrics, and how complete it is, a line each.
-
-    Parameters
-    ----------
-    ds : Dataset
-        Of `measure`, `Study.run` or `open`, or what a selection left of it.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    SchemaError
-        The Dataset is not of eedkit's schema.
+    """What was measured, by which metrics, and how complete it is, a line each; SchemaError for another Dataset.
 
     >>> import eedkit as ek, torch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
@@ -56,14 +42,9 @@ def _extent(ds: xr.Dataset) -> str:
 
 def _metrics(ds: xr.Dataset) -> str:
     names = schema.metrics_of(ds)
-    without_null = [name for name in names if f"{name}_null" not in ds]
-    if not without_null:
-        null = "with a null"
-    elif len(without_null) == len(names):
-        null = "without a null"
-    else:
-        null = f"without a null for {', '.join(without_null)}"
-    return f"metrics: {', '.join(names)}; {null}"
+    without = [name for name in names if f"{name}_null" not in ds]
+    null = "with a null" if not without else f"without a null for {', '.join(without)}"
+    return f"metrics: {', '.join(names)}; {'without a null' if without == names else null}"
 
 
 def _completeness(ds: xr.Dataset) -> list[str]:

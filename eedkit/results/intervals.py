@@ -2,8 +2,8 @@
 
 Knows arrays and scipy, never labels. Costs a few passes over the values.
 
-A *residual* is what one unit, an image or a chain, adds to an estimate: residuals sum to 0, and √(K/(K − 1) Σ residual²) is the
-standard error of K units. So an estimate made of several others has their residuals' combination for its own.
+A *residual* is what one unit, an image or a chain, adds to an estimate: they sum to 0, and √(K/(K − 1) Σ residual²) is
+the standard error of K units. So an estimate made of several others has their residuals' combination for its own.
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,7 @@ def mean_residuals(values: np.ndarray) -> np.ndarray:
 def ratio_residuals(numerators: np.ndarray, denominators: np.ndarray, ratio: np.ndarray, chains: Chains) -> np.ndarray:
     """The residuals of a ratio R = v̄ / w̄ of two means whose unit is the chain, to first order in both means.
 
-    That of a chain is [Σ (v − v̄) / n_v − R Σ (w − w̄) / n_w] / w̄, NaN where the chain has neither. Where every sample has v and w
-    it is Σ (v − R w) / Σ w, the first sum over the chain and the other over all samples.
+    That of a chain is [Σ (v − v̄) / n_v − R Σ (w − w̄) / n_w] / w̄, NaN where the chain has neither.
 
     Shapes: v and w (layer, sample), NaN where a sample has none; R (layer,); residuals (layer, chain).
     """
@@ -92,9 +91,9 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
 def sampling_error(values: np.ndarray, circles: int) -> np.ndarray:
     """The standard error of a mean over elements of which one was drawn from each of equal parts of one or two circles.
 
-    Each part's variance is read off second differences round each circle, d = h(k − 1) − 2 h(k) + h(k + 1): where h is linear
-    over three parts, or varies within a part as much as between parts, the mean of d² is 6 times that variance. Where h bends
-    the error is too large: by a factor of 2 on real networks, and of 3 where h turns from each part to the next.
+    Each part's variance is read off second differences round each circle, d = h(k − 1) − 2 h(k) + h(k + 1): where h is
+    linear over three parts, or varies within a part as much as between parts, the mean of d² is 6 times that variance.
+    Where h bends the error is too large: by a factor of 2 on real networks, and of 3 where h turns at each part.
 
     Shapes: h (layer, …, *parts), of which the last `circles` axes are closed; errors (layer,).
     """

@@ -1,6 +1,8 @@
-"""One Dataset saved and opened: as a Zarr store, all at once or not at all. Knows xarray, never torch."""
+"""One Dataset saved and opened: as a Zarr store, all at once or not at all; and names of files. Knows xarray, never torch."""
 
+import hashlib
 import os
+import re
 import shutil
 from os import PathLike
 from pathlib import Path
@@ -13,19 +15,28 @@ from eedkit.results.schema import SchemaError
 
 CHUNK = 4096
 """Samples in a chunk."""
+LONGEST_SLUG = 80
+"""Bytes of a name that is part of a path; no file system takes names of any length."""
+
+
+def slug(name: str) -> str:
+    """A name as that of a file or a folder.
+
+    >>> slug("digits/test?n=100")
+    'digits-test-n-100'
+    """
+    short = re.sub(r"[^\w.]+", "-", name).strip("-.") or "-"
+    if len(short.encode()) <= LONGEST_SLUG:
+        return short
+    digest = hashlib.blake2b(name.encode(errors="backslashreplace"), digest_size=8).hexdigest()
+    return f"{short.encode()[: LONGEST_SLUG - 20].decode(errors='ignore')}-{digest}"
 
 
 def to_zarr(ds: xr.Dataset, path: str | PathLike, *, overwrite: bool = False) -> None:
     """Save a Dataset of eedkit's schema as a Zarr store, all at once or not at all.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        The extra `study`, which brings zarr, is not installed.
-    SchemaError
-        The Dataset is not of the schema.
-    FileExistsError
-        There is something at `path` already and `overwrite` is not given, or it is no store of eedkit, or a study's.
+    SchemaError for another Dataset. FileExistsError where there is something at `path` already and `overwrite` is not
+    given, or it is no store of eedkit, or a study's.
     """
     _need_zarr()
     ds = schema.validate(ds)

@@ -22,8 +22,8 @@ BESIDE = {
 """What is recorded beside the metrics."""
 
 LIKE_METRIC = ("_null", "_from_x", "_from_x_null", "_round_trip")
-"""How the names end of what stands beside a metric and has its dimensions: the null of the shuffled orbit; m(f(gx), g f(x)),
-where f̂ mixes elements, and its null; m(f(g⁻¹gx), f(x)), where the action on images interpolates."""
+"""How names end that stand beside a metric and have its dimensions: the null of the shuffled orbit; where f̂ mixes
+elements m(f(gx), g f(x)) and its null; where the action on images interpolates m(f(g⁻¹gx), f(x))."""
 
 ENDINGS = (*LIKE_METRIC, "_norm", "_pair_cosine", "_nan_reason", "_kernel_order")
 """How the names end of everything that stands beside a metric; no metric's own name ends so."""
@@ -31,7 +31,8 @@ ENDINGS = (*LIKE_METRIC, "_norm", "_pair_cosine", "_nan_reason", "_kernel_order"
 CHAIN = "number of the null's chain, the unit of intervals of relative values"
 
 LAYER_COORDS = ("depth", "layer_type", "layout", "channels", "height", "width")
-"""Coordinates on (model, layer); compare across architectures by `depth`. Where the action interpolates `law_error` is another."""
+"""Coordinates on (model, layer); compare across architectures by `depth`. `law_error` is one more where the action
+interpolates."""
 
 COORD_DIMS = {"angle": ("element",), "label": ("sample",), "chain": ("sample",), "flaw": ("sample",)}
 """The dimension of each other coordinate that is none of `model`."""
@@ -72,14 +73,9 @@ def from_x(ds: xr.Dataset, metric: str) -> str:
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:
-    """The Dataset, when it has the dimensions, coordinates, units and provenance of the schema.
+    """The Dataset, when it has the dimensions, coordinates, units and provenance of the schema; SchemaError otherwise.
 
     A dimension of which `.sel` left a scalar coordinate is one of length one again.
-
-    Raises
-    ------
-    SchemaError
-        Something is missing, has other dimensions or another type, or was written by a newer eedkit.
     """
     if not isinstance(ds, xr.Dataset):
         raise TypeError(f"expected a Dataset as measure() gives it, got {type(ds).__name__}")
@@ -147,13 +143,7 @@ def _dims_of(name: str, ds: xr.Dataset) -> tuple[str, ...]:
 
 
 def one_model(ds: xr.Dataset, model: str | None) -> xr.Dataset:
-    """The results of one model; without a name those of the only one.
-
-    Raises
-    ------
-    ValueError
-        There is no such model, or none is named and there are several.
-    """
+    """The results of one model; without a name those of the only one. ValueError for a name or the lack of one."""
     ds = validate(ds)
     names = ds.model.values.tolist()
     if model is None and len(names) > 1:
@@ -164,40 +154,26 @@ def one_model(ds: xr.Dataset, model: str | None) -> xr.Dataset:
 
 
 def partly(undefined: int, n: int) -> str:
-    """Why a layer has no value for some samples; empty when it has all.
-
-    >>> partly(0, 9)
-    ''
-    """
+    """Why a layer has no value for some samples; empty when it has all."""
     if not undefined:
         return ""
     return f"{PARTLY}{undefined} of {n} samples: unreadable, or their features not finite or all zero"
 
 
 def is_partial(reason: str) -> bool:
-    """Whether a reason is that of `partly`, and not of a layer that has no value at all.
-
-    >>> is_partial(partly(1, 9))
-    True
-    """
+    """Whether a reason is that of `partly`, and not of a layer that has no value at all."""
     return reason.startswith(PARTLY)
 
 
 def refuse_other(written: int, what: str) -> None:
-    """SchemaError when something was written with another schema than this eedkit's.
-
-    >>> refuse_other(2, "runs/a.zarr")
-    Traceback (most recent call last):
-    eedkit.results.schema.SchemaError: runs/a.zarr was written with schema 2, this eedkit reads 3, which puts relative values on \
-another scale and has deviations from the unmoved image and round trips; measure again
-    """
-    if int(written) > SCHEMA:
-        raise SchemaError(f"{what} was written with schema {written}, this eedkit reads {SCHEMA}; upgrade eedkit")
+    """SchemaError when something was written with another schema than this eedkit's."""
+    if int(written) == SCHEMA:
+        return
+    advice = "; upgrade eedkit"
     if int(written) < SCHEMA:
-        raise SchemaError(
-            f"{what} was written with schema {written}, this eedkit reads {SCHEMA}, which puts relative values on another "
-            "scale and has deviations from the unmoved image and round trips; measure again"
-        )
+        changed = "puts relative values on another scale and has deviations from the unmoved image and round trips"
+        advice = f", which {changed}; measure again"
+    raise SchemaError(f"{what} was written with schema {written}, this eedkit reads {SCHEMA}{advice}")
 
 
 def text_as_objects(ds: xr.Dataset) -> xr.Dataset:

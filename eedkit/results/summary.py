@@ -1,22 +1,22 @@
 """Averages of pointwise results: G-EED with intervals, calibration against the null, paired comparisons, joins.
 
-Knows xarray and pandas, never torch. Works on arrays (layer, sample) of one metric of one model, and reads one model at a time
-where a store holds many.
+Knows xarray and pandas, never torch. Works on arrays (layer, sample) of one metric of one model, and reads one model at
+a time where a store holds many.
 """
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from eedkit.errors import unknown
+from eedkit.errors import Undefined, unknown
 from eedkit.results import schema
 from eedkit.results.intervals import Chains, mean_of, mean_residuals, ratio_residuals, sampling_error, t_interval
+from eedkit.results.labels import class_names, is_right
 
 SMALL = 2**26
 """Bytes of results that are read at once."""
@@ -32,113 +32,98 @@ SAMPLE = re.compile(r"(?P<family>SO\(2\)|O\(2\)|T\(2\))\?n=(?P<n>\d+)(&seed=\d+)
 
 @dataclass(frozen=True)
 class _Deviation:
-    """E and its null for one metric of one model: the means over the elements, by layer and sample; an output is one layer.
+    """E and its null for one metric of one model; an output is one layer.
 
-    Parameters
-    ----------
-    values, nulls : (layer, sample)
-        NaN where a sample has none.
+    values : the means over the elements, (layer, sample), NaN where a sample has none
+    n : samples that have a value, (layer,)
+    estimate, null : the means of the values and of those of the shuffled orbit, (layer,)
     best, order : the distance's perfect value m*, and the power of |δ| with which it leaves it
-    rounding : (layer,)
-        The null gap that rounding alone may leave.
-    has_null : whether a null was measured
+    rounding : the null gap that rounding alone may leave, (layer,)
+    ratio, relative : (E − m*) / (E_null − m*), and its 1/order-th root, (layer,)
+    residuals : what each chain adds to the ratio, (layer, chain)
+    no_relative : why a layer that has values has no relative value; empty where it has one
     """
 
     values: np.ndarray
-    nulls: np.ndarray
+    n: np.ndarray
+    estimate: np.ndarray
+    null: np.ndarray
     best: float
     order: int
     rounding: np.ndarray
-    has_null: bool
+    ratio: np.ndarray
+    relative: np.ndarray
+    residuals: np.ndarray
+    no_relative: list[str]
 
-    @cached_property
-    def n(self) -> np.ndarray:
-        """Samples that have a value, (layer,)."""
-        return (~np.isnan(self.values)).sum(-1)
-
-    @cached_property
-    def estimate(self) -> np.ndarray:
-        """E, (layer,)."""
-        return mean_of(self.values)
-
-    @cached_property
-    def null(self) -> np.ndarray:
-        """E of the shuffled orbit, (layer,)."""
-        return mean_of(self.nulls)
-
-    @cached_property
-    def ratio(self) -> np.ndarray:
-        """(E − m*) / (E_null − m*), (layer,)."""
-        return self.ratio_of(self.estimate)
-
-    @property
-    def relative(self) -> np.ndarray:
-        """((E − m*) / (E_null − m*)) ^ (1 / order), (layer,)."""
-        return self.rooted(self.ratio)
-
-    def ratio_of(self, estimate: np.ndarray) -> np.ndarray:
-        """(estimate − m*) / (E_null − m*), (layer,); NaN where the null gap, or an estimate below m*, is not above rounding.
-
-        An estimate that lies below m* within rounding counts as m*.
-        """
-        above_best = estimate - self.best
-        above_best = np.where((above_best < 0) & (above_best >= -self.rounding), 0.0, above_best)
-        gap = self.null - self.best
-        is_known = (gap > self.rounding) & (above_best >= 0)
-        return np.divide(above_best, gap, out=np.full(gap.shape, np.nan), where=is_known)
-
-    def rooted(self, ratio: np.ndarray) -> np.ndarray:
-        """A ratio on the scale of relative values; one below 0, as an interval's end may be, counts as 0."""
-        return np.maximum(ratio, 0.0) ** (1 / self.order)
-
-    def ratio_residuals(self, chains: Chains) -> np.ndarray:
-        """What each chain adds to the ratio, (layer, chain)."""
-        return ratio_residuals(self.values - self.best, self.nulls - self.best, self.ratio, chains)
-
-    def relative_interval(self, chains: Chains, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-        """The ends of the ratio's interval over chains, put through the root."""
-        low, high = t_interval(self.ratio, self.ratio_residuals(chains), confidence)
-        return self.rooted(low), self.rooted(high)
-
-    def relative_residuals(self, chains: Chains) -> np.ndarray:
-        """What each chain adds to the relative value, to first order, (layer, chain): the root's slope times the ratio's.
+    def relative_residuals(self) -> np.ndarray:
+        """What each chain adds to the relative value, to first order: the root's slope times what it adds to the ratio.
 
         The slope is infinite at 0, where every value is m* and so every residual 0.
         """
         is_above = self.ratio > 0
         slope = np.divide(self.relative, self.order * self.ratio, out=np.zeros(self.ratio.shape), where=is_above)
-        return slope[:, None] * self.ratio_residuals(chains)
+        return slope[:, None] * self.residuals
 
-    def no_relative(self, layer: int) -> str:
-        """Why a layer that has values has no relative value; empty where it has one."""
-        if not self.has_null:
-            return "measured without a null, or it was left out"
-        if np.isnan(self.best):
-            return "the distance has no best value"
-        if np.isnan(self.null[layer]):
-            return "no sample has a null"
-        gap = self.null[layer] - self.best
-        rounding = self.rounding[layer]
-        if not gap > rounding:
-            return f"the null gap {gap:.2g} lies within rounding ({rounding:.2g}): the model tells no image from another here"
-        if np.isnan(self.ratio[layer]):
-            below = self.best - self.estimate[layer]
-            return f"E lies {below:.2g} below the best value {self.best:g}, which rounding ({rounding:.2g}) does not explain"
-        return ""
 
-    def where(self, is_kept: np.ndarray) -> "_Deviation":
-        """The same of a part of the samples, (layer, sample)."""
-        values = np.where(is_kept, self.values, np.nan)
-        nulls = np.where(is_kept, self.nulls, np.nan)
-        return replace(self, values=values, nulls=nulls)
+def _deviation(one: xr.Dataset, metric: str, chains: Chains, is_kept: np.ndarray | bool = True) -> _Deviation:
+    """A metric of one model with its null, of all samples or of a part of them, (layer, sample)."""
+    attrs = one[metric].attrs
+    best, order = attrs["best"], attrs["order"]
+    values = np.where(is_kept, _by_layer(one, metric), np.nan)
+    nulls = np.full_like(values, np.nan)
+    if f"{metric}_null" in one:
+        nulls = np.where(is_kept, _by_layer(one, f"{metric}_null"), np.nan)
+    n = (~np.isnan(values)).sum(-1)
+    estimate, null = mean_of(values), mean_of(nulls)
+    scale, _ = _scale(one, metric)
+    rounding = attrs["rounding"] * np.where(np.isfinite(scale), scale, 1.0)
+    ratio = _ratio(estimate, null, best, rounding)
+    residuals = ratio_residuals(values - best, nulls - best, ratio, chains)
+    reasons = []
+    for of_layer, of_null, within, found in zip(estimate, null, rounding, ratio, strict=True):
+        gap = of_null - best
+        reason = ""
+        if f"{metric}_null" not in one:
+            reason = "measured without a null, or it was left out"
+        elif np.isnan(best):
+            reason = "the distance has no best value"
+        elif np.isnan(of_null):
+            reason = "no sample has a null"
+        elif not gap > within:
+            no_gap = f"the null gap {gap:.2g} lies within rounding ({within:.2g})"
+            reason = f"{no_gap}: the model tells no image from another here"
+        elif np.isnan(found):
+            below = f"E lies {best - of_layer:.2g} below the best value {best:g}"
+            reason = f"{below}, which rounding ({within:.2g}) does not explain"
+        reasons.append(reason)
+    relative = _rooted(ratio, order)
+    return _Deviation(values, n, estimate, null, best, order, rounding, ratio, relative, residuals, reasons)
+
+
+def _rooted(ratio: np.ndarray, order: int) -> np.ndarray:
+    """A ratio on the scale of relative values; one below 0, as an interval's end may be, counts as 0."""
+    return np.maximum(ratio, 0.0) ** (1 / order)
+
+
+def _ratio(estimate: np.ndarray, null: np.ndarray, best: float, rounding: np.ndarray) -> np.ndarray:
+    """(estimate − m*) / (E_null − m*), (layer,); NaN where the null gap lies within rounding.
+
+    An estimate that lies below m* within rounding counts as m*; one further below has no ratio.
+    """
+    above_best = estimate - best
+    above_best = np.where((above_best < 0) & (above_best >= -rounding), 0.0, above_best)
+    gap = null - best
+    is_known = (gap > rounding) & (above_best >= 0)
+    return np.divide(above_best, gap, out=np.full(gap.shape, np.nan), where=is_known)
 
 
 def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: float = 0.95) -> pd.DataFrame:
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
-    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names. Means are
-    over the samples that have a value. Intervals are Student's t: that of E over images, that of the relative value over the
-    chains of images that share their shuffled orbits, from the residuals of E and of its null together.
+    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names.
+    Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the relative
+    value over the chains of images that share their shuffled orbits, from the residuals of E and of its null together.
 
     Columns
     -------
@@ -148,20 +133,19 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     order : 2 for distances that grow with the square of a small difference, 1 for the others
     relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order): 0 is perfectly equivariant; at 1 a
         transformed copy is as far away as a different image *[ours]*
-    round_trip : the same of m(f(g⁻¹gx), f(x)) in the place of E, for groups that interpolate: what moving the image there and back
-        costs on the relative scale, which bounds from above what interpolation adds to `relative` *[ours]*
+    round_trip : the same of m(f(g⁻¹gx), f(x)) in the place of E, for groups that interpolate, which bounds from above
+        what interpolation adds to `relative` *[ours]*
     element_error : standard error of the estimate that comes from sampling elements of a continuous group
     n : samples that have a value
-    reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why; and that `latent` was
-        measured on the model's output itself, where no classifier was found
+    reason : why something in the row is NaN, but for the accuracy, and which samples have no value and why; and that
+        `latent` was measured on the model's output itself, where no classifier was found
 
     Further columns with `full=True`
     --------------------------------
     scale : the size of a large difference
     pair_cosine, normalised : M and E / M, for the metrics that M normalises
-    accuracy : part of the unmoved images whose label is predicted. Labels must count the model's own classes: a label beyond
-        them, or a data set that declares another number of classes, gives NaN; other classes of the same number, or of a data
-        set that declares none, cannot be told from the model's own
+    accuracy : part of the unmoved images whose label is predicted; NaN where a label lies beyond the model's own
+        classes, or the data set declares another number of them. Otherwise labels must count the model's classes
     accuracy_reason : why accuracy is NaN
 
     Raises
@@ -190,21 +174,20 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
         return pd.concat(tables, ignore_index=True)
     ds = schema.validate(ds)
     chains = _chains(ds)
-    parts = []
+    tables = []
     for about, one in _each_model(ds):
-        accuracy = _accuracy(one) if full else {}
+        accuracy = dict(zip(("accuracy", "accuracy_reason"), _accuracy(one), strict=True)) if full else {}
         for metric in schema.metrics_of(ds):
-            parts.append({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy})
-    return _table(parts)
+            tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.DataFrame:
     """Paired differences of E between every model and a baseline, on the same samples.
 
     Positive means less invariant than the baseline. One row per other model, metric and layer that both have, with the
-    difference of E and of the relative value. Both have Student's t intervals: that of E over the images' differences, that of
-    the relative value over the chains' differences of residuals, which the slope of the root, relative / (order · ratio), puts
-    on the relative scale (the delta method).
+    difference of E and of the relative value. Both have Student's t intervals, over the images' differences and over
+    those of the chains' residuals of relative values (the delta method).
 
     Raises
     ------
@@ -226,11 +209,11 @@ def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.Da
         raise ValueError(unknown("model", baseline, names))
     chains = _chains(ds)
     _, base = next(_each_model(ds.sel(model=[baseline])))
-    parts = []
+    tables = []
     for about, one in _each_model(ds.sel(model=[name for name in names if name != baseline])):
         for metric in schema.metrics_of(ds):
-            parts.append({**about, **_differences(one, base, metric, chains, confidence)})
-    return _table(parts)
+            tables.append(pd.DataFrame({**about, **_differences(one, base, metric, chains, confidence)}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
@@ -281,7 +264,7 @@ def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
 
 
 def _with_from_x(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
-    """With `<metric>_from_x` for all where some model has it: f̂ of one that lacks it is f, so that it is the metric itself."""
+    """With `<metric>_from_x` for all where some model has it; where one lacks it f̂ is f, and it is the metric."""
     attrs = {}
     for ds in datasets:
         for name, variable in ds.data_vars.items():
@@ -336,49 +319,40 @@ def _each_model(ds: xr.Dataset) -> Iterator[tuple[dict[str, object], xr.Dataset]
         yield {name: one[name].item() for name in about}, one
 
 
-def _table(parts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The columns of all parts below each other; what is no list or array holds for every layer of its part."""
-    columns: dict[str, list] = {name: [] for name in (parts[0] if parts else ())}
-    for part in parts:
-        layers = np.size(part["layer"])
-        for name, values in part.items():
-            columns[name] += list(values) if isinstance(values, list | np.ndarray) else [values] * layers
-    return pd.DataFrame(columns)
-
-
 def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *, full: bool) -> dict[str, object]:
     """The columns of `summarise` for one metric of one model."""
-    deviation = _deviation(one, metric)
+    deviation = _deviation(one, metric, chains)
+    n = deviation.n
     low, high = t_interval(deviation.estimate, mean_residuals(deviation.values), confidence)
-    relative_low, relative_high = deviation.relative_interval(chains, confidence)
-    reasons = []
-    for layer, missing in enumerate(_missing(one, metric, deviation.values)):
-        reasons.append([missing])
-        if deviation.n[layer]:
-            if "layer" in one[metric].dims and one.layer.values[layer] == "latent":
-                reasons[layer].append(one.attrs.get("latent", ""))
-            reasons[layer].append(deviation.no_relative(layer))
-            reasons[layer].append(_no_interval(low[layer], deviation.relative[layer], relative_low[layer]))
+    of_ratio = t_interval(deviation.ratio, deviation.residuals, confidence)
+    relative_low, relative_high = (_rooted(end, deviation.order) for end in of_ratio)
+    places = _places(one, metric)
+    of_output = one.attrs.get("latent", "")
+    reasons = [
+        _missing(one, metric, deviation.values),
+        [of_output if layer == "latent" else "" for layer in places["layer"]],
+        deviation.no_relative,
+        _no_interval(low, deviation.relative, relative_low),
+    ]
     of_group = {}
     if any(str(name).endswith("_round_trip") for name in one.data_vars):
         of_group["round_trip"] = np.nan
     if f"{metric}_round_trip" in one:
         round_trip = mean_of(_by_layer(one, f"{metric}_round_trip"))
-        of_group["round_trip"] = deviation.rooted(deviation.ratio_of(round_trip))
+        ratio = _ratio(round_trip, deviation.null, deviation.best, deviation.rounding)
+        of_group["round_trip"] = _rooted(ratio, deviation.order)
     if "sampled" in one.element.attrs:
         of_group["element_error"], no_error = _element_error(one, metric)
-        for layer in np.flatnonzero(deviation.n):
-            reasons[layer].append(no_error)
+        reasons.append([no_error] * len(n))
     further = {}
     if full:
         further["scale"], no_scale = _scale(one, metric)
-        further["pair_cosine"], not_normalised = _pair_cosine(one, metric, deviation.n)
+        further["pair_cosine"], not_normalised = _pair_cosine(one, metric, n)
         has_meaning = further["pair_cosine"] > SMALL_PAIR_COSINE
         further["normalised"] = np.where(has_meaning, deviation.estimate / further["pair_cosine"], np.nan)
-        for layer in np.flatnonzero(deviation.n):
-            reasons[layer] += [no_scale, not_normalised[layer]]
+        reasons += [[no_scale] * len(n), not_normalised]
     return {
-        **_places(one, metric),
+        **places,
         "estimate": deviation.estimate,
         "low": low,
         "high": high,
@@ -389,8 +363,8 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
         "relative_low": relative_low,
         "relative_high": relative_high,
         **of_group,
-        "n": deviation.n,
-        "reason": ["; ".join(filter(None, of_layer)) for of_layer in reasons],
+        "n": n,
+        "reason": _joined(reasons, n),
         **further,
     }
 
@@ -403,27 +377,25 @@ def _differences(
         shared = [layer for layer in one.layer.values if layer in base.layer.values]
         one = one.sel(layer=shared)
         base = base.sel(layer=shared)
-    of_one = _deviation(one, metric)
-    of_base = _deviation(base, metric)
-    missing = zip(_missing(one, metric, of_one.values), _missing(base, metric, of_base.values), strict=True)
-    differences = of_one.values - of_base.values
-    of_one = of_one.where(~np.isnan(differences))
-    of_base = of_base.where(~np.isnan(differences))
+    values = _by_layer(one, metric)
+    of_base_values = _by_layer(base, metric)
+    differences = values - of_base_values
+    of_one = _deviation(one, metric, chains, ~np.isnan(differences))
+    of_base = _deviation(base, metric, chains, ~np.isnan(differences))
     difference = mean_of(differences)
     low, high = t_interval(difference, mean_residuals(differences), confidence)
     relative_difference = of_one.relative - of_base.relative
-    residuals = of_one.relative_residuals(chains) - of_base.relative_residuals(chains)
+    residuals = of_one.relative_residuals() - of_base.relative_residuals()
     relative_low, relative_high = t_interval(relative_difference, residuals, confidence)
-    reasons = []
-    for layer, (of_model, of_baseline) in enumerate(missing):
-        parts = [of_model]
-        if of_model != of_baseline:
-            texts = {one.model.item(): of_model, base.model.item(): of_baseline}
-            parts = [f"{name}: {text}" for name, text in texts.items() if text]
-        if of_one.n[layer]:
-            parts.append(of_one.no_relative(layer) or of_base.no_relative(layer))
-            parts.append(_no_interval(low[layer], relative_difference[layer], relative_low[layer]))
-        reasons.append("; ".join(filter(None, parts)))
+    missing = []
+    for of_model, of_baseline in zip(
+        _missing(one, metric, values), _missing(base, metric, of_base_values), strict=True
+    ):
+        texts = {f"{one.model.item()}: ": of_model, f"{base.model.item()}: ": of_baseline}
+        of_both = "; ".join(name + text for name, text in texts.items() if text)
+        missing.append(of_model if of_model == of_baseline else of_both)
+    no_relative = [a or b for a, b in zip(of_one.no_relative, of_base.no_relative, strict=True)]
+    reasons = [missing, no_relative, _no_interval(low, relative_difference, relative_low)]
     return {
         **_places(one, metric),
         "baseline": base.model.item(),
@@ -434,46 +406,36 @@ def _differences(
         "relative_low": relative_low,
         "relative_high": relative_high,
         "n": of_one.n,
-        "reason": reasons,
+        "reason": _joined(reasons, of_one.n),
     }
 
 
-def _no_interval(low: float, relative: float, relative_low: float) -> str:
-    """Why a layer that has values lacks an interval; empty where it lacks none."""
-    if np.isnan(low):
-        return "one sample gives no interval"
-    if np.isnan(relative_low) and not np.isnan(relative):
-        return "one chain of samples gives no interval of the relative value"
-    return ""
+def _joined(reasons: Sequence[Sequence[str]], n: np.ndarray) -> list[str]:
+    """Each layer's reasons in one text; of a layer without values the first is all there is to say."""
+    joined = []
+    for count, *of_layer in zip(n, *reasons, strict=True):
+        joined.append("; ".join(filter(None, of_layer if count else of_layer[:1])))
+    return joined
 
 
-def _places(one: xr.Dataset, metric: str) -> dict[str, object]:
+def _no_interval(low: np.ndarray, relative: np.ndarray, relative_low: np.ndarray) -> list[str]:
+    """Why layers that have values lack an interval; empty where one lacks none."""
+    of_chains = "one chain of samples gives no interval of the relative value"
+    reasons = np.where(np.isnan(relative_low) & ~np.isnan(relative), of_chains, "")
+    return np.where(np.isnan(low), "one sample gives no interval", reasons).tolist()
+
+
+def _places(one: xr.Dataset, metric: str) -> dict[str, Any]:
     """The columns that say where a metric was taken."""
     if "layer" not in one[metric].dims:
         return {"metric": metric, "layer": ["output"], "depth": [1.0]}
     return {"metric": metric, "layer": one.layer.values, "depth": one.depth.values}
 
 
-def _deviation(one: xr.Dataset, metric: str) -> _Deviation:
-    """A metric of one model with its null."""
-    attrs = one[metric].attrs
-    values = _by_layer(one, metric)
-    has_null = f"{metric}_null" in one
-    scale, _ = _scale(one, metric)
-    return _Deviation(
-        values=values,
-        nulls=_by_layer(one, f"{metric}_null") if has_null else np.full_like(values, np.nan),
-        best=attrs["best"],
-        order=attrs["order"],
-        rounding=attrs["rounding"] * np.where(np.isfinite(scale), scale, 1.0),
-        has_null=has_null,
-    )
-
-
 def _by_layer(one: xr.Dataset, name: str, *, over: str = "element") -> np.ndarray:
-    """The means over the elements, (layer, sample), or those over the samples, (layer, element); an output is one layer.
+    """The means over elements, (layer, sample), or over samples, (layer, element); an output is one layer.
 
-    A sample that lacks an element has no mean over them; samples that have no value are left out of a mean over samples.
+    A sample that lacks an element has no mean; means over samples are those of the samples that have a value.
     """
     values = one.variables[name].transpose("layer", "element", "sample", missing_dims="ignore").values
     if values.ndim == 2:
@@ -496,44 +458,32 @@ def _scale(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
 
 def _missing(one: xr.Dataset, metric: str, values: np.ndarray) -> list[str]:
     """Which samples have no value, and why, by layer; empty where all have one."""
-    is_output = "layer" not in one[metric].dims
-    reasons = [one[metric].attrs.get("nan_reason", "")] if is_output else one[f"{metric}_nan_reason"].values.tolist()
+    reasons = [one[metric].attrs.get("nan_reason", "")]
+    if "layer" in one[metric].dims:
+        reasons = one[f"{metric}_nan_reason"].values.tolist()
+    samples = one.sample.values
+    flaws = one.flaw.values if "flaw" in one.coords else np.full(len(samples), "")
     missing = []
     for reason, of_layer in zip(reasons, values, strict=True):
-        places = np.flatnonzero(np.isnan(of_layer)).tolist()
-        if len(places) == len(of_layer) and reason and not schema.is_partial(reason):
+        is_lost = np.isnan(of_layer)
+        if is_lost.all() and reason and not schema.is_partial(reason):
             missing.append(reason)
-        else:
-            missing.append(_of_samples(one, places))
+            continue
+        is_unread = is_lost & (flaws != "")
+        parts = []
+        # a mask leaves no trace but NaN, nor does a block of a study that is still to do
+        others = ": not finite, all zero, masked or not measured"
+        for names, why in ((flaws[is_unread], ""), (samples[is_lost & ~is_unread], others)):
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            if len(names):
+                parts.append(", ".join(map(str, names[:NAMED])) + more + why)
+        count = f"{is_lost.sum()} of {len(samples)} samples have no value"
+        missing.append(f"{count} ({'; '.join(parts)})" if parts else "")
     return missing
 
 
-def _of_samples(one: xr.Dataset, places: Sequence[int]) -> str:
-    """Why samples at these places have no value."""
-    if not places:
-        return ""
-    unread = []
-    others = []
-    for place in places:
-        flaw = one.flaw.values[place] if "flaw" in one.coords else ""
-        if flaw:
-            unread.append(flaw)
-        else:
-            others.append(str(one.sample.values[place]))
-    parts = [_first(unread)] if unread else []
-    if others:
-        # a mask leaves no trace but NaN, nor does a block of a study that is still to do
-        parts.append(f"{_first(others)}: not finite, all zero, masked or not measured")
-    return f"{len(places)} of {one.sizes['sample']} samples have no value ({'; '.join(parts)})"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
 def _pair_cosine(one: xr.Dataset, metric: str, n: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """M, (layer,), NaN where it was taken over others than the n samples that have a value; and why E / M has no value."""
+    """M, (layer,), NaN where it was not taken over the n samples that have a value; and why E / M has none."""
     pair_cosine = np.full(len(n), np.nan)
     reasons = [""] * len(n)
     name = f"{metric}_pair_cosine"
@@ -563,39 +513,27 @@ def _element_error(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
         if np.prod(parts) == by_element.shape[1] and np.prod(parts[-circles:]) >= LEAST_ELEMENTS:
             return sampling_error(by_element.reshape(-1, *parts), circles), ""
     return np.full(len(by_element), np.nan), (
-        f"the error of sampling elements is known of a whole sample of SO(2), O(2) or T(2), of {LEAST_ELEMENTS} parts or more"
+        "the error of sampling elements is known of a whole sample of SO(2), O(2) or T(2), "
+        f"of {LEAST_ELEMENTS} parts or more"
     )
 
 
-def _accuracy(one: xr.Dataset) -> dict[str, object]:
-    """The columns of the accuracy, which the rows of a model share."""
-    accuracy, reason = _part_predicted(one)
-    return {"accuracy": accuracy, "accuracy_reason": reason}
-
-
-def _part_predicted(one: xr.Dataset) -> tuple[float, str]:
+def _accuracy(one: xr.Dataset) -> tuple[float, str]:
     """The part of the unmoved images whose label is predicted; or NaN, and why there is none."""
-    if "label" not in one.coords:
-        return np.nan, "the images have no labels"
     classes = one.classes.item() if "classes" in one.coords else None
-    if "prediction" not in one or classes == 0:
-        return np.nan, "there are no predictions, as of a model whose output is no class scores"
-    labels = one.label.values
-    if labels.dtype.kind not in "iub":
-        return np.nan, "the labels are names or fractions, the predictions are numbers of classes"
+    try:
+        right = is_right(one.drop_vars("prediction") if classes == 0 else one)
+    except Undefined as why:
+        return np.nan, str(why)
     identity = one.element.attrs.get("identity", "e")
     if identity not in one.element.values:
         return np.nan, f"the identity {identity!r} is not among the elements, so no image is unmoved"
-    labelled = labels != -1
-    if classes is not None and labelled.any():
-        declared = one.label.attrs.get("classes", classes)
-        if declared != classes:
-            return np.nan, f"the images are of {declared} classes, the model's scores of {classes}"
-        low, high = labels[labelled].min(), labels[labelled].max()
+    if classes is not None and right.size:
+        names = class_names(one)
+        if names and len(names) != classes:
+            return np.nan, f"the images are of {len(names)} classes, the model's scores of {classes}"
+        low, high = right.label.values.min(), right.label.values.max()
         if low < 0 or high >= classes:
             return np.nan, f"the labels run from {low} to {high}, the model's classes from 0 to {classes - 1}"
-    predicted = one.prediction.sel(element=identity).values
-    counted = (predicted >= 0) & labelled
-    if not counted.any():
-        return np.nan, "no image has both a label and a prediction"
-    return float((predicted == labels)[counted].mean()), ""
+    accuracy = right.sel(element=identity).mean().item()
+    return accuracy, "no image has both a label and a prediction" if np.isnan(accuracy) else ""

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from eedkit.errors import cut, short
-from eedkit.store.cells import slug
+from eedkit.results.io import slug
 
 SHOWN = 200
 """Characters of names that a message repeats."""
@@ -23,43 +23,56 @@ def named(what: str, given: Any, expected: str, *values: type) -> dict[str, Any]
         for value in given:
             if not isinstance(value, str):
                 raise ValueError(f"{what} must be a list of {expected}, got {short(value)} in it")
-        found = dict(zip(given, given, strict=True))
+        by_name = dict(zip(given, given, strict=True))
     else:
-        found = dict(given)
-    if len(found) < len(given):
+        by_name = dict(given)
+    if len(by_name) < len(given):
         raise ValueError(f"{what} holds something twice: {cut(', '.join(map(str, given)), SHOWN)}")
-    if not found:
+    if not by_name:
         raise ValueError(f"{what} is empty; expected {expected}")
-    for name, value in found.items():
+    for name, value in by_name.items():
         if not isinstance(name, str) or not isinstance(value, (str, *values)):
             raise ValueError(f"{what} must be {expected}, got {name!r}: {short(value)}")
     places: dict[str, str] = {}
-    for name in found if what != "layers" else ():
+    for name in by_name if what != "layers" else ():
         other = places.setdefault(slug(name).casefold(), name)
         if other != name:
             raise ValueError(f"{what}: {other!r} and {name!r} would have one place in the store; name one otherwise")
-    return found
+    return by_name
 
 
-def imported(what: str, given: Any, *kinds: type) -> tuple:
-    """Names and values of these kinds; "module:name" gives the value of that name, which imports the module."""
+def names_or_values(what: str, given: Any, *kinds: type) -> tuple:
+    """Names, values of these kinds, and "module:name"s, which are not imported yet."""
     expected = f"names, {' or '.join(kind.__name__ for kind in kinds)} values, or 'module:name' of such a value"
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise ValueError(f"{what} must be a list of {expected}, got {short(given)}")
-    found = []
     for value in given:
-        module, colon, name = value.partition(":") if isinstance(value, str) else ("", "", "")
-        if colon:
-            try:
-                value = getattr(importlib.import_module(module), name)
-            except (ImportError, AttributeError) as error:
-                raise ValueError(
-                    f"{what}: there is no {module}:{name} ({error}); Python must find the module, so put its folder on PYTHONPATH"
-                ) from None
-        if not isinstance(value, kinds) and (colon or not isinstance(value, str)):
+        if not isinstance(value, (str, *kinds)):
             raise ValueError(f"{what} must be {expected}, got {short(value)} in it")
-        found.append(value)
-    return tuple(found)
+    return tuple(given)
+
+
+def is_imported(value: object) -> bool:
+    """Whether a value is the "module:name" of one."""
+    return isinstance(value, str) and ":" in value
+
+
+def imported(what: str, value: Any, *kinds: type) -> Any:
+    """The value itself, or the one that "module:name" stands for, which runs that module."""
+    if not is_imported(value):
+        return value
+    module, _, name = value.partition(":")
+    try:
+        given = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # whatever that module does
+        raise ValueError(
+            f"{what}: there is no {value} ({type(error).__name__}: {error}); Python must find the module, so put its folder "
+            "on PYTHONPATH, and it must run"
+        ) from error
+    if not isinstance(given, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{what}: {value} must be {expected}, got {short(given)}")
+    return given
 
 
 def typed(study: object, name: str, *kinds: type | None) -> None:

@@ -1,70 +1,101 @@
-"""What a study will cost: how many images a spec stands for, and a model timed on noise.
+"""What can be known of a cell before anything is trained: whether it can be measured at all, how many images, at what cost.
 
-Knows models, images and what is done already. Costs one model at a time with random weights, and three batches through it.
+Knows models, images and how to measure; no study and no store. Costs one model at a time with random weights, and some passes
+of noise through it.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from eedkit.errors import printable
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.lab import specs
+from eedkit.probe import run, samples
+from eedkit.probe.matching import matched
 from eedkit.probe.measure import Options, measure_block
-from eedkit.probe.run import default_batch_size
-from eedkit.progress import bar
 from eedkit.results.schema import metrics_of
-from eedkit.store.cells import State
 from eedkit.study import workers
 
-if TYPE_CHECKING:
-    from eedkit.study.study import Study
-
-
 SLOW = 5.0
-"""Seconds for a few images under every element, from which on that is timing enough."""
+"""Seconds for a few images under every element, from which on batches are not waited for."""
 FEW = 4
 """Images of the first pass; a metric that matches channels fits on no fewer."""
+ROUNDS = 3
+"""Timings of which the least counts: what else runs on a machine only makes them longer."""
 
 
-def table(study: "Study", states: Sequence[State], *, progress: bool) -> pd.DataFrame:
-    """`Study.plan`, from the study's cells and what is known of them."""
-    options = {one.action.group.name: one for one in map(study.options, study.groups)}
-    costs: dict[tuple, tuple[float, int]] = {}
-    rows = []
-    shown = bar(len(states), "plan", "cell", show=progress)
-    for state in states:
-        cell = state.cell
-        shown.set_postfix_str(printable(cell.model), refresh=False)
-        row = {"data": cell.data, "group": cell.group, "model": cell.model, "note": ""}
-        try:
-            n = state.samples or count(study.data[cell.data])
-            model = study.models[cell.model]
-            # what a forward pass costs follows from the model, and for a module from the size of the images
-            key = cell.model, cell.group, study.data[cell.data] if isinstance(model, nn.Module) else ""
-            if key not in costs:
-                costs[key] = cost(model, study.data[cell.data], options[cell.group])
-            seconds, size = costs[key]
-            left = n - state.samples_done
-            row["images"] = n
-            row["blocks"] = len(state.bounds or study.bounds(n, options[cell.group]))
-            row["done"] = len(state.done)
-            row["forwards"] = left * options[cell.group].action.group.order
-            row["bytes"] = size * n
-            row["seconds"] = seconds * left
-        except Exception as error:  # a plan says of every cell what is wrong, not only of the first
-            row["note"] = f"{type(error).__name__}: {error}"
-        rows.append(row)
-        shown.update()
-    shown.close()
-    columns = ["data", "group", "model", "images", "blocks", "done", "forwards", "bytes", "seconds", "note"]
-    return pd.DataFrame(rows).reindex(columns=columns)
+@dataclass(frozen=True)
+class Noise:
+    """So many images of noise, each the same whenever it is asked for."""
+
+    n: int
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.rand(self.shape, generator=torch.Generator().manual_seed(i))
+
+
+def untrained(model: str | nn.Module) -> lab_models.Loaded:
+    """The model with random weights; a module as it is."""
+    return lab_models.load(model, weights=False) if isinstance(model, str) else lab_models.Loaded(model)
+
+
+def shape_of_images(loaded: lab_models.Loaded, data: str) -> tuple[int, ...] | None:
+    """(C, H, W) of the images as the model gets them; None where that takes an image and the first ones cannot be read."""
+    if loaded.channels is not None and loaded.size is not None:
+        return loaded.channels, loaded.size, loaded.size
+    images = lab_images.load(data, size=loaded.size, channels=loaded.channels)
+    for i in range(min(FEW, len(images))):
+        with suppress(ValueError, OSError):  # an image that cannot be read costs itself alone
+            return tuple(images[i]["image"].shape)
+    return None
+
+
+def reasons_against(
+    model: str | nn.Module, sizes: Mapping[str, int], options: Iterable[Options]
+) -> dict[tuple[str, str], str]:
+    """Why a model cannot be measured on data sets of so many images under groups, by data set and group; costs no weights.
+
+    The model with random weights is given two images of noise, which finds its head, layers, layouts and output, and whether
+    the group can act. What a model throws that is no ValueError is its own matter, and is reported when it is measured.
+    """
+    reasons = {}
+    try:
+        loaded = untrained(model)
+    except ValueError as error:
+        return {(data, one.action.group.name): str(error) for data in sizes for one in options}
+    except (Exception, SystemExit):
+        return {}
+    for data, n in sizes.items():
+        shape = shape_of_images(loaded, data)
+        if shape is None:
+            continue
+        for one in options:
+            try:
+                _try(loaded, Noise(n, shape), replace(workers.options_for(one, loaded), device="cpu"))
+            except ValueError as error:
+                reasons[data, one.action.group.name] = str(error)
+            except (Exception, SystemExit):
+                continue
+    return reasons
+
+
+def _try(loaded: lab_models.Loaded, images: Noise, options: Options) -> None:
+    """Everything that `measure` does before the first image is measured."""
+    order = options.action.group.order
+    stream = samples.open_stream(images, seed=options.seed, order=order, null=options.null)
+    if any(metric.action is matched for metric in options.metrics):
+        samples.open_halves(images, seed=options.seed)
+    with run.prepared(loaded.model, stream, options):
+        pass
 
 
 def count(data: str) -> int:
@@ -100,29 +131,40 @@ def count(data: str) -> int:
 
 def cost(model: str | nn.Module, data: str, options: Options) -> tuple[float, int]:
     """Seconds and bytes for one image under every element of the group; the first pass also tells whether all names fit."""
-    loaded = lab_models.load(model, weights=False) if isinstance(model, str) else lab_models.Loaded(model)
-    shape = (loaded.channels, loaded.size, loaded.size)
-    if None in shape:
-        shape = tuple(lab_images.load(data, size=loaded.size, channels=loaded.channels)[0]["image"].shape)
-    device = workers.device(options.device)
+    loaded = untrained(model)
+    shape = shape_of_images(loaded, data)
+    if shape is None:
+        raise ValueError(f"the first images of {data} cannot be read, so their size is not known")
+    options = replace(workers.options_for(options, loaded), device=workers.device(str(options.device)))
+    without_null = replace(options, null=False)
+    ds, cold = _timed(loaded.model, Noise(FEW, shape), without_null)
     order = options.action.group.order
-    batch = options.batch_size or default_batch_size(shape, order, device)
-    images = torch.rand(max(FEW, 2 * batch), *shape, generator=torch.Generator().manual_seed(0))
-    without_null = replace(
-        options, head=options.head or loaded.head, layers=loaded.layers or options.layers, device=device, null=False
-    )
-    start = time.perf_counter()
-    ds, _ = measure_block(loaded.model, images[:FEW], without_null)
-    seconds = (time.perf_counter() - start) / FEW
-    if FEW * seconds < SLOW:
-        # the first pass over a batch of this size prepares the library's kernels
-        for n in (max(FEW, batch), len(images)):
-            start = time.perf_counter()
-            measure_block(loaded.model, images[:n], replace(without_null, group="C1"))
-        seconds = (time.perf_counter() - start) / len(images) * order
+    batch = options.batch_size or run.default_batch_size(shape, order, options.device)
+    seconds = _seconds(loaded.model, shape, replace(without_null, group="C1"), 0 if cold > SLOW else batch)
+    there_and_back = 2 if options.action.on_images(shape).interpolates else 1
     size = sum(v.nbytes // v.sizes["sample"] for v in ds.data_vars.values() if "sample" in v.dims)
     if options.null:
         for name in metrics_of(ds):
             with_null = [name, f"{name}_from_x"] if f"{name}_from_x" in ds else [name]
             size += sum(ds[one].nbytes // ds.sizes["sample"] for one in with_null)
-    return seconds, size
+    return seconds * order * there_and_back, size
+
+
+def _seconds(model: nn.Module, shape: tuple[int, ...], options: Options, batch: int) -> float:
+    """Seconds for one image more, of which every block has many: finding the layers, once for a block, does not count."""
+    few, many = FEW, 2 * max(FEW, batch)
+    least = {few: float("inf"), many: float("inf")}
+    for _ in range(ROUNDS):
+        for n in least:
+            least[n] = min(least[n], _timed(model, Noise(n, shape), options)[1])
+    if least[many] <= least[few]:  # too quick for the clock
+        return least[many] / many
+    return (least[many] - least[few]) / (many - few)
+
+
+def _timed(model: nn.Module, images: Noise, options: Options) -> tuple:
+    """The values of these images, and how many seconds they took."""
+    tensor = torch.stack([images[i] for i in range(images.n)])
+    start = time.perf_counter()
+    values, _ = measure_block(model, tensor, options)
+    return values, time.perf_counter() - start

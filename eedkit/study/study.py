@@ -1,6 +1,6 @@
 """A study: models × data sets × groups, measured block by block into one store; planned, run, killed, resumed, joined.
 
-Knows what belongs to a study and has it computed. Costs the forward passes; planning costs one batch a model.
+Knows what belongs to a study and has it computed. Costs the forward passes; planning costs some batches a model.
 """
 
 import math
@@ -8,9 +8,10 @@ import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import torch
@@ -24,15 +25,16 @@ from eedkit.lab import models as lab_models
 from eedkit.lab import recipes
 from eedkit.probe import guard
 from eedkit.probe import measure as probe
-from eedkit.probe.measure import Options
+from eedkit.probe.measure import STANDARD, Options
 from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import chain_length
 from eedkit.progress import bar
 from eedkit.results import schema
-from eedkit.store.cells import DEATHS, DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, State, Store
-from eedkit.store.join import join
 from eedkit.study import plan, workers
-from eedkit.study.checks import Once, imported, named, typed
+from eedkit.study.blocks import PAIR_SUM
+from eedkit.study.checks import Once, imported, is_imported, named, names_or_values, typed
+from eedkit.study.join import join
+from eedkit.study.store import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, Contents, State, Store
 from eedkit.study.workers import Work
 from eedkit.theory import deviation
 from eedkit.theory.actions import Action
@@ -62,13 +64,11 @@ class Study:
     metrics : as in `measure`, or "module:name" of a `Metric`
     layers, head, layouts, output, null, seed, precision, device, batch_size : as in `measure`; no null within classes
     block : images that are written at once: what a kill costs. Made whole chains of the null; counts when a cell is begun
-    time_limit : seconds after which a block fails, the loading of its model included; None for no limit. A model that hangs in
-        C, where Python cannot interrupt it, is ended with its process: run with `workers`, which are then started again
 
     Raises
     ------
-    ValueError
-        Something is unknown, misspelt, given twice or of another type; nothing is loaded or computed.
+    ValueError, TypeError
+        Something is unknown, misspelt, given twice or of another type; nothing is loaded, imported or computed.
 
     Examples
     --------
@@ -92,7 +92,6 @@ class Study:
     device: str = "auto"
     batch_size: int | None = None
     block: int = 1024
-    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -102,8 +101,8 @@ class Study:
             named("models", self.models, "specs, or a mapping from names to specs or modules", nn.Module),
         )
         put(self, "data", named("data", self.data, "specs of images, or a mapping from names to specs"))
-        put(self, "groups", imported("groups", self.groups, Group, Action))
-        put(self, "metrics", imported("metrics", self.metrics, Metric))
+        put(self, "groups", names_or_values("groups", self.groups, Group, Action))
+        put(self, "metrics", names_or_values("metrics", self.metrics, Metric))
         if not isinstance(self.layers, str):
             put(self, "layers", tuple(named("layers", self.layers, "'blocks', 'all', an expression, or module paths")))
         if not isinstance(self.store, str | os.PathLike) or not str(self.store):
@@ -115,29 +114,37 @@ class Study:
         typed(self, "head", str, None)
         typed(self, "null", bool)
         typed(self, "seed", int)
-        typed(self, "precision", str)
         typed(self, "device", str)
-        typed(self, "batch_size", int, None)
         typed(self, "block", int)
         if self.block < 1:
             raise ValueError(f"block must be at least 1, got {self.block}")
-        typed(self, "time_limit", int, float, None)
-        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
-            raise ValueError(f"time_limit must be seconds above 0, or None, got {self.time_limit}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
-        try:
-            torch.device("cpu" if self.device == "auto" else self.device)
-        except RuntimeError:
-            raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {self.device!r}") from None
-        self._metric_names()
-        options = [self.options(group) for group in self.groups]
-        named("groups", [one.action.group.name for one in options], "names of groups")
-        for spec in self.data.values():
+        self._check_device()
+        # what is imported is checked when it is needed, since looking at a study's status must run no code of its file
+        known = [metric for metric in self.metrics if not is_imported(metric)]
+        self._metric_names(known)
+        options = [self._options(group, known or STANDARD) for group in self.groups if not is_imported(group)]
+        if not options:
+            self._options("C1", known or STANDARD)
+        if len(known) == len(self.metrics) and options:
+            named("groups", [one.action.group.name for one in options], "names of groups")
+        for spec in self._data.values():
             lab_images.check(spec)
-        for source in self.models.values():
+        for source in self._models.values():
             if isinstance(source, str):
                 lab_models.resolve(source)
+
+    @property
+    def _models(self) -> dict[str, str | nn.Module]:
+        """By their names, which `named` has given all of them."""
+        return cast("dict[str, str | nn.Module]", self.models)
+
+    @property
+    def _data(self) -> dict[str, str]:
+        return cast("dict[str, str]", self.data)
+
+    @property
+    def _store(self) -> Store:
+        return Store(str(self.store))
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike) -> "Study":
@@ -151,9 +158,9 @@ class Study:
         path = Path(path)
         try:
             read = yaml.load(path.read_text(encoding="utf-8"), Loader=Once)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no such date
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date
             hint = "specs within [ ] need quotes, or write them as `- spec` lines"
-            raise ValueError(f"{path} is not YAML: {error}; {hint}") from None
+            raise ValueError(f"{path} is not YAML: {cut(str(error), SHOWN)}; {hint}") from None
         known = [field.name for field in fields(cls)]
         if not isinstance(read, dict):
             raise ValueError(f"{path}: expected `key: value` lines with the keys {', '.join(known)}")
@@ -165,15 +172,18 @@ class Study:
         if absent:
             raise ValueError(f"{path}: no {' and no '.join(absent)}; a study needs {', '.join(known[:4])}")
         try:
-            return cls(**read)
-        except (ValueError, ImportError) as error:
+            study = cls(**read)
+        except (ValueError, TypeError, ImportError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
+        object.__setattr__(study, "_file", f"{path}: ")
+        return study
 
     def plan(self, *, progress: bool = True) -> pd.DataFrame:
         """What there is to do and what it costs, one row per cell; nothing is loaded, trained or written.
 
-        Every model is built with random weights and timed on noise, on the device that would be used: seconds for a small one,
-        a minute for a very large one. Images that are not on this machine count by their spec's `n`.
+        Every model of which something is left to do is built with random weights and timed on noise, on the device that would
+        be used: seconds for a small one, a minute for a very large one. Images that are not on this machine count by their
+        spec's `n`.
 
         Columns
         -------
@@ -183,12 +193,58 @@ class Study:
         seconds : predicted, for what is left, in one process
         note : why something is unknown
         """
-        return plan.table(self, self._states(), progress=progress)
+        store = self._store
+        contents = store.read()
+        costs: dict[tuple, tuple[float, int]] = {}
+        rows = []
+        states = self._states(contents)
+        shown = bar(len(states), "plan", "cell", show=progress)
+        for state in states:
+            cell = state.cell
+            shown.set_postfix_str(printable(cell.model), refresh=False)
+            row: dict[str, Any] = {"data": cell.data, "group": cell.group, "model": cell.model, "note": ""}
+            try:
+                row |= self._planned(store, state, costs)
+            except Exception as error:  # a plan says of every cell what is wrong, not only of the first
+                row["note"] = f"{type(error).__name__}: {error}"
+            rows.append(row)
+            shown.update()
+        shown.close()
+        columns = ["data", "group", "model", "images", "blocks", "done", "forwards", "bytes", "seconds", "note"]
+        return pd.DataFrame(rows).reindex(columns=columns)
+
+    def _planned(self, store: Store, state: State, costs: dict[tuple, tuple[float, int]]) -> dict[str, Any]:
+        """The row of a plan for a cell."""
+        cell = state.cell
+        if state.is_done:
+            first = store.block(state, min(state.done))
+            places = [place for name, place in first.about["arrays"].items() if name != PAIR_SUM]
+            size = sum((place["stop"] - place["start"]) * torch.float32.itemsize for place in places)
+            nothing = {"forwards": 0, "seconds": 0.0, "bytes": size // first.size * state.samples}
+            return {"images": state.samples, "blocks": len(state.bounds), "done": len(state.done), **nothing}
+        model, data = self._models[cell.model], self._data[cell.data]
+        options = self._options_by_group[cell.group]
+        n = state.samples or plan.count(data)
+        # what a forward pass costs follows from the model, and for a module from the size of the images
+        key = cell.model, cell.group, data if isinstance(model, nn.Module) else ""
+        if key not in costs:
+            costs[key] = plan.cost(model, data, options)
+        seconds, size = costs[key]
+        left = n - state.samples_done
+        return {
+            "images": n,
+            "blocks": len(state.bounds or self.bounds(n, options)),
+            "done": len(state.done),
+            "forwards": left * options.action.group.order,
+            "bytes": size * n,
+            "seconds": seconds * left,
+        }
 
     def status(self) -> pd.DataFrame:
         """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
-        with the reasons."""
-        return _status(self._states(), Store(self.store))
+        with the reasons. Runs no code of the study's file once the study was begun."""
+        store = self._store
+        return _status(self._states(store.read()), store)
 
     def run(
         self,
@@ -200,8 +256,9 @@ class Study:
     ) -> xr.Dataset | xr.DataTree:
         """Compute what is missing or failed before, and give back everything that is done: `eedkit.open` of this study's cells.
 
-        May be killed at any moment and run again; several processes may run it at once and share the work. What a model or
-        an image throws is recorded (`status`), and the rest goes on.
+        May be killed at any moment and run again; several processes may run it at once and share the work. What cannot be
+        measured as asked is refused before anything is trained. What a model or an image throws is recorded (`status`), and
+        the rest goes on. Blocks at which processes ended are tried last.
 
         Parameters
         ----------
@@ -212,96 +269,207 @@ class Study:
         Raises
         ------
         StoreError
-            The store cannot be written or is damaged, or holds other models, images or settings under the same names.
+            The store cannot be read or written or is damaged, or holds other models, images or settings under the same names.
         ValueError, ConnectionError
-            Images or files of weights are not there or cannot be fetched, or no scheduler answers; before any forward pass.
-            (Weights that are fetched by name count as the model's: that cell fails.)
+            Images or files of weights are not there or cannot be fetched, a model has no such head, layer, layout or output,
+            a group cannot act on the images, or no scheduler answers; before anything is trained or measured. (Weights that
+            are fetched by name count as the model's: that cell fails.) Or the scheduler is gone; what is done stays.
         RuntimeError
             Nothing is done, because every cell failed; with the reasons.
         """
         _check_workers(workers, client)
-        store = Store(self.store)
+        store = self._store
+        groups = {str(value): self._group_name(value, {}) for value in self.groups if is_imported(value)}
         if repair:
-            store.repair(self._cells())
-        works = self._works(store, self._states())
-        self._compute(works, workers, client if works else None, progress=progress)
-        states = self._states()
+            store.repair(self._cells({}), groups)
+        contents = store.read()
+        states = self._states(contents)
+        settings, images = self._settings_of_cells(states)
+        for state in states:
+            store.refuse_others(state, settings[state.cell])
+        if not all(state.is_done for state in states):
+            self._compute(store, contents, groups, settings, images, workers, client, progress=progress)
+            states = self._states(store.read())
         _warn_of_failures(_status(states, store))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
-            return join(self.store, states)
+            return join(str(self.store), states)
 
-    def _cells(self) -> list[Cell]:
+    @cached_property
+    def _options_by_group(self) -> dict[str, Options]:
+        """How the cells of each group are measured; what "module:name" stands for is imported now."""
+        try:
+            metrics = tuple(imported("metrics", metric, Metric) for metric in self.metrics)
+            options = [self._options(imported("groups", group, Group, Action), metrics) for group in self.groups]
+            names = named("groups", [one.action.group.name for one in options], "names of groups")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{getattr(self, '_file', '')}{error}") from error
+        return dict(zip(names, options, strict=True))
+
+    def options(self, group: str | Group | Action) -> Options:
+        """How the cells of a group are measured."""
+        return list(self._options_by_group.values())[list(self.groups).index(group)]
+
+    def _options(self, group: Any, metrics: Sequence) -> Options:
+        names = ("layers", "head", "layouts", "output", "null", "seed", "precision", "device", "batch_size")
+        return Options(group, metrics=metrics, **{name: getattr(self, name) for name in names})
+
+    def _check_device(self) -> None:
+        """ValueError for what is no device; whether this machine has it matters only when it is to compute."""
+        try:
+            kind = torch.device("cpu" if self.device == "auto" else self.device).type
+        except RuntimeError:
+            kind = ""
+        if kind not in ("cpu", "cuda"):
+            raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {self.device!r}")
+
+    def _group_name(self, group: Any, known: Mapping[str, str]) -> str:
+        """A group's name; of a "module:name" that which is known from the store, so that nothing is imported."""
+        if is_imported(group):
+            return known.get(group) or self.options(group).action.group.name
+        return self._options(group, STANDARD).action.group.name
+
+    def _cells(self, known_groups: Mapping[str, str]) -> list[Cell]:
         """Every cell, model by model, so that weights are loaded once."""
-        groups = [self.options(group).action.group.name for group in self.groups]
+        groups = [self._group_name(group, known_groups) for group in self.groups]
         cells = []
-        for model in self.models:
-            for data in self.data:
+        for model in self._models:
+            for data in self._data:
                 cells += [Cell(data, group, model) for group in groups]
         return cells
 
-    def _states(self) -> list[State]:
+    def _states(self, contents: Contents) -> list[State]:
         """Every cell with what is known of it."""
-        known = Store(self.store).read()
-        return [known.get(cell) or State(cell) for cell in self._cells()]
+        return [contents.states.get(cell) or State(cell) for cell in self._cells(contents.groups)]
 
-    def _works(self, store: Store, states: Sequence[State]) -> list[Work]:
-        """The blocks that are left to compute, once every cell is begun; those that were somebody's last come last."""
-        options = {one.action.group.name: one for one in map(self.options, self.groups)}
-        sources = {name: _source(model) for name, model in self.models.items()}
-        images = {name: _images(spec) for name, spec in self.data.items()}
-        store.promise([state.cell for state in states])
-        store.clean(states)
+    def _settings_of_cells(
+        self, states: Sequence[State]
+    ) -> tuple[dict[Cell, dict[str, Any]], dict[str, tuple[str, int]]]:
+        """What must be the same for blocks to belong together, and checksum and number of each data set's images."""
+        sources = {name: _source(model) for name, model in self._models.items()}
+        images = {name: _images(spec) for name, spec in self._data.items()}
+        moves = {name: _moves(options.action) for name, options in self._options_by_group.items()}
+        settings = {}
+        for state in states:
+            cell = state.cell
+            model = self._models[cell.model]
+            spec = model if isinstance(model, str) else type(model).__name__
+            checksum, n = images[cell.data]
+            options = self._options_by_group[cell.group]
+            settings[cell] = {
+                "model": f"{spec} [{sources[cell.model]}]",
+                "data": f"{self._data[cell.data]} [{checksum}]",
+                "images": n,
+                "group": moves[cell.group],
+                "metrics": self._metric_names(options.metrics),
+                "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
+                "head": self.head,
+                "layouts": options.layouts,
+                "output": self.output,
+                "null": self.null,
+                "seed": self.seed,
+                "precision": self.precision,
+                "version": f"{schema.SCHEMA}.{probe.VERSION}",
+                "about": lab_models.resolve(model).about if isinstance(model, str) else {},
+            }
+        return settings, images
+
+    def _metric_names(self, metrics: Sequence[Any]) -> list[str]:
+        """What tells the metrics from others; ValueError for one that cannot be told."""
+        names = []
+        for asked, metric in zip(self.metrics, metrics, strict=False):
+            names.append(asked if isinstance(asked, str) and not is_imported(asked) else metric.description)
+        return names
+
+    def _compute(
+        self,
+        store: Store,
+        contents: Contents,
+        groups: Mapping[str, str],
+        settings: Mapping[Cell, dict[str, Any]],
+        images: Mapping[str, tuple[str, int]],
+        number: int | None,
+        client: "Client | str | None",
+        *,
+        progress: bool,
+    ) -> None:
+        """Compute what is left here, on so many processes, or on a cluster."""
+        modules = {name: model for name, model in self._models.items() if isinstance(model, nn.Module)}
+        with workers.cluster(number, client) as dask:
+            states = self._states(contents)
+            self._refuse_what_cannot_be([state for state in states if not state.is_done], images, here=client is None)
+            store.promise([state.cell for state in states], contents, groups)
+            store.clean(states)
+            threads = max(1, (os.cpu_count() or 1) // number) if number else None
+            works = self._works(store, states, settings, images, threads)
+            if dask is None:
+                self._train(works, progress=progress)
+            outcomes = workers.here(works, modules) if dask is None else workers.on_cluster(dask, works, modules)
+            with bar(len(works), "study", "block", show=progress) as shown:
+                for work, outcome in outcomes:
+                    shown.set_postfix_str(printable(f"{outcome} {work.cell}"), refresh=False)
+                    shown.update()
+
+    def _refuse_what_cannot_be(
+        self, states: Sequence[State], images: Mapping[str, tuple[str, int]], *, here: bool
+    ) -> None:
+        """ValueError for cells that cannot be measured as asked, before anything is trained or measured."""
+        options_by_group = self._options_by_group
+        if here:
+            self._refuse_absent_device()
+        reasons = []
+        for model in dict.fromkeys(state.cell.model for state in states):
+            of_model = [state.cell for state in states if state.cell.model == model]
+            specs = {self._data[cell.data]: images[cell.data][1] for cell in of_model}
+            options = [options_by_group[group] for group in dict.fromkeys(cell.group for cell in of_model)]
+            against = plan.reasons_against(self._models[model], specs, options)
+            for cell in of_model:
+                reason = against.get((self._data[cell.data], cell.group))
+                if reason is not None:
+                    reasons.append(f"{cell}: {reason}")
+        if reasons:
+            more = f" (and {len(reasons) - 3} more cells)" if len(reasons) > 3 else ""
+            raise ValueError(f"nothing was trained or measured, since {'; '.join(reasons[:3])}{more}")
+
+    def _refuse_absent_device(self) -> None:
+        device = next(iter(self._options_by_group.values())).torch_device
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"there is no device {self.device!r} here, only {torch.cuda.device_count()} GPUs")
+
+    def _works(
+        self,
+        store: Store,
+        states: Sequence[State],
+        settings: Mapping[Cell, dict[str, Any]],
+        images: Mapping[str, tuple[str, int]],
+        threads: int | None,
+    ) -> list[Work]:
+        """The blocks that are left to compute, once every cell is begun; those at which processes ended or failed come last."""
         works, doubtful = [], []
         for before in states:
             cell = before.cell
             checksum, n = images[cell.data]
-            of_cell = options[cell.group]
-            state = store.begin(
-                before, self._settings(cell, of_cell, sources[cell.model], checksum, n), self.bounds(n, of_cell)
-            )
-            model = self.models[cell.model]
+            options = self._options_by_group[cell.group]
+            state = store.begin(before, settings[cell], self.bounds(n, options))
+            model = self._models[cell.model]
             for block, places in enumerate(state.bounds):
                 if block in state.done:
                     continue
-                if state.deaths.get(block, 0) >= DEATHS:
-                    store.fail(
-                        cell, block, f"{DEATHS} processes died while they were at it: its model may end or exhaust them"
-                    )
-                    continue
                 work = Work(
-                    store=self.store,
+                    store=str(self.store),
                     cell=cell,
                     block=block,
                     places=places,
                     model=model if isinstance(model, str) else None,
-                    data=self.data[cell.data],
+                    data=self._data[cell.data],
                     images=checksum,
-                    source=sources[cell.model],
-                    options=of_cell,
-                    time_limit=self.time_limit,
-                    failures=tuple(state.failures.get(block, ())),
+                    source=settings[cell]["model"].rpartition("[")[2].removesuffix("]"),
+                    options=options,
+                    threads=threads,
                 )
-                is_doubtful = state.deaths.get(block) or block in state.reasons
+                is_doubtful = block in before.deaths or block in before.reasons
                 (doubtful if is_doubtful else works).append(work)
         return works + doubtful
-
-    def _compute(
-        self, works: Sequence[Work], number: int | None, client: "Client | str | None", *, progress: bool
-    ) -> None:
-        """Compute the blocks here, on so many processes, or on a cluster."""
-        modules = {name: model for name, model in self.models.items() if isinstance(model, nn.Module)}
-        if number and works:
-            threads = max(1, (os.cpu_count() or 1) // number)
-            works = [replace(work, threads=threads) for work in works]
-        if not number and client is None:
-            self._train(works, progress=progress)
-        with workers.cluster(number if works else None, client) as dask:
-            outcomes = workers.here(works, modules) if dask is None else workers.on_cluster(dask, works, modules)
-            with bar(len(works), "study", "block", show=progress) as shown:
-                for outcome in outcomes:
-                    shown.set_postfix_str(printable(f"{outcome.kind} {outcome.work.cell}"), refresh=False)
-                    shown.update()
 
     def _train(self, works: Sequence[Work], *, progress: bool) -> None:
         """Train the networks that are needed and not cached, several at once."""
@@ -310,36 +478,6 @@ class Study:
         with bar(len(missing), "training", "network", show=progress) as shown:
             for _ in recipes.train_all(missing):
                 shown.update()
-
-    def _settings(self, cell: Cell, options: Options, source: str, checksum: str, n: int) -> dict[str, Any]:
-        """What must be the same for blocks to belong together."""
-        model = self.models[cell.model]
-        spec = model if isinstance(model, str) else type(model).__name__
-        return {
-            "model": f"{spec} [{source}]",
-            "data": f"{self.data[cell.data]} [{checksum}]",
-            "images": n,
-            "group": _moves(options.action),
-            "metrics": self._metric_names(),
-            "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
-            "head": self.head,
-            "layouts": options.layouts,
-            "output": self.output,
-            "null": self.null,
-            "seed": self.seed,
-            "precision": self.precision,
-            "version": f"{schema.SCHEMA}.{probe.VERSION}",
-            "about": lab_models.resolve(model).about if isinstance(model, str) else {},
-        }
-
-    def _metric_names(self) -> list[str]:
-        """What tells the metrics from others; ValueError for one that cannot be told."""
-        return [metric if isinstance(metric, str) else metric.description for metric in self.metrics]
-
-    def options(self, group: str | Group | Action) -> Options:
-        """How the cells of a group are measured."""
-        names = ("metrics", "layers", "head", "layouts", "output", "null", "seed", "precision", "device", "batch_size")
-        return Options(group, **{name: getattr(self, name) for name in names})
 
     def bounds(self, n: int, options: Options) -> list[tuple[int, int]]:
         """Blocks of n images, as places [start, stop) in reading order: whole chains of the group's null."""
@@ -399,6 +537,11 @@ def _status(states: Sequence[State], store: Store) -> pd.DataFrame:
         for name in (DONE, FLAWED, RUNNING, FAILED, MISSING):
             row[name] = statuses.count(name)
         reasons = [*dict.fromkeys(state.reasons.values()), *store.flaws(state)]
+        for block, deaths in state.deaths.items():
+            processes = "a process" if deaths == 1 else f"{deaths} processes"
+            reasons.append(
+                f"{processes} ended at block {block} (killed, preempted, or out of memory); a new run tries it last"
+            )
         row["reason"] = cut(printable("; ".join(reasons)), SHOWN) if state.bounds else "not begun"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -406,9 +549,13 @@ def _status(states: Sequence[State], store: Store) -> pd.DataFrame:
 
 def _warn_of_failures(status: pd.DataFrame) -> None:
     """A warning of cells that failed or lack samples; RuntimeError where nothing is done."""
-    failed = status.query("failed > 0 or flawed > 0")
-    reasons = "\n".join(f"{row.data} · {row.group} · {row.model}: {row.reason}" for row in failed.itertuples())
+    failed = status.query("failed > 0 or flawed > 0 or missing > 0")
+    reasons = []
+    for row in failed.to_dict("records"):
+        reason = row["reason"] or "its workers ended before they were at all blocks; run again"
+        reasons.append(f"{row['data']} · {row['group']} · {row['model']}: {reason}")
+    listed = "\n".join(reasons)
     if not (status.done + status.flawed).any():
-        raise RuntimeError(f"nothing is done, every cell failed: {reasons}")
+        raise RuntimeError(f"nothing is done, every cell failed: {listed}")
     if reasons:
-        warnings.warn(f"{len(failed)} of {len(status)} cells failed or lack samples: {reasons}", stacklevel=3)
+        warnings.warn(f"{len(failed)} of {len(status)} cells failed or lack samples: {listed}", stacklevel=3)

@@ -4,14 +4,15 @@ Knows models, images and the store; not which blocks belong to a study. A proces
 """
 
 import logging
+import pickle
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,57 +22,35 @@ from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.machine import deaf_to_interrupts
 from eedkit.probe.measure import Options, measure_block
-from eedkit.probe.samples import declared_classes, read_order
-from eedkit.store.blocks import Block
-from eedkit.store.cells import Cell, State, Store
-from eedkit.store.files import StoreError
-from eedkit.study import limits
-from eedkit.study.limits import OutOfTime
+from eedkit.probe.samples import class_names, read_order
+from eedkit.study import tasks
+from eedkit.study.blocks import Block
+from eedkit.study.files import StoreError
+from eedkit.study.store import Cell, Store
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from distributed import Client
+    from distributed import Client, Future
 
 ONE_AT_A_TIME = threading.Lock()
 """A process runs one block at a time: taps belong to one forward pass, and torch has the threads."""
 KEPT = 2**28
 """Bytes of decoded images that a process keeps for the next model; what exceeds them is decoded for every model."""
-SENDINGS = 3
-"""How often a block is sent to workers that end before they begin it, while nothing else is done."""
+
+COMPUTED = "done"
+SKIPPED = "skipped"
+BUSY = "busy"
+BROKEN = "failed"
+UNUSABLE = "the store cannot be used"
+"""What becomes of a block: it is computed, somebody else did it, somebody else is at it, it failed, or it cannot be written."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One block of a study: what to measure, and where it goes.
+    """One block of a study: what to measure, where it goes, and the checksums of images and weights that must be found.
 
-    Parameters
-    ----------
-    store : str
-        The study's folder.
-    cell : Cell
-        Of which the block is a part.
-    block : int
-        Its number in the cell.
-    places : (start, stop)
-        Of its images in the data set's reading order.
-    model : str, or None
-        A spec; None for a module that is passed beside it.
-    data : str
-        A spec of images.
-    images : str
-        Checksum of the images.
-    source : str
-        Checksum of where the weights come from.
-    options : Options
-        How to measure.
-    share : bool
-        Whether a block that another process is at is left to it.
-    threads : int, or None
-        For torch; None leaves as many as there are.
-    time_limit : float, or None
-        Seconds after which it fails.
-    failures : tuple of str
-        The store's files of why it failed in earlier runs.
+    `places` are (start, stop) in the data set's reading order; `model` is a spec, or None for a module that is passed beside it;
+    `share` says whether a block that another process is at is left to it; `threads` None leaves as many as there are.
     """
 
     store: str
@@ -85,236 +64,165 @@ class Work:
     options: Options
     share: bool = True
     threads: int | None = None
-    time_limit: float | None = None
-    failures: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a block: "done", "skipped" (somebody else did it), "busy" (somebody else is at it) or "failed"."""
-
-    work: Work
-    kind: str
-
-
-class Decoded:
-    """A data set whose images are decoded once, as long as they fit into the room that a process has for them.
-
-    Parameters
-    ----------
-    images : Dataset
-        As `lab.images.load` gives it; everything but its items is taken from it.
-    room : Room
-        Shared by the data sets of a process.
-
-    >>> images = Decoded(lab_images.load("digits/test?n=20"), Room(KEPT))
-    >>> len(images), images[3]["image"] is images[3]["image"]
-    (20, True)
-    """
-
-    def __init__(self, images: "Dataset", room: "Room") -> None:
-        self._images = images
-        self._room = room
-        self._items: dict[int, dict[str, Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        if i in self._items:
-            return self._items[i]
-        item = self._images[i]
-        if self._room.takes(item["image"].nbytes):
-            self._items[i] = item
-        return item
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._images, name)
-
-
-@dataclass
-class Room:
-    """Bytes that may still be kept."""
-
-    left: int
-
-    def takes(self, size: int) -> bool:
-        """Whether there is room for so many bytes; there is less of it then."""
-        fits = size <= self.left
-        self.left -= size if fits else 0
-        return fits
-
-
-@dataclass(frozen=True)
-class Carried:
-    """A module on its way to workers, pickled as a whole: by itself distributed takes it apart, and its hooks do not survive."""
-
-    module: nn.Module
-
-
-def compute(work: Work, carried: Carried | None = None, after: Outcome | None = None) -> Outcome:
-    """Compute a block and write it, or write why it failed. Only a store that cannot be used is an error.
-
-    `after` is what it waits for on a cluster: the model's first block, which trains or fetches the weights for all.
-    """
+def compute(work: Work, module: nn.Module | None = None) -> str:
+    """Compute a block and write it, or write why it failed; gives what became of it. Only an unusable store is an error."""
     store = Store(work.store)
     with ONE_AT_A_TIME, _threads(work.threads):
-        before = store.begun(work.cell)
-        if work.block in before.done:
-            return Outcome(work, "skipped")
-        if _has_failed(work, before):
-            return Outcome(work, "failed")
+        state = store.state(work.cell)
+        if work.block in state.done:
+            return SKIPPED
         claim = store.claim(work.cell, work.block)
         if claim is None and work.share:
-            return Outcome(work, "busy")
+            return BUSY
         try:
-            with limits.within(work.time_limit, give_up=partial(store.fail, work.cell, work.block)):
-                content = _measured(work, carried and carried.module)
-            store.write(work.cell, work.block, content)
+            store.write(state, work.block, _measured(work, module))
         except StoreError:
             raise
-        except (Exception, SystemExit, OutOfTime) as error:
+        except (Exception, SystemExit) as error:
             # whatever a model or an image file throws must not stop the other blocks
-            if store.has(work.cell, work.block):
-                return Outcome(work, "skipped")
-            store.fail(work.cell, work.block, f"{type(error).__name__}: {error}")
-            return Outcome(work, "failed")
+            store.fail(state, work.block, f"{type(error).__name__}: {error}")
+            return BROKEN
         finally:
             if claim is not None:
                 store.folder.remove(claim)
-        return Outcome(work, "done")
+        return COMPUTED
 
 
-def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
-    """Every block in this process, in order; those that another process is at come last.
+def compute_packed(work: bytes, module: bytes | None) -> tuple[str, str]:
+    """`compute` on a worker."""
+    try:
+        return compute(pickle.loads(work), None if module is None else pickle.loads(module)), ""
+    except StoreError as error:
+        return UNUSABLE, str(error)
 
-    Raises
-    ------
-    ValueError
-        There is a time limit and nothing that could interrupt a block.
-    """
-    if any(work.time_limit for work in works) and not limits.can_interrupt():
-        raise ValueError(
-            "time_limit cannot interrupt a model here: that needs the main thread, and not Windows; give workers=1, so that "
-            "a process of its own can be ended"
-        )
+
+def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[tuple[Work, str]]:
+    """Every block in this process, in order, with what became of it; those that another process is at come last."""
     left = []
-    carried = {name: Carried(module) for name, module in modules.items()}
     try:
         for work in works:
-            outcome = compute(work, carried.get(work.cell.model))
-            if outcome.kind == "busy":
+            outcome = compute(work, modules.get(work.cell.model))
+            if outcome == BUSY:
                 left.append(replace(work, share=False))
             else:
-                yield outcome
+                yield work, outcome
         for work in left:
-            yield compute(work, carried.get(work.cell.model))
+            yield work, compute(work, modules.get(work.cell.model))
     finally:
-        _loaded.cache_clear()
-        _opened.cache_clear()
-        _room.cache_clear()
+        forget()
 
 
-def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[Outcome]:
-    """Every block on the workers of a `dask.distributed` client, as they come in.
+def forget() -> None:
+    """Keep no model and no images."""
+    _loaded.cache_clear()
+    _opened.cache_clear()
+    Decoded.kept = 0
+
+
+def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[tuple[Work, str]]:
+    """Every block on the workers of a `dask.distributed` client, as they come in, with what became of it.
+
+    Blocks that another process is at, and those whose workers ended before they began them, are sent again when all others
+    are done, as long as there are fewer of them each time. A block that ends its workers is left for the next run.
 
     Raises
     ------
-    ValueError
-        There is a time limit and a worker that nobody starts again.
+    StoreError
+        The store cannot be written.
+    ConnectionError
+        The scheduler is gone, or somebody cancelled the tasks; no block fails by that.
     """
-    from distributed import CancelledError, KilledWorker, as_completed
+    from distributed import KilledWorker, as_completed
 
     client.wait_for_workers(1)
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    if any(work.time_limit for work in works) and not all(worker["nanny"] for worker in workers):
-        raise ValueError(
-            "time_limit ends the process of a worker that hangs, but some of these workers have no nanny that starts "
-            "another; start them by `dask worker` as it is, or give no time_limit"
-        )
-    resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
+    infos = client.scheduler_info(n_workers=-1)["workers"].values()
+    resources = {"GPU": 1} if any("GPU" in info["resources"] for info in infos) else None
     packed, unsendable = _packed(modules)
-    sent = {name: _sent(client, carried) for name, carried in packed.items()}
-    first: dict[str, Any] = {}
-    futures: dict[Any, Work] = {}
-    tries: dict[tuple[Cell, int], int] = {}
+    for work in works:
+        if work.cell.model in unsendable:
+            store = Store(work.store)
+            store.fail(store.state(work.cell), work.block, unsendable[work.cell.model])
+            yield work, BROKEN
+    left = [work for work in works if work.cell.model not in unsendable]
+    sent = {name: _sent(client, module) for name, module in packed.items()}
+    while left:
+        works_of = _submitted(client, left, sent, resources)
+        again = []
+        try:
+            for future in as_completed(list(works_of)):
+                work = works_of.pop(future)
+                error = None if future.cancelled() else future.exception()
+                if future.cancelled() or (error is not None and not isinstance(error, KilledWorker)):
+                    raise _lost(client, error)
+                outcome, why = (BUSY, "") if error is not None else future.result()
+                if outcome == UNUSABLE:
+                    raise StoreError(why)
+                if outcome != BUSY:
+                    yield work, outcome
+                elif error is None or not _was_begun(work):
+                    again.append(replace(work, share=False))
+        finally:
+            with suppress(Exception):  # a scheduler that is gone has nothing to cancel
+                client.cancel(list(works_of))
+        left = again if len(again) < len(left) or any(work.share for work in left) else []
 
-    def submit(work: Work, priority: int) -> Any:
+
+def _submitted(
+    client: "Client", works: Sequence[Work], sent: Mapping[str, "Future"], resources: Mapping[str, int] | None
+) -> dict["Future", Work]:
+    """The blocks as tasks, in order; the first of a model makes its weights for the others."""
+    import cloudpickle
+
+    first: dict[str, Future] = {}
+    works_of = {}
+    for i, work in enumerate(works):
         name = work.cell.model
         future = client.submit(
-            compute, work, sent.get(name), first.get(name), pure=False, resources=resources, priority=priority
+            tasks.compute,
+            cloudpickle.dumps(work),
+            sent.get(name),
+            first.get(name),
+            pure=False,
+            resources=resources,
+            priority=-i,
         )
         if work.model:
             first.setdefault(name, future)
-        futures[future] = work
-        return future
-
-    for work in works:
-        if work.cell.model in unsendable:
-            yield _failed(work, unsendable[work.cell.model])
-    sendable = [work for work in works if work.cell.model not in unsendable]
-    done = as_completed([submit(work, -i) for i, work in enumerate(sendable)])
-    try:
-        for future in done:
-            work = futures.pop(future)
-            error = CancelledError() if future.cancelled() else future.exception()
-            key = work.cell, work.block
-            if isinstance(error, StoreError):
-                raise error
-            if isinstance(error, KilledWorker) and not _was_begun(work) and tries.setdefault(key, 1) < SENDINGS:
-                tries[key] += 1
-                first.pop(work.cell.model, None)
-                done.add(submit(work, -len(works)))
-            elif error is not None:  # it killed its worker again and again
-                yield _failed(work, f"{type(error).__name__}: {error}")
-            elif future.result().kind == "busy":
-                done.add(submit(replace(work, share=False), -len(works)))
-            else:
-                tries.clear()
-                yield future.result()
-    finally:
-        client.cancel(list(futures))
+        works_of[future] = work
+    return works_of
 
 
-def _has_failed(work: Work, state: State) -> bool:
-    """Whether some process has written in this run why a block failed; it may have ended with it."""
-    return not set(state.failures.get(work.block, ())) <= set(work.failures)
+def _lost(client: "Client", error: BaseException | None) -> ConnectionError:
+    """What to tell where tasks did not come back."""
+    reason = f" ({type(error).__name__}: {error})" if error else ""
+    return ConnectionError(
+        f"the Dask scheduler at {client.scheduler.address if client.scheduler else 'its address'} is gone, or the tasks were "
+        f"cancelled{reason}. What is done stays; run again, which goes on from there"
+    )
 
 
 def _was_begun(work: Work) -> bool:
-    """Whether a block that is not done was begun; if not, workers that were to do it ended for the sake of others."""
+    """Whether a process ended at a block; if not, workers that were to do it ended for the sake of others."""
     return work.block in Store(work.store).state(work.cell).deaths
 
 
-def _failed(work: Work, reason: str) -> Outcome:
-    """Write why a block failed, unless somebody else has done it."""
-    store = Store(work.store)
-    if store.has(work.cell, work.block):
-        return Outcome(work, "skipped")
-    store.fail(work.cell, work.block, reason)
-    return Outcome(work, "failed")
-
-
-def _sent(client: "Client", carried: Carried) -> Any:
-    """The future of a module on a worker. As the result of a task it is made again where that worker is gone."""
+def _sent(client: "Client", module: bytes) -> "Future":
+    """A module on a worker."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sending large graph")
-        return client.submit(_unchanged, carried, pure=False)
+        return client.submit(tasks.unchanged, module, pure=False)
 
 
-def _unchanged(carried: Carried) -> Carried:
-    return carried
-
-
-def _packed(modules: Mapping[str, nn.Module]) -> tuple[dict[str, Carried], dict[str, str]]:
-    """Modules to be sent, and why others cannot be."""
+def _packed(modules: Mapping[str, nn.Module]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Modules to be sent, as a whole (distributed would take them apart, and their hooks be lost), and why others cannot be."""
     import cloudpickle
 
     packed, unsendable = {}, {}
     for name, module in modules.items():
         try:
-            cloudpickle.dumps(Carried(module))
-            packed[name] = Carried(module)
+            packed[name] = cloudpickle.dumps(module)
         except Exception as error:
             unsendable[name] = (
                 f"{name} cannot be sent to other processes ({error}); give it as a file:… spec, or run without workers"
@@ -346,9 +254,9 @@ def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Cli
 
 
 @contextmanager
-def _local(workers: int) -> Iterator[Any]:
+def _local(workers: int | None) -> Iterator[Any]:
     """Spawned workers that no other machine and no other user can give work; each takes a GPU by its number, see `device`."""
-    import dask
+    from dask import config
     from distributed import LocalCluster
 
     # idle threads that spin would take the other workers' cores. In place of what Dask sets before a worker starts: it has
@@ -360,7 +268,7 @@ def _local(workers: int) -> Iterator[Any]:
     }
     private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "security": True}
     how = {"threads_per_worker": 1, "silence_logs": logging.ERROR, "memory_limit": None}
-    with dask.config.set(settings), LocalCluster(n_workers=workers, **how, **private) as local:
+    with config.set(settings), LocalCluster(n_workers=workers, **how, **private) as local:
         yield local
 
 
@@ -399,23 +307,30 @@ def _worker() -> Any:
         return None
 
 
+def options_for(options: Options, loaded: lab_models.Loaded) -> Options:
+    """How a model is measured, with what its own spec says of its head and layers."""
+    return replace(options, head=options.head or loaded.head, layers=loaded.layers or options.layers)
+
+
 def _measured(work: Work, module: nn.Module | None) -> Block:
-    options = replace(work.options, device=device(work.options.device))
+    options = replace(work.options, device=device(str(work.options.device)))
     wants = {}
     if work.model is not None:
-        loaded = _loaded(work.model, work.source, options.device)
+        loaded = _loaded(work.model, work.source, str(options.device))
         if loaded.source != work.source:
             raise ValueError(f"the weights of {work.model} are not those that the study was begun with")
         module = loaded.model
         wants = loaded.wants
-        options = replace(options, head=options.head or loaded.head, layers=loaded.layers or options.layers)
+        options = options_for(options, loaded)
     images, labels = _opened(work.data, work.images, **wants)
     start, stop = work.places
-    values, states = measure_block(module, images, options, places=range(start, stop), name=work.cell.model)
+    values, states = measure_block(
+        cast("nn.Module", module), images, options, places=range(start, stop), name=work.cell.model
+    )
     # labels also of the images that cannot be read
     own = labels[read_order(len(images), options.seed)[start:stop]]
-    classes = declared_classes(images)
-    attrs = {"classes": classes} if classes else {}
+    names = class_names(images)
+    attrs = {"class_names": names} if names else {}
     return Block.of(values.assign_coords(label=("sample", own, attrs)), states)
 
 
@@ -426,9 +341,36 @@ def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
     return loaded
 
 
-@lru_cache(maxsize=1)
-def _room() -> Room:
-    return Room(KEPT)
+class Decoded:
+    """A data set whose images are decoded once, as long as all that a process keeps are less than `KEPT` bytes.
+
+    >>> images = Decoded(lab_images.load("digits/test?n=20"))
+    >>> len(images), images[3]["image"] is images[3]["image"]
+    (20, True)
+    """
+
+    kept = 0
+    """Bytes of all data sets of this process."""
+
+    def __init__(self, images: "Dataset") -> None:
+        self._images = images
+        self._items: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if i in self._items:
+            return self._items[i]
+        item = self._images[i]
+        size = item["image"].nbytes
+        if Decoded.kept + size <= KEPT:
+            Decoded.kept += size
+            self._items[i] = item
+        return item
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._images, name)
 
 
 @lru_cache(maxsize=256)
@@ -440,4 +382,4 @@ def _opened(data: str, checksum: str, **wants: Any) -> tuple[Decoded, np.ndarray
             f"the images of {data} are not those that the study was begun with; bring them up to date here"
         )
     labels = np.array(images.select_columns(["label"])[:]["label"])
-    return Decoded(images, _room()), labels
+    return Decoded(images), labels

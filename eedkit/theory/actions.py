@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,20 +27,12 @@ Channels = Callable[[int], Tensor]
 class LayerAction:
     """An action on the functions of one layer: arrays (…, P, C), P positions × C channels; call it as `action(g, z)`.
 
-    Parameters
-    ----------
-    name, group
-        As of `Action`.
-    grid : (height, width)
-        The P positions are the cells of this grid, row by row.
-    positions : Tensor (g, P), or None
-        For every element from which position each position comes; None where `move` moves them, or nothing does.
-    channels : Tensor (g, C) or (g, C, C), or None
-        For every element from which channel each channel comes, or the matrix that mixes them; None: they stay.
-    move : Move, or None
-        Of an action that interpolates.
-    compared : Tensor (P′,), or None
-        The positions that the action keeps among themselves, so that maps are compared on them; None: all.
+    name, group : those of the `Action`
+    grid : height and width; the P positions are its cells, row by row
+    positions : (g, P), from which position each comes; None where `move` moves them, or nothing does
+    channels : (g, C), from which channel each comes, or (g, C, C), the matrices that mix them; None: they stay
+    move : the `Move` of an action that interpolates
+    compared : (P′,), the positions that the action keeps among themselves, on which maps are compared; None: all
 
     >>> quarter = spatial("C4").on((2, 2), channels=1)
     >>> quarter("r90", torch.tensor([[1], [2], [3], [4]])).flatten()
@@ -83,7 +74,7 @@ class LayerAction:
         """ker φ = {g : g acts as the identity on Z} (Kvinge et al. 2022, before eq. 2), found by moving noise.
 
         It belongs to the space: C4 is faithful on a 6×6 map and trivial on a 1×1 map. Positions and channels must both
-        stay; they are moved one without the other, which takes P + C numbers instead of P·C.
+        stay; moved one without the other they take P + C numbers.
 
         >>> spatial("C4").on((6, 6), channels=1).kernel, spatial("C4").on((1, 1), channels=1).kernel
         ((0,), (0, 1, 2, 3))
@@ -105,11 +96,8 @@ class LayerAction:
         """
         if self.group.is_sample:
             return math.nan
-        error, explanation = _broken_law(self, self.noise(), atol=0.0)
         is_exact = self.move is None and (self.channels is None or self.channels.dim() == 2)
-        if is_exact and error > 0:
-            raise ValueError(f"{self.name} is no action of {self.group.name}: {explanation}")
-        return error
+        return _law_error(self, self.noise(), atol=0.0 if is_exact else math.inf)
 
     def to(self, device: torch.device | str) -> "LayerAction":
         """The same action with its tables on a device."""
@@ -132,35 +120,24 @@ class LayerAction:
         return self.visible((a - b).abs()).flatten(1).amax(1)
 
 
-def _broken_law(action: LayerAction, z: Tensor, atol: float) -> tuple[float, str]:
-    """The largest |φ(e, z) − z| or |φ(g, φ(h, z)) − φ(gh, z)| for z (…, P, C); if above `atol`, what is wrong there."""
+def _law_error(action: LayerAction, z: Tensor, atol: float) -> float:
+    """The largest |φ(e, z) − z| or |φ(g, φ(h, z)) − φ(gh, z)| for z (…, P, C); ValueError for one above `atol`."""
     group = action.group
-    moved = torch.stack([action(g, z) for g in range(group.order)])
-    error = action.difference(moved[:1], z).item()
-    if error > atol:
-        off = f"off by {error:.3g}, allowed {atol:g}"
-        return (
-            error,
-            f"{group.elements[0]} is not the identity ({off}); the first element must leave everything as it is",
-        )
-    explanation = ""
-    for g, products in enumerate(group.products):
-        twice = action(g, moved)  # row h: h first, then g
-        errors = action.difference(twice, moved[products])
-        h = int(errors.argmax())
-        if errors[h].item() <= error:
-            continue
-        error = errors[h].item()
+
+    def checked(error: float, what: str) -> float:
         if error > atol:
-            first, second, product = (group.elements[k] for k in (h, g, products[h]))
-            found = "what no element does, so the elements are not closed: one is missing, or a move is not exact"
-            for element, of_element in zip(group.elements, moved, strict=True):
-                if action.difference(of_element[None], twice[h]).item() <= atol:
-                    found = f"{element}, so the elements compose otherwise than the group's table says"
-                    break
             off = f"off by {error:.3g}, allowed {atol:g}"
-            explanation = f"{first} and then {second} is not {product} ({off}); it is {found}"
-    return error, explanation
+            raise ValueError(f"{action.name} is no action of {group.name}: {what} ({off})")
+        return error
+
+    moved = torch.stack([action(g, z) for g in range(group.order)])
+    worst = checked(action.difference(moved[:1], z).item(), f"{group.elements[0]} is not the identity")
+    for g, products in enumerate(group.products):
+        errors = action.difference(action(g, moved), moved[products])  # row h: h first, then g
+        h = int(errors.argmax())
+        first, second, product = (group.elements[k] for k in (h, g, products[h]))
+        worst = max(worst, checked(errors[h].item(), f"{first} and then {second} is not {product}"))
+    return worst
 
 
 @dataclass(frozen=True)
@@ -258,19 +235,24 @@ class Action:
     def inverse(self) -> "Action":
         """The action by which every element undoes what it does in this one: (g, z) ↦ φ(g⁻¹, z).
 
-        `Undefined` for a sample of a continuous group, whose inverses are not among its elements; but those of motions
-        are known.
+        The inverses of a sample are not among its elements, but those of motions are known; `Undefined` for others.
 
         >>> spatial("C4").inverse("r90", torch.tensor([[2, 4], [1, 3]]))
         tensor([[1, 2],
                 [3, 4]])
         """
-        if not self.group.is_sample:
-            return _through(self, self.group, self.group.inverses, self.name)
-        if isinstance(self.move, _MoveByMotions) and self.channels is None:
-            return _by_motions(self.group, [motion.inverse for motion in self.move.motions])
-        raise Undefined(
-            f"{self.name}: the inverses of the sample {self.group.name} are not among its elements; take C8, say"
+        group = self.group
+        if group.is_sample:
+            if not isinstance(self.move, _MoveByMotions) or self.channels is not None:
+                raise Undefined(f"{self.name}: the inverses of {group.name} are not among its elements; take C8, say")
+            return spatial(replace(group, motions=tuple(motion.inverse for motion in self.move.motions)))
+        inverses = list(group.inverses)
+        move, channels, colours = self.move, self.channels, self.colours
+        return replace(
+            self,
+            move=move and (lambda g, z: move(inverses[g], z)),
+            channels=channels and (lambda count: channels(count)[inverses]),
+            colours=colours and (lambda count: colours(count)[inverses]),
         )
 
 
@@ -294,30 +276,26 @@ def _permutations(action: Action, grid: tuple[int, int]) -> Tensor | None:
     images = torch.cat([index[None], noise]).unflatten(1, grid)
     rows = []
     for g, element in enumerate(action.group.elements):
-        moved = _moved(action, g, images).flatten(1)
+        moved = action.move(g, images)
+        label = f"{action.name}: {element}"
+        if not isinstance(moved, Tensor):
+            raise ValueError(f"{label} turned a tensor into {type(moved).__name__}; an action returns the moved tensor")
+        if moved.shape != images.shape:
+            shapes = f"{tuple(images.shape)} into {tuple(moved.shape)}"
+            raise Undefined(f"{label} turned shape {shapes}; an action keeps the shape")
+        moved = moved.flatten(1)
         row = moved[0].long()
         is_permutation = torch.equal(moved[0].sort().values, index)
         if is_permutation and torch.equal(moved[1:], noise[:, row]):
             rows.append(row)
             continue
-        together = _moved(action, g, 2 * images[1:2] - 3 * images[2:]).flatten()
+        together = action.move(g, 2 * images[1:2] - 3 * images[2:]).flatten()
         if not torch.allclose(together, 2 * moved[1] - 3 * moved[2], atol=1e-4):
             raise ValueError(
-                f"{action.name}: {element} is not linear: what it does to a sum of images is not the sum of what it "
-                "does to each; a layer's values can only be moved or mixed linearly"
+                f"{label} is not linear: what it does to a sum of images is not the sum of what it does to each; "
+                "a layer's values can only be moved or mixed linearly"
             )
     return torch.stack(rows) if len(rows) == action.group.order else None
-
-
-def _moved(action: Action, g: int, z: Tensor) -> Tensor:
-    """What an element makes of z (…, H, W), a tensor of that shape."""
-    moved = action.move(g, z) if action.move is not None else z
-    element = f"{action.name}: {action.group.elements[g]}"
-    if not isinstance(moved, Tensor):
-        raise ValueError(f"{element} turned a tensor into {type(moved).__name__}; an action returns the moved tensor")
-    if moved.shape != z.shape:
-        raise Undefined(f"{element} turned shape {tuple(z.shape)} into {tuple(moved.shape)}; an action keeps the shape")
-    return moved
 
 
 def check_action(action: Action | Group | str, z: Tensor, *, atol: float = 0.0) -> float:
@@ -327,7 +305,7 @@ def check_action(action: Action | Group | str, z: Tensor, *, atol: float = 0.0) 
     ------
     ValueError
         An element changes the shape or is not linear, the identity moves something, or two elements one after the other
-        are not their product by more than `atol`; the message names the elements and says what they are instead.
+        are not their product by more than `atol`; the message names them.
 
     >>> check_action(spatial("D4"), torch.rand(3, 5, 5))
     0.0
@@ -339,10 +317,7 @@ def check_action(action: Action | Group | str, z: Tensor, *, atol: float = 0.0) 
     layer = action.on_images(images.shape[-3:])
     if action.inside is not None:
         images = images * action.inside(images.shape[-2:]).unflatten(0, images.shape[-2:])
-    error, explanation = _broken_law(layer, images.flatten(-2).mT, atol)
-    if error > atol:
-        raise ValueError(f"{action.name} is no action of {action.group.name}: {explanation}")
-    return error
+    return _law_error(layer, images.flatten(-2).mT, atol)
 
 
 def trivial(group: Group | str) -> Action:
@@ -353,10 +328,9 @@ def trivial(group: Group | str) -> Action:
 def spatial(group: Group | str) -> Action:
     """G acting on images (…, C, H, W) by its motions: rotations, mirrors, shifts, exchanged colours, changed signs.
 
-    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other
-    rotations and samples of translations interpolate bilinearly between the four nearest pixels: then two elements one
-    after the other are not quite their product (`LayerAction.law_error`). Rotations that interpolate act within the
-    inscribed circle, outside of which images are 0.
+    On maps only positions move. Quarter turns, mirrors and shifts by whole pixels are exact permutations. Other motions
+    interpolate bilinearly between the four nearest pixels, so that two elements one after the other are not quite their
+    product (`LayerAction.law_error`); rotations then act within the inscribed circle, outside of which images are 0.
 
     ValueError for a group without motions. On use `Undefined` where the size does not allow the move: rotations need
     squares, shifts a height or width that they divide, exchanges of colours three channels.
@@ -365,24 +339,18 @@ def spatial(group: Group | str) -> Action:
     tensor([[3, 2, 1]])
     """
     group = groups.parse(group)
-    if group.motions is None:
+    motions = group.motions
+    if motions is None:
         raise ValueError(f"{group.name} has no motions on the plane; give an Action of your own instead of a Group")
-    return _by_motions(group, group.motions)
+    inside = in_circle if any(motion.angle % 90 for motion in motions) else None
+    stays = all(replace(motion, colours=(), is_negated=False) == Motion() for motion in motions)
+    move = None if stays else _MoveByMotions(motions, slides=group.is_sample, inside=inside)
+    return Action("spatial", group, move, colours=_colours(group.name, motions), inside=inside)
 
 
 def as_action(group: Action | Group | str) -> Action:
     """How a group acts on images: an action as it is, a group by its motions."""
     return group if isinstance(group, Action) else spatial(group)
-
-
-def _by_motions(group: Group, motions: Sequence[Motion]) -> Action:
-    colours = _colours(group.name, motions)
-    if all(replace(motion, colours=(), is_negated=False) == Motion() for motion in motions):
-        return Action("spatial", group, colours=colours)
-    turns_between = any(motion.angle % 90 for motion in motions)
-    inside = in_circle if turns_between else None
-    move = _MoveByMotions(tuple(motions), slides=group.is_sample, inside=inside)
-    return Action("spatial", group, move, colours=colours, inside=inside)
 
 
 @dataclass(frozen=True)
@@ -603,83 +571,19 @@ def permuted(action: Action, permutations: Tensor) -> Action:
     >>> swap("m", torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
     [[[4, 3]], [[2, 1]]]
     """
-    order = action.group.order
     permutations = torch.as_tensor(permutations)
-    if permutations.dim() != 2 or len(permutations) != order:
-        raise ValueError(f"expected a permutation for each of {order} elements, got {tuple(permutations.shape)}")
-    in_order = torch.arange(permutations.shape[1]).to(permutations)
-    if not torch.equal(permutations.sort(1).values, in_order.expand(permutations.shape)):
-        raise ValueError(f"every row must have each of the {len(in_order)} channels once, got {permutations.tolist()}")
+    order = action.group.order
+    width = permutations.shape[-1]
+    in_order = torch.arange(width).to(permutations).expand(order, width)
+    if not torch.equal(permutations.sort(-1).values, in_order):
+        raise ValueError(f"expected {order} rows of channels, each channel once in each, got {permutations.tolist()}")
 
     def after_action(channels: int) -> Tensor:
-        if channels != len(in_order):
-            raise Undefined(f"the permutations are those of {len(in_order)} channels, got {channels}")
+        if channels != width:
+            raise Undefined(f"the permutations are those of {width} channels, got {channels}")
         if action.channels is None:
             return permutations
         before = action.channels(channels).to(permutations.device)
         return before[torch.arange(order)[:, None], permutations]
 
     return replace(action, name=f"{action.name}, permuted", channels=after_action, colours=None)
-
-
-def linear(group: Group | str, matrices: Tensor) -> Action:
-    """G acting on the C channels of a vector by matrices (g, C, C), ρ(g) with ρ(g) ρ(h) = ρ(gh).
-
-    ValueError, naming elements, where they are no representation; `Undefined` on use for another number of channels.
-
-    >>> swap = torch.stack([torch.eye(2), torch.eye(2).flip(0)])
-    >>> linear("C2", swap).on_vectors(2)("r180", torch.tensor([1.0, 2.0]))
-    tensor([2., 1.])
-    """
-    group = groups.parse(group)
-    matrices = torch.as_tensor(matrices)
-    if matrices.dim() != 3 or matrices.shape[0] != group.order or matrices.shape[1] != matrices.shape[2]:
-        raise ValueError(f"expected one square matrix for each of {group.order} elements, got {tuple(matrices.shape)}")
-    width = matrices.shape[1]
-
-    def of_vectors(channels: int) -> Tensor:
-        if channels != width:
-            raise Undefined(f"the matrices are those of {width} channels, got {channels}")
-        return matrices
-
-    action = Action("linear", group, channels=of_vectors)
-    check_action(action, torch.eye(width)[:, :, None, None], atol=1e-5)
-    return action
-
-
-def quotient(group: Group | str, onto: Action, projection: Sequence[int | str]) -> Action:
-    """G acting through a quotient: φ(g, z) = φ_Q(π(g), z), so that the kernel of π acts as the identity.
-
-    `onto` is φ_Q, and `projection` names π(g) for every g; ValueError, naming elements, where π is no homomorphism.
-
-    >>> quotient("C4", spatial("flip"), projection=[0, 1, 0, 1]).on((1, 3), channels=1).kernel
-    (0, 2)
-    """
-    group = groups.parse(group)
-    image = [onto.group.index(element) for element in projection]
-    if len(image) != group.order:
-        raise ValueError(f"a projection of {group.name} names {group.order} images, got {len(image)}")
-    image_of_products = np.array(image)[group.products]
-    products_of_images = onto.group.products[np.ix_(image, image)]
-    broken = np.argwhere(image_of_products != products_of_images)
-    if len(broken):
-        g, h = (group.elements[k] for k in broken[0])
-        raise ValueError(f"not a homomorphism onto {onto.group.name}: π({g} {h}) differs from π({g}) π({h})")
-    return _through(onto, group, image, f"{onto.name} through {onto.group.name}")
-
-
-def _through(action: Action, group: Group, image: Sequence[int], name: str) -> Action:
-    """The action in which element g does what element `image[g]` does in another one."""
-
-    def relabelled(table: Channels | None) -> Channels | None:
-        return None if table is None else lambda channels: table(channels)[list(image)]
-
-    move = action.move
-    return Action(
-        name,
-        group,
-        move=None if move is None else lambda g, z: move(image[g], z),
-        channels=relabelled(action.channels),
-        colours=relabelled(action.colours),
-        inside=action.inside,
-    )

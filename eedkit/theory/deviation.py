@@ -22,22 +22,7 @@ def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
     """Mean of f over the kernel of the target's action (Kvinge et al. 2022, eq. 2).
 
     Trivial action: the kernel is all of G, and this is the orbit mean. Faithful: the kernel is {e}, and this is f(x).
-
-    Parameters
-    ----------
-    orbit : Tensor (g, b, *z)
-        f(gx) for every element g, in the group's order.
-    kernel : sequence of int
-        Indices of the elements that act as the identity on the target.
-
-    Returns
-    -------
-    Tensor (b, *z)
-
-    Raises
-    ------
-    ValueError
-        The kernel is empty or names an element that the orbit does not have.
+    Shapes: the orbit (g, b, *z) in the group's order, f̂ (b, *z).
 
     >>> f_hat(torch.tensor([[1.0], [3.0]]), kernel=[0, 1])
     tensor([2.])
@@ -54,22 +39,9 @@ def f_hat(orbit: Tensor, kernel: Sequence[int]) -> Tensor:
 def deviation(orbit: Tensor, action: LayerAction, distance: Distance, *, kernel: Sequence[int] | None = None) -> Tensor:
     """The integrand m(f(gx), g f̂(x)) of (4) for every element and sample (Kvinge et al. 2022, eq. 4).
 
-    The null is the same of the shuffled orbit: `deviation(shuffled(orbit, partners), …)` *[ours]*.
-
-    Parameters
-    ----------
-    orbit : Tensor (g, b, *z)
-        f(gx).
-    action : LayerAction
-        φ_Z, how G acts on the target.
-    distance : Distance
-        m.
-    kernel : sequence of int, or None
-        Over which elements f̂ is the mean; None: the kernel of the action. With `(0,)` this is m(f(gx), g f(x)).
-
-    Returns
-    -------
-    Tensor (g, b)
+    The null is the same of the shuffled orbit: `deviation(shuffled(orbit, partners), …)` *[ours]*. `kernel` says over
+    which elements f̂ is the mean; None: the kernel of the action, and with `(0,)` this is m(f(gx), g f(x)).
+    Shapes: the orbit (g, b, *z), values (g, b).
 
     >>> from eedkit.theory import actions, distances
     >>> orbit = torch.tensor([[[1.0]], [[3.0]]])
@@ -92,8 +64,7 @@ def null_of_elements(
 
     For outputs that unrelated images may rightly share, so that no other image can serve. Relative values are 1 where
     f(gx) is no more like g f̂(x) than like f̂(x) moved otherwise. An element of the kernel moves nothing; its value is
-    that of (4), so that estimate and null have these in common. Arguments and shape are those of `deviation`; NaN where
-    every element is in the kernel.
+    that of (4). Arguments and shape are those of `deviation`; NaN where every element is in the kernel.
 
     >>> from eedkit.theory import actions, distances
     >>> turn = actions.coordinates("C4").on_vectors(2)

@@ -7,10 +7,12 @@ of six sums over positions (`ChannelSums`), so that one pass over the activation
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from eedkit.errors import short
 
 CONSTANT = 1e-12
 """A channel whose variance is below this part of its mean square is constant: what is left of it is rounding."""
@@ -25,9 +27,8 @@ TINY = torch.finfo(torch.float64).tiny
 class ChannelSums:
     """The sums over n positions by which every channelwise measure compares maps a and b, each (…, C) in float64.
 
-    They are what their names say, so that a custom function of them reads the same in any precision. Squares of numbers
-    between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow. `total` is the sum of the channels' cosines, where who took the sums
-    took it as well.
+    Squares of numbers between 10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow. `total` is the sum of the channels' cosines, where
+    who took the sums took it as well.
 
     >>> sums = ChannelSums.of(torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]]))
     >>> sums.cosine()
@@ -144,30 +145,26 @@ class Distance:
     of_sets: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.between):
-            raise TypeError(f"{self.name}: between must be a function, got {type(self.between).__name__}")
-        if self.order not in (1, 2):
-            raise ValueError(
-                f"{self.name}: order must be 1 or 2, as m grows with |δ| or its square, got {self.order!r}"
-            )
         is_size = isinstance(self.scale, int | float) and self.scale > 0
-        if not is_size and self.scale not in ("norm", "rms"):
-            raise ValueError(f"{self.name}: scale must be a number above 0, 'norm' or 'rms', got {self.scale!r}")
-        bounds = (self.best, self.upper)
-        if not all(isinstance(bound, int | float) for bound in bounds) or self.best > self.upper:
-            raise ValueError(f"{self.name}: best and upper must be numbers in this order, got {bounds}")
-        if self.of_sums and self.of_sets:
-            raise ValueError(f"{self.name}: a distance is of sums of maps or of sets, not of both")
+        has_bounds = all(isinstance(bound, int | float) for bound in (self.best, self.upper))
+        rules = {
+            "between": (callable(self.between), "a function"),
+            "order": (self.order in (1, 2), "1 or 2, as m grows with |δ| or its square"),
+            "scale": (is_size or self.scale in ("norm", "rms"), "a number above 0, 'norm' or 'rms'"),
+            "best": (has_bounds and not self.best > self.upper, "a number that is not above upper"),
+            "of_sets": (not (self.of_sums and self.of_sets), "False where of_sums is True"),
+        }
+        for name, (is_kept, rule) in rules.items():
+            if not is_kept:
+                raise ValueError(f"{self.name}: {name} must be {rule}, got {short(getattr(self, name))}")
 
     def __call__(self, a: Tensor | ChannelSums, b: Tensor | None = None) -> Tensor:
         """m(a, b): (…, *z), (…, *z) -> (…); with `of_sums` also m of the sums of a pair of maps."""
-        if not self.of_sums:
-            return self.between(a, b)
         if isinstance(a, ChannelSums):
             return self.between(a)
-        if b is None:
-            raise TypeError(f"{self.name} compares two tensors, or the sums of a pair of maps; got one tensor")
-        return self.between(ChannelSums.of(a, b))
+        if self.of_sums and b is not None:
+            return self.between(ChannelSums.of(a, b))
+        return self.between(a, b)
 
 
 def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -219,10 +216,6 @@ def _euclidean(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
 
 
-def _root_mean_square(a: Tensor, b: Tensor) -> Tensor:
-    return (a.double() - b.double()).square().mean((-2, -1)).sqrt()
-
-
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1)
 
@@ -232,28 +225,12 @@ def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     return (_kl(p, middle) + _kl(q, middle)) / 2
 
 
-def _total_variation(p: Tensor, q: Tensor) -> Tensor:
-    return (p - q).abs().sum(-1) / 2
-
-
-def _hellinger(p: Tensor, q: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(p.sqrt() - q.sqrt(), dim=-1) / math.sqrt(2)
-
-
-def _mean_over_positions(between: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    return between(a, b).mean(-1)
-
-
 def _jaccard(a: Tensor, b: Tensor) -> Tensor:
     common = torch.minimum(a, b).sum(-2, dtype=torch.float64)
     together = torch.maximum(a, b).sum(-2, dtype=torch.float64)
     is_there = together != 0  # also where it is NaN
     overlap = common / torch.where(is_there, together, 1.0)
     return 1 - overlap.sum(-1) / is_there.sum(-1)
-
-
-def _jaccard_of_scores(a: Tensor, b: Tensor) -> Tensor:
-    return _jaccard(_masks(a), _masks(b))
 
 
 def _masks(scores: Tensor) -> Tensor:
@@ -304,15 +281,17 @@ euclidean = Distance("euclidean", _euclidean, "‖a − b‖₂", scale="norm", 
 """Of vectors (…, d)."""
 
 mean_euclidean = Distance(
-    "mean_euclidean",
-    partial(_mean_over_positions, _euclidean),
-    "(1/P) Σ_p ‖a_p − b_p‖₂",
-    scale="rms",
-    order=1,
+    "mean_euclidean", lambda a, b: _euclidean(a, b).mean(-1), "(1/P) Σ_p ‖a_p − b_p‖₂", scale="rms", order=1
 )
 """The mean distance of points, or of the vectors of a field, (…, P, C)."""
 
-root_mean_square = Distance("root_mean_square", _root_mean_square, "√(mean (a − b)²)", scale="rms", order=1)
+root_mean_square = Distance(
+    "root_mean_square",
+    lambda a, b: (a.double() - b.double()).square().mean((-2, -1)).sqrt(),
+    "√(mean (a − b)²)",
+    scale="rms",
+    order=1,
+)
 """Of two maps (…, P, C), over positions and channels."""
 
 kl = Distance("kl", _kl, "Σ p log(p / q)", unit="nat")
@@ -331,26 +310,18 @@ jensen_shannon = Distance(
 )
 """In nats, between 0 and log 2; its square root is a metric."""
 
-total_variation = Distance("total_variation", _total_variation, "½ Σ |p − q|", upper=1.0, order=1)
+total_variation = Distance("total_variation", lambda p, q: (p - q).abs().sum(-1) / 2, "½ Σ |p − q|", upper=1.0, order=1)
 
-hellinger = Distance("hellinger", _hellinger, "‖√p − √q‖₂ / √2", upper=1.0, order=1)
-
-mean_kl = Distance("mean_kl", partial(_mean_over_positions, _kl), "(1/P) Σ_p Σ a_p log(a_p / b_p)", unit="nat")
-"""Of maps (…, P, k) whose positions are distributions; so are `mean_js` and `mean_tv` *[ours]*."""
-
-mean_js = replace(
-    jensen_shannon,
-    name="mean_js",
-    between=partial(_mean_over_positions, _jensen_shannon),
-    equation="(1/P) Σ_p (½ KL(a_p ‖ (a_p+b_p)/2) + ½ KL(b_p ‖ (a_p+b_p)/2))",
+hellinger = Distance(
+    "hellinger",
+    lambda p, q: torch.linalg.vector_norm(p.sqrt() - q.sqrt(), dim=-1) / math.sqrt(2),
+    "‖√p − √q‖₂ / √2",
+    upper=1.0,
+    order=1,
 )
 
-mean_tv = replace(
-    total_variation,
-    name="mean_tv",
-    between=partial(_mean_over_positions, _total_variation),
-    equation="(1/P) Σ_p ½ Σ |a_p − b_p|",
-)
+mean_kl = Distance("mean_kl", lambda a, b: _kl(a, b).mean(-1), "(1/P) Σ_p Σ a_p log(a_p / b_p)", unit="nat")
+"""Of maps (…, P, k) whose positions are distributions *[ours]*."""
 
 jaccard = Distance("jaccard", _jaccard, "1 − mean over channels of Σ_p min(a, b) / Σ_p max(a, b)", upper=1.0, order=1)
 """1 − IoU of masks (…, P, k), the mean over the channels that either has (Jaccard 1912; weighted: Ružička 1958)."""
@@ -358,7 +329,7 @@ jaccard = Distance("jaccard", _jaccard, "1 − mean over channels of Σ_p min(a,
 jaccard_of_scores = replace(
     jaccard,
     name="jaccard_of_scores",
-    between=_jaccard_of_scores,
+    between=lambda a, b: _jaccard(_masks(a), _masks(b)),
     equation="1 − mean over classes of the IoU of the positions where each is likeliest",
 )
 """`jaccard` of the masks of the likeliest class, which is decided after scores (…, P, k) were moved *[ours]*."""

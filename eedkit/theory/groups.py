@@ -6,7 +6,7 @@ tensors, models or labels. Costs |G| log |G| products of motions and |G|² small
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -71,6 +71,10 @@ class Motion:
             down, right = -right, down
         colours = earlier.colours or self.colours
         if earlier.colours and self.colours:
+            if len(earlier.colours) != len(self.colours):
+                raise ValueError(
+                    f"colours of one number of channels are needed, got {earlier.colours} and {self.colours}"
+                )
             colours = tuple(earlier.colours[channel] for channel in self.colours)
         return Motion(
             # moving a rotation past a mirror turns it round
@@ -137,19 +141,25 @@ class Group:
         if self.motions is not None:
             object.__setattr__(self, "motions", tuple(self.motions))
             _check_motions(self.name, self.elements, self.motions)
-        if self.is_sample and self.table is not None:
-            raise ValueError(f"{self.name} is a sample, whose products are not among its elements; leave out its table")
-        if not self.is_sample and self.table is None and self.motions is None:
-            raise ValueError(f"{self.name} needs a table or motions; a sample of a continuous group has is_sample=True")
-        if self.table is not None:
-            table = [[int(entry) for entry in row] for row in self.table]
+        if self.is_sample:
+            if self.table is not None:
+                raise ValueError(
+                    f"{self.name} is a sample, whose products are not among its elements; leave out its table"
+                )
+            return
+        table = None if self.table is None else tuple(tuple(int(entry) for entry in row) for row in self.table)
+        if self.motions is not None:
+            products = _products_of_motions(self.name, self.elements, self.motions)
+            if table not in (None, products):
+                raise ValueError(
+                    f"the motions of {self.name} multiply otherwise than its table says; leave out the table"
+                )
+            table = products
+        elif table is not None:
             _check_axioms(self.name, self.elements, table)
-            object.__setattr__(self, "table", tuple(map(tuple, table)))
-        if self.motions is not None and not self.is_sample:
-            table = _table_of_motions(self.name, self.elements, self.motions)
-            if self.table not in (None, table):
-                _refuse_table(self, table)
-            object.__setattr__(self, "table", table)
+        else:
+            raise ValueError(f"{self.name} needs a table or motions; a sample of a continuous group has is_sample=True")
+        object.__setattr__(self, "table", table)
 
     @property
     def order(self) -> int:
@@ -204,62 +214,33 @@ def _check_motions(name: str, labels: Sequence[str], motions: Sequence[Motion]) 
         raise ValueError(f"{name} has {len(labels)} elements but {len(motions)} motions")
     if motions[0] != Motion():
         raise ValueError(f"{name}: the first element ({labels[0]}) must be the identity, but its motion moves images")
-    counts = {len(motion.colours) for motion in motions if motion.colours}
-    if len(counts) > 1:
-        raise ValueError(f"{name} permutes colours of images of different numbers of channels: {sorted(counts)}")
-    label_of: dict[Motion, str] = {}
-    for label, motion in zip(labels, motions, strict=True):
-        if motion in label_of:
-            raise ValueError(f"{name}: {label_of[motion]} and {label} are the same motion; leave one of them out")
-        label_of[motion] = label
+    if len(set(motions)) < len(motions):
+        raise ValueError(f"{name}: two elements are the same motion; leave one of them out")
 
 
-def _table_of_motions(name: str, labels: Sequence[str], motions: Sequence[Motion]) -> tuple[tuple[int, ...], ...]:
-    """The products of motions, of which only those with generators are computed: motions are associative."""
+def _products_of_motions(name: str, labels: Sequence[str], motions: Sequence[Motion]) -> tuple[tuple[int, ...], ...]:
+    """The table of a group of motions: rows of generators, which are few, and the others by (g h) k = g (h k)."""
     index = {motion: g for g, motion in enumerate(motions)}
-
-    def row(g: int) -> np.ndarray:
-        products = [index.get(motions[g] @ motion, -1) for motion in motions]
-        if -1 in products:
-            first, second = labels[products.index(-1)], labels[g]
-            raise ValueError(f"{name} is not closed: {first} and then {second} is the motion of no element; add it")
-        return np.array(products)
-
-    rows, _ = _generated(len(motions), row)
-    return tuple(tuple(rows[g].tolist()) for g in range(len(motions)))
-
-
-def _generated(order: int, row: Callable[[int], np.ndarray]) -> tuple[dict[int, np.ndarray], list[int]]:
-    """A table's rows by those of generators, which are few; each generator is no product of those before it.
-
-    `row(g)` has the products of a generator g with every element; the others follow from (g h) k = g (h k).
-    """
-    rows = {0: np.arange(order)}
+    rows = {0: np.arange(len(motions))}
     generators: list[int] = []
-    for element in range(order):
+    for element, later in enumerate(motions):
         if element in rows:
             continue
+        row = [index.get(later @ earlier, -1) for earlier in motions]
+        if -1 in row:
+            first, second = labels[row.index(-1)], labels[element]
+            raise ValueError(f"{name} is not closed: {first} and then {second} is the motion of no element; add it")
         generators.append(element)
-        rows[element] = row(element)
+        rows[element] = np.array(row)
         reached = list(rows)
         while reached:
             h = reached.pop()
             for g in generators:
-                product = int(rows[g][h])
-                if product not in rows:
-                    rows[product] = rows[g][rows[h]]
-                    reached.append(product)
-    return rows, generators
-
-
-def _refuse_table(group: Group, by_motions: Sequence[Sequence[int]]) -> None:
-    table = group.products
-    g, h = np.argwhere(table != np.array(by_motions))[0]
-    first, second, wanted, found = (group.elements[k] for k in (h, g, table[g, h], by_motions[g][h]))
-    together = f"{first} and then {second}"
-    raise ValueError(
-        f"{group.name}: {together} is {wanted} by its table, but {found} by its motions; leave out the table"
-    )
+                product_of_both = int(rows[g][h])
+                if product_of_both not in rows:
+                    rows[product_of_both] = rows[g][rows[h]]
+                    reached.append(product_of_both)
+    return tuple(tuple(rows[g].tolist()) for g in range(len(motions)))
 
 
 def _check_axioms(name: str, labels: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
@@ -279,18 +260,17 @@ def _check_axioms(name: str, labels: Sequence[str], rows: Sequence[Sequence[int]
     if (table[0] != index).any() or (table[:, 0] != index).any():
         raise ValueError(
             f"{name}: the first element ({labels[0]}) must be the identity, and its row and column of the table "
-            f"0 to {n - 1} in order; got the row {short(rows[0])}"
+            f"0 to {n - 1} in order; got the row {short(table[0].tolist())}"
         )
-    for label, row in zip(labels, table, strict=True):
+    for a, row in enumerate(table):
         if (np.sort(row) != index).any():
-            raise ValueError(f"{name}: {label} has no inverse, its row of the table repeats an element")
-    # (ab)c = a(bc) for every a when it holds for those of which all others are products (Light's test)
-    for a in _generated(n, lambda g: table[g])[1]:
-        broken = np.argwhere(table[table[a]] != table[a][table])
+            raise ValueError(f"{name}: {labels[a]} has no inverse, its row of the table repeats an element")
+        broken = np.argwhere(table[row] != row[table])
         if len(broken):
-            a, b, c = (labels[k] for k in (a, *broken[0]))
+            first, second, third = (labels[k] for k in (a, *broken[0]))
             raise ValueError(
-                f"{name} is not associative: ({a} {b}) {c} differs from {a} ({b} {c}); correct these products"
+                f"{name} is not associative: ({first} {second}) {third} differs from {first} ({second} {third}); "
+                "correct these products"
             )
 
 
@@ -327,10 +307,9 @@ def shift(rows: int, columns: int | None = None) -> Group:
 def sample(family: str, n: int, seed: int = 0, jitter: int = 1) -> Group:
     """A sample of SO(2), O(2) or T(2): an element from each of n equal parts of the circle, n × n of a torus *[ours]*.
 
-    Part k lies about 360 k/n degrees, or k/n of the height or width, and its element is drawn by seed (Haar measure).
-    O(2) has as many other rotations followed by the mirror. The identity stands for its own part, which biases a mean
-    over elements by the order of 1/n², less than its standard error, of the order of n^(-3/2). Without jitter every
-    element is in the middle of its part, as in C_n.
+    Part k lies about 360 k/n degrees, or k/n of the height or width, and its element is drawn by seed (Haar measure);
+    without jitter it is the middle. O(2) has as many other rotations followed by the mirror. The identity stands for
+    its own part, which biases a mean over elements by the order of 1/n², less than its standard error of n^(-3/2).
 
     >>> sample("SO(2)", 4, jitter=0).angles
     (0.0, 90.0, 180.0, 270.0)

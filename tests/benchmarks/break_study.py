@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 import eedkit as ek
-from eedkit.store.files import StoreError
+from eedkit.study.files import StoreError
 
 EVENTS = ("open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.scandir", "os.truncate")
 KILLED = 9

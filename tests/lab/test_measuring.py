@@ -241,9 +241,9 @@ class TestDoubts:
 
     def test_classes_that_the_images_declare_otherwise_are_not_the_model_s(self):
         ds = table((TENS + 1) % 10, TENS)
-        ds.label.attrs["classes"] = 8
+        ds.label.attrs["class_names"] = list("abcdefgh")
         assert doubts(ds) == []
-        ds.label.attrs["classes"] = 10
+        ds.label.attrs["class_names"] = list("abcdefghij")
         assert len(doubts(ds)) == 1
 
     def test_each_model_is_looked_at_by_itself(self):

@@ -489,7 +489,7 @@ def test_accuracy_on_moved_images_leaves_the_identity_and_unlabelled_images_out(
     coords = {"model": ["a", "b"], "element": ["e", "r90", "r180"], "label": ("sample", [0, 1, 1, -1])}
     ds = xr.Dataset({"prediction": (("model", "element", "sample"), prediction)}, coords)
     assert moved_accuracy(ds).to_dict() == pytest.approx({"a": 4 / 6, "b": 1.0})
-    with pytest.raises(ValueError, match="needs predictions and labels"):
+    with pytest.raises(ValueError, match="the images have no labels"):
         moved_accuracy(ds.drop_vars("label"))
 
 

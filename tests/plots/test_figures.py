@@ -145,6 +145,18 @@ def test_rose_spreads_the_elements_of_a_group_without_rotations_evenly(results):
     assert np.rad2deg(angle) == pytest.approx([0, 180, 0])
 
 
+def test_heatmap_names_the_classes_of_the_labels_and_leaves_out_images_without_one(results, drawn_texts):
+    label = results.label.values.copy()
+    label[::7] = -1
+    named = results.assign_coords(label=("sample", label, {"class_names": ["ape", "bee", "cat"]}))
+    figure = plots.class_heatmap(named)
+    assert {"ape", "bee", "cat"} <= drawn_texts(figure)
+    assert drawn_texts(figure).isdisjoint({"-1", "−1"})
+    no_label = named.assign_coords(label=("sample", np.full(len(label), -1)))
+    with pytest.raises(ValueError, match="needs labels"):
+        plots.class_heatmap(no_label)
+
+
 def test_heatmap_shows_class_means_on_one_scale(results):
     figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
     values = results[schema.from_x(results, "latent")].sel(layer="latent").groupby("label").mean("sample") + 1

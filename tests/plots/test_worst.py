@@ -56,6 +56,14 @@ def test_predictions_stand_on_both(results, images):
     assert moved.get_title().endswith("predicted dark")
 
 
+def test_predictions_have_the_names_of_the_labels_where_these_are_the_models_classes(results, images):
+    names = {"class_names": ["dark", "bright"]}
+    named = results.assign_coords(label=("sample", np.zeros(results.sizes["sample"], dtype=int), names))
+    assert plots.worst(named, images, n=1).axes[0].get_title() == "predicted bright"
+    of_others = named.assign_coords(classes=("model", [1000]))
+    assert plots.worst(of_others, images, n=1).axes[0].get_title() == "predicted 1"
+
+
 def test_images_are_found_by_their_ids_after_a_selection(results, images):
     chosen = results.isel(sample=[5, 1, 2])
     np.testing.assert_allclose(shown(plots.worst(chosen, images, n=1))[0], images[5, 0])

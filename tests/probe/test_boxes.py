@@ -132,6 +132,7 @@ def test_scores_that_are_not_numbers_are_no_reason_to_find_nothing():
 OTHERS = [
     torch.zeros(2, 4),
     [{"boxes": torch.zeros(0, 4)}],
+    [{"boxes": torch.zeros(2, 4), "labels": torch.zeros(2), "scores": torch.zeros(3)}],
     [torch.zeros(1)],
     {"logits": torch.zeros(2, 3, 4)},
     {"logits": torch.zeros(2, 3, 4), "pred_boxes": torch.zeros(2, 5, 4)},
@@ -143,7 +144,7 @@ OTHERS = [
 def test_outputs_of_another_form_are_refused(output):
     with pytest.raises(
         Undefined,
-        match=r"neither a list with a dict of boxes, labels, scores .* logits or pred_logits \(b, q, k \+ 1\)",
+        match=r"neither a list with a dict of the tensors boxes .* logits or pred_logits \(b, q, k \+ 1\)",
     ):
         detections(output, (8, 8))
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from eedkit.errors import Undefined
 from eedkit.lab.networks import GroupConv
-from eedkit.probe.fields import field, on_field
+from eedkit.probe.fields import field
 from eedkit.probe.layers import find_layers, tap
 from eedkit.theory import actions
 
@@ -95,6 +95,10 @@ class Steerable(nn.Module):
         return self.head(self.plain(x).mean((-2, -1)))
 
 
+def on_field(action, field_type):
+    return field(action, types.SimpleNamespace(field_type=field_type))
+
+
 def gradient(z):
     """Differences of neighbours, a vector at every place: to the right, and upwards."""
     padded = F.pad(z, (1, 1, 1, 1), mode="circular")
@@ -123,8 +127,8 @@ def worst(features, field_type, group, on_layer=field):
         for g in range(action.group.order):
             begin()
             model(action(g, image))
-    on_field = on_layer(action, layer).on(layer.grid, layer.channels)
-    off = [(z - on_field(g, seen[0])).abs().max() for g, z in enumerate(seen)]
+    moved = on_layer(action, layer).on(layer.grid, layer.channels)
+    off = [(z - moved(g, seen[0])).abs().max() for g, z in enumerate(seen)]
     return float(max(off) / seen[0].abs().max())
 
 
@@ -179,7 +183,7 @@ def test_a_group_that_the_field_does_not_have_is_the_reason(space):
 
 def test_layers_that_name_no_representation_and_other_widths_are_undefined():
     with pytest.raises(Undefined, match="names no representation"):
-        field(actions.spatial("C4"), types.SimpleNamespace(field_type=None))
+        on_field(actions.spatial("C4"), None)
     with pytest.raises(Undefined, match="the field has 2 channels, got 3"):
         on_field(actions.spatial("C4"), FieldType(Space(), ["vector"])).on((5, 5), 3)
 

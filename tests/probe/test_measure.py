@@ -411,7 +411,9 @@ def test_a_model_may_be_called_in_another_way():
         def forward(self, x, prompt):
             return super().forward(x) + prompt
 
-    with pytest.raises(ValueError, match=r"wants more than images: prompt. Say how .* call=lambda model, images: "):
+    with pytest.raises(
+        ValueError, match=r"argument: 'prompt'. If it wants more than images, .* call=lambda model, images: "
+    ):
         measure(Prompted().double())
     wanted = measure(small())
     ds = measure(Prompted().double(), call=lambda model, images: model(images, prompt=0.5))
@@ -516,9 +518,9 @@ REFUSED = [
     ({**BY_CLASS, "labels": [0] * 9, "metrics": ["channelwise_matched"]}, "ask for one of both", 0),
     ({"batch_size": 0}, "batch_size must be a whole number from 1 on, or None to choose one, got 0", 0),
     ({"batch_size": 2.5}, "batch_size must be a whole number from 1 on, or None to choose one, got 2.5", 0),
-    ({"device": "cda"}, "there is no device 'cda'; take 'auto', 'cpu', 'cuda' or 'cuda:1'", 0),
-    ({"device": "mps"}, "device 'mps' has no float64", 0),
-    ({"device": "meta"}, "on the device 'meta' tensors have no values, and the weights would be lost", 0),
+    ({"device": "cda"}, "device must be 'auto', 'cpu', 'cuda' or 'cuda:1', got 'cda'", 0),
+    ({"device": "mps"}, "device must be 'auto', .*, got 'mps'", 0),
+    ({"device": "meta"}, "device must be 'auto', .*, got 'meta'", 0),
     ({"labels": [1, 2]}, "expected one label for each of 9 images, got 2", 0),
     ({"labels": [[0, 1, 1]] * 9}, "the labels say several classes .* pass output='independent'", 0),
     ({"call": "features"}, r"call must be a function \(model, images\) -> output, got str", 0),
@@ -543,7 +545,7 @@ REFUSED = [
     ({"images": pictures(1), "group": "flip"}, "needs 2 images, got 1; pass more, or null=False", 0),
     ({"images": pictures(3), "group": "flip", "metrics": ["channelwise_matched"]}, "which needs 4, got 3", 0),
     ({"images": iter(pictures(7)), "group": "D4"}, "needs 8 images, got 7; pass more, or null=False", 0),
-    ({"images": np.zeros((9, 8, 8, 3), np.float32)}, r"channels last\? pass images.transpose\(0, 3, 1, 2\)", 0),
+    ({"images": np.zeros((9, 8, 8, 3), np.float32)}, r"channels last\? pass image.permute\(2, 0, 1\)", 0),
     ({"images": Torn(pictures(), range(9))}, "no image could be read; the first: number .: OSError: file . is torn", 0),
     ({"images": "digits/tset"}, "no bundled images, folder or file 'digits/tset'", 0),
 ]
@@ -563,8 +565,12 @@ def test_bad_input_is_refused_before_anything_is_measured(options, message, imag
     ("model", "error", "message"),
     [
         (torch.rand(3, 2, 6, 6), TypeError, r"must be a torch\.nn\.Module, got Tensor; the images come second"),
-        (nn.Sequential(nn.LazyLinear(3)), ValueError, "0.weight has no values yet; run the model on a batch"),
-        (Small().to("meta"), ValueError, "stem.weight is on the device 'meta' and has no values; load the weights"),
+        (
+            nn.Sequential(nn.LazyLinear(3)),
+            ValueError,
+            "0.weight has no values yet; load .*, or run the model on a batch",
+        ),
+        (Small().to("meta"), ValueError, "stem.weight has no values yet; load the weights"),
     ],
 )
 def test_what_is_no_model_or_has_no_weights_is_refused(model, error, message):

@@ -56,7 +56,7 @@ def moving_above(action, layer):
 
 def through_c2(action, _layer):
     """C4 acting through its quotient C2."""
-    return actions.quotient("C4", actions.spatial("C2"), [0, 1, 0, 1])
+    return actions.Action("proper", groups.parse("C4"), lambda g, z: torch.rot90(z, 2 * (g % 2), (-2, -1)))
 
 
 def of_squares(sums):

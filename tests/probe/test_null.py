@@ -23,7 +23,7 @@ GROUPS = ["flip", "C4", "D4"]
 SOFTMAX = ["softmax", "softmax_reverse", "softmax_js", "softmax_tv", "softmax_hellinger"]
 VECTORS = ["latent", "latent_unit", "latent_flat", "latent_euclidean"]
 MAPS = ["channelwise", "channelwise_skip", "channelwise_centred", "channelwise_matched", "channelwise_rms"]
-THROUGH = actions.quotient("C4", actions.spatial("C2"), [0, 1, 0, 1])
+THROUGH = actions.Action("through", "C4", lambda g, z: torch.rot90(z, 2 * (g % 2), (-2, -1)))
 
 
 def images(n: int = 600, classes: int = 1, side: int = SIDE) -> Tensor:

@@ -264,6 +264,12 @@ def test_answers_are_compared_one_by_one(form):
         assert ds.classes == 2
 
 
+def test_only_what_is_taken_for_features_has_a_reason_among_the_layers():
+    for output, reason in (("dense", ""), ("features", "the model ends in features (output='features')")):
+        table = ek.layers(Segmenter(), pictures(), layers=[], output=output)
+        assert table.reason.iloc[-1] == reason
+
+
 def test_probabilities_are_taken_as_they_are():
     ds, of_scores = measure(Answers("softmax"), [*MEANS]), measure(Answers("scores"), [*MEANS])
     for name in of_scores.data_vars:
@@ -312,14 +318,15 @@ def ragged(output, _size):
 
 WITHOUT_VALUE = [
     (WhichWayUp(), "segmentation", {}, "is no map, but has one position"),
-    (WhichWayUp(), "boxes", {}, "neither a list with a dict of boxes, labels, scores"),
+    (WhichWayUp(), "boxes", {}, "neither a list with a dict of the tensors boxes"),
     (
         Segmenter(classes=1),
         "segmentation",
         {},
         "has one channel, where class scores need two or more; .*'independent'",
     ),
-    (Segmenter(), "softmax", {}, r"is no class scores \(b, k\) with k ≥ 2"),
+    (Segmenter(), "softmax", {}, r"is no class scores \(b, k\) with k ≥ 2$"),
+    (Answers("(b, 1)"), "softmax", {}, "is no class scores .*; if it is yes-or-no answers, pass output='independent'"),
     (Slopes(), "softmax", {"output": "features"}, "the model ends in features"),
     (Detector(), "softmax", {}, "list with a dict for every image, as detectors give"),
     (Detector(), "boxes", {"group": "C8"}, "turns boxes by less than quarter turns"),

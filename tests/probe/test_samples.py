@@ -1,7 +1,6 @@
 """Streams of samples: every source, labels, chains and batches, PIL modes, and what is refused or reported."""
 
 import collections
-import itertools
 
 import datasets
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from eedkit.probe import samples
-from eedkit.probe.samples import as_float, by_number, find, is_multi_hot, label_list, open_halves, open_stream
+from eedkit.probe.samples import as_float, find, label_list, open_halves, open_stream
 
 N = 11
 LABELS = [2, 0, 1, 1, 0, 2, 1, 0, 2, 1, 0]
@@ -73,22 +72,17 @@ SOURCES = {
     "data set with one-hot labels": lambda: TensorDataset(WHOLE, ONE_HOT),
     "Hugging Face data set": hub,
     "Hugging Face data set as torch": lambda: hub().with_format("torch"),
-    "Hugging Face data set as numpy": lambda: hub().with_format("numpy"),
     "list of mappings": lambda: [{"img": x, "target": y} for x, y in zip(WHOLE, LABELS, strict=True)],
     "list of arrays, channels last": lambda: list(zip(BYTES, LABELS, strict=True)),
     "list of arrays, channels first": lambda: list(zip(WHOLE.numpy(), LABELS, strict=True)),
-    "list of float tensors": lambda: list(zip(WHOLE / 255, LABELS, strict=True)),
     "loader": lambda: loader(WHOLE, torch.tensor(LABELS)),
-    "loader of one-hot labels": lambda: loader(WHOLE, ONE_HOT),
     "loader of mappings": lambda: DataLoader(hub().with_format("torch"), batch_size=4),
     "iterable of batches": Batches,
-    "generator of pairs": lambda: zip(WHOLE, LABELS, strict=True),
     "generator of arrays": lambda: zip(iter(BYTES), LABELS, strict=True),
     "generator of named batches": lambda: (
         {"pixel_values": WHOLE[i : i + 2], "labels": LABELS[i : i + 2]} for i in range(0, N, 2)
     ),
     "streaming Hugging Face data set": lambda: hub().to_iterable_dataset(),
-    "map object over PIL images": lambda: map(Pictures().__getitem__, range(N)),
 }
 
 
@@ -108,12 +102,6 @@ def test_arrays_and_mappings_that_hold_images_are_those_images(images):
         assert torch.equal(of_array.image, of_tensor.image)
 
 
-def test_what_can_be_iterated_once_is_kept_by_number():
-    kept = by_number(iter(WHOLE))
-    assert by_number(kept) is kept
-    assert len(read(kept)) == len(read(kept)) == N
-
-
 IDS = [f"picture-{k}" for k in range(N)]
 NAMED = {
     "data set": lambda: hub(id=IDS),
@@ -130,12 +118,11 @@ def test_ids_of_the_source_name_the_samples_and_find_them(source):
         find(NAMED[source](), [7])
 
 
-class Renumbered(Pictures):
-    def __getitem__(self, i):
-        return {"image": WHOLE[i], "id": N - 1 - i}
-
-
 def test_another_image_than_the_one_that_was_measured_is_not_found():
+    class Renumbered(Pictures):
+        def __getitem__(self, i):
+            return {"image": WHOLE[i], "id": N - 1 - i}
+
     with pytest.raises(ValueError, match="no image with the id 7 among"):
         find(Renumbered(), [7])
 
@@ -143,16 +130,12 @@ def test_another_image_than_the_one_that_was_measured_is_not_found():
 NAMES = [["ant", "bee", "cow"][label] for label in LABELS]
 LABELS_IN_EVERY_FORM = [
     (LABELS, LABELS),
-    (tuple(LABELS), LABELS),
     (torch.tensor(LABELS), LABELS),
     (np.array(LABELS), LABELS),
     (pd.Series(LABELS, index=range(100, 100 + N)), LABELS),
     (ONE_HOT, LABELS),
-    (np.eye(3)[LABELS], LABELS),
     (pd.DataFrame(ONE_HOT), LABELS),
-    (tuple(map(tuple, ONE_HOT.tolist())), LABELS),
     (NAMES, NAMES),
-    (np.array(NAMES), NAMES),
     (pd.Series(NAMES, dtype="category"), NAMES),
     ([None, *LABELS[1:]], [None, *LABELS[1:]]),
 ]
@@ -162,31 +145,21 @@ LABELS_IN_EVERY_FORM = [
 def test_labels_come_in_every_form(given, wanted):
     assert label_list(given) == wanted
     assert {type(label) for label in label_list(given)} <= {int, str, type(None)}
-    assert not is_multi_hot(given)
     assert labels_by_row(WHOLE, labels=given) == labels_by_row(loader(WHOLE), labels=given) == wanted
-
-
-def test_labels_of_a_batch_may_be_tuples_and_names():
-    assert labels_by_row(iter([(WHOLE[:4], ("a", "b", "a", "c")), (WHOLE[4:6], ("b", "c"))])) == list("abacbc")
 
 
 SEVERAL = [[0, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("make", [list, np.array, torch.tensor, lambda rows: torch.tensor(rows).bool().unbind()])
-def test_rows_of_several_ones_name_all_their_classes(make):
-    assert is_multi_hot(make(SEVERAL))
-    assert label_list(make(SEVERAL)) == ["2", "0+3", "none"]
-
-
-def test_items_may_have_several_classes():
+def test_rows_of_several_ones_name_all_their_classes():
     rows = torch.tensor(SEVERAL)
+    assert label_list(SEVERAL) == label_list(rows) == label_list(rows.bool().unbind()) == ["2", "0+3", "none"]
     assert labels_by_row(TensorDataset(WHOLE[:3], rows)) == labels_by_row(loader(WHOLE[:3], rows)) == [2, "0+3", "none"]
 
 
-@pytest.mark.parametrize("target", [[0, 1], {"boxes": torch.rand(2, 4)}, torch.rand(6, 5), Image.new("L", (5, 6))])
-def test_what_is_no_label_is_none(target):
-    assert labels_by_row([(x, target) for x in WHOLE]) == [None] * N
+def test_what_is_no_label_is_none():
+    for target in ([0, 1], {"boxes": torch.rand(2, 4)}, torch.rand(6, 5)):
+        assert labels_by_row([(x, target) for x in WHOLE]) == [None] * N
     assert labels_by_row(iter([(WHOLE, {"boxes": torch.rand(N, 4)})])) == [None] * N
 
 
@@ -195,19 +168,15 @@ def test_what_is_no_label_is_none(target):
     [
         ([1, 2], ValueError, "expected one label for each of 11 images, got 2"),
         ("abc", TypeError, "labels must be one per image, in a list, tensor, array or Series, got str"),
-        ({"a": 1}, TypeError, "got dict"),
         (5, TypeError, "got int"),
-        (torch.tensor(5), TypeError, "got Tensor"),
         (np.full((N, 3), 0.3), ValueError, r"or one-hot rows \(n, k\) of k ≥ 2 classes, got shape \(11, 3\)"),
-        (np.zeros((N, 2, 2)), ValueError, r"got shape \(11, 2, 2\)"),
         (np.ones((N, 1)), ValueError, r"got shape \(11, 1\)"),
         ([[0, 3], [1]] * 5, ValueError, r"got \[0, 3\]"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, error, message):
-    for images in (WHOLE, loader(WHOLE)):
-        with pytest.raises(error, match=message):
-            open_stream(images, labels=labels)
+    with pytest.raises(error, match=message):
+        open_stream(WHOLE, labels=labels)
 
 
 LAST = torch.rand(4, 8, 9, 3)
@@ -216,23 +185,15 @@ LAST = torch.rand(4, 8, 9, 3)
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (7, TypeError, "images must be a tensor .*got int"),
-        ("data/digits", TypeError, "images must be a tensor .*got the name .*open it first"),
-        (datasets.DatasetDict({"test": hub()}), TypeError, "got DatasetDict with keys test; choose one of its splits"),
-        (torch.rand(0, 3, 6, 6), ValueError, "there is no image to measure on"),
-        ([], ValueError, "there is no image to measure on"),
+        (7, TypeError, "images must be a tensor .*got 7; open it first"),
+        (datasets.DatasetDict({"test": hub()}), TypeError, "got DatasetDict with keys test; of several splits choose one"),
         (DataLoader([]), ValueError, "there is no image to measure on"),
-        (torch.rand(3, 6, 6), ValueError, r"must have shape \(n, C, H, W\), got \(3, 6, 6\)"),
-        (LAST.numpy(), ValueError, r"must be \(n, C, H, W\), got \(4, 8, 9, 3\); channels last\? pass images.transpose\(0, 3, 1, 2\)"),
-        (LAST, ValueError, r"channels last\? pass images.permute\(0, 3, 1, 2\)"),
-        (loader(LAST), ValueError, r"an image must be \(C, H, W\), got \(8, 9, 3\); channels last\?"),
-        (list(LAST), ValueError, r"channels last\? pass image.permute\(2, 0, 1\)"),
-        ([torch.rand(6, 6)] * 2, ValueError, r"an image must have shape \(C, H, W\), got \(6, 6\)"),
-        ([torch.rand(3, 6, 6), torch.rand(3, 8, 8)], ValueError, "images must have one size, but sample .*; resize or crop first"),
-        (DataLoader(torch.rand(4, 6), batch_size=2), ValueError, r"must be \(b, C, H, W\), or an image \(C, H, W\), got \(2, 6\)"),
-        ([{"picture": torch.rand(3, 6, 6)}] * 2, ValueError, "no image could be read.*under one of image, pixel_values, img, got keys picture"),
+        (torch.rand(3, 6, 6), ValueError, r"must have shape \(n, C, H, W\), got \(3, 6, 6\); a single image"),
+        (LAST, ValueError, r"an image must be \(C, H, W\), got \(8, 9, 3\); channels last\? pass image.permute\(2, 0, 1\)"),
+        ([torch.rand(6, 6)] * 2, ValueError, r"an image must have shape \(C, H, W\) and pixels, got \(6, 6\)"),
+        ([torch.rand(3, 0, 6)] * 2, ValueError, r"and pixels, got \(3, 0, 6\)"),
+        ([{"picture": torch.rand(3, 6, 6)}] * 2, ValueError, "no image could be read.*under one of image, pixel_values, img, got dict with keys picture"),
         ([{"image": torch.rand(3, 6, 6), "id": "a"}] * 2, ValueError, "id 'a' stands for more than one sample"),
-        (torch.randint(0, 255, (3, 3, 6, 6)), ValueError, "floats, or uint8 to be scaled to .*, got torch.int64"),
         (Pictures(torn=range(N)), ValueError, f"no image could be read; the first: number {ORDER[0]}: OSError: file {ORDER[0]} is"),
     ],
 )  # fmt: skip
@@ -241,15 +202,12 @@ def test_what_holds_no_images_is_refused(images, error, message):
         read(images)
 
 
-@pytest.mark.parametrize("shape", [(5, 8, 9), (8, 4, 3), (4, 8, 3), (3, 8, 8), (8, 9, 2)])
+@pytest.mark.parametrize("shape", [(8, 4, 3), (3, 8, 8), (8, 9, 2)])
 def test_images_that_need_not_be_channels_last_are_read(shape):
     assert read(torch.rand(2, *shape))[0].image.shape == shape
 
 
-SIZES_AND_ORDERS = [(n, order) for n, order in itertools.product([4, 5, 7, 8, 11, 23], [2, 4, 8]) if n >= order]
-
-
-@pytest.mark.parametrize(("n", "order"), SIZES_AND_ORDERS)
+@pytest.mark.parametrize(("n", "order"), [(4, 2), (5, 4), (7, 4), (8, 8), (11, 2), (23, 4), (23, 8)])
 @pytest.mark.parametrize("size", [1, 4, 5, 9, 100])
 def test_batches_are_whole_chains_of_the_oracle(n, size, order):
     found, place = [], 0
@@ -259,10 +217,6 @@ def test_batches_are_whole_chains_of_the_oracle(n, size, order):
         place += len(batch.samples)
         found += [[batch.samples[i].row for i in chain] for chain in batch.chains]
     assert found == oracles.chains(n, order, oracles.seeded_order(n, 0))
-
-
-def test_without_a_null_batches_have_the_size_that_was_asked():
-    assert [len(batch.samples) for batch in open_stream(WHOLE).batches(4)] == [4, 4, 3]
 
 
 def test_batches_read_every_image_once_and_the_first_two_before():
@@ -283,17 +237,10 @@ def test_a_block_reads_its_own_places():
     assert (stream.length, stream.chain_length) == (11, 4)
 
 
-@pytest.mark.parametrize("places", [range(2, 8), range(0, 6), range(8, 18), range(16, 24), range(0, 8, 2), range(0)])
-def test_a_block_that_cuts_a_chain_is_refused(places):
-    with pytest.raises(ValueError, match="a block must be whole chains of the 19 images"):
-        open_stream(torch.rand(19, 1, 2, 2), order=4, null=True, places=places)
-
-
-@pytest.mark.parametrize(("n", "order", "needs"), [(1, 1, 2), (1, 2, 2), (3, 4, 4), (7, 8, 8)])
+@pytest.mark.parametrize(("n", "order", "needs"), [(1, 1, 2), (3, 4, 4), (7, 8, 8)])
 def test_fewer_images_than_a_shuffled_orbit_are_refused(n, order, needs):
-    for images in (torch.rand(n, 1, 2, 2), iter(torch.rand(n, 1, 2, 2))):
-        with pytest.raises(ValueError, match=f"needs {needs} images, got {n}; pass more, or null=False"):
-            open_stream(images, order=order, null=True)
+    with pytest.raises(ValueError, match=f"needs {needs} images, got {n}; pass more, or null=False"):
+        open_stream(torch.rand(n, 1, 2, 2), order=order, null=True)
     assert len(read(torch.rand(n, 1, 2, 2), order=order)) == n
 
 
@@ -308,11 +255,8 @@ def within_class(images, labels=None):
 TRIPLED = WHOLE.repeat(3, 1, 1, 1)
 TRIPLED_SOURCES = {
     "labels given": lambda: (TRIPLED, LABELS * 3),
-    "names given": lambda: (TRIPLED, NAMES * 3),
     "data set": lambda: (datasets.concatenate_datasets([hub()] * 3),),
-    "data set as torch": lambda: (datasets.concatenate_datasets([hub()] * 3).with_format("torch"),),
     "loader": lambda: (loader(TRIPLED, torch.tensor(LABELS * 3)),),
-    "generator": lambda: (zip(TRIPLED, LABELS * 3, strict=True),),
 }
 
 
@@ -330,7 +274,6 @@ def test_chains_within_classes_follow_the_seeded_order(source):
     [
         (WHOLE, [0] * 8 + [1] * 3, "needs 4 images of each class, got 3 of 1; leave that class out"),
         (WHOLE, None, "needs to know the labels before the images; pass labels="),
-        (iter(WHOLE), None, "needs to know the labels before the images; pass labels="),
         (Pictures(), None, "needs to know the labels before the images; pass labels="),
     ],
 )
@@ -349,7 +292,7 @@ def test_halves_are_the_readable_ones_of_the_first_places():
         open_halves(iter(WHOLE[:3]), seed=4)
 
 
-@pytest.mark.parametrize("places", [[0], [0, 1, 2], [3, 7], [10]])
+@pytest.mark.parametrize("places", [[0, 1, 2], [3, 10]])
 def test_images_that_cannot_be_read_come_as_nan(places):
     torn = [ORDER[place] for place in places]
     found = read(Pictures(torn), labels=LABELS)
@@ -361,19 +304,15 @@ def test_images_that_cannot_be_read_come_as_nan(places):
         assert sample.image.isnan().all() == (sample.id in torn)
 
 
-def test_an_unreadable_file_is_named_once_by_its_path_or_its_id(tmp_path):
+def test_an_unreadable_file_is_named_by_its_path_or_its_id(tmp_path):
     (tmp_path / "a").mkdir()
-    paths = [tmp_path / "a" / f"{k}.png" for k in range(4)]
-    for path, pixels_of_file in zip(paths, BYTES, strict=False):
-        Image.fromarray(pixels_of_file).save(path)
-    paths[1].write_bytes(paths[1].read_bytes()[:-30])
-    paths[2].write_bytes(b"no picture")
-    files = datasets.Dataset.from_dict({"image": list(map(str, paths))}).cast_column("image", datasets.Image())
-    for images in (files, torchvision.datasets.ImageFolder(tmp_path)):
-        flaws = {sample.id: sample.flaw.count(str(paths[sample.id])) for sample in read(images) if sample.flaw}
-        assert flaws == {1: 1, 2: 1}
-    named = read(files.add_column("id", list("abcd")))
-    assert {sample.id: sample.flaw.split(":")[0] for sample in named if sample.flaw} == {"b": "b", "c": "c"}
+    for name, pixels in zip("abcd", BYTES, strict=False):
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{name}.png")
+    torn = tmp_path / "a" / "b.png"
+    torn.write_bytes(torn.read_bytes()[:-30])
+    flaws = {sample.id: sample.flaw for sample in read(torchvision.datasets.ImageFolder(tmp_path)) if sample.flaw}
+    assert list(flaws) == [1]
+    assert flaws[1].startswith(f"{torn}: OSError: ")
 
 
 def test_an_unreadable_item_of_a_transformed_data_set_keeps_its_id():
@@ -459,7 +398,7 @@ def test_fingerprints_see_images_ids_and_labels_but_not_their_order():
     assert len({base, fingerprint(WHOLE, labels=LABELS), *map(fingerprint, changed)}) == 5
 
 
-def test_data_sets_declare_their_number_of_classes():
-    assert samples.declared_classes(hub()) == 3
-    assert samples.declared_classes(DataLoader(torch.utils.data.Subset(hub(), [0, 1]))) == 3
-    assert samples.declared_classes(datasets.Dataset.from_dict({"label": [0, 1]})) == 0
+def test_data_sets_name_their_classes():
+    assert samples.class_names(hub()) == ["a", "b", "c"]
+    assert samples.class_names(DataLoader(torch.utils.data.Subset(hub(), [0, 1]))) == ["a", "b", "c"]
+    assert samples.class_names(datasets.Dataset.from_dict({"label": [0, 1]})) == []

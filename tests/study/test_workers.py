@@ -1,43 +1,45 @@
 """How blocks are computed: one at a time, by whom, on which threads and devices, and that nothing stays behind."""
 
 import gc
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import dask
-import numpy as np
 import psutil
 import pytest
 import torch
-import xarray as xr
 from PIL import Image
 from torch import nn
 
 import eedkit as ek
 from eedkit.lab import images, models
-from eedkit.store.cells import DONE, MISSING, RUNNING, Store
-from eedkit.store.files import StoreError
-from eedkit.study import workers
+from eedkit.study import tasks, workers
+from eedkit.study.files import StoreError
+from eedkit.study.store import DONE, MISSING, RUNNING, Store
 from eedkit.study.workers import Work
 
-MODELS = ["recipe:random?seed=0&widths=4,8", "recipe:random?seed=1&widths=4,8"]
+from .conftest import MODELS, assert_same
+
+THREE = {"data": ["digits/train?n=600"], "block": 256}
+"""Three blocks."""
 
 
-@pytest.fixture
-def make(tmp_path):
-    """Studies of 600 images in three blocks, or what is asked for."""
-
-    def study(**changes) -> ek.Study:
-        given = {"models": MODELS[:1], "data": ["digits/train?n=600"], "groups": ["C4"], "store": tmp_path / "a"}
-        return ek.Study(**given | {"block": 256} | changes)
-
-    return study
+def until(is_so: Callable[[], object]) -> None:
+    """Wait until something is so, for as long as a busy machine may take."""
+    end = time.monotonic() + 300
+    while not is_so():
+        assert time.monotonic() < end, "it has not come about"
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def works(make, monkeypatch) -> list[Work]:
     kept = []
     monkeypatch.setattr(workers, "here", lambda given, modules: kept.extend(given) or iter(()))
     with pytest.raises(RuntimeError, match="nothing is done"):
-        make().run(progress=False)
+        make(**THREE).run(progress=False)
     monkeypatch.undo()
     return kept
 
@@ -54,8 +56,8 @@ def works(make, monkeypatch) -> list[Work]:
 @pytest.fixture
 def sleeper():
     """A process of this machine that lives until the test is over."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    yield process
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield psutil.Process(process.pid)
     process.kill()
     process.wait()
 
@@ -65,15 +67,10 @@ def status(work: Work) -> str:
     return Store(work.store).state(work.cell).status(work.block)
 
 
-def claim(work: Work, process: str) -> None:
+def claim(work: Work, process: psutil.Process) -> None:
     """Let another process be at the block."""
-    content = {"process": process, "since": 0.0}
-    Store(work.store).folder.write_json(f"{work.cell.path}/running-{work.block:04}", content)
-
-
-def text_of(process: psutil.Process) -> str:
-    """How the store names a process."""
-    return f"{socket.gethostname()}~{process.pid}~{process.create_time():.2f}"
+    text = f"{socket.gethostname()}~{process.pid}~{process.create_time():.2f}"
+    Store(work.store).folder.write_json(f"{work.cell.path}/running-{work.block:04}", {"process": text, "since": 0.0})
 
 
 def net(seed: int) -> nn.Module:
@@ -82,26 +79,20 @@ def net(seed: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
 
-def assert_same(found: xr.Dataset, wanted: xr.Dataset) -> None:
-    """Bit for bit; only when it was made may differ."""
-    xr.testing.assert_identical(found.load().drop_attrs(deep=False), wanted.load().drop_attrs(deep=False))
-
-
 # --- blocks
 
 
 def test_a_process_runs_one_block_at_a_time(works, monkeypatch):
     inside, most, measured = [], [], workers._measured
 
-    def slowly(work, module):
+    def noted(work, module):
         inside.append(work.block)
         most.append(len(inside))
-        time.sleep(0.05)
         found = measured(work, module)
         inside.remove(work.block)
         return found
 
-    monkeypatch.setattr(workers, "_measured", slowly)
+    monkeypatch.setattr(workers, "_measured", noted)
     threads = [threading.Thread(target=workers.compute, args=(work,)) for work in works]
     for thread in threads:
         thread.start()
@@ -109,65 +100,23 @@ def test_a_process_runs_one_block_at_a_time(works, monkeypatch):
         thread.join()
     assert most == [1, 1, 1]
     assert list(map(status, works)) == [DONE] * 3
-
-
-def test_a_block_that_is_done_is_skipped(works, monkeypatch):
-    assert workers.compute(works[1]).kind == "done"
     monkeypatch.setattr(workers, "_measured", lambda *_: pytest.fail("it was measured again"))
-    outcome = workers.compute(works[1])
-    assert (outcome.kind, outcome.work) == ("skipped", works[1])
-    assert status(works[1]) == DONE
+    assert workers.compute(works[1]) == workers.SKIPPED
 
 
 def test_a_block_of_a_living_process_comes_last(works, sleeper):
-    claim(works[0], text_of(psutil.Process(sleeper.pid)))
-    assert workers.compute(works[0]).kind == "busy"
+    claim(works[0], sleeper)
+    assert workers.compute(works[0]) == workers.BUSY
     assert status(works[0]) == RUNNING
-    outcomes = list(workers.here(works, {}))
-    assert [(outcome.work.block, outcome.kind) for outcome in outcomes] == [(1, "done"), (2, "done"), (0, "done")]
-    assert list(map(status, works)) == [DONE] * 3
+    outcomes = [(work.block, outcome) for work, outcome in workers.here(works, {})]
+    assert outcomes == [(1, workers.COMPUTED), (2, workers.COMPUTED), (0, workers.COMPUTED)]
 
 
-def test_a_block_that_is_done_meanwhile_is_skipped(works, sleeper, monkeypatch):
-    claim(works[0], text_of(psutil.Process(sleeper.pid)))
-    compute = workers.compute
-
-    def meanwhile(work, module=None):
-        if work.block == 2:
-            compute(replace(works[0], share=False))
-        return compute(work, module)
-
-    monkeypatch.setattr(workers, "compute", meanwhile)
-    assert [(outcome.work.block, outcome.kind) for outcome in workers.here(works, {})] == [
-        (1, "done"),
-        (2, "done"),
-        (0, "skipped"),
-    ]
-
-
-@pytest.mark.parametrize("who", ["gone", "another with its number", "a zombie"])
-def test_a_block_of_a_dead_process_is_computed_at_once(works, sleeper, who):
-    process = psutil.Process(sleeper.pid)
-    text = text_of(process)
-    if who == "another with its number":
-        text = f"{text.rpartition('~')[0]}~{process.create_time() - 100:.2f}"
-    else:
-        sleeper.kill()
-        while who == "a zombie" and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
-        if who == "gone":
-            sleeper.wait()
-    claim(works[0], text)
-    assert workers.compute(works[0]).kind == "done"
-
-
-def test_a_process_of_another_machine_may_be_alive(works):
-    claim(works[0], f"elsewhere~{2**22 + 1}~0.00")
-    assert [(outcome.work.block, outcome.kind) for outcome in workers.here(works, {})] == [
-        (1, "done"),
-        (2, "done"),
-        (0, "done"),
-    ]
+def test_a_block_of_a_dead_process_is_computed_at_once(works, sleeper):
+    claim(works[0], sleeper)
+    sleeper.kill()
+    until(lambda: sleeper.status() == psutil.STATUS_ZOMBIE)
+    assert workers.compute(works[0]) == workers.COMPUTED
 
 
 def test_an_interrupted_block_is_nobodys(works, monkeypatch):
@@ -185,6 +134,7 @@ def test_a_store_that_a_worker_does_not_see_is_named(works, tmp_path):
     unseen = replace(works[0], store=str(tmp_path / "not mounted"))
     with pytest.raises(StoreError, match=r"not mounted has no .* every worker must see that folder"):
         workers.compute(unseen)
+    assert not (tmp_path / "not mounted").exists()
 
 
 def test_blocks_of_other_images_are_never_mixed(make, monkeypatch):
@@ -192,14 +142,14 @@ def test_blocks_of_other_images_are_never_mixed(make, monkeypatch):
     measured, load = workers._measured, images.load
 
     def elsewhere(work, module):
-        workers._opened.cache_clear()
+        workers.forget()
         with monkeypatch.context() as patch:
             if work.block == 1:
                 patch.setattr(images, "load", lambda spec, **how: load(f"{spec}&seed=5", **how))
             return measured(work, module)
 
     monkeypatch.setattr(workers, "_measured", elsewhere)
-    study = make()
+    study = make(**THREE)
     with pytest.warns(UserWarning, match="images"):
         study.run(progress=False)
     assert study.status()[["done", "failed"]].values.tolist() == [[2, 1]]
@@ -228,30 +178,23 @@ def test_threads_are_those_asked_for_and_given_back(works, monkeypatch):
     assert seen == [1, 3, 2]
 
 
-@pytest.mark.parametrize(("name", "chosen"), [(None, 0), (0, 0), (1, 1), ("3", 1), ("tcp://10.0.0.1:99", 0)])
-def test_workers_take_turns_on_the_gpus(monkeypatch, name, chosen):
+@pytest.mark.parametrize(
+    ("name", "is_dealt", "chosen"), [(None, False, 0), (1, False, 1), ("3", False, 1), ("tcp://10.0.0.1:99", False, 0), (1, True, 0)]
+)  # fmt: skip
+def test_workers_take_turns_on_the_gpus_unless_dask_cuda_deals_them_out(monkeypatch, name, is_dealt, chosen):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(workers, "_worker", lambda: None if name is None else type("Worker", (), {"name": name}))
-    assert workers.device("auto") == f"cuda:{chosen}"
-    assert workers.device("cpu") == "cpu"
-    assert workers.device("cuda:1") == "cuda:1"
-
-
-def test_a_worker_of_dask_cuda_takes_the_gpu_that_it_sees_first(monkeypatch):
-    """dask-cuda rotates CUDA_VISIBLE_DEVICES: worker 1 of 4 sees 1, 2, 3, 0."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(workers, "_worker", lambda: type("Worker", (), {"name": 1}))
-    monkeypatch.setitem(sys.modules, "dask_cuda", sys)
-    assert workers.device("auto") == "cuda:0"
+    if is_dealt:  # which rotates CUDA_VISIBLE_DEVICES: worker 1 of 4 sees 1, 2, 3, 0
+        monkeypatch.setitem(sys.modules, "dask_cuda", sys)
+    assert [workers.device(asked) for asked in ("auto", "cpu", "cuda:1")] == [f"cuda:{chosen}", "cpu", "cuda:1"]
 
 
 # --- clusters
 
 
 @pytest.fixture
-def clients(monkeypatch):
+def clients():
     """Starts a Dask cluster in this process; how blocks are submitted is noted."""
     from distributed import Client, LocalCluster
 
@@ -264,7 +207,7 @@ def clients(monkeypatch):
         submit = stack[-1].submit
 
         def noted(function, *given, **how):
-            if function is workers.compute:
+            if function is tasks.compute:
                 submitted.append(how)
             return submit(function, *given, **how)
 
@@ -274,51 +217,58 @@ def clients(monkeypatch):
     yield start
     for opened in reversed(stack):
         opened.close()
-    # a worker keeps what it loaded, and here the worker is this process
-    workers._loaded.cache_clear()
-    workers._opened.cache_clear()
+    workers.forget()  # a worker keeps what it loaded, and here the worker is this process
 
 
 @pytest.mark.slow
-def test_a_cluster_gives_what_one_process_gives(make, tmp_path, clients):
-    given = {"models": {"recipe": MODELS[0], "one": net(1), "two": net(2)}, "data": ["digits/train?n=300&size=17"]}
-    alone = make(**given, store=tmp_path / "alone").run(progress=False).load()
-    assert not np.array_equal(alone.softmax.sel(model="one"), alone.softmax.sel(model="two"))
-    client, submitted = clients()
+def test_a_cluster_gives_what_one_process_gives(make, clients):
+    given = {
+        "models": {"recipe": MODELS[0], "one": net(1), "two": net(2)},
+        "data": ["digits/train?n=300&size=17"],
+        "block": 256,
+    }
+    alone = make(**given).run(progress=False)
+    client, submitted = clients(resources={"GPU": 1})
     before = torch.get_num_threads()
     study = make(**given)
     assert_same(study.run(client=client, progress=False), alone)
     assert torch.get_num_threads() == before
-    assert [how["resources"] for how in submitted] == [None] * 6
-    assert study.status().done.tolist() == [2, 2, 2]
+    assert [how["resources"] for how in submitted] == [{"GPU": 1}] * 6
     assert_same(study.run(client=client.scheduler.address, progress=False), alone)
     assert len(submitted) == 6
 
 
-def test_blocks_ask_for_a_gpu_where_workers_have_them_to_give(make, clients):
-    client, submitted = clients(resources={"GPU": 1})
-    study = make(data=["digits/test?n=20"])
-    study.run(client=client, progress=False)
-    assert [how["resources"] for how in submitted] == [{"GPU": 1}]
-    assert study.status().done.tolist() == [1]
-
-
 def test_a_cluster_asks_again_for_what_another_process_was_at(make, works, sleeper, clients):
-    claim(works[1], text_of(psutil.Process(sleeper.pid)))
+    claim(works[1], sleeper)
     client, submitted = clients()
-    study = make()
+    study = make(**THREE, store=works[0].store)
     study.run(client=client, progress=False)
     assert study.status().done.tolist() == [3]
-    assert len(submitted) == 4
+    assert [how["resources"] for how in submitted] == [None] * 4
 
 
-def test_a_cluster_stops_at_a_store_that_cannot_be_used(make, clients, monkeypatch):
+def test_what_ends_a_cluster_is_no_blocks_failure(make, clients, monkeypatch):
     def full(*_):
         raise StoreError("cannot write to the store")
 
-    monkeypatch.setattr(Store, "write", full)
-    with pytest.raises(StoreError, match="cannot write to the store"):
-        make().run(client=clients()[0], progress=False)
+    submitted = workers._submitted
+
+    def cancelled(client, *given):
+        works_of = submitted(client, *given)
+        client.cancel(list(works_of))
+        return works_of
+
+    client, _ = clients()
+    study = make(**THREE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", full)
+        with pytest.raises(StoreError, match="cannot write to the store"):
+            study.run(client=client, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_submitted", cancelled)
+        with pytest.raises(ConnectionError, match=r"the tasks were cancelled.* What is done stays; run again"):
+            study.run(client=client, progress=False)
+    assert study.status().failed.tolist() == [0]
 
 
 def test_a_module_that_cannot_be_sent_fails_only_its_cells(make, clients):
@@ -335,132 +285,151 @@ def test_a_module_that_cannot_be_sent_fails_only_its_cells(make, clients):
 
 
 @pytest.mark.slow
-def test_a_module_lost_by_all_workers_is_sent_again(make, tmp_path):
-    given = {"data": ["digits/train?n=600&size=17"]}
-    alone = make(**given, models={"net": net(0)}, store=tmp_path / "alone").run(progress=False)
-    torch.manual_seed(0)
-
+@pytest.mark.parametrize("times", ["once", "always"])
+def test_a_block_that_kills_its_workers_costs_no_other(make, tmp_path, times):
     class Kills(nn.Sequential):
-        """Ends its process without a word, the first time."""
-
         def forward(self, x):
-            if not os.path.exists(self.there):
+            is_worker = os.getpid() != self.parent
+            if is_worker and (self.times == "always" or not os.path.exists(self.there)):
                 open(self.there, "w").close()
                 os.kill(os.getpid(), 9)
             return super().forward(x)
 
     kills = Kills(*net(0))
-    kills.there = str(tmp_path / "killed")
-    study = make(**given, models={"net": kills})
-    found = study.run(workers=1, progress=False)
-    assert (tmp_path / "killed").exists()
-    assert study.status().done.tolist() == [3]
-    np.testing.assert_array_equal(found.softmax, alone.softmax)
-
-
-@pytest.mark.slow
-def test_a_block_that_kills_its_workers_costs_no_other(make):
-    class Kills(nn.Sequential):
-        def forward(self, x):
-            os.kill(os.getpid(), 9)
-
-    study = make(models={"kills": Kills(*net(0)), "works": net(1)}, data=["digits/train?n=300&size=17"])
+    kills.parent, kills.there, kills.times = os.getpid(), str(tmp_path / "killed"), times
+    study = make(models={"kills": kills, "works": net(1)}, data=["digits/train?n=300&size=17"], block=256)
     # tasks for a GPU are dealt out at once, and Dask gives them up when two workers that were to do them have ended
-    with (
-        dask.config.set({"distributed.worker.resources": {"GPU": 1}, "distributed.scheduler.allowed-failures": 1}),
-        pytest.warns(UserWarning, match="1 of 2 cells failed"),
-    ):
-        found = study.run(workers=1, progress=False)
-    assert found.model.values.tolist() == ["works"]
-    assert study.status()[["done", "failed"]].values.tolist() == [[0, 2], [2, 0]]
-    assert study.status().reason[0].startswith("KilledWorker: ")
+    lethal = {"distributed.worker.resources": {"GPU": 1}, "distributed.scheduler.allowed-failures": 1}
+    with dask.config.set(lethal if times == "always" else {}):
+        if times == "always":
+            with pytest.warns(UserWarning, match="1 of 2 cells failed or lack samples: .* ended at block 0"):
+                study.run(workers=1, progress=False)
+            assert study.status()[["done", "failed", "missing"]].values.tolist() == [[0, 0, 2], [2, 0, 0]]
+        else:
+            study.run(workers=1, progress=False)
+    # it is not given up: tried again, it comes last
+    kills.parent = kills.times = os.getpid()
+    alone = make(models={"kills": net(0), "works": net(1)}, data=["digits/train?n=300&size=17"], block=256)
+    assert (tmp_path / "killed").exists()
+    found = study.run(progress=False)
+    assert_same(found.drop_vars("weights"), alone.run(progress=False).drop_vars("weights"))
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """A scheduler and two workers, each a process of its own."""
+    file, started = tmp_path / "scheduler.json", []
+
+    def start(module: str, *options: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", f"distributed.cli.{module}", "--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard"]  # fmt: skip
+        paths = os.pathsep.join(path for path in sys.path if path)
+        process = subprocess.Popen([*command, *options], env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, stderr=subprocess.DEVNULL)  # fmt: skip
+        started.append(process)
+        return process
+
+    scheduler = start("dask_scheduler", "--port", "0")
+    both = [start("dask_worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    until(file.exists)
+    yield json.loads(file.read_text())["address"], scheduler, both
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
-def test_modules_reach_workers_of_other_processes(make, tmp_path):
-    given = {"models": {"net": net(0)}, "data": ["digits/test?n=20&size=17"]}
-    alone = make(**given, store=tmp_path / "alone").run(progress=False)
-    assert_same(make(**given).run(workers=1, progress=False), alone)
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what a process has loaded is read from /proc")
+def test_a_scheduler_of_its_own_that_loses_a_worker_and_dies_costs_no_block(make, processes):
+    given = {"models": MODELS, "data": ["digits/train"], "groups": ["C4", "flip", "D4"], "block": 256}
+    alone, study = make(**given).run(progress=False), make(**given)
+    address, scheduler, both = processes
+    ends = []
+
+    def run() -> None:
+        try:
+            study.run(client=address, progress=False)
+        except ConnectionError as error:
+            ends.append(str(error))
+
+    def done() -> int:
+        return study.status().done.sum() if Path(study.store).exists() else 0
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        thread = threading.Thread(target=run)
+        thread.start()
+        until(lambda: done() >= 2)
+        both[0].send_signal(signal.SIGKILL)
+        before = done()
+        until(lambda: done() >= before + 4)
+        assert "torch" not in Path(f"/proc/{scheduler.pid}/maps").read_text()
+        scheduler.send_signal(signal.SIGKILL)
+        thread.join()
+    assert done() < 54, "it was done before the scheduler was killed: too few blocks for this test"
+    assert len(ends) == 1
+    assert f"the Dask scheduler at {address} is gone" in ends[0]
+    assert study.status().failed.sum() == 0
+    found = study.run(progress=False)
+    for leaf in alone.leaves:
+        assert_same(found[leaf.path].to_dataset(), leaf.to_dataset())
 
 
 @pytest.mark.slow
-def test_no_other_machine_can_reach_the_processes_of_this_one():
+def test_processes_of_this_machine_compute_the_same_and_no_other_can_reach_them(make):
+    given = {"models": {"net": net(0), "recipe": MODELS[0]}, "data": ["digits/train?n=300&size=17"], "block": 256}
+    assert_same(make(**given).run(workers=2, progress=False), make(**given).run(progress=False))
     with workers.cluster(2, None) as client:
         addresses = client.run(lambda dask_worker: (os.getpid(), dask_worker.address))
         assert len({pid for pid, _ in addresses.values()} | {os.getpid()}) == 3
-        heard = set()
         for pid in [os.getpid(), *(pid for pid, _ in addresses.values())]:
-            process = psutil.Process(pid)
-            mine = [one for one in process.net_connections(kind="inet") if one.status == psutil.CONN_LISTEN]
-            assert mine, "a scheduler and a worker listen on something"
-            heard |= {one.laddr.ip for one in mine}
-        assert client.cluster.scheduler.address.startswith("tls://127.0.0.1:")
-        assert all(address.startswith("tls://127.0.0.1:") for _, address in addresses.values())
-        assert heard == {"127.0.0.1"}
-        assert client.cluster.dashboard_link.startswith("http://127.0.0.1:")
+            connections = psutil.Process(pid).net_connections(kind="inet")
+            heard = {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
+            assert heard == {"127.0.0.1"}
+        encrypted = [client.cluster.scheduler.address, *(address for _, address in addresses.values())]
+        assert all(address.startswith("tls://127.0.0.1:") for address in encrypted)
 
 
 # --- what stays behind
 
 
-def test_no_model_and_no_images_stay_after_a_run(make, monkeypatch):
-    workers._loaded.cache_clear()  # of tests that compute single blocks
-    kept, load = [], models.load
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_no_model_and_no_images_stay_after_a_run(make, monkeypatch, is_stopped):
+    workers.forget()  # of tests that compute single blocks
+    kept, load, measured = [], models.load, workers._measured
 
-    def noted(spec):
-        loaded = load(spec)
+    def noted(spec, **options):
+        loaded = load(spec, **options)
         kept.append(weakref.ref(loaded.model))
         return loaded
-
-    monkeypatch.setattr(models, "load", noted)
-    make(models=MODELS).run(progress=False)
-    assert len(kept) == 2
-    assert workers._loaded.cache_info().currsize == workers._opened.cache_info().currsize == 0
-    gc.collect()
-    assert [ref() for ref in kept] == [None, None]
-
-
-def test_no_model_stays_after_a_run_that_was_stopped(make, monkeypatch):
-    measured = workers._measured
 
     def stopped(work, module):
         measured(work, module)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers, "_measured", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        make().run(progress=False)
+    monkeypatch.setattr(models, "load", noted)
+    study = make(models=MODELS[:2])
+    if is_stopped:
+        monkeypatch.setattr(workers, "_measured", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            study.run(progress=False)
+    else:
+        study.run(progress=False)
+    assert len(kept) >= 3
+    assert workers._loaded.cache_info().currsize == workers._opened.cache_info().currsize == workers.Decoded.kept == 0
     gc.collect()
-    assert workers._loaded.cache_info().currsize == workers._opened.cache_info().currsize == 0
+    assert {ref() for ref in kept} == {None}
 
 
-def test_models_and_images_are_loaded_once_for_all_their_blocks(make):
-    sizes, measured = [], workers._measured
-    with pytest.MonkeyPatch.context() as patch:
-
-        def noted(work, module):
-            found = measured(work, module)
-            sizes.append((workers._loaded.cache_info().misses, workers._opened.cache_info().misses))
-            return found
-
-        patch.setattr(workers, "_measured", noted)
-        make(models=MODELS, groups=["C4", "flip"], data=["digits/train?n=300"]).run(progress=False)
-    assert len(sizes) == 8
-    assert sizes[-1][0] == 2
-    assert sizes[-1][1] <= 2
-
-
-@pytest.mark.parametrize(("room", "times"), [(workers.KEPT, 1), (10 * 17 * 17 * 4, 2), (0, 3)])
-def test_images_are_decoded_once_while_there_is_room(make, monkeypatch, room, times):
+@pytest.mark.parametrize(("room", "times"), [(workers.KEPT, 20), (10 * 17 * 17 * 4, 20 + 2 * 10), (0, 3 * 20)])
+def test_models_are_loaded_once_and_images_decoded_once_while_there_is_room(make, monkeypatch, room, times):
     monkeypatch.setattr(workers, "KEPT", room)
-    decoded = []
-    really_open = Image.open
+    decoded, loads, really_open, load = [], [], Image.open, models.load
 
     def counted(*arguments, **options):
         decoded.append(arguments)
         return really_open(*arguments, **options)
 
     monkeypatch.setattr(Image, "open", counted)
-    three = [*MODELS, "recipe:random?seed=2&widths=4,8"]
-    make(models=three, data=["digits/train?n=20"]).run(progress=False)
-    assert len(decoded) == {1: 20, 2: 20 + 2 * 10, 3: 3 * 20}[times]
+    monkeypatch.setattr(models, "load", lambda spec, **how: how or loads.append(spec) or load(spec, **how))
+    monkeypatch.setattr(ek.study.plan, "reasons_against", lambda *_: {})
+    make(models=MODELS, groups=["C4"]).run(progress=False)
+    assert len(decoded) == times
+    assert loads == MODELS

@@ -43,8 +43,6 @@ OF_SUMS = {
 }
 OF_MAPS = OF_SUMS | {
     "mean_kl": (DISTRIBUTIONS, mean_over_places(oracles.kl)),
-    "mean_js": (DISTRIBUTIONS, mean_over_places(oracles.js)),
-    "mean_tv": (DISTRIBUTIONS, mean_over_places(oracles.tv)),
     "jaccard": (MASKS, oracles.jaccard),
     "jaccard_of_scores": (MAPS, jaccard_of_scores),
     "mean_euclidean": (MAPS, mean_over_places(oracles.euclidean)),
@@ -59,8 +57,7 @@ OF_PROBABILITIES = {
 }
 OF_VECTORS = {"negative_cosine": (VECTORS, oracles.latent), "euclidean": (VECTORS, oracles.euclidean)}
 ORACLES = OF_VECTORS | OF_MAPS | OF_PROBABILITIES
-DISTRIBUTED = {*OF_PROBABILITIES, "mean_kl", "mean_js", "mean_tv"}
-METRIC = ["euclidean", "root_mean_square", "total_variation", "mean_tv", "hellinger", "mean_euclidean"]
+DISTRIBUTED = {*OF_PROBABILITIES, "mean_kl"}
 
 
 def value(name, a, b):
@@ -82,11 +79,27 @@ def some(name, seed=0, leading=()):
 def test_every_distance_has_an_oracle_and_its_own_name():
     assert set(ORACLES) == set(DISTANCES)
     assert all(distance.name == name for name, distance in DISTANCES.items())
-    assert {name for name, m in DISTANCES.items() if m.unit == "nat"} == DISTRIBUTED - {
-        "total_variation",
-        "mean_tv",
-        "hellinger",
+    assert {name for name, m in DISTANCES.items() if m.unit == "nat"} == {
+        "kl",
+        "kl_reverse",
+        "jensen_shannon",
+        "mean_kl",
     }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"between": 3}, "m: between must be a function, got 3"),
+        ({"order": 3}, "order must be 1 or 2, as m grows with .* got 3"),
+        ({"scale": "size"}, "scale must be a number above 0, 'norm' or 'rms', got 'size'"),
+        ({"best": 2.0, "upper": 1.0}, "best must be a number that is not above upper, got 2.0"),
+        ({"of_sums": True, "of_sets": True}, "of_sets must be False where of_sums is True"),
+    ],
+)
+def test_a_distance_that_contradicts_itself_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Distance(**{"name": "m", "between": torch.dist, **wrong})
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -115,15 +128,6 @@ def test_a_distance_leaves_its_best_value_by_its_order(name):
     assert math.log10(near / nearer) == pytest.approx(DISTANCES[name].order, abs=0.05)
 
 
-@pytest.mark.parametrize("name", METRIC)
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_a_metric_is_symmetric_and_obeys_the_triangle_inequality(name, data):
-    a, b, c = (data.draw(ORACLES[name][0]) for _ in range(3))
-    assert value(name, a, b) == pytest.approx(value(name, b, a), abs=1e-12)
-    assert value(name, a, c) <= value(name, a, b) + value(name, b, c) + 1e-9
-
-
 def test_values_known_from_textbooks():
     p, q, half = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
     assert value("kl", p, half) == value("kl_reverse", half, p) == pytest.approx(math.log(2))
@@ -134,16 +138,6 @@ def test_values_known_from_textbooks():
     assert value("euclidean", [3.0, 0.0], [0.0, 4.0]) == 5
     assert value("negative_cosine", [2.0, 0.0], [1.0, 1.0]) == pytest.approx(-math.sqrt(0.5))
     assert value("negative_cosine", [2.0], [-1.0]) == 1
-
-
-@settings(max_examples=100, deadline=None)
-@given(PROBABILITIES, PROBABILITIES)
-def test_divergences_are_ordered_as_pinsker_and_le_cam_say(p, q):
-    kl, js, tv, hellinger = (value(n, p, q) for n in ("kl", "jensen_shannon", "total_variation", "hellinger"))
-    assert 2 * tv**2 <= kl + 1e-9
-    assert hellinger**2 <= min(tv, kl / 2) + 1e-9
-    assert tv <= math.sqrt(2) * hellinger + 1e-7
-    assert js <= math.log(2) * tv + 1e-9
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -229,8 +223,6 @@ def test_sums_are_what_their_names_say_in_any_precision():
         assert sums.ab.tolist() == pytest.approx((1e6 * a.double() * b.double()).sum(0).tolist(), rel=1e-6)
         assert share(sums).item() == share((1000 * a).to(dtype), (1000 * b).to(dtype)).item()
     assert sums.cosine() is sums.cosine()  # computed once for every measure of it
-    with pytest.raises(TypeError, match="share compares two tensors, or the sums of a pair of maps; got one tensor"):
-        share(a)
 
 
 def test_masks_are_decided_after_scores_have_moved_and_been_averaged():
@@ -239,17 +231,3 @@ def test_masks_are_decided_after_scores_have_moved_and_been_averaged():
     assert distances.jaccard_of_scores((a + b) / 2, a).item() == 0
     assert distances.jaccard_of_scores(a, b).item() == 1
     assert distances.jaccard_of_scores(a, a.masked_fill(a == 0, -math.inf)).item() == 0
-
-
-def test_iou_counts_the_classes_that_either_mask_has():
-    a = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
-    b = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
-    assert distances.jaccard(a, b).item() == pytest.approx(1 - (1 / 2 + 2 / 3) / 2)
-
-
-def test_scales_say_how_large_a_difference_may_be():
-    for name, distance in DISTANCES.items():
-        if isinstance(distance.scale, str):
-            assert distance.scale == ("norm" if name == "euclidean" else "rms")
-        else:
-            assert 0 < distance.scale <= distance.upper - distance.best

@@ -13,10 +13,10 @@ from made import IDS, SETTINGS, N, begin, block, vectors, whole, write
 import eedkit as ek
 from eedkit.probe.measure import Options, measure_block
 from eedkit.results import schema
-from eedkit.store import join
-from eedkit.store.blocks import PAIR_SUM, Block
-from eedkit.store.cells import Cell, State, Store
-from eedkit.store.files import StoreError
+from eedkit.study import join
+from eedkit.study.blocks import PAIR_SUM, Block
+from eedkit.study.files import Folder, StoreError
+from eedkit.study.store import Cell, State, Store
 
 
 def opened(store, **options):
@@ -87,7 +87,7 @@ def test_an_undefined_sum_is_never_left_out_of_m(store, cell):
         content = block(number)
         if number == 1:
             content.arrays[PAIR_SUM][0, 1] = np.nan
-        store.write(cell, number, content)
+        store.write(store.state(cell), number, content)
     m = opened(store).latent_pair_cosine.values[0]
     assert m[0] > 0.5
     assert np.isnan(m[1])
@@ -127,17 +127,18 @@ LABELS = [f"klasse {i % 3}" for i in range(300)]
 OPTIONS = {"metrics": ("channelwise", "latent", "softmax"), "layers": ["maps"]}
 
 
-def write_cell(path, data, group, model, net, *, blocks=2, beside=(), **options):
+def write_cell(path, data, group, model, net, *, blocks=2, beside=(), images=IMAGES, settings=None, **options):
     """A cell of 300 images in two blocks, of which the first so many are written; the first promises those beside it."""
     store, cell = Store(str(path)), Cell(data, group, model)
-    if cell not in store.read():
-        store.promise([cell, *(Cell(data, group, name) for name in beside)])
+    contents = store.read()
+    if cell not in contents.states:
+        store.promise([cell, *(Cell(data, group, name) for name in beside)], contents, {})
     bounds = [(0, 256), (256, 300)]
-    store.begin(State(cell), {"data": data, "about": {"seed": len(model)}}, bounds)
+    state = store.begin(State(cell), {"data": data, "about": {"seed": len(model)}} | (settings or {}), bounds)
     for number, (start, stop) in enumerate(bounds[:blocks]):
         asked = Options(group, **{"device": "cpu"} | OPTIONS | options)
-        measured = measure_block(net, IMAGES, asked, places=range(start, stop), name=model, labels=LABELS)
-        store.write(cell, number, Block.of(*measured))
+        measured = measure_block(net, images, asked, places=range(start, stop), name=model, labels=LABELS)
+        store.write(state, number, Block.of(*measured))
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_nothing_done_is_an_error(store, cell):
 
 def test_every_file_that_is_harmed_is_named(several, tmp_path):
     path = Path(shutil.copytree(several, tmp_path / "a"))
-    for name in Store(str(path)).folder.names():
+    for name in Store(str(path)).folder.files():
         content = (path / name).read_bytes()
         (path / name).write_bytes(content[:-1])
         with pytest.raises(StoreError, match=name.rpartition("/")[2]):
@@ -223,7 +224,7 @@ def test_every_file_that_is_harmed_is_named(several, tmp_path):
 
 def test_a_file_that_is_gone_is_named(several, tmp_path):
     path = Path(shutil.copytree(several, tmp_path / "a"))
-    for name in Store(str(path)).folder.names():
+    for name in Store(str(path)).folder.files():
         content = (path / name).read_bytes()
         (path / name).unlink()
         if name.startswith("study"):
@@ -235,30 +236,138 @@ def test_a_file_that_is_gone_is_named(several, tmp_path):
         (path / name).write_bytes(content)
 
 
-def test_models_with_and_without_scores_stand_together(tmp_path):
-    write_cell(tmp_path / "a", "d", "C4", "scores", Two(1), beside=["number"])
-    write_cell(tmp_path / "a", "d", "C4", "number", Two(1, classes=1))
-    ds = ek.open(tmp_path / "a")
-    assert ds.model.values.tolist() == ["scores", "number"]
-    assert (ds.prediction.sel(model="number") == -1).all()
-    assert ds.confidence.sel(model="number").isnull().all()
-    assert (ds.prediction.sel(model="scores") >= 0).all()
-
-
-def test_models_of_other_layers_stand_together(tmp_path):
-    write_cell(tmp_path / "a", "d", "C4", "m", Two(1), beside=["n", "o"])
+def test_models_of_other_layers_and_without_scores_stand_together(tmp_path):
+    write_cell(tmp_path / "a", "d", "C4", "m", Two(1), beside=["n", "o", "number"])
     write_cell(tmp_path / "a", "d", "C4", "n", Two(2), layers=["head"])
     write_cell(tmp_path / "a", "d", "C4", "o", Two(3))
+    write_cell(tmp_path / "a", "d", "C4", "number", Two(1, classes=1))
     ds = ek.open(tmp_path / "a")
-    assert ds.model.values.tolist() == ["m", "n", "o"]
+    assert ds.model.values.tolist() == ["m", "n", "o", "number"]
     assert ds.layer.values.tolist() == ["maps", "head", "latent"]
     assert ds.channelwise_nan_reason.sel(model="n", layer="maps").item() == "the model has no such layer"
+    assert (ds.prediction.sel(model="number") == -1).all()
+    assert ds.confidence.sel(model="number").isnull().all()
+    assert (ds.prediction.sel(model="m") >= 0).all()
 
 
 @pytest.mark.parametrize("metric", ["channelwise", "softmax", "latent_euclidean"])
 def test_a_study_of_one_metric_can_be_opened(tmp_path, metric):
     write_cell(tmp_path / "a", "d", "flip", "m", Two(1), metrics=[metric])
     assert schema.metrics_of(ek.open(tmp_path / "a")) == [metric]
+
+
+# --- two studies in one store
+
+SPEC = {
+    "data": "d?n=300 [1]",
+    "seed": 0,
+    "metrics": ["channelwise", "latent", "softmax"],
+    "null": True,
+    "group": "spatial [1]",
+}
+
+
+def two_studies(path, change, *, lazily=False, **options):
+    """Models a and b of one data name, b in a study of other settings; and what b alone gives."""
+    write_cell(path, "d", "C4", "a", Two(1), settings=SPEC)
+    write_cell(path, "d", "C4", "b", Two(2), settings=SPEC | change, **options)
+    return ek.open(path, models="b")
+
+
+@pytest.mark.parametrize("limit", [join.IN_MEMORY, 0])
+def test_models_of_another_seed_are_joined_by_the_ids_of_samples(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(join, "IN_MEMORY", limit)
+    own = two_studies(tmp_path / "a", {"seed": 1}, seed=1)
+    with pytest.warns(UserWarning, match="other orders of the images .* there is no coordinate `chain`"):
+        both = ek.open(tmp_path / "a")
+    assert "chain" in own.coords
+    assert "chain" not in both.coords
+    first = ek.open(tmp_path / "a", models=["a"])
+    assert both.sample.values.tolist() == first.sample.values.tolist() != own.sample.values.tolist()
+    for name, alone in (("a", first), ("b", own)):
+        same = both.sel(model=name, sample=alone.sample.values).load()
+        for variable in ("latent", "latent_null", "channelwise", "softmax", "prediction", "label"):
+            np.testing.assert_array_equal(same[variable], alone[variable].squeeze())
+    assert (both.latent.sel(model="a") != both.latent.sel(model="b")).any()
+
+
+def test_samples_of_another_order_that_are_not_done_are_nan(tmp_path):
+    own = two_studies(tmp_path / "a", {"seed": 1}, seed=1, blocks=1)
+    with pytest.warns(UserWarning, match="1 of 2 cells are not finished"):
+        both = ek.open(tmp_path / "a")
+    lost = [name for name in both.sample.values if name not in own.sample.values]
+    assert (own.sizes["sample"], both.sizes["sample"], len(lost)) == (256, 300, 44)
+    assert both.softmax.sel(model="b", sample=lost).isnull().all()
+    assert (both.prediction.sel(model="b", sample=lost) == -1).all()
+    np.testing.assert_array_equal(both.softmax.sel(model="b", sample=own.sample), own.softmax[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "what"),
+    [
+        ({"data": "d?n=300 [2]"}, {}, "images"),
+        ({"data": "d?n=300&shift=blur [1]"}, {}, "images"),
+        ({"null": False}, {"null": False}, "null"),
+        ({"group": "spatial [2]"}, {}, "group"),
+        ({"version": "other"}, {}, "version"),
+        ({"metrics": ["latent"]}, {"metrics": ["latent"]}, "metrics"),
+        ({"metrics": ["channelwise", "latent: another", "softmax"]}, {}, "metrics"),
+    ],
+)
+def test_models_measured_otherwise_are_refused_with_what_to_choose(tmp_path, change, options, what):
+    own = two_studies(tmp_path / "a", change, **options)
+    with pytest.raises(
+        StoreError, match=rf"d · C4 · a and b cannot .* differ in {what}: .*models=\['a'\] or models=\['b'\]"
+    ):
+        ek.open(tmp_path / "a")
+    assert own.model.values.tolist() == ["b"]
+    assert own.latent.notnull().all()
+
+
+def test_the_same_folder_elsewhere_is_the_same_images(tmp_path):
+    two_studies(tmp_path / "a", {"data": "/mnt/d?n=300 [1]"})
+    assert ek.open(tmp_path / "a").model.values.tolist() == ["a", "b"]
+
+
+def test_metrics_that_all_have_can_be_chosen(tmp_path):
+    two_studies(tmp_path / "a", {"metrics": ["latent"]}, metrics=["latent"])
+    with pytest.raises(StoreError, match=r"or metrics=\['latent'\]"):
+        ek.open(tmp_path / "a")
+    both = ek.open(tmp_path / "a", metrics=["latent"])
+    assert schema.metrics_of(both) == ["latent"]
+    assert not [name for name in both.variables if name.startswith(("channelwise", "softmax"))]
+    with pytest.warns(
+        UserWarning, match="1 of 2 cells are left out, since not all of softmax were measured: d · C4 · b"
+    ):
+        assert ek.open(tmp_path / "a", metrics="softmax").model.values.tolist() == ["a"]
+    for name, given in (("metrics", "latnet"), ("models", ["c"])):
+        with pytest.raises(ValueError, match=f"no {name[:-1]} "):
+            ek.open(tmp_path / "a", **{name: given})
+    first = ek.open(tmp_path / "a", models="a")
+    first.eed.to_zarr(tmp_path / "b.zarr")
+    again = ek.open(tmp_path / "b.zarr", models=["a"], metrics=["latent"]).load()
+    xr.testing.assert_identical(again, ek.open(tmp_path / "a", models="a", metrics="latent"))
+
+
+def test_blocks_of_two_trainings_are_never_joined(store, cell):
+    write(store, cell, 0)
+    path = Path(store.address, store.state(cell).done[0][0])
+    path.rename(Path(store.address, "aside"))
+    write(store, cell, 1, values=whole(weights="v"))
+    Path(store.address, "aside").rename(path)
+    with pytest.raises(StoreError, match=r"block-0001.*has other weights than the first: \['w'\] there, \['v'\] here"):
+        ek.open(store.address)
+
+
+def test_large_results_cost_few_objects_and_read_a_block_once(several, monkeypatch):
+    monkeypatch.setattr(join, "IN_MEMORY", 0)
+    found = ek.open(several, data="digits/test", group="C4")
+    assert len(found.latent.__dask_graph__().layers) == 2
+    times, read = [], Folder.read
+    monkeypatch.setattr(Folder, "read", lambda folder, name: times.append(name) or read(folder, name))
+    found.load(scheduler="synchronous")
+    assert sorted(times) == sorted(set(times))
+    assert len(times) == 4
 
 
 def test_a_study_is_opened_from_wherever_fsspec_finds_it(several):

@@ -2,20 +2,22 @@
 
 import io
 import json
+import time
+import zipfile
 
 import numpy as np
 import pytest
 import xarray as xr
 from made import block, whole
 
-from eedkit.store.blocks import Block
-from eedkit.store.files import DamageError
+from eedkit.study.blocks import Block
+from eedkit.study.files import DamageError
 
 
 def test_a_block_comes_back_as_it_was():
     before = block(1, flaws=["image 5: not finite"], reason="why", undefined=2)
     after = Block.from_bytes(before.to_bytes())
-    assert after.about == json.loads(json.dumps(before.about))
+    assert {**after.about, "arrays": None} == {**json.loads(json.dumps(before.about)), "arrays": None}
     for name, array in before.arrays.items():
         np.testing.assert_array_equal(after.arrays[name], array)
         assert after.arrays[name].dtype == array.dtype
@@ -23,10 +25,29 @@ def test_a_block_comes_back_as_it_was():
 
 
 def test_a_block_is_read_without_eedkit():
-    content = np.load(io.BytesIO(block(0).to_bytes()))
-    about = json.loads(str(content["about"]))
-    latent = xr.DataArray(content["values/latent"], dims=about["variables"]["latent"]["dims"])
-    xr.testing.assert_equal(latent, whole().latent.isel(sample=slice(4)).drop_vars(whole().coords))
+    file = np.load(io.BytesIO(block(0).to_bytes()))
+    about = json.loads(file["about.json"])
+    for name in ("latent", "prediction"):
+        place = about["arrays"][name]
+        values = file[place["type"]][place["start"] : place["stop"]].reshape(place["shape"])
+        found = xr.DataArray(values, dims=about["variables"][name]["dims"])
+        xr.testing.assert_equal(found, whole()[name].isel(sample=slice(4)).drop_vars(whole().coords, errors="ignore"))
+
+
+def test_opening_a_block_reads_no_values_and_one_array_for_all_of_a_type(monkeypatch):
+    found = Block.from_bytes(block(0).to_bytes())
+    read, times = zipfile.ZipFile.read, []
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda file, name: times.append(name) or read(file, name))
+    assert found.about["arrays"]["latent"]["shape"] == [1, 2, 2, 4]
+    for name in found.arrays:
+        assert found.arrays[name].size
+    assert sorted(times) == ["float32.npy", "float64.npy", "int32.npy"]
+
+
+def test_equal_blocks_have_equal_bytes(monkeypatch):
+    before = block(0).to_bytes()
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    assert block(0).to_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["图", "a\udcff", "x" * 10_000, "\x1b]0;title\x07", ""])

@@ -1,1 +1,0 @@
-"""A study on disk: one file for each block, joined to labelled results when it is opened. Never knows torch."""
