@@ -76,9 +76,9 @@ def _version(asked: bool) -> None:
 
 def _specs(asked: bool) -> None:
     if asked:
-        from eedkit.lab import images, models
+        from eedkit.lab import specs
 
-        typer.echo(f"MODEL\n{models.HELP}\n\nDATA\n{images.HELP}")
+        typer.echo(f"MODEL\n{specs.MODELS_HELP}\n\nDATA\n{specs.IMAGES_HELP}")
         raise typer.Exit
 
 

@@ -23,34 +23,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eedkit.errors import unknown
 from eedkit.lab import specs
-from eedkit.lab.specs import Option
+from eedkit.lab.specs import BUNDLED
 from eedkit.probe.samples import opaque
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-BUNDLED = (
-    *("digits/train", "digits/test", "letters/train", "letters/test"),
-    *("fashion/train", "fashion/test", "patches/train", "patches/test", "faces/test"),
-)
-"""What `load` takes without a path or the network; the cards under `data/` tell what is in each."""
-
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What image files may hold, whatever they are called: for others Pillow may start another program."""
 
-OPTIONS = {
-    "n": Option(specs.whole, "so many images, in which each class has its share"),
-    "per_class": Option(specs.whole, "in place of n, so many images of each class that has any"),
-    "seed": Option(specs.whole, "of that choice and, together with an image's id, of its corruption; 0 if not given"),
-    "label": Option(str, "the column that has the labels"),
-    "size": Option(
-        specs.whole, "the largest central square of an image resized to this side, over what the model wants"
-    ),
-    "channels": Option(specs.whole, "1 (grey) or 3 (colour)"),
-    "corruption": Option(str, "of every image: noise, blur, contrast, brightness, jpeg, elastic, pixelate or static"),
-    "severity": Option(specs.whole, "of the corruption, from 1 (mild) to 5 (strong)"),
-}
+OPTIONS, HELP = specs.IMAGES, specs.IMAGES_HELP
 """What may stand in a spec of images, "digits/test?n=100"."""
 
 SEED = 0
@@ -127,7 +110,7 @@ def load(
     ----------
     spec : str or Path
         One of `BUNDLED` ("digits/test") or of `OF_PACKAGES` ("mnist/test"), a folder of images, a parquet file, or
-        "hub:owner/name/split". `OPTIONS` may stand in it: "digits/test?n=100&corruption=blur&severity=3". With the same
+        "hub:owner/name/split". `HELP` lists what may stand in it: "digits/test?n=100&corruption=blur&severity=3". With the same
         seed a smaller choice of images is part of a larger one.
     size : int, or None
         Resize to size×size (bilinear, antialiased), after cropping the largest central square; None: leave as is. A size in
@@ -185,12 +168,12 @@ def check(spec: str | Path, *, size: int | None = None, channels: int | None = N
     >>> name, options["size"], options["n"], options["seed"]
     ('digits/test', 17, 20, None)
     """
-    name, told = specs.parse(str(spec), OPTIONS)
+    name, told = specs.parse(str(spec), specs.IMAGES)
     if channels not in (None, told.get("channels", channels)):
         raise ValueError(
             f"channels is {told['channels']} in {str(spec)!r}, but images of {channels!r} are asked for; leave it out"
         )
-    options: dict[str, Any] = dict.fromkeys(OPTIONS) | {"size": size, "channels": channels} | told
+    options: dict[str, Any] = dict.fromkeys(specs.IMAGES) | {"size": size, "channels": channels} | told
     if options["channels"] not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")
     if options["size"] is not None and options["size"] < 1:
@@ -725,18 +708,3 @@ def _pixels(image: Image.Image, name: str, options: dict[str, Any]) -> torch.Ten
         seed = zlib.crc32(f"{options['seed'] or 0} {name}".encode())
         pixels = corruptions.corrupted(pixels, options["corruption"], options["severity"], seed=seed)
     return pixels
-
-
-HELP = "\n".join(
-    [
-        "One of:",
-        f"  bundled images    {', '.join(BUNDLED)}",
-        f"  of packages       {', '.join(OF_PACKAGES)} (pip install 'eedkit[real]')",
-        "  a folder          flat, of class folders, or with a metadata.csv, .jsonl or .parquet",
-        "  a parquet file",
-        "  hub:owner/name/split",
-        "each with any of, as in digits/test?n=100&size=17:",
-        *specs.described(OPTIONS),
-    ]
-)
-"""What a spec of images may say, as lines of plain text."""

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 import xarray as xr
+from torch import nn
 
 from eedkit.probe import measure as probe
 from eedkit.probe.measure import Options, measure_block
@@ -44,6 +45,7 @@ def _by_specs(measure: Callable[Arguments, xr.Dataset]) -> Callable[Arguments, x
             from eedkit.lab import images
 
             given["images"] = images.load(given["images"])
+            note(f"Preprocessing: {preprocessing(given['images'])}", show=given.get("progress", True))
         ds = call(**given)
         for doubt in doubts(ds):
             warnings.warn(doubt, stacklevel=2)
@@ -59,31 +61,30 @@ def _loaded(given: dict[str, Any]) -> dict[str, Any]:
     spec = given["model"]
     images = given["images"]
     options = Options(**{key: value for key, value in given.items() if key in Options.__dataclass_fields__})
+
+    def how(loaded: models.Loaded) -> dict[str, Any]:
+        layers = given.get("layers") or loaded.layers or "blocks"
+        return {"head": given.get("head") or loaded.head, "layers": layers}
+
     show = given.get("progress", True)
     if isinstance(images, str | Path):
         if recipes.untrained([models.resolve(spec).trained_by]):
-            _try(*models.with_images(spec, images, weights=False), options, given.get("labels"))
+            untrained, some_images = models.with_images(spec, images, weights=False)
+            _try(untrained.model, some_images, replace(options, **how(untrained)), given.get("labels"))
         loaded, images = models.with_images(spec, images)
         note(f"Preprocessing for {spec}: {preprocessing(images)}", show=show)
     else:
         loaded = models.load(spec)
         note(f"Images for {spec} are taken as given: {preprocessing(images) or 'unknown preprocessing'}", show=show)
-    return {
-        "model": loaded.model,
-        "images": images,
-        "name": given.get("name") or spec,
-        "head": given.get("head") or loaded.head,
-        "layers": given.get("layers") or loaded.layers or "blocks",
-    }
+    return {"model": loaded.model, "images": images, "name": given.get("name") or spec, **how(loaded)}
 
 
-def _try(loaded: Any, images: Any, options: Options, labels: Any) -> None:
+def _try(model: nn.Module, images: Any, options: Options, labels: Any) -> None:
     """Measure the first few images with random weights: what is wrong is known before the training."""
-    options = replace(options, head=options.head or loaded.head, layers=loaded.layers or options.layers)
     chain = deviation.chains(len(images), chain_length(options.action.group.order, options.null))[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come again
-        measure_block(loaded.model, images, options, places=chain, labels=labels)
+        measure_block(model, images, options, places=chain, labels=labels)
 
 
 def doubts(ds: xr.Dataset) -> list[str]:

@@ -5,7 +5,6 @@ Must not know actions or metrics. Reading a spec costs nothing; `load` may train
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
@@ -22,7 +21,6 @@ from eedkit.lab import images as lab_images
 from eedkit.lab import recipes, specs
 from eedkit.lab.images import Preprocessing, package_file
 from eedkit.lab.recipes import Recipe
-from eedkit.lab.specs import Option
 from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, fill_in_order, seeded
 
 if TYPE_CHECKING:
@@ -201,7 +199,7 @@ def resolve(spec: str) -> Origin:
         raise ValueError(f"a model is spelled 'kind:name?key=value', of kind {', '.join(_KINDS)}; got {spec!r}")
     if kind not in _KINDS:
         raise ValueError(unknown("kind of model", kind, _KINDS))
-    name, given = specs.parse(spec, _KINDS[kind].options | _EVERY)
+    name, given = specs.parse(spec, specs.MODELS[kind].options | specs.EVERY_MODEL)
     if not 0 <= given.get("seed", 0) < 2**63:
         raise ValueError(f"seed must be at least 0 and below 2**63, got {given['seed']}")
     for option in ("classes", "channels", "size"):
@@ -210,7 +208,7 @@ def resolve(spec: str) -> Origin:
     size = given.pop("size", None) if kind != "recipe" else None
     head = given.pop("head", None)
     layers = given.pop("layers").pattern if "layers" in given else None
-    origin = _KINDS[kind].make(name.removeprefix(f"{kind}:"), **given)
+    origin = _KINDS[kind](name.removeprefix(f"{kind}:"), **given)
     if head is None and layers is None and size is None:
         return origin
 
@@ -435,77 +433,5 @@ PACKAGED = {
 """Networks by their name in a spec: `package:efficientnet_lite0` was trained on ImageNet."""
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of model: how a spec is written, what it stands for, its options, and what makes an origin of them."""
-
-    form: str
-    meaning: str
-    options: dict[str, Option]
-    make: Callable[..., Origin]
-
-
-_RANDOM = Option(specs.whole, "of random weights, in place of trained ones")
-_EVERY = {
-    "head": Option(str, "path of the classifier in the model"),
-    "layers": Option(
-        re.compile, "what is measured: blocks, all, or an expression that a layer's whole name must match"
-    ),
-}
-_SIZED = {"size": Option(specs.whole, "side of the square that it is shown, over its own; its normalisation stays")}
-_CONVERTERS = {int: specs.whole, float: specs.number, bool: specs.boolean, tuple[int, ...]: specs.whole_numbers}
-_OF_RECIPE = {
-    f.name: Option(_CONVERTERS.get(f.type, f.type), f.metadata["meaning"])  # pyright: ignore[reportArgumentType]
-    for f in fields(Recipe)
-}
-_KINDS = {
-    "recipe": _Kind(
-        "recipe:NAME",
-        f"a bundled network, trained once: {', '.join(recipes.recipes())}",
-        {
-            "seed": Option(specs.whole, "of weights and training, 0 if not given"),
-            **_OF_RECIPE,
-            "group": Option(str, "of augmentation or convolutions, where the recipe has such; C4 if not given"),
-        },
-        _recipe,
-    ),
-    "torchvision": _Kind(
-        "torchvision:NAME",
-        "a classifier of torchvision, with random weights if none are named",
-        {"weights": Option(str, "DEFAULT, or a name such as IMAGENET1K_V1"), "seed": _RANDOM, **_SIZED},
-        _torchvision,
-    ),
-    "timm": _Kind(
-        "timm:NAME.TAG",
-        "a model of timm; without a tag, with random weights",
-        {"seed": _RANDOM, "channels": Option(specs.whole, "of its images, 3 if not given"), **_SIZED},
-        _timm,
-    ),
-    "package": _Kind(
-        "package:NAME",
-        f"weights that ship in a Python package: {', '.join(PACKAGED)}",
-        {"seed": _RANDOM, **_SIZED},
-        _package,
-    ),
-    "file": _Kind(
-        "file:PATH",
-        "a state dict in a .safetensors, .pt or .pth file",
-        {
-            "model": Option(str, "spec of its architecture and preprocessing, such as timm:resnet10t"),
-            "classes": Option(specs.whole, "number of classes that it was trained for"),
-            **_SIZED,
-        },
-        _file,
-    ),
-}
-
-
-def _help() -> str:
-    lines = []
-    for kind in _KINDS.values():
-        lines += [f"{kind.form}  {kind.meaning}", *specs.described(kind.options)]
-    return "\n".join([*lines, "all of them:", *specs.described(_EVERY)])
-
-
-HELP = _help()
-"""What a spec of a model may say, as lines of plain text: each kind with its options."""
+_KINDS = {"recipe": _recipe, "torchvision": _torchvision, "timm": _timm, "package": _package, "file": _file}
+HELP = specs.MODELS_HELP

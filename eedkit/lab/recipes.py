@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -36,27 +36,25 @@ VERSION = 4
 """Part of every fingerprint: to be raised when the same recipe would come out otherwise."""
 
 
-def _field(default: Any, meaning: str) -> Any:
-    """A field of `Recipe`, with what `models.HELP` says of it."""
-    return field(default=default, metadata={"meaning": meaning})
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is built and trained; with a seed it stands for one set of weights."""
+    """How a network is built and trained; with a seed it stands for one set of weights.
 
-    group: str = _field("C1", "of the network's convolutions; C1 for a plain CNN")
-    augment: str = _field("C1", "group from which training images get random elements; C1 for none")
-    method: str = _field("supervised", "supervised, simclr, barlow_twins or turns; the last three use no labels")
-    start: str = _field("", "images to be trained on first, supervised, before a new head; same for those of data")
-    epochs: int = _field(10, "passes over the training images; 0 leaves the random weights")
-    data: str = _field("digits/train", "training images")
-    size: int = _field(17, "side that they are resized to; odd, where exactness is the point")
-    widths: tuple[int, ...] = _field(WIDTHS, "channels of each block of the plain network")
-    batch_size: int = _field(64, "of the optimiser")
-    rate: float = _field(5e-3, "of the optimiser, the highest of its schedule")
-    share: float = _field(1.0, "probability with which augment moves an image, from 0 to 1: the dose")
-    antialiased: bool = _field(False, "whether strides blur before they leave out values (Zhang 2019)")
+    `specs.RECIPE` says what each field means; `group` is that of the network's convolutions, C1 for a plain CNN.
+    """
+
+    group: str = "C1"
+    augment: str = "C1"
+    method: str = "supervised"
+    start: str = ""
+    epochs: int = 10
+    data: str = "digits/train"
+    size: int = 17
+    widths: tuple[int, ...] = WIDTHS
+    batch_size: int = 64
+    rate: float = 5e-3
+    share: float = 1.0
+    antialiased: bool = False
 
     def __post_init__(self) -> None:
         for group in (self.group, self.augment):

@@ -77,7 +77,8 @@ def fit(
     optimiser = torch.optim.AdamW(objective.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=len(batches) * epochs)
     rows: list[dict[str, float]] = []
-    with torch.enable_grad(), _deterministic(), bar(epochs, "training", "epoch", show=progress, leave=False) as shown:
+    deterministic = fixed_arithmetic(torch.get_num_threads(), warn_only=False)
+    with torch.enable_grad(), deterministic, bar(epochs, "training", "epoch", show=progress, leave=False) as shown:
         for epoch in range(1, epochs + 1):
             losses: list[Tensor] = []
             rights: list[Tensor] = []
@@ -119,40 +120,30 @@ def machine() -> dict[str, str | int]:
 
 
 @contextmanager
-def fixed_arithmetic() -> Iterator[None]:
-    """Within the block torch computes on one thread and by deterministic algorithms; what it had before is put back.
+def fixed_arithmetic(threads: int = THREADS, *, warn_only: bool = True) -> Iterator[None]:
+    """Within the block torch computes on so many threads and by deterministic algorithms; what it had before is put back.
+
+    Operations that have no deterministic form are errors, or warnings.
 
     >>> with fixed_arithmetic():
     ...     torch.get_num_threads()
     1
     """
-    threads = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(THREADS)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Within the block operations that have no deterministic form are errors; what was set before is put back."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
     torch.backends.cudnn.benchmark = False
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when a GPU first multiplies
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only_before)
         torch.backends.cudnn.benchmark = benchmark
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
+        torch.set_num_threads(threads_before)
+        del os.environ["CUBLAS_WORKSPACE_CONFIG"]
         if workspace is not None:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace

@@ -242,7 +242,7 @@ def measure(
         more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
         warnings.warn(
             f"{len(flaws)} of {values.sizes['sample']} samples have no value: {'; '.join(flaws[:3])}{more}",
-            stacklevel=2,
+            stacklevel=3,
         )
     return values
 

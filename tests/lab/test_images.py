@@ -19,7 +19,8 @@ import torchvision
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from eedkit.lab.corruptions import CORRUPTIONS, corrupted
-from eedkit.lab.images import BUNDLED, HELP, OPTIONS, check, fingerprint, load, source, tensors
+from eedkit.lab.images import HELP, OF_PACKAGES, check, fingerprint, load, source, tensors
+from eedkit.lab.specs import BUNDLED, IMAGES
 from eedkit.probe.samples import as_float, opaque, preprocessing
 
 DATA = Path(__file__).parents[2] / "data"
@@ -79,23 +80,6 @@ class TestBundled:
         assert sorted(BUNDLED) == sorted(str(f.relative_to(DATA).with_suffix("")) for f in DATA.glob("*/*.parquet"))
         assert sum(f.stat().st_size for f in DATA.rglob("*") if f.is_file()) < 6e6
 
-    @pytest.mark.parametrize(
-        ("spec", "classes", "per_class", "shape"),
-        [
-            ("letters/train", 26, 60, (32, 32)),
-            ("letters/test", 26, 20, (32, 32)),
-            ("patches/train", 12, 60, (32, 32, 3)),
-            ("patches/test", 12, 25, (32, 32, 3)),
-            ("faces/test", 2, 100, (25, 25)),
-            ("fashion/train", 10, 200, (28, 28)),
-            ("fashion/test", 10, 100, (28, 28)),
-        ],
-    )
-    def test_counts_and_shapes_of_the_balanced_sets(self, stored, spec, classes, per_class, shape):
-        counts = Counter(name for _, name in stored[spec].values())
-        assert list(counts.values()) == [per_class] * classes
-        assert {pixels.shape for pixels, _ in stored[spec].values()} == {shape}
-
     def test_digits_are_all_of_scikit_learn_s_split_in_proportion(self, stored):
         from sklearn.datasets import load_digits
 
@@ -117,11 +101,6 @@ class TestBundled:
                 {pixels.tobytes() for pixels, _ in stored[f"{name}/{split}"].values()} for split in ("train", "test")
             )
             assert not train & test, name
-
-    def test_rows_are_not_sorted_by_class(self):
-        for spec in BUNDLED:
-            labels = np.array(load(spec)["label"][:])
-            assert (np.diff(labels) == 0).mean() < 2 / len(set(labels)), spec
 
     @pytest.mark.parametrize("name", ["digits", "letters", "patches", "faces", "fashion"])
     def test_build_makes_the_same_pixels_labels_and_ids_again(self, stored, build, name):
@@ -694,14 +673,21 @@ class TestOptions:
         assert fingerprint(told) == fingerprint(load("digits/test?n=30&seed=1", size=17, channels=3))
         assert set(load(f"{folder}?n=2")["id"]) < set(load(folder)["id"])
 
+    def test_they_do_not_stand_beside_a_transform_that_cannot_be_made_again(self):
+        for spec, size in (("digits/test", 17), ("digits/test?size=17", None), ("digits/test?channels=3", None)):
+            with pytest.raises(
+                ValueError, match=r"transform takes the place of size and channels; got it with .*(17|3)"
+            ):
+                load(spec, size=size, transform=np.asarray)
+
     def test_a_size_in_the_spec_goes_over_the_keyword_and_other_channels_are_refused(self):
         assert fingerprint(load("digits/test?size=9", size=17)) == fingerprint(load("digits/test?size=9"))
         with pytest.raises(ValueError, match=r"channels is 3 in .*, but images of 1 are asked for"):
             load("digits/test?channels=3", channels=1)
 
     def test_help_names_each_of_them_and_all_bundled_images(self):
-        assert all(re.search(rf"^  {name}= .*\(.*\)$", HELP, re.MULTILINE) for name in OPTIONS)
-        assert all(name in HELP for name in (*BUNDLED, *CORRUPTIONS, "mnist/test", "hub:owner/name/split"))
+        assert all(re.search(rf"^  {name}= .*\(.*\)$", HELP, re.MULTILINE) for name in IMAGES)
+        assert all(name in HELP for name in (*BUNDLED, *OF_PACKAGES, *CORRUPTIONS, "hub:owner/name/split"))
 
     @pytest.mark.parametrize(
         ("spec", "keywords", "words"),
@@ -727,15 +713,6 @@ class TestTransform:
 
         assert torch.equal(load(folder, transform=half)[1]["image"], torch.full((3, 2, 2), 0.5))
         assert seen == [("RGB", (10, 6), (10, 10, 10))]
-
-    @pytest.mark.parametrize("other", [{"size": 17}, {"channels": 3}])
-    def test_size_and_channels_beside_it_are_refused(self, other):
-        (option,) = (f"{key}={value}" for key, value in other.items())
-        for spec, keywords in (("digits/test", other), (f"digits/test?{option}", {})):
-            with pytest.raises(
-                ValueError, match=f"transform takes the place of size and channels; got it with .*{option}"
-            ):
-                load(spec, transform=np.asarray, **keywords)
 
     @pytest.mark.parametrize(
         ("made", "got"),

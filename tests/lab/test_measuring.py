@@ -99,13 +99,21 @@ class TestThreeRoutes:
             ds = ek.measure(spec, f"{photos}?n=24", **FEW, progress=False)
         assert ds.attrs["preprocessing"].startswith("resized to 201 (bicubic), central 176×176")
 
+    def test_a_corruption_comes_at_the_images_own_resolution_before_the_size(self, tuned):
+        _, spec, photos = tuned
+        loaded, shown = models.with_images(spec, f"{photos}?size=16&corruption=blur&severity=3")
+        blurred = images.load(f"{photos}?corruption=blur&severity=3")[7]["image"]
+        picture = Image.fromarray((blurred * 255).round().byte().permute(1, 2, 0).numpy())
+        assert torch.equal(shown[7]["image"], loaded.transform.at(16)(picture))
+        assert shown[7]["image"].shape == (3, 16, 16)
+
     def test_a_size_in_the_model_s_spec_is_that_of_the_images(self, tuned):
         _, spec, photos = tuned
         loaded, shown = models.with_images(f"{spec}&size=33", photos)
         _, asked = models.with_images(spec, f"{photos}?size=33")
         assert loaded.size == 33
         assert torch.equal(shown[7]["image"], asked[7]["image"])
-        assert models.resolve(f"{spec}&size=33").source() != models.resolve(spec).source()
+        assert len({models.resolve(f"{spec}{size}").source() for size in ("", "&size=33", "&size=34")}) == 3
         assert models.with_images("recipe:random", "digits/test?n=3&size=33")[1][0]["image"].shape == (1, 33, 33)
 
 
@@ -171,6 +179,7 @@ class TestArguments:
         loaded, digits = models.with_images("timm:resnet10t?channels=1&size=33", "digits/test?n=20")
         pixels = images.load("digits/test?n=20&size=33")
         assert (loaded.channels, loaded.model.conv1[0].in_channels) == (1, 1)
+        assert loaded.transform.mean + loaded.transform.std == pytest.approx((0.449, 0.226), abs=1e-6)
         expected = (pixels[3]["image"] - 0.449) / 0.226
         # Pillow's bicubic in place of its bilinear
         assert (digits[3]["image"] - expected).abs().mean() < 0.2

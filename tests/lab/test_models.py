@@ -4,8 +4,8 @@ import itertools
 import os
 import pickle
 import random
-import re
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import fields, replace
@@ -24,7 +24,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from eedkit.lab import images, models, recipes, training
+from eedkit.lab import images, models, recipes, specs, training
 from eedkit.lab.networks import GroupCNN
 from eedkit.lab.recipes import Recipe
 
@@ -152,14 +152,6 @@ class TestRecipes:
             assert list(models.resolve(none).curves().columns) == list(table.columns)
             assert models.resolve(none).curves().empty
 
-    def test_source_follows_fields_seed_images_and_version(self, monkeypatch, own_cache):
-        specs = ["", "?seed=1", "?epochs=1", "?widths=4", "?augment=C4", "?size=9", "?data=digits/test"]
-        specs += ["?method=simclr", "?start=letters/train", "?start=letters/train?n=99"]
-        sources = {source(f"recipe:plain{options}") for options in specs}
-        monkeypatch.setattr(recipes, "VERSION", -1)
-        assert len(sources | {source("recipe:plain")}) == len(specs) + 1
-        assert not own_cache.exists()
-
 
 class TestTorchvision:
     def test_random_weights_are_those_of_the_seed(self):
@@ -232,13 +224,6 @@ class TestTorchvision:
             models.load("torchvision:resnet18?weights=DEFAULT")
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_source_is_name_and_address_or_seed(self):
-        named = [source(f"torchvision:resnet50?weights={key}") for key in ("DEFAULT", "IMAGENET1K_V2")]
-        assert named[0] == named[1]
-        others = ["resnet50?weights=IMAGENET1K_V1", "resnet50", "resnet50?seed=1", "resnet18"]
-        assert len({named[0], *(source(f"torchvision:{other}") for other in others)}) == 5
-        assert source("torchvision:resnet18") != source("timm:resnet18")
-
 
 class TestTimm:
     def test_random_weights_are_those_of_the_seed_with_timm_s_preprocessing(self):
@@ -298,13 +283,6 @@ class TestTimm:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(socket, "getaddrinfo", offline)
         assert same(models.load("timm:resnet18.a1_in1k").model, saved)
-
-    def test_source_is_the_weights_address_or_the_seed(self, monkeypatch):
-        specs = ["resnet18.a1_in1k", "resnet18.a2_in1k", "resnet18", "resnet18?seed=1", "resnet34"]
-        sources = {source(f"timm:{spec}") for spec in specs}
-        moved = replace(timm.get_pretrained_cfg("resnet18.a1_in1k"), hf_hub_id="another/place")
-        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: moved)
-        assert len(sources | {source("timm:resnet18.a1_in1k")}) == len(specs) + 1
 
     def test_missing_timm_says_how_to_install_it(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
@@ -521,7 +499,8 @@ class TestHeadAndLayers:
         assert models.load(f"{recipe_file}?head=blocks.3&layers=all").head == "blocks.3"
         inner = recipe_file + quote("?head=blocks.3&layers=all")
         assert (models.load(inner).head, models.load(inner).layers) == ("blocks.3", "all")
-        assert models.load(f"{inner}&head=head").head == "head"
+        both = models.load(f"{inner}&head=head")
+        assert (both.head, both.layers) == ("head", "all")
 
     def test_a_head_that_is_not_there_is_refused_untrained(self, own_cache, monkeypatch):
         monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
@@ -590,7 +569,42 @@ def test_help_names_every_kind_with_its_options_and_messages_the_same():
             line.strip().partition("=")[0] for line in itertools.takewhile(lambda line: line.startswith("  "), listed)
         ]
         assert set(wanted) <= set(names), kind
-    assert {f.name for f in fields(Recipe)} <= set(re.findall(r"^  (\w+)= ", models.HELP, re.MULTILINE))
+    # the tables are apart from what they describe, so that the command line need not import torch
+    assert list(specs.RECIPE) == [f.name for f in fields(Recipe)]
+    assert f"trained once: {', '.join(recipes.recipes())}\n" in models.HELP
+    assert f"in a Python package: {', '.join(models.PACKAGED)}\n" in models.HELP
+    code = (
+        "import sys, eedkit.lab.specs; print([m for m in ('torch', 'pandas', 'PIL', 'datasets') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_sources_tell_weights_apart_and_load_nothing(monkeypatch, own_cache):
+    of_recipe = [
+        "",
+        "?seed=1",
+        "?epochs=1",
+        "?widths=4",
+        "?augment=C4",
+        "?size=9",
+        "?data=digits/test",
+        "?method=simclr",
+    ]
+    of_recipe += ["?start=letters/train", "?start=letters/train?n=99"]
+    specs = [f"recipe:plain{options}" for options in of_recipe]
+    specs += [f"torchvision:resnet50?weights=IMAGENET1K_{version}" for version in ("V1", "V2")]
+    specs += [
+        f"{kind}:{name}" for kind in ("torchvision", "timm") for name in ("resnet18", "resnet18?seed=1", "resnet34")
+    ]
+    specs += ["timm:resnet18.a1_in1k", "timm:resnet18.a2_in1k", "timm:resnet18?channels=1"]
+    sources = {source(spec) for spec in specs}
+    assert source("torchvision:resnet50?weights=DEFAULT") in sources
+    moved = replace(timm.get_pretrained_cfg("resnet18.a1_in1k"), hf_hub_id="another/place")
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: moved)
+    monkeypatch.setattr(recipes, "VERSION", -1)
+    sources |= {source("timm:resnet18.a1_in1k"), source("recipe:plain")}
+    assert len(sources) == len(specs) + 2
+    assert not own_cache.exists()
 
 
 @pytest.mark.parametrize("spec", ["recipe:random?seed=5", "torchvision:resnet18?seed=5", "timm:resnet18?seed=5"])
@@ -603,15 +617,6 @@ def test_random_states_are_left_as_found(spec):
     assert torch.equal(before[0], after[0])
     assert (before[1] == after[1]).all()
     assert before[2] == after[2]
-
-
-def test_a_model_s_preprocessing_makes_the_images_it_sees():
-    transform = models.load("torchvision:resnet18").transform
-    data = images.load("patches/test?n=3", transform=transform)
-    pixels, _, ids = images.tensors(images.load("patches/test?n=3"))
-    by_hand = [transform(Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())) for x in pixels]
-    assert data["id"][:] == ids
-    assert torch.equal(torch.stack(data["image"][:]), torch.stack(by_hand))
 
 
 def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
