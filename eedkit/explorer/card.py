@@ -22,6 +22,7 @@ from eedkit import plots
 from eedkit.bridges import prediction_consistency
 from eedkit.errors import printable, unknown
 from eedkit.results import schema
+from eedkit.results.doubts import doubts
 from eedkit.results.labels import class_names, labelled
 from eedkit.results.summary import summarise
 
@@ -190,7 +191,8 @@ def _measured(one: xr.Dataset) -> Section:
         f"{one.sizes['sample']} images, each moved by the {one.sizes['element']} elements of {one.attrs['group']}, "
         f"at {len(layers)} layers and the head's input."
     )
-    return Section("What was measured", (said,))
+    preprocessing = one.attrs.get("preprocessing") or "not known; the images were taken as they were given"
+    return Section("What was measured", (said, f"Preprocessing: {preprocessing}.", *doubts(one)))
 
 
 def _how_invariant(one: xr.Dataset, table: pd.DataFrame) -> Section:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import eedkit as ek
@@ -96,3 +97,11 @@ def test_several_models_are_refused_unless_one_is_chosen(results):
     assert ek.card(both, model="other").title == "other"
     with pytest.raises(ValueError, match="no metric 'latent'"):
         ek.card(results.drop_vars(["latent", "latent_null", "latent_pair_cosine"]))
+
+
+def test_a_card_says_how_images_were_made_and_whether_the_model_could_read_them(results):
+    twice = xr.concat([results, results.assign_coords(sample=results.sample + 16)], "sample", data_vars="all")
+    of_one_class = twice.assign(prediction=twice.prediction * 0).assign_attrs(preprocessing="resized to 33×33")
+    said = sentences(ek.card(of_one_class), "What was measured")
+    assert "Preprocessing: resized to 33×33." in said
+    assert "predicts class 0 for 32 of 32 images: it may be unable to read the images, or untrained" in said

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import eedkit as ek
 from eedkit.cli import app
 from eedkit.lab import images, models, training
-from eedkit.lab.measuring import doubts
 from eedkit.probe import measure as probe
+from eedkit.results.doubts import doubts
 
 FEW = {"group": "C4", "metrics": ["latent", "softmax"]}
 TINY = "widths=4,4&size=9&epochs=1&data=digits/train?n=64"
