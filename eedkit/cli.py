@@ -45,7 +45,7 @@ A study is a YAML file, such as first.yaml:
     store: runs/first
 
 \b
-Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block, time_limit (see `help(eedkit.Study)`).
+Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block (see `help(eedkit.Study)`).
 """
 study = typer.Typer(
     help=STUDY, epilog="Example: eedkit study plan first.yaml", no_args_is_help=True, rich_markup_mode=None

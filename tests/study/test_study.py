@@ -464,27 +464,6 @@ def test_two_studies_share_a_store_and_each_gets_its_own(make, computed):
     assert len(computed) == 2
 
 
-def test_a_begun_cell_keeps_its_blocks(make, computed, monkeypatch):
-    data, claim = ["digits/train?n=600"], Store.claim
-    study = make(data=data, block=256)
-
-    def stop_at_second(store, cell, block):
-        if block == 1:
-            raise KeyboardInterrupt
-        return claim(store, cell, block)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "claim", stop_at_second)
-        with pytest.raises(KeyboardInterrupt):
-            study.run(progress=False)
-    larger = make(data=data, store=study.store, block=1024)
-    assert larger.status()[["blocks", "done", "missing"]].values.tolist() == [[3, 1, 2]]
-    assert larger.plan().blocks.tolist() == [3]
-    found = larger.run(progress=False)
-    assert [block for _, block in computed] == [0, 1, 2]
-    assert_equals(found, measured(MODELS[0], data[0], "C4"), latent_pair_cosine=1e-12)
-
-
 COLUMNS = ["data", "group", "model", "blocks", "done", "flawed", "running", "failed", "missing", "reason"]
 
 
