@@ -5,7 +5,7 @@ of noise through it.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -60,7 +60,7 @@ def shape_of_images(loaded: lab_models.Loaded, data: str) -> tuple[int, ...] | N
 
 
 def reasons_against(
-    model: str | nn.Module, sizes: Mapping[str, int], options: Iterable[Options]
+    model: str | nn.Module, sizes: Mapping[str, int], options: Sequence[Options]
 ) -> dict[tuple[str, str], str]:
     """Why a model cannot be measured on data sets of so many images under groups, by data set and group; costs no weights.
 
@@ -75,7 +75,12 @@ def reasons_against(
     except (Exception, SystemExit):
         return {}
     for data, n in sizes.items():
-        shape = shape_of_images(loaded, data)
+        try:
+            lab_images.load(data, **loaded.wants)
+            shape = shape_of_images(loaded, data)
+        except ValueError as error:  # a size or channels of its own that the model does not take
+            reasons |= {(data, one.action.group.name): str(error) for one in options}
+            continue
         if shape is None:
             continue
         for one in options:
