@@ -19,8 +19,8 @@ from eedkit.probe.metrics import Metric as Metric
 from eedkit.results.summary import compare as compare
 from eedkit.results.summary import concat as concat
 from eedkit.results.summary import summarise as summarise
-from eedkit.study.join import open as open
 from eedkit.study import Study as Study
+from eedkit.study.join import open as open
 from eedkit.theory import actions as actions
 from eedkit.theory import distances as distances
 from eedkit.theory import groups as groups
