@@ -208,20 +208,8 @@ class _Model:
 class _Part:
     """Models of the same layers and variables, measured on the same images in the same order and blocks.
 
-    Parameters
-    ----------
-    states : list of State
-        Of its models.
-    firsts : list of Block
-        Each model's first block.
-    slots : dict
-        Where each block's samples are, of all blocks that some model has.
-    arrays : dict
-        (model, …, sample) by name, NaN or −1 where a model has no block.
-    models : dict
-        By the place on `model`.
-    samples : dict
-        The coordinates along `sample`, by block.
+    `firsts` are their first blocks; `slots` say where each block's samples are, of all blocks that some model has; `arrays` are
+    (model, …, sample), NaN or −1 where a model has no block; `samples` are the coordinates along `sample`, by block.
     """
 
     states: list[State] = field(default_factory=list)

@@ -5,7 +5,7 @@ of noise through it.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -60,7 +60,7 @@ def shape_of_images(loaded: lab_models.Loaded, data: str) -> tuple[int, ...] | N
 
 
 def reasons_against(
-    model: str | nn.Module, sizes: Mapping[str, int], options: Iterable[Options]
+    model: str | nn.Module, sizes: Mapping[str, int], options: Sequence[Options]
 ) -> dict[tuple[str, str], str]:
     """Why a model cannot be measured on data sets of so many images under groups, by data set and group; costs no weights.
 
@@ -70,32 +70,50 @@ def reasons_against(
     reasons = {}
     try:
         loaded = untrained(model)
-    except ValueError as error:
-        return {(data, one.action.group.name): str(error) for data in sizes for one in options}
-    except (Exception, SystemExit):
-        return {}
+    except (Exception, SystemExit) as error:
+        of_all = str(error) if isinstance(error, ValueError) else ""
+        return {(data, one.action.group.name): of_all for data in sizes for one in options if of_all}
+    reason_of_shape: dict[tuple, str] = {}
     for data, n in sizes.items():
-        shape = shape_of_images(loaded, data)
+        try:
+            lab_images.load(data, **loaded.wants)
+            shape = shape_of_images(loaded, data)
+        except ValueError as error:  # a size or channels of its own that the model does not take
+            reasons |= {(data, one.action.group.name): str(error) for one in options}
+            continue
         if shape is None:
             continue
         for one in options:
-            try:
-                _try(loaded, Noise(n, shape), replace(workers.options_for(one, loaded), device="cpu"))
-            except ValueError as error:
-                reasons[data, one.action.group.name] = str(error)
-            except (Exception, SystemExit):
-                continue
+            images, group = Noise(n, shape), one.action.group.name
+            reason = _too_few(images, one)
+            if not reason and (shape, group) not in reason_of_shape:
+                reason_of_shape[shape, group] = _unfit(loaded, images, workers.options_for(one, loaded))
+            reason = reason or reason_of_shape[shape, group]
+            if reason:
+                reasons[data, group] = reason
     return reasons
 
 
-def _try(loaded: lab_models.Loaded, images: Noise, options: Options) -> None:
-    """Everything that `measure` does before the first image is measured."""
-    order = options.action.group.order
-    stream = samples.open_stream(images, seed=options.seed, order=order, null=options.null)
-    if any(metric.action is matched for metric in options.metrics):
-        samples.open_halves(images, seed=options.seed)
-    with run.prepared(loaded.model, stream, options):
-        pass
+def _too_few(images: Noise, options: Options) -> str:
+    """Why there are too few images for a null or a matching of channels; empty where there are not."""
+    try:
+        samples.open_stream(images, seed=options.seed, order=options.action.group.order, null=options.null)
+        if any(metric.action is matched for metric in options.metrics):
+            samples.open_halves(images, seed=options.seed)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _unfit(loaded: lab_models.Loaded, images: Noise, options: Options) -> str:
+    """Why a model cannot be measured as asked, by all that `measure` does before the first image; empty where it can."""
+    try:
+        with run.prepared(loaded.model, samples.open_stream(images), replace(options, device="cpu")):
+            return ""
+    except ValueError as error:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
 
 
 def count(data: str) -> int:

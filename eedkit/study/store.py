@@ -55,28 +55,10 @@ class Cell:
 
 @dataclass
 class State:
-    """What was there of a cell when its folder was listed.
+    """What was there of a cell when its folder was listed, by block: the files, reasons, and how many processes `deaths` ended.
 
-    Parameters
-    ----------
-    settings : dict
-        By which it is measured; empty before it is begun.
-    bounds : list of (start, stop)
-        Of its blocks, as places in the reading order of its images.
-    done : dict
-        The files of every block that is done; two where two processes were at it at once, or somebody copied one here.
-    flawed : set of int
-        Blocks of which some samples have no value.
-    failures, claims : dict
-        The files that say why blocks failed, and who is at them.
-    reasons : dict
-        Why blocks failed.
-    running : set of int
-        Blocks that a living process is at.
-    deaths : dict
-        How many processes ended while they were at a block.
-    leftovers : list of str
-        Files that have no meaning any more.
+    `settings` are empty before it is begun; `bounds` are places in the reading order; a block that is `done` has two files where
+    two processes were at it at once, or somebody copied one here; `leftovers` have no meaning any more.
     """
 
     cell: Cell

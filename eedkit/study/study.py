@@ -30,7 +30,8 @@ from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import chain_length
 from eedkit.progress import bar
 from eedkit.results import schema
-from eedkit.study import plan, workers
+from eedkit.study import plan
+from eedkit.study import workers as computing
 from eedkit.study.blocks import PAIR_SUM
 from eedkit.study.checks import Once, imported, is_imported, named, names_or_values, typed
 from eedkit.study.join import join
@@ -283,13 +284,18 @@ class Study:
         if repair:
             store.repair(self._cells({}), groups)
         contents = store.read()
+        asked = self._asked(contents)
+        for one in asked:
+            store.refuse_others(one.state, one.settings)
+        unfinished = [one for one in asked if not one.state.is_done]
+        if unfinished:
+            with computing.cluster(workers, client) as dask:
+                self._refuse_what_cannot_be(unfinished, here=client is None)
+                store.promise([one.cell for one in asked], contents, groups)
+                store.clean([one.state for one in asked])
+                self._compute(self._works(asked, workers), dask, progress=progress)
+            contents = store.read()
         states = self._states(contents)
-        settings, images = self._settings_of_cells(states)
-        for state in states:
-            store.refuse_others(state, settings[state.cell])
-        if not all(state.is_done for state in states):
-            self._compute(store, contents, groups, settings, images, workers, client, progress=progress)
-            states = self._states(store.read())
         _warn_of_failures(_status(states, store))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
@@ -342,21 +348,19 @@ class Study:
         """Every cell with what is known of it."""
         return [contents.states.get(cell) or State(cell) for cell in self._cells(contents.groups)]
 
-    def _settings_of_cells(
-        self, states: Sequence[State]
-    ) -> tuple[dict[Cell, dict[str, Any]], dict[str, tuple[str, int]]]:
-        """What must be the same for blocks to belong together, and checksum and number of each data set's images."""
+    def _asked(self, contents: Contents) -> list["_Asked"]:
+        """Every cell with what it takes to measure it, and what is known of it."""
         sources = {name: _source(model) for name, model in self._models.items()}
         images = {name: _images(spec) for name, spec in self._data.items()}
         moves = {name: _moves(options.action) for name, options in self._options_by_group.items()}
-        settings = {}
-        for state in states:
+        asked = []
+        for state in self._states(contents):
             cell = state.cell
             model = self._models[cell.model]
             spec = model if isinstance(model, str) else type(model).__name__
             checksum, n = images[cell.data]
             options = self._options_by_group[cell.group]
-            settings[cell] = {
+            settings = {
                 "model": f"{spec} [{sources[cell.model]}]",
                 "data": f"{self._data[cell.data]} [{checksum}]",
                 "images": n,
@@ -372,7 +376,8 @@ class Study:
                 "version": f"{schema.SCHEMA}.{probe.VERSION}",
                 "about": lab_models.resolve(model).about if isinstance(model, str) else {},
             }
-        return settings, images
+            asked.append(_Asked(state, options, settings, sources[cell.model], checksum, n))
+        return asked
 
     def _metric_names(self, metrics: Sequence[Any]) -> list[str]:
         """What tells the metrics from others; ValueError for one that cannot be told."""
@@ -381,76 +386,32 @@ class Study:
             names.append(asked if isinstance(asked, str) and not is_imported(asked) else metric.description)
         return names
 
-    def _compute(
-        self,
-        store: Store,
-        contents: Contents,
-        groups: Mapping[str, str],
-        settings: Mapping[Cell, dict[str, Any]],
-        images: Mapping[str, tuple[str, int]],
-        number: int | None,
-        client: "Client | str | None",
-        *,
-        progress: bool,
-    ) -> None:
-        """Compute what is left here, on so many processes, or on a cluster."""
-        modules = {name: model for name, model in self._models.items() if isinstance(model, nn.Module)}
-        with workers.cluster(number, client) as dask:
-            states = self._states(contents)
-            self._refuse_what_cannot_be([state for state in states if not state.is_done], images, here=client is None)
-            store.promise([state.cell for state in states], contents, groups)
-            store.clean(states)
-            threads = max(1, (os.cpu_count() or 1) // number) if number else None
-            works = self._works(store, states, settings, images, threads)
-            if dask is None:
-                self._train(works, progress=progress)
-            outcomes = workers.here(works, modules) if dask is None else workers.on_cluster(dask, works, modules)
-            with bar(len(works), "study", "block", show=progress) as shown:
-                for work, outcome in outcomes:
-                    shown.set_postfix_str(printable(f"{outcome} {work.cell}"), refresh=False)
-                    shown.update()
-
-    def _refuse_what_cannot_be(
-        self, states: Sequence[State], images: Mapping[str, tuple[str, int]], *, here: bool
-    ) -> None:
+    def _refuse_what_cannot_be(self, asked: Sequence["_Asked"], *, here: bool) -> None:
         """ValueError for cells that cannot be measured as asked, before anything is trained or measured."""
-        options_by_group = self._options_by_group
-        if here:
-            self._refuse_absent_device()
+        device = asked[0].options.torch_device if here else torch.device("cpu")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"there is no device {self.device!r} here, only {torch.cuda.device_count()} GPUs")
         reasons = []
-        for model in dict.fromkeys(state.cell.model for state in states):
-            of_model = [state.cell for state in states if state.cell.model == model]
-            specs = {self._data[cell.data]: images[cell.data][1] for cell in of_model}
-            options = [options_by_group[group] for group in dict.fromkeys(cell.group for cell in of_model)]
-            against = plan.reasons_against(self._models[model], specs, options)
-            for cell in of_model:
-                reason = against.get((self._data[cell.data], cell.group))
+        for model in dict.fromkeys(one.cell.model for one in asked):
+            of_model = [one for one in asked if one.cell.model == model]
+            sizes = {self._data[one.cell.data]: one.n for one in of_model}
+            options = {one.cell.group: one.options for one in of_model}
+            against = plan.reasons_against(self._models[model], sizes, list(options.values()))
+            for one in of_model:
+                reason = against.get((self._data[one.cell.data], one.cell.group))
                 if reason is not None:
-                    reasons.append(f"{cell}: {reason}")
+                    reasons.append(f"{one.cell}: {reason}")
         if reasons:
             more = f" (and {len(reasons) - 3} more cells)" if len(reasons) > 3 else ""
             raise ValueError(f"nothing was trained or measured, since {'; '.join(reasons[:3])}{more}")
 
-    def _refuse_absent_device(self) -> None:
-        device = next(iter(self._options_by_group.values())).torch_device
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"there is no device {self.device!r} here, only {torch.cuda.device_count()} GPUs")
-
-    def _works(
-        self,
-        store: Store,
-        states: Sequence[State],
-        settings: Mapping[Cell, dict[str, Any]],
-        images: Mapping[str, tuple[str, int]],
-        threads: int | None,
-    ) -> list[Work]:
+    def _works(self, asked: Sequence["_Asked"], processes: int | None) -> list[Work]:
         """The blocks that are left to compute, once every cell is begun; those at which processes ended or failed come last."""
+        threads = max(1, (os.cpu_count() or 1) // processes) if processes else None
         works, doubtful = [], []
-        for before in states:
-            cell = before.cell
-            checksum, n = images[cell.data]
-            options = self._options_by_group[cell.group]
-            state = store.begin(before, settings[cell], self.bounds(n, options))
+        for one in asked:
+            cell, before = one.cell, one.state
+            state = self._store.begin(before, one.settings, self.bounds(one.n, one.options))
             model = self._models[cell.model]
             for block, places in enumerate(state.bounds):
                 if block in state.done:
@@ -462,14 +423,25 @@ class Study:
                     places=places,
                     model=model if isinstance(model, str) else None,
                     data=self._data[cell.data],
-                    images=checksum,
-                    source=settings[cell]["model"].rpartition("[")[2].removesuffix("]"),
-                    options=options,
+                    images=one.images,
+                    source=one.source,
+                    options=one.options,
                     threads=threads,
                 )
                 is_doubtful = block in before.deaths or block in before.reasons
                 (doubtful if is_doubtful else works).append(work)
         return works + doubtful
+
+    def _compute(self, works: Sequence[Work], dask: "Client | None", *, progress: bool) -> None:
+        """Compute the blocks here, after the networks that are missing are trained, or on a cluster."""
+        modules = {name: model for name, model in self._models.items() if isinstance(model, nn.Module)}
+        if dask is None:
+            self._train(works, progress=progress)
+        outcomes = computing.here(works, modules) if dask is None else computing.on_cluster(dask, works, modules)
+        with bar(len(works), "study", "block", show=progress) as shown:
+            for work, outcome in outcomes:
+                shown.set_postfix_str(printable(f"{outcome} {work.cell}"), refresh=False)
+                shown.update()
 
     def _train(self, works: Sequence[Work], *, progress: bool) -> None:
         """Train the networks that are needed and not cached, several at once."""
@@ -489,6 +461,22 @@ class Study:
             last = chains[min(i + together, len(chains)) - 1]
             bounds.append((chains[i].start, last.stop))
         return bounds
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A cell as a study asks for it: how it is measured, the checksums of weights and images, and how many these are."""
+
+    state: State
+    options: Options
+    settings: dict[str, Any]
+    source: str
+    images: str
+    n: int
+
+    @property
+    def cell(self) -> Cell:
+        return self.state.cell
 
 
 def _check_workers(number: object, client: object) -> None:

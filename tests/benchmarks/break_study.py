@@ -1,4 +1,4 @@
-"""Breaks a small study in every way and counts what is lost: killed at every file operation, every file flipped and cut.
+"""Breaks a small study in every way and counts what is lost: every file operation killed or failing, every file flipped and cut.
 
 python tests/benchmarks/break_study.py            # everything, some minutes
 python tests/benchmarks/break_study.py --every 20 # every 20th kill and byte
@@ -22,6 +22,8 @@ from eedkit.study.files import StoreError
 
 EVENTS = ("open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.scandir", "os.truncate")
 KILLED = 9
+REACHED = Path("reached")
+"""Made by an operation that fails."""
 
 
 def study(store: Path) -> ek.Study:
@@ -43,8 +45,8 @@ def in_a_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_at(store: Path, operation: int) -> Callable[[], None]:
-    """The study, which ends at this file operation in its store as if its process were killed."""
+def broken_at(store: Path, operation: int, *, is_killed: bool) -> Callable[[], None]:
+    """The study, of which a file operation in its store kills its process, or fails as on a full disk."""
 
     def work() -> None:
         count = 0
@@ -53,10 +55,15 @@ def killed_at(store: Path, operation: int) -> Callable[[], None]:
             nonlocal count
             if event in EVENTS and arguments and str(arguments[0]).startswith(str(store)):
                 count += 1
-                if count == operation:
+                if count == operation and is_killed:
                     os._exit(KILLED)
+                if count == operation:
+                    REACHED.touch()
+                    raise OSError(28, "No space left on device")
 
         sys.addaudithook(hook)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         study(store).run(progress=False)
 
     return work
@@ -72,19 +79,23 @@ def is_identical(found: dict[str, xr.Dataset], wanted: dict[str, xr.Dataset]) ->
     return found.keys() == wanted.keys() and all(found[path].identical(wanted[path]) for path in wanted)
 
 
-def kill(folder: Path, every: int) -> None:
-    """Kill at every file operation, run again, compare."""
+def stop(folder: Path, every: int, *, is_killed: bool) -> None:
+    """Kill or fail at every file operation, run again, compare."""
     whole = folder / "whole"
-    study(whole).run(progress=False)
+    if not whole.exists():
+        study(whole).run(progress=False)
     wanted = results(whole)
     counts: Counter[str] = Counter()
     operation = 1
     while True:
-        store = folder / "killed"
+        store = folder / "stopped"
         shutil.rmtree(store, ignore_errors=True)
-        if in_a_child(killed_at(store, operation)) != KILLED:
+        REACHED.unlink(missing_ok=True)
+        code = in_a_child(broken_at(store, operation, is_killed=is_killed))
+        if code != KILLED and not REACHED.exists():
             break
-        counts["kills"] += 1
+        counts["killed" if is_killed else "failed calls"] += 1
+        counts["went on"] += code == 0
         before = {path.name for path in store.rglob("block-*.npz")}
         resumed = in_a_child(lambda store=store: study(store).run(progress=False)) == 0
         counts["resumed"] += resumed
@@ -92,7 +103,7 @@ def kill(folder: Path, every: int) -> None:
         counts["blocks lost"] += len(before - {path.name for path in store.rglob("block-*.npz")})
         counts["rests"] += len(list(store.rglob("*.partial"))) + len(list(store.rglob("running-*")))
         operation += every
-    print(dict(counts))
+    print(dict(counts), flush=True)
 
 
 def harm(folder: Path, every: int) -> None:
@@ -124,5 +135,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as made:
-        kill(Path(made), step)
+        REACHED = Path(made, "reached")
+        stop(Path(made), step, is_killed=True)
+        stop(Path(made), step, is_killed=False)
         harm(Path(made), step)

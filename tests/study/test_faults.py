@@ -164,18 +164,6 @@ def test_a_deleted_block_is_unfinished_and_computed_again(done, uninterrupted, c
     assert computed == [(MODELS[1], 3)]
 
 
-def test_a_deleted_cell_is_unfinished_and_computed_again(done, uninterrupted, computed):
-    file(done, "cell").unlink()
-    assert done.status().reason.tolist() == ["", "not begun", ""]
-    assert done.plan().done.tolist() == [6, 0, 6]
-    with pytest.warns(UserWarning, match=f"1 of 3 cells are not finished.* C4 · {re.escape(MODELS[1])}"):
-        opened = ek.open(done.store)
-    assert opened.model.values.tolist() == MODELS[::2]
-    # whoever lost the settings may have measured otherwise
-    assert_same(done.run(progress=False), uninterrupted)
-    assert computed == [(MODELS[1], block) for block in range(6)]
-
-
 # --- processes that die
 
 
@@ -306,17 +294,6 @@ def test_a_broken_image_costs_itself_alone(settings, pictures):
     # and the nulls of their chain, in whose shuffled orbits they are
     lost = ds.softmax_null.isnull().any(("model", "element")).values
     assert np.flatnonzero(lost).tolist() == [0, 1, 2, 3]
-
-
-def test_m_over_the_blocks_that_are_done_is_exact(settings, pictures, monkeypatch):
-    settings |= {"models": {"works": Net()}, "data": {"mine": f"{pictures}?size=9"}}
-    measured = workers._measured
-    monkeypatch.setattr(workers, "_measured", lambda work, module: measured(work, module) if work.block else 1 / 0)
-    with pytest.warns(UserWarning, match="ZeroDivisionError"):
-        ds = ek.Study(**settings).run(progress=False)
-    some = images.load(str(pictures), size=9).select(np.random.default_rng(0).permutation(300)[256:].tolist())
-    whole = ek.measure(settings["models"]["works"], some, group="C4", progress=False)
-    np.testing.assert_allclose(ds.latent_pair_cosine, whole.latent_pair_cosine, rtol=1e-12)
 
 
 class Learns(Net):

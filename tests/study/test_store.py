@@ -333,14 +333,22 @@ def test_a_block_in_the_place_of_another_is_named_and_repaired(store, cell, mode
     assert store.state(other).done[to] == [own]
 
 
-def test_a_block_of_other_settings_or_images_is_foreign(store, cell, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"data": "digits [2]"}, r"data, digits \[1\] and not digits \[2\]"),
+        ({"model": "spec [v]"}, r"model, spec \[w\] and not spec \[v\]"),
+        ({"seed": 1}, "settings, "),
+    ],
+)
+def test_a_block_of_other_settings_or_images_is_foreign(store, cell, tmp_path, change, what):
     write(store, cell, 0)
     elsewhere = Store(str(tmp_path / "elsewhere"))
     elsewhere.promise([cell], Contents(), {})
-    elsewhere.begin(State(cell), SETTINGS | {"data": "digits [2]"}, BOUNDS)
+    elsewhere.begin(State(cell), SETTINGS | change, BOUNDS)
     file = store.state(cell).done[0][0]
     shutil.copy(Path(store.address, file), Path(elsewhere.address, file))
-    with pytest.raises(DamageError, match=r"the block of another data, digits \[1\] and not digits \[2\]"):
+    with pytest.raises(DamageError, match=f"the block of another {what}"):
         elsewhere.block(elsewhere.state(cell), 0)
 
 

@@ -124,7 +124,13 @@ UNFIT = [
     ({"output": "logits"}, "logits"),
     ({"groups": ["C4", "shift4"]}, "C4|need a height divisible by 4, got 17"),
     ({"device": "cuda"}, "device 'cuda' is not available here"),
-    ({"data": ["digits/test?n=3"]}, "3"),
+    ({"data": ["digits/test?n=3"]}, "another image, which needs 4 images"),
+    ({"data": ["digits/test?size=9"]}, "size is 9 in 'digits/test.size=9' but 17"),
+    ({"data": ["digits/test?channels=3"]}, "channels is 3 in"),
+    ({"groups": ["rgb"]}, "rgb permutes 3 colour channels, got images of 1"),
+    ({"layers": "nope.*"}, r"no layer whose whole name matches 'nope\.\*'"),
+    ({"output": "dense"}, "output='dense' needs a map"),
+    ({"precision": "float64"}, "precision 'float64' needs float64 weights"),
     ({"data": ["digits/test?n=3"], "null": False, "metrics": ["channelwise_matched"]}, "which needs 4, got 3"),
     ({"precision": "float16", "models": {"doubles": Net().double()}, "data": ["digits/test?n=20&size=9"]}, "float"),
 ]
@@ -462,27 +468,6 @@ def test_two_studies_share_a_store_and_each_gets_its_own(make, computed):
     assert ek.open(one.store).model.values.tolist() == MODELS[:2]
     assert make(models=MODELS[:2], store=one.store).run(progress=False).model.values.tolist() == MODELS[:2]
     assert len(computed) == 2
-
-
-def test_a_begun_cell_keeps_its_blocks(make, computed, monkeypatch):
-    data, claim = ["digits/train?n=600"], Store.claim
-    study = make(data=data, block=256)
-
-    def stop_at_second(store, cell, block):
-        if block == 1:
-            raise KeyboardInterrupt
-        return claim(store, cell, block)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "claim", stop_at_second)
-        with pytest.raises(KeyboardInterrupt):
-            study.run(progress=False)
-    larger = make(data=data, store=study.store, block=1024)
-    assert larger.status()[["blocks", "done", "missing"]].values.tolist() == [[3, 1, 2]]
-    assert larger.plan().blocks.tolist() == [3]
-    found = larger.run(progress=False)
-    assert [block for _, block in computed] == [0, 1, 2]
-    assert_equals(found, measured(MODELS[0], data[0], "C4"), latent_pair_cosine=1e-12)
 
 
 COLUMNS = ["data", "group", "model", "blocks", "done", "flawed", "running", "failed", "missing", "reason"]
