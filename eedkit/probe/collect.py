@@ -212,7 +212,7 @@ class AsItComes:
             shape = (len(place.elements), place.images)
             values = [_values(metric, self.reasons, shape, metric.distance, one, moved) for one in orbits]  # (4)
             if metric.name not in self.reasons:
-                self._put(metric, place, torch.stack(values))
+                self._put(metric, place, torch.stack([value for value in values if value is not None]))
         if len(others) == len(self.metrics) and others[0].where == "maps":
             self._count_dead(place, _dead_channels(orbit))
 
