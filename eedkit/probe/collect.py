@@ -90,17 +90,29 @@ class Whole:
     partners: Tensor
     map_partners: Tensor
     is_lost: Tensor
+    any_lost: bool
 
     @classmethod
     def of(cls, chains: Sequence[range], map_chains: Sequence[range], is_lost: Tensor, order: int) -> "Whole":
         """The batch that these chains make."""
         device = is_lost.device
-        return cls(partners(chains, order).to(device), partners(map_chains, order).to(device), is_lost)
+        of_vectors = partners(chains, order).to(device)
+        return cls(of_vectors, partners(map_chains, order).to(device), is_lost, bool(is_lost.any()))
 
     @property
     def n(self) -> int:
         """Images."""
         return len(self.is_lost)
+
+    def blanked(self, values: Tensor, partners: Tensor | None = None, mixed: Sequence[int] = ()) -> Tensor:
+        """Values (g, n), NaN where the image was lost, or the partner, or a partner under the elements that f̂ mixes."""
+        if not self.any_lost:
+            return values
+        is_lost = self.is_lost
+        if partners is not None:
+            of_either = is_lost | is_lost[partners]
+            is_lost = of_either | of_either[list(mixed)].any(0)
+        return values.masked_fill(is_lost, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -228,16 +240,14 @@ class AsItComes:
     def finish(self, whole: Whole) -> Found:
         """The deviations of a whole batch; NaN where an image was lost."""
         found: Found = {}
-        is_spoilt = whole.is_lost | whole.is_lost[whole.map_partners]
         for metric, (value, null) in zip(self.metrics, self.values[..., : whole.n], strict=True):
             if metric.name in self.reasons:
                 continue
-            is_lost = whole.is_lost
             if metric.distance.of_sets:
-                is_lost = is_lost | ~self.is_anywhere[: whole.n]
-            found[metric.name] = value.masked_fill(is_lost, torch.nan)
+                value = value.masked_fill(~self.is_anywhere[: whole.n], torch.nan)
+            found[metric.name] = whole.blanked(value)
             if self.setting.null:
-                found[f"{metric.name}_null"] = null.masked_fill(is_spoilt, torch.nan)
+                found[f"{metric.name}_null"] = whole.blanked(null, whole.map_partners)
             if isinstance(metric.distance.scale, str):
                 found[f"{metric.name}_norm"] = self.sizes[SIZES.index(metric.distance.scale), : whole.n]
         return found
@@ -302,20 +312,17 @@ class WhenWhole:
         value = _values(metric, self.reasons, shape, partial(deviation, **compared), orbit)  # (4)
         if value is None:
             return {}
-        found = {f"{metric.name}{ending}": value.masked_fill(whole.is_lost, torch.nan)}
+        found = {f"{metric.name}{ending}": whole.blanked(value)}
         if others is None:
             return found
-        is_spoilt = whole.is_lost
+        of_partners = None
         if metric.null == "elements":
             null = _values(metric, self.reasons, shape, partial(null_of_elements, **compared), orbit)
         else:
             null = _values(metric, self.reasons, shape, partial(deviation, **compared), others)
             of_partners = whole.partners if len(self.action.kernel) > 1 else whole.map_partners
-            is_spoilt = whole.is_lost | whole.is_lost[of_partners]
-            # f̂ is made of the partners under its elements
-            is_spoilt = is_spoilt | is_spoilt[list(kernel)].any(0)
         if null is not None:
-            found[f"{metric.name}{ending}_null"] = null.masked_fill(is_spoilt, torch.nan)
+            found[f"{metric.name}{ending}_null"] = whole.blanked(null, of_partners, kernel)
         return found
 
     def dead_channels(self, n: int) -> Tensor:

@@ -17,9 +17,6 @@ from eedkit.errors import short
 CONSTANT = 1e-12
 """A channel whose variance is below this part of its mean square is constant: what is left of it is rounding."""
 
-SMALLEST = 1e-150
-"""Sums of squares between this and its inverse have lost nothing to underflow or overflow."""
-
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -172,26 +169,7 @@ def _negative_cosine(a: Tensor, b: Tensor) -> Tensor:
     b = b.double()
     aa = (a * a).sum(-1)
     bb = (b * b).sum(-1)
-    if _lost_something(aa) or _lost_something(bb):
-        a = _rescaled(a)
-        b = _rescaled(b)
-        aa = (a * a).sum(-1)
-        bb = (b * b).sum(-1)
     return -_cosine(aa, bb, (a * b).sum(-1))  # (6)
-
-
-def _lost_something(squares: Tensor) -> bool:
-    """Whether sums of squares may have underflown or overflown."""
-    if not squares.numel():
-        return False
-    smallest, largest = squares.aminmax()
-    return not (smallest >= SMALLEST and largest <= 1 / SMALLEST)
-
-
-def _rescaled(z: Tensor) -> Tensor:
-    """Vectors divided by their largest magnitude, where they have one: a cosine does not see it."""
-    largest = z.abs().amax(-1, keepdim=True)
-    return z / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
 
 
 def _mean_cosine(sums: ChannelSums) -> Tensor:
@@ -241,7 +219,8 @@ def _masks(scores: Tensor) -> Tensor:
 
 
 negative_cosine = Distance("negative_cosine", _negative_cosine, "−⟨a, b⟩ / (‖a‖ ‖b‖)", best=-1.0, upper=1.0)
-"""Of vectors (…, d); two zero vectors agree (−1), a zero and a non-zero vector are orthogonal (0)."""
+"""Of vectors (…, d); two zero vectors agree (−1), a zero and a non-zero vector are orthogonal (0). Lengths between
+10⁻¹⁵⁰ and 10¹⁵⁰ neither vanish nor overflow."""
 
 channelwise_negative_cosine = Distance(
     "channelwise_negative_cosine",
