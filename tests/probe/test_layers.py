@@ -102,7 +102,7 @@ def test_outputs_of_another_form_are_named_as_well_unless_known_by_name():
 
 
 def heads(z, v, fc, classify):
-    return {"cls": fc(v), "mask": classify(z), "embeddings": v, "logits": fc(v) / 0.1}
+    return {"cls": fc(v), "mask": classify(z), "embeddings": v, "logits": fc(v) / 0.1, "tokens": z[:, :4].flatten(2).mT}
 
 
 def test_several_heads_are_outputs_in_one_pass():
@@ -120,7 +120,7 @@ def test_several_heads_are_outputs_in_one_pass():
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("logit", r"no output 'logit'; did you mean 'logits'.*\['cls', 'mask', 'embeddings', 'logits'\]"),
+        ("logit", r"no output 'logit'; did you mean 'logits'.*\['cls', 'mask', 'embeddings', 'logits', 'tokens'\]"),
         (7, "no output '7'"),
         (True, "output must be the name or number of an entry, what it is .*got True"),
         ({}, "output must be"),
@@ -128,6 +128,7 @@ def test_several_heads_are_outputs_in_one_pass():
         ({"cls": "scores", "logits": "scores"}, "names two entries of one kind"),
         ({"mask": "scores"}, r"output='scores' needs class scores \(b, k\) with k ≥ 2, got \(2, 1, 6, 6\)"),
         ({"cls": "dense"}, r"output='dense' needs a map"),
+        ({"tokens": "independent"}, r"output='independent' needs .* \(b, h, w\) .*, got \(2, 36, 4\) with 4 channels"),
     ],
 )
 def test_unknown_and_unfit_outputs_are_refused(output, said):
@@ -139,7 +140,11 @@ def test_unknown_and_unfit_outputs_are_refused(output, said):
     ("function", "reason"),
     [
         (lambda z, v: "text", "the model's output, str, holds no tensor of floats"),
-        (lambda z, v: v.argmax(1), "the model's output, Tensor, holds no tensor of floats"),
+        (
+            lambda z, v: v.argmax(1),
+            r"the model's output must have floats for each image, got torch.int64 of shape (2,)",
+        ),
+        (lambda z, v: v.mean(), "the model's output must have floats for each image, got torch.float32 of shape ()"),
         (lambda z, v: [{"boxes": row[None]} for row in v], "the model's output is a list with a dict for every image"),
     ],
 )
@@ -239,6 +244,31 @@ def test_the_entry_that_is_read_what_it_is_and_the_head(case):
         assert SCORES_WITHOUT_HEAD in latent.reason
     else:
         assert latent.channels == found.layers[-1].channels
+
+
+ONE_POSITION = {
+    "b c 1 1": lambda z: z[..., None, None],
+    "b 1 c": lambda z: z[:, None],
+    "b c 1": lambda z: z[..., None],
+    "1 b c": lambda z: z[None],
+}
+
+
+@pytest.mark.parametrize("output", ["auto", "scores", "independent"])
+@pytest.mark.parametrize("form", ONE_POSITION)
+def test_scores_with_one_position_are_those_of_their_flattened_form(form, output):
+    found = found_in(lambda z, v, fc: ONE_POSITION[form](fc(v)), nn.Linear(6, 3), output=output)
+    flat = found_in(lambda z, v, fc: fc(v), nn.Linear(6, 3), output=output)
+    assert (found.head, output_of(found).kind) == (flat.head, output_of(flat).kind)
+    assert [str(layer.layout) for layer in found.layers] == ["b c", "b c"]
+    torch.testing.assert_close(found.example, flat.example)
+    with pytest.warns(UserWarning, match="`latent` is measured on the output itself"):
+        find_layers(Whole(lambda z, v: ONE_POSITION[form](v)), pictures())
+
+
+def test_one_channel_of_places_in_a_line_is_no_vector():
+    found = found_in(lambda z, v, conv: conv(z).mean(3, keepdim=True), nn.Conv2d(6, 1, 1))
+    assert (output_of(found).kind, found.layers[-1].grid, found.head) == ("dense", (6, 1), "")
 
 
 WITHOUT_HEAD = {
@@ -413,6 +443,17 @@ def test_blocks_whose_weights_are_quantised_in_passing_are_leaves(x):
     flat = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 4), nn.Linear(4, 2))
     quantised = torch.ao.quantization.quantize_dynamic(flat, {nn.Linear})
     assert names(quantised, x) == ["0", "1", "2", "3", "latent", "output"]
+
+
+def test_what_makes_weights_is_no_layer(x):
+    weight_norm = nn.utils.parametrizations.weight_norm
+    flat = nn.Sequential(weight_norm(nn.Conv2d(2, 3, 3)), nn.Flatten(), weight_norm(nn.Linear(48, 4)))
+    for layers in ("blocks", "all"):
+        found = find_layers(flat, x, layers=layers).layers
+        assert [layer.name for layer in found] == ["0", "1", "2", "latent", "output"]
+        assert [layer.depth for layer in found] == pytest.approx([1 / 3, 2 / 3, 1, 5 / 6, 1])
+    with pytest.raises(ValueError, match=r"no layer '0\.parametrizations\.weight\.0'"):
+        names(flat, x, layers=["0.parametrizations.weight.0"])
 
 
 def test_blocks_called_by_forward_are_silent(net, x):

@@ -230,6 +230,29 @@ def test_a_detector_that_finds_nothing_has_no_value():
     assert rows.estimate["least"] > 0.5
 
 
+class Scripted(Detector):
+    """What torchvision's detectors give when they are scripted; the scores of some images are no numbers."""
+
+    def __init__(self, spoilt=()):
+        super().__init__()
+        self.spoilt = spoilt
+
+    def forward(self, x):
+        found = super().forward(x)
+        for number, one in enumerate(found):
+            if number in self.spoilt:
+                one["scores"] = one["scores"] * torch.nan
+        return {}, found
+
+
+def test_a_scripted_detector_is_read_and_its_scores_may_be_no_numbers():
+    plain, scripted = measure(Detector(), [*BOXES]), measure(Scripted(), [*BOXES])
+    np.testing.assert_array_equal(scripted.boxes, plain.boxes)
+    ds = measure(Scripted(spoilt=range(100)), ["boxes", "softmax"])
+    assert ds.boxes.attrs["nan_reason"] == "the boxes or scores are not finite for any sample"
+    assert "list with a dict for every image, as detectors give" in ds.softmax.attrs["nan_reason"]
+
+
 class Answers(Net):
     """k yes-or-no answers as (b, k), (b, 1) or (b,), as logits or as their sigmoids; or class scores or their softmax."""
 
@@ -277,8 +300,52 @@ def test_probabilities_are_taken_as_they_are():
     assert (ds.attrs["output_kind"], of_scores.attrs["output_kind"]) == ("probabilities", "scores")
 
 
-def test_a_mask_of_one_channel_has_two_classes():
-    ds = measure(Segmenter(classes=1), ["segmentation", "segmentation_iou"], output="independent")
+class Shaped(nn.Module):
+    """What a network gives, in another form."""
+
+    def __init__(self, network, form):
+        super().__init__()
+        self.network, self.form = network, form
+
+    def forward(self, x):
+        return self.form(self.network(x))
+
+
+PROBABILITIES = [
+    (lambda z: z.softmax(1), {}, ""),
+    (lambda z: z.softmax(1).movedim(1, -1), {}, ""),
+    (lambda z: z.softmax(1), {"output": "dense"}, ""),
+    (lambda z: {"mask": z.softmax(1), "aux": z}, {"output": {"mask": "probabilities"}}, "mask"),
+]
+
+
+@pytest.mark.parametrize(("form", "options", "entry"), PROBABILITIES)
+@pytest.mark.parametrize("group", ["C4", "C8"])
+def test_maps_of_probabilities_are_compared_as_the_scores_they_come_from(form, options, entry, group):
+    ds = measure(Shaped(Segmenter(), form), [*DENSE, "softmax"], group=group, **options)
+    of_scores = measure(Segmenter(), DENSE, group=group)
+    assert (ds.attrs["output"], ds.attrs["output_kind"]) == (entry, "dense probabilities")
+    for name in ("segmentation", "segmentation_null", "segmentation_iou"):
+        np.testing.assert_allclose(ds[name], of_scores[name], atol=1e-6, err_msg=name)
+    assert of_scores.segmentation.mean() > 0.02
+    # the output as it is
+    odds = measure(Shaped(Segmenter(), lambda z: z.softmax(1)), ["dense"], group=group, output="features")
+    np.testing.assert_array_equal(ds.dense, odds.dense)
+    assert ds.softmax.isnull().all()
+
+
+MASKS = {
+    "b 1 h w": lambda z: z,
+    "b h w": lambda z: z[:, 0],
+    "b h w 1": lambda z: z.movedim(1, -1),
+    "sigmoids": lambda z: z[:, 0].sigmoid(),
+}
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_a_mask_of_one_channel_has_two_classes(form):
+    masks = Shaped(Segmenter(classes=1), MASKS[form])
+    ds = measure(masks, ["segmentation", "segmentation_iou"], output="independent")
     orbit = orbit_of(Segmenter(classes=1), lambda z: np.concatenate([np.zeros_like(z), z]))
     odds = np.array([[oracles.softmax(z) for z in of_element] for of_element in orbit])
     wanted = oracles.eed(odds, "C4", oracles.move, oracles.mean_over_places(oracles.kl), [0])
