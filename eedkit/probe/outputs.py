@@ -169,7 +169,8 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
             raise ValueError(f"{unknown('output', entry, [*paths, *NEEDS])}; the model gives {gives}")
     if kind is not None:
         shapes = ", ".join(shape_text(z.shape) for z in tensors.values()) or "no tensor of floats"
-        tensors = {path: z for path, z in tensors.items() if _fits(kind, z.shape)}
+        as_needed = {path: z for path, z in tensors.items() if _fits(kind, z.shape)}
+        tensors = as_needed or {path: z for path, z in tensors.items() if _may_be_read_as(kind, z.shape)}
         if not tensors:
             raise ValueError(f"output={kind!r} needs {NEEDS[kind]}, got {shapes}")
     candidates = [path for path, z in tensors.items() if len(z) == images]
@@ -208,20 +209,31 @@ def own_name(path: str) -> str:
 
 
 def _fits(kind: str, shape: torch.Size) -> bool:
-    """Whether an output of this shape can be of the kind."""
-    long_axes = sum(size > 1 for size in shape)  # there are two images, so that theirs is one
+    """Whether an output of this shape has the usual form of the kind."""
+    if kind in ("scores", "probabilities"):
+        return len(shape) == 2 and shape[1] >= 2
+    if kind == "independent":
+        return len(shape) in (1, 2) or (len(shape) == 4 and shape[1] == 1)
+    return len(shape) > 2 if kind == "dense" else True
+
+
+def _may_be_read_as(kind: str, shape: torch.Size) -> bool:
+    """Whether an output of this shape for two images may be of the kind in another form."""
+    long_axes = _long_axes(shape)
     if kind == "scores":
         return long_axes == 2
-    if kind == "independent":
-        return long_axes <= 3
     if kind == "probabilities":
         return long_axes >= 2
-    return len(shape) > 2 if kind == "dense" else True
+    return kind == "independent" and long_axes <= 3
+
+
+def _long_axes(shape: Sequence[int]) -> int:
+    return sum(size > 1 for size in shape)
 
 
 def may_have_one_position(kind: str | None, shape: Sequence[int]) -> bool:
     """Whether an output with more axes than (b, k) may have one position, as far as its shape for two images tells."""
-    return kind not in ("dense", "features") and len(shape) > 2 and sum(size > 1 for size in shape) <= 2
+    return kind not in ("dense", "features") and len(shape) > 2 and _long_axes(shape) <= 2
 
 
 def is_distribution(value: Tensor) -> bool:

@@ -102,7 +102,14 @@ def test_outputs_of_another_form_are_named_as_well_unless_known_by_name():
 
 
 def heads(z, v, fc, classify):
-    return {"cls": fc(v), "mask": classify(z), "embeddings": v, "logits": fc(v) / 0.1, "tokens": z[:, :4].flatten(2).mT}
+    return {
+        "cls": fc(v),
+        "mask": classify(z),
+        "embeddings": v,
+        "logits": fc(v) / 0.1,
+        "tokens": z[:, :4].flatten(2).mT,
+        "one": v[:, :1, None],
+    }
 
 
 def test_several_heads_are_outputs_in_one_pass():
@@ -120,7 +127,10 @@ def test_several_heads_are_outputs_in_one_pass():
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("logit", r"no output 'logit'; did you mean 'logits'.*\['cls', 'mask', 'embeddings', 'logits', 'tokens'\]"),
+        (
+            "logit",
+            r"no output 'logit'; did you mean 'logits'.*\['cls', 'mask', 'embeddings', 'logits', 'tokens', 'one'\]",
+        ),
         (7, "no output '7'"),
         (True, "output must be the name or number of an entry, what it is .*got True"),
         ({}, "output must be"),
@@ -128,6 +138,7 @@ def test_several_heads_are_outputs_in_one_pass():
         ({"cls": "scores", "logits": "scores"}, "names two entries of one kind"),
         ({"mask": "scores"}, r"output='scores' needs class scores \(b, k\) with k ≥ 2, got \(2, 1, 6, 6\)"),
         ({"cls": "dense"}, r"output='dense' needs a map"),
+        ({"one": "scores"}, r"output='scores' needs class scores .* got \(2, 1, 1\)"),
         ({"tokens": "independent"}, r"output='independent' needs .* \(b, h, w\) .*, got \(2, 36, 4\) with 4 channels"),
     ],
 )
@@ -211,6 +222,7 @@ FOUND = {  # what the model gives, its modules, options; entry, kind and head
     "features before scores": (heads, HEADS, {"output": "features"}, "embeddings", "features", ""),
     "entry and kind": (heads, HEADS, {"output": {"cls": "independent"}}, "cls", "independent", "parts.0"),
     "probabilities": (heads, HEADS, {"output": {"cls": "probabilities"}}, "cls", "probabilities", "parts.0"),
+    "the usual form first": (lambda z, v, fc: {"a": z, "b": fc(v)}, FC, {"output": "probabilities"}, "b", "probabilities", "parts.0"),
     "an entry called scores": (kinds, FC, {"output": "scores"}, "scores", "scores", "parts.0"),
     "what holds one": (kinds, FC, {"output": {"aux": "features"}}, "aux.x", "features", ""),
     "plain": (lambda z, v, fc: fc(v), FC, {}, "", "scores", "parts.0"),
