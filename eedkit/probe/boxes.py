@@ -84,7 +84,7 @@ def has_boxes(rows: Tensor) -> Tensor:
 def nothing_found(features: Callable, *, is_empty: bool) -> str:
     """Why no sample has a value: all sets are empty, below the threshold of `detections`, or have numbers that are not finite."""
     if not is_empty:
-        return "the boxes or scores are not finite for any sample"
+        return "the boxes or scores are not finite, where there are any"
     function = getattr(features, "func", features)  # of a partial
     if function is not detections:
         return "no box in any image of its orbit"

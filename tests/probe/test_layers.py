@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from eedkit.errors import Undefined
 from eedkit.probe.layers import Layer, Output, find_layers, first_noisy_module, tap
+from eedkit.probe.measure import warn_of_silent_blocks
 
 SCORES_WITHOUT_HEAD = "no module was found whose output they are; pass head='path of the classifier'"
 
@@ -472,6 +473,10 @@ def test_blocks_called_by_forward_are_silent(net, x):
     net.body.forward = lambda z: net.body[1].forward(net.body[0](z))
     found = find_layers(net, x)
     assert (found.silent_blocks, [layer.name for layer in found.layers]) == (["body.1"], ["body.0", "latent", "output"])
+    with pytest.warns(
+        UserWarning, match=r"blocks that no forward pass calls are not measured, 1 in all: body\.1 \(a hook"
+    ):
+        warn_of_silent_blocks(found.silent_blocks)
 
 
 def test_modules_that_give_no_floats_have_a_row_with_a_reason(net, x):

@@ -633,6 +633,6 @@ def test_latent_that_may_be_class_scores_says_so():
 
 def test_a_measurement_within_another_is_refused():
     model = small()
-    with pytest.raises(ValueError, match="^the images and call= of a measurement cannot start another one"):
+    with pytest.raises(ValueError, match=r"^the images and call= of a measurement cannot start another one"):
         measure(model, call=lambda model, images: measure(model))
     measure(model)

@@ -15,6 +15,7 @@ import eedkit as ek
 from eedkit.lab.networks import GroupConv
 from eedkit.probe.boxes import detections
 from eedkit.probe.metrics import METRICS, Metric, probabilities
+from eedkit.probe.outputs import is_distribution
 from eedkit.theory import actions, distances
 
 N, SIDE, SEED = 9, 9, 3
@@ -249,7 +250,7 @@ def test_a_scripted_detector_is_read_and_its_scores_may_be_no_numbers():
     plain, scripted = measure(Detector(), [*BOXES]), measure(Scripted(), [*BOXES])
     np.testing.assert_array_equal(scripted.boxes, plain.boxes)
     ds = measure(Scripted(spoilt=range(100)), ["boxes", "softmax"])
-    assert ds.boxes.attrs["nan_reason"] == "the boxes or scores are not finite for any sample"
+    assert ds.boxes.attrs["nan_reason"] == "the boxes or scores are not finite, where there are any"
     assert "list with a dict for every image, as detectors give" in ds.softmax.attrs["nan_reason"]
 
 
@@ -263,6 +264,7 @@ class Answers(Net):
     def forward(self, x):
         z = super().forward(x)
         forms = {"(b, 1)": z[:, :1], "(b,)": z[:, 0], "sigmoids": z.sigmoid(), "softmax": z.softmax(1)}
+        forms |= {"(b, k, 1, 1)": z[..., None, None], "(1, b, k)": z[None]}
         return forms.get(self.form, z)
 
 
@@ -293,11 +295,25 @@ def test_only_what_is_taken_for_features_has_a_reason_among_the_layers():
         assert table.reason.iloc[-1] == reason
 
 
-def test_probabilities_are_taken_as_they_are():
-    ds, of_scores = measure(Answers("softmax"), [*MEANS]), measure(Answers("scores"), [*MEANS])
+@pytest.mark.parametrize(
+    ("form", "kind"), [("softmax", "probabilities"), ("(b, k, 1, 1)", "scores"), ("(1, b, k)", "scores")]
+)
+def test_forms_of_class_scores_make_no_difference(form, kind):
+    metrics = [*MEANS, "latent"]
+    ds, of_scores = measure(Answers(form), metrics), measure(Answers("scores"), metrics)
     for name in of_scores.data_vars:
         np.testing.assert_allclose(ds[name], of_scores[name], atol=1e-6, err_msg=name)
-    assert (ds.attrs["output_kind"], of_scores.attrs["output_kind"]) == ("probabilities", "scores")
+    for name in ("head", "repeatable"):
+        assert ds.attrs[name] == of_scores.attrs[name]
+    assert (ds.attrs["output_kind"], of_scores.attrs["output_kind"]) == (kind, "scores")
+
+
+def test_probabilities_rounded_to_half_precision_are_some():
+    scores = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        assert is_distribution(scores.softmax(1).to(dtype))
+    assert not is_distribution(1.01 * scores.softmax(1))
+    assert not is_distribution(torch.tensor([[1.5, -0.5]]))
 
 
 class Shaped(nn.Module):
