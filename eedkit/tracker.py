@@ -1,11 +1,14 @@
 """Measuring one model again and again while it trains: `ek.Tracker`.
 
-Leaves mode, device, gradients and random state as found. Costs one `measure` a step, and keeps its results in memory.
+Leaves mode, device, gradients and random state as found. Costs one `measure` a step and a few forward passes on two images
+when it is made, and keeps its results in memory.
 """
 
 import inspect
 import time
 import warnings
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,8 +18,9 @@ from torch import nn
 
 from eedkit.errors import naming_extras, unknown
 from eedkit.probe import samples
-from eedkit.probe.guard import unwrapped
+from eedkit.probe.guard import AUTO, unwrapped
 from eedkit.probe.measure import Options, measure
+from eedkit.probe.run import prepared
 from eedkit.results.summary import summarise
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
@@ -31,7 +35,7 @@ NOT_HOW = ("labels", "name", "progress")
 class Tracker:
     """G-EED of a model at steps of its training (Kvinge et al. 2022, eq. 4), along a dimension `step`.
 
-    Whatever `measure` refuses without running the model is refused here, before the training.
+    What `measure` refuses, its arguments and how they fit the model on two images, is refused here, before the training.
 
     Parameters
     ----------
@@ -67,12 +71,13 @@ class Tracker:
         self.name = options.get("name") or how.action.group.name
         self._results: list[xr.Dataset] = []
         self._tables: list[pd.DataFrame] = []
-        _refuse_unknown_modules(unwrapped(model), how)
         order = how.action.group.order
         labels = options.get("labels")
         stream = samples.open_stream(self.images, labels=labels, seed=how.seed, order=order, null=how.null)
-        (first,) = stream.first(1)
-        how.action.on_images(first.image.shape)  # raises where the group cannot act on such images
+        # the type of the weights is what the training will make it
+        how = replace(how, device=options.get("device", _device_of(model)), precision=AUTO)
+        with _random_state_kept(), prepared(unwrapped(model), stream, how):
+            pass  # raises where layers, head, layouts or output name nothing
 
     def step(self, step: int) -> pd.DataFrame:
         """Measure now; gives the rows of `summarise` with columns `step`, a number not given before, and `seconds`."""
@@ -80,7 +85,7 @@ class Tracker:
             raise ValueError(f"step {step} was measured already; give every step another number")
         started = time.perf_counter()
         options = {"device": _device_of(self.model), **self.options}
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with _random_state_kept():
             results = measure(self.model, self.images, **options)
         seconds = time.perf_counter() - started
         table = summarise(results).assign(step=step, seconds=seconds)
@@ -149,17 +154,10 @@ class Tracker:
         return Tracking()
 
 
-def _refuse_unknown_modules(model: nn.Module, how: Options) -> None:
-    """ValueError for a layer or a head that names no module."""
-    paths = [path for path, _ in model.named_modules() if path]
-    if not isinstance(how.layers, str):
-        for layer in how.layers:
-            if layer.partition("#")[0] not in paths:  # the second call of a module is called "path#2"
-                raise ValueError(unknown("layer", layer, paths))
-    if how.head is not None and how.head not in paths:
-        raise ValueError(unknown("head", how.head, paths))
+def _random_state_kept() -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 def _device_of(model: nn.Module) -> torch.device | str:
-    tensor = next(model.parameters(), None)
-    return "auto" if tensor is None else tensor.device
+    tensor = next(unwrapped(model).parameters(), None)
+    return "auto" if tensor is None or tensor.is_meta else tensor.device

@@ -51,8 +51,9 @@ def test_a_model_that_draws_numbers_leaves_the_random_state():
         def forward(self, x):
             return x + torch.randn_like(x)
 
-    tracker = tracked(nn.Sequential(Noisy(), nn.Flatten(), nn.Linear(36, 3)))
+    net = nn.Sequential(Noisy(), nn.Flatten(), nn.Linear(36, 3))
     before = torch.get_rng_state()
+    tracker = tracked(net)
     with pytest.warns(UserWarning, match="gives other outputs for the same images"):
         tracker.step(0)
     assert torch.equal(torch.get_rng_state(), before)
@@ -90,7 +91,19 @@ def test_a_step_cannot_be_measured_twice():
         ({"group": "C_4"}, ValueError, "no group 'C_4'; did you mean 'C4'"),
         ({"metric": ["latent"]}, TypeError, "no option 'metric'; did you mean 'metrics'"),
         ({"layers": ["8"]}, ValueError, "no layer '8'"),
+        ({"layers": "nope"}, ValueError, "no layer whose whole name matches 'nope'"),
         ({"head": "fc"}, ValueError, "no head 'fc'"),
+        ({"output": "nope"}, ValueError, "no output 'nope'"),
+        ({"output": "dense"}, ValueError, "output='dense' needs a map"),
+        ({"layouts": {"nope": "b c"}}, ValueError, "layouts: no layer 'nope'"),
+        ({"layouts": {"output": "b c h"}}, ValueError, "must name the 2 axes"),
+        ({"call": lambda model, images: model(images, 1)}, ValueError, "the model does not run on two images"),
+        (
+            {"net": nn.Sequential(nn.Flatten(), nn.Linear(36, 3, device="meta"))},
+            ValueError,
+            "1.weight has no values yet",
+        ),
+        ({"layers": ["8"], "precision": "float64"}, ValueError, "no layer '8'"),
         ({"labels": [1, 2]}, ValueError, "expected one label for each of 16 images, got 2"),
         ({"images": IMAGES[:3]}, ValueError, "needs 4 images, got 3"),
         ({"images": IMAGES[..., :5]}, ValueError, "need square images, got 6×5"),
@@ -173,11 +186,12 @@ def test_trackers_in_one_trainer_share_no_key():
 
 def test_a_measurement_that_fails_ends_no_training():
     net = network()
-    tracker = tracked(net, output="logits")
-    with pytest.warns(UserWarning, match="C4 was not measured after epoch 2: ValueError: no output 'logits'"):
+    tracker = tracked(net, name="one")
+    tracker.images = IMAGES[:3]
+    with pytest.warns(UserWarning, match="one was not measured after epoch 2: ValueError: the null .* needs 4 images"):
         assert fit(training_of(net), tracker.callback(), epochs=2) == {}
     assert tracker.table.empty
-    with pytest.raises(ValueError, match="no output 'logits'"):
+    with pytest.raises(ValueError, match="needs 4 images, got 3"):
         tracker.step(1)
     with pytest.raises(ValueError, match="every must be at least 1 epoch, got 0"):
         tracker.callback(every=0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from eedkit.errors import Undefined, naming_extras
+from eedkit.probe.outputs import dicts_of_boxes
 from eedkit.theory.distances import Distance
 
 LEAST_SCORE = 0.5
@@ -26,8 +27,8 @@ def detections(output: Any, size: tuple[int, int], least_score: float = LEAST_SC
 
     Parameters
     ----------
-    output : list of dict, or a mapping or object
-        As of torchvision, for every image `boxes` (n, 4), left, top, right and bottom in pixels from the upper left corner,
+    output : list or tuple of dict, or a mapping or object
+        As of torchvision, scripted or not, for every image `boxes` (n, 4), left, top, right and bottom in pixels from the upper left corner,
         `labels` (n,) and `scores` (n,). Or as of DETR, `logits` (b, q, k + 1), the last class being "no object", and
         `pred_boxes` (b, q, 4), middle, width and height in parts of the image. Undefined for another form.
     size : (height, width)
@@ -49,8 +50,9 @@ def detections(output: Any, size: tuple[int, int], least_score: float = LEAST_SC
 
 def _by_image(output: Any, size: tuple[int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Boxes as corners in pixels, labels and scores of every image."""
-    if isinstance(output, list) and all(map(_has_boxes_labels_and_scores, output)):
-        return [(one["boxes"], one["labels"], one["scores"]) for one in output]
+    of_images = dicts_of_boxes(output)
+    if of_images is not None and all(map(_has_boxes_labels_and_scores, of_images)):
+        return [(one["boxes"], one["labels"], one["scores"]) for one in of_images]
     entries = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
     logits, parts = entries.get("logits", entries.get("pred_logits")), entries.get("pred_boxes")
     if not isinstance(logits, Tensor) or not isinstance(parts, Tensor) or parts.shape != (*logits.shape[:2], 4):
@@ -66,8 +68,8 @@ def _by_image(output: Any, size: tuple[int, int]) -> list[tuple[Tensor, Tensor, 
     return list(zip(corners, labels, scores, strict=True))
 
 
-def _has_boxes_labels_and_scores(one: Any) -> bool:
-    boxes = one.get("boxes") if isinstance(one, Mapping) else None
+def _has_boxes_labels_and_scores(one: Mapping) -> bool:
+    boxes = one["boxes"]
     if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
         return False
     others = one.get("labels"), one.get("scores")
@@ -79,8 +81,10 @@ def has_boxes(rows: Tensor) -> Tensor:
     return (rows[..., 2:4].prod(-1) != 0).any(-1)
 
 
-def nothing_found(features: Callable) -> str:
-    """Why a sample has no value when no image of its orbit has a box; names the threshold of `detections`."""
+def nothing_found(features: Callable, *, is_empty: bool) -> str:
+    """Why no sample has a value: all sets are empty, below the threshold of `detections`, or have numbers that are not finite."""
+    if not is_empty:
+        return "the boxes or scores are not finite, where there are any"
     function = getattr(features, "func", features)  # of a partial
     if function is not detections:
         return "no box in any image of its orbit"

@@ -18,7 +18,7 @@ from eedkit.errors import Undefined
 from eedkit.probe import boxes
 from eedkit.probe.layers import Layer
 from eedkit.probe.layouts import Layout
-from eedkit.probe.metrics import INDEPENDENT, Metric, probabilities, two_classes
+from eedkit.probe.metrics import INDEPENDENT, Metric, of_probabilities, probabilities, scores_of, two_classes
 from eedkit.probe.sums import orbit_sums
 from eedkit.theory.actions import Action, LayerAction
 from eedkit.theory.deviation import PairCosine, deviation, null_of_elements, partners, shuffled
@@ -172,6 +172,8 @@ class AsItComes:
         self.dead = torch.zeros(2, setting.size, dtype=torch.float64, device=setting.device)
         self.is_anywhere = torch.zeros(setting.size, dtype=torch.bool, device=setting.device)
         """Whether a set has anything in it, under some element."""
+        self.is_empty = True
+        """Whether all sets until now had nothing in them."""
 
     def take(self, place: Place, orbit: Tensor) -> None:
         """Take f(gx) of some images, (g, b, *z)."""
@@ -244,7 +246,9 @@ class AsItComes:
             if metric.name in self.reasons:
                 continue
             if metric.distance.of_sets:
-                value = value.masked_fill(~self.is_anywhere[: whole.n], torch.nan)
+                has_nothing = ~self.is_anywhere[: whole.n]
+                self.is_empty = self.is_empty and bool((has_nothing | whole.is_lost).all())
+                value = value.masked_fill(has_nothing, torch.nan)
             found[metric.name] = whole.blanked(value)
             if self.setting.null:
                 found[f"{metric.name}_null"] = whole.blanked(null, whole.map_partners)
@@ -461,6 +465,7 @@ class LayerPass:
             except Undefined as why:
                 self.reasons[metric.name] = str(why)
                 continue
+            metric = of_probabilities(metric, self.layer)
             kind = metric.where, metric.features, metric.action, metric.null
             self.kinds.setdefault(kind, []).append(metric)
         # maps first, whose sums hold the means that vectors are
@@ -578,6 +583,14 @@ class LayerPass:
                 self.dead += collector.dead_channels(whole.n)[:, ~whole.is_lost].sum(1).cpu()
         return found
 
+    def is_empty(self, metric: Metric) -> bool:
+        """Whether all sets that a metric compares were empty."""
+        for kind, metrics in self.kinds.items():
+            collector = self.collectors.get(kind)
+            if metric in metrics and isinstance(collector, AsItComes):
+                return collector.is_empty
+        return False
+
     def pair_cosine(self, metric: Metric) -> PairCosine:
         """M of a metric's features, as the state from which it follows."""
         for kind, metrics in self.kinds.items():
@@ -623,7 +636,7 @@ class Scores:
         """Take what the model gave; gives scores, of probabilities their logarithms or logits."""
         kind = layer.output.kind if layer.output is not None else ""
         if kind == "probabilities":
-            given = given.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+            given = scores_of(given)
         if kind == "independent probabilities":
             given = given.double().logit(eps=torch.finfo(torch.float64).eps)
         passed = len(place.elements), place.images

@@ -33,7 +33,7 @@ def left_as_found(model: nn.Module, device: torch.device, precision: str) -> Ite
     """
     with _one_at_a_time, ExitStack() as stack:
         if _measured:
-            raise RuntimeError("the images and call= of a measurement cannot start another one")
+            raise ValueError("the images and call= of a measurement cannot start another one")
         stack.callback(_measured.clear)
         _measured.append(model)
         dtype = _dtype(model, precision)

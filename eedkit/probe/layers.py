@@ -20,12 +20,15 @@ from eedkit.probe.heads import asked_head, find_head, is_vector
 from eedkit.probe.layouts import UNKNOWN, Layout, parse_layout, shape_text
 from eedkit.probe.outputs import (
     FEATURES,
+    NEEDS,
     Output,
     asked_outputs,
     choose_entry,
     describe_output,
     first_tensor,
+    is_distribution,
     may_have_head,
+    may_have_one_position,
     own_name,
     why_no_tensor,
 )
@@ -193,11 +196,15 @@ def find_layers(
         if chosen_entry is None:
             outputs.append(Output(reason=why_no_tensor(first.raw, first.images)))
             continue
-        value = first.add(Output(chosen_entry))
+        read = Output(chosen_entry)
+        value = first.add(read)
+        if may_have_one_position(kind, value.shape):
+            read = _with_one_position(Experiments(model, images, call, first, [read], None), read, kind)
+            value = first.add(read)
         if head_input is None and may_have_head(chosen_entry, kind, value):
             head_input = find_head(model, first, vectors, value, kind)
         has_head = head_input is not None or is_sealed(model)
-        outputs.append(describe_output(chosen_entry, kind, value, has_head=has_head))
+        outputs.append(describe_output(read, kind, value, has_head=has_head))
         example = value.clone() if example is None else example
     ends = _ends(model, first, outputs, head_input)
     by_hand = _layouts_by_hand(layouts or {}, first, [*chosen, *ends])
@@ -211,8 +218,8 @@ def find_layers(
             layout, reason = experiments.layout(layer.key, layer.name)
             batch = experiments.batch_axis(layer.key)
         layer = replace(layer, layout=layout, reason=reason, batch=batch)
-        if layer.role == "output" and asked[layer.call - 1][1] is None:
-            layer = replace(layer, output=_as_dense(layer))
+        if layer.output is not None and layer.role == "output":
+            layer = replace(layer, output=_with_places(layer, layer.output, asked[layer.call - 1][1], first.raw))
         described.append(layer)
         if layer.role == "module" and layout is not None and layout.first and has_class_token:
             described.append(replace(layer, role="class token"))
@@ -295,11 +302,31 @@ def _ends(model: nn.Module, first: Trace, outputs: Sequence[Output], head: Key |
     return [latent, *at_outputs]
 
 
-def _as_dense(layer: Layer) -> Output | None:
-    """The output, of kind "dense" where it is a map that nobody named features."""
-    if layer.output is None or math.prod(layer.grid) <= 1 or own_name(layer.output.entry) in FEATURES:
-        return layer.output
-    return replace(layer.output, kind="dense")
+def _with_one_position(experiments: Experiments, output: Output, kind: str | None) -> Output:
+    """The output, read as (b, k) where it has one position, or where somebody said that it has class scores."""
+    layout, _ = experiments.layout(output.key, "output")
+    has_one = layout is not None and layout.grid == (1, 1)
+    if has_one or kind in ("scores", "probabilities"):
+        return replace(output, batch=experiments.batch_axis(output.key))
+    return output
+
+
+def _with_places(layer: Layer, output: Output, asked_kind: str | None, raw: Any) -> Output:
+    """The output, of a dense kind where it is a map that nobody named otherwise; ValueError for answers of several channels."""
+    if asked_kind == "independent" and layer.grid != (1, 1) and layer.channels > 1:
+        shape = shape_text(output.select(raw).shape)
+        raise ValueError(
+            f"output='independent' needs {NEEDS['independent']}, got {shape} with {layer.channels} channels"
+        )
+    if math.prod(layer.grid) <= 1:
+        return output
+    if asked_kind is None and own_name(output.entry) not in FEATURES:
+        output = replace(output, kind="dense")
+    if output.kind == "dense" and layer.channels > 1:
+        of_places = layer.read(output.select(raw)).flatten(0, 1)
+        if is_distribution(of_places):
+            return replace(output, kind="dense probabilities")
+    return output
 
 
 def _layouts_by_hand(

@@ -28,7 +28,7 @@ from eedkit.probe.dataset import Measured, Results
 from eedkit.probe.layers import Layer
 from eedkit.probe.matching import matched
 from eedkit.probe.metrics import INDEPENDENT, Metric
-from eedkit.probe.outputs import Output, asked_outputs
+from eedkit.probe.outputs import DENSE, Output, asked_outputs
 from eedkit.probe.run import Ready
 from eedkit.probe.samples import Batch
 from eedkit.probe.sums import is_worth_compiling
@@ -527,7 +527,8 @@ class Pass:
             kernel_orders[metric.name] = [self.passes[layer].kernel_orders.get(metric.name, 0) for layer in at]
             values = self.results.arrays.get(metric.name)
             if metric.distance.of_sets and metric.features and values is not None and np.isnan(values).all():
-                reasons[metric.name] = [reasons[metric.name][0] or nothing_found(metric.features)]
+                is_empty = self.passes[at[0]].is_empty(metric)
+                reasons[metric.name] = [reasons[metric.name][0] or nothing_found(metric.features, is_empty=is_empty)]
         pair_cosines = {}
         for metric in self.metrics:
             if metric.normalised:
@@ -565,7 +566,7 @@ def _is_latent_the_output(ready: Ready) -> bool:
 
 def _output_of(metric: Metric, outputs: Sequence[Layer]) -> Layer:
     """Which of the model's outputs a metric of the output is taken of."""
-    wanted = {"output": SCORES, "dense": ("dense", *INDEPENDENT)}.get(metric.where, ())
+    wanted = {"output": SCORES, "dense": (*DENSE, *INDEPENDENT)}.get(metric.where, ())
     for layer in outputs:
         if layer.output is not None and layer.output.kind in wanted:
             return layer
@@ -576,7 +577,7 @@ def warn_of_silent_blocks(paths: Sequence[str]) -> None:
     """Name the blocks that have no output of their own to be read."""
     if paths:
         warnings.warn(
-            f"{len(paths)} blocks are not called in a forward pass and so not measured: {', '.join(paths[:5])} (a hook does not "
+            f"blocks that no forward pass calls are not measured, {len(paths)} in all: {', '.join(paths[:5])} (a hook does not "
             "see module.forward(x); call module(x))",
             stacklevel=4,
         )

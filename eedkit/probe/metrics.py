@@ -249,10 +249,25 @@ def probabilities(scores: Tensor) -> Tensor:
     return scores.double().softmax(-1).clamp_min(torch.finfo(torch.float64).tiny)
 
 
+def scores_of(odds: Tensor) -> Tensor:
+    """Class scores whose softmax the probabilities are; none is infinite."""
+    return odds.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+
+
 def class_scores(z: Tensor) -> Tensor:
     """A map of class scores as it is; `Undefined` for one channel, which has no other class."""
     probabilities(z[:1])
     return z
+
+
+def of_probabilities(metric: Metric, layer: Layer) -> Metric:
+    """A metric of class scores as it is taken of a layer; of a map of probabilities the scores are their logarithms."""
+    features = metric.features
+    if layer.output is None or layer.output.kind != "dense probabilities":
+        return metric
+    if features is None or features not in (probabilities, class_scores):
+        return metric
+    return replace(metric, features=lambda z: features(scores_of(z)))
 
 
 def two_classes(logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Knows what came back from a forward pass, never a module. Copies no tensor but q
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -24,12 +24,14 @@ FEATURES = (
 """Names under which models give features and not class scores, the likeliest first."""
 NEEDS = {
     "scores": "class scores (b, k) with k ≥ 2",
-    "probabilities": "class scores (b, k) with k ≥ 2",
-    "independent": "yes-or-no outputs (b,) or (b, k), or a map of one channel (b, 1, h, w)",
+    "probabilities": "class scores (b, k) with k ≥ 2, or a map of them (b, k, h, w)",
+    "independent": "yes-or-no outputs (b,) or (b, k), or a map of one channel (b, h, w) or (b, 1, h, w)",
     "dense": "a map (b, c, h, w)",
     "features": "a tensor of floats",
 }
 """What an output may be, and of what shape it must be then."""
+DENSE = ("dense", "dense probabilities")
+"""Kinds of outputs that are maps: as they are, or with probabilities of classes at every position."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Output:
     """An output that is measured: the path of an entry in what the model gives ("logits", "decoder.0", ""), and what that is.
 
     `reason` says why it has no class scores, `may_be_scores` whether it was taken for features although nobody called it so.
+    `batch` is the axis of the images where the output has one position and more axes than (b, k), as which it is then read.
     """
 
     entry: str = ""
     kind: str = "features"
     reason: str = ""
     may_be_scores: bool = False
+    batch: int | None = None
 
     @property
     def key(self) -> tuple[str, int, Literal["returned"]]:
@@ -50,11 +54,13 @@ class Output:
         return self.entry, 1, "returned"
 
     def select(self, raw: Any) -> Tensor:
-        """The tensor, (b, 1) where there is one number for each image; Undefined where a forward pass gave none."""
+        """The tensor, (b, k) where it has one position; Undefined where a forward pass gave none."""
         z = entries(raw).get(self.entry)
         if z is None:
             where = f" at {self.entry!r}" if self.entry else ""
             raise Undefined(f"the model gives no tensor of floats{where} in every forward pass")
+        if self.batch is not None:
+            return z.movedim(self.batch, 0).flatten(1)
         return z[:, None] if z.dim() == 1 else z
 
 
@@ -109,10 +115,20 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
     return list(getattr(value, "__dict__", {}).items())
 
 
+def dicts_of_boxes(raw: Any) -> Sequence[Mapping] | None:
+    """The dicts with boxes, one for each image, of a list or a tuple as detectors give them; None for anything else.
+
+    Scripted ones of torchvision give a pair, a dict of losses and the list.
+    """
+    if isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[0], Mapping) and isinstance(raw[1], list):
+        _, raw = raw
+    is_list = isinstance(raw, list | tuple)
+    return raw if is_list and all(isinstance(part, Mapping) and "boxes" in part for part in raw) else None
+
+
 def is_per_image(raw: Any, images: int) -> bool:
     """Whether it is a list with a dict for every image, as detectors give."""
-    is_list = isinstance(raw, list | tuple) and len(raw) == images
-    return is_list and all(isinstance(part, Mapping) and "boxes" in part for part in raw)
+    return len(dicts_of_boxes(raw) or ()) == images
 
 
 def asked_outputs(output: Any) -> Sequence[tuple[str | None, str | None]]:
@@ -153,7 +169,8 @@ def choose_entry(raw: Any, images: int, entry: str | None, kind: str | None) -> 
             raise ValueError(f"{unknown('output', entry, [*paths, *NEEDS])}; the model gives {gives}")
     if kind is not None:
         shapes = ", ".join(shape_text(z.shape) for z in tensors.values()) or "no tensor of floats"
-        tensors = {path: z for path, z in tensors.items() if _fits(kind, z.shape)}
+        as_needed = {path: z for path, z in tensors.items() if _fits(kind, z.shape)}
+        tensors = as_needed or {path: z for path, z in tensors.items() if _may_be_read_as(kind, z.shape)}
         if not tensors:
             raise ValueError(f"output={kind!r} needs {NEEDS[kind]}, got {shapes}")
     candidates = [path for path, z in tensors.items() if len(z) == images]
@@ -192,7 +209,7 @@ def own_name(path: str) -> str:
 
 
 def _fits(kind: str, shape: torch.Size) -> bool:
-    """Whether an output of this shape can be of the kind."""
+    """Whether an output of this shape has the usual form of the kind."""
     if kind in ("scores", "probabilities"):
         return len(shape) == 2 and shape[1] >= 2
     if kind == "independent":
@@ -200,15 +217,41 @@ def _fits(kind: str, shape: torch.Size) -> bool:
     return len(shape) > 2 if kind == "dense" else True
 
 
+def _may_be_read_as(kind: str, shape: torch.Size) -> bool:
+    """Whether an output of this shape for two images may be of the kind in another form."""
+    long_axes = _long_axes(shape)
+    if kind == "scores":
+        return long_axes == 2
+    if kind == "probabilities":
+        return long_axes >= 2
+    return kind == "independent" and long_axes <= 3
+
+
+def _long_axes(shape: Sequence[int]) -> int:
+    return sum(size > 1 for size in shape)
+
+
+def may_have_one_position(kind: str | None, shape: Sequence[int]) -> bool:
+    """Whether an output with more axes than (b, k) may have one position, as far as its shape for two images tells."""
+    return kind not in ("dense", "features") and len(shape) > 2 and _long_axes(shape) <= 2
+
+
 def is_distribution(value: Tensor) -> bool:
     """Whether every row is one of probabilities."""
-    return bool((value >= 0).all()) and torch.allclose(value.sum(1), torch.ones_like(value[:, 0]), atol=1e-3)
+    tolerance = max(1e-3, torch.finfo(value.dtype).eps)
+    off = (value.double().sum(1) - 1).abs()
+    return bool((value >= 0).all() and (off <= tolerance).all())
 
 
 def why_no_tensor(raw: Any, images: int) -> str:
     """Why nothing of what the model gives can be read as an output."""
     if is_per_image(raw, images):
         return "the model's output is a list with a dict for every image, as detectors give"
+    if isinstance(raw, Tensor):
+        return (
+            f"the model's output must have floats for each image, got {raw.dtype} of shape {tuple(raw.shape)} for two images; "
+            "measure the scores before an argmax or a mean"
+        )
     return f"the model's output, {type(raw).__name__}, holds no tensor of floats"
 
 
@@ -218,24 +261,27 @@ def may_have_head(entry: str, kind: str | None, value: Tensor) -> bool:
     return value.dim() == 2 and not is_features
 
 
-def describe_output(entry: str, kind: str | None, value: Tensor, *, has_head: bool) -> Output:
+def describe_output(output: Output, kind: str | None, value: Tensor, *, has_head: bool) -> Output:
     """What an output is; unless somebody said so, class scores if a classifier gives them, or if they are named so.
 
     Warns where a vector is taken for features without being named so.
     """
-    if kind in ("scores", "probabilities"):
-        return Output(entry, kind)
+    entry = output.entry
+    name = own_name(entry)
+    can_be_scores = value.dim() == 2 and value.shape[1] >= 2
+    if kind == "scores" or (kind == "probabilities" and can_be_scores):
+        return replace(output, kind=kind)
+    if kind == "probabilities":
+        return replace(output, kind="dense probabilities", reason=f"the model ends in a map (output={kind!r})")
     if kind is not None:
         what = kind if kind == "features" else f"{kind} outputs"
-        return Output(entry, kind, f"the model ends in {what} (output={kind!r})")
-    name = own_name(entry)
-    can_be_scores = _fits("scores", value.shape)
+        return replace(output, kind=kind, reason=f"the model ends in {what} (output={kind!r})")
     if can_be_scores and name in FEATURES and not has_head:
-        return Output(entry, "features", f"the model ends in features ({entry!r})")
+        return replace(output, reason=f"the model ends in features ({entry!r})")
     if can_be_scores and is_distribution(value):
-        return Output(entry, "probabilities")
+        return replace(output, kind="probabilities")
     if can_be_scores and (has_head or "logit" in name or "score" in name):
-        return Output(entry, "scores")
+        return replace(output, kind="scores")
     advice = "scores" if can_be_scores else "independent"
     option = f"output={{{entry!r}: {advice!r}}}" if entry else f"output={advice!r}"
     may_be_scores = value.dim() == 2 and not has_head
@@ -252,7 +298,7 @@ def describe_output(entry: str, kind: str | None, value: Tensor, *, has_head: bo
         )
     else:
         where = f" {entry!r}" if entry else ""
-        reason = f"the model's output{where} of shape {shape_text((0, *value.shape[1:]))} is no {NEEDS['scores']}"
-        if _fits("independent", value.shape):
+        reason = f"the model's output{where} of shape {shape_text(value.shape)} for two images is no {NEEDS['scores']}"
+        if value.dim() == 2:
             reason = f"{reason}; if it is yes-or-no answers, pass {option}"
-    return Output(entry, "features", reason, may_be_scores)
+    return replace(output, reason=reason, may_be_scores=may_be_scores)

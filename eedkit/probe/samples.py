@@ -158,9 +158,13 @@ def _refuse_no_image(sample: Sample) -> None:
     shape = tuple(sample.image.shape)
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"an image must have shape (C, H, W) and pixels, got {shape} for sample {sample.id}")
-    # no image has many channels and is 1, 3 or 4 pixels wide
-    if min(shape[:2]) > max(CHANNELS) and shape[2] in CHANNELS:
+    if _is_channels_last(shape):
         raise ValueError(f"an image must be (C, H, W), got {shape}; channels last? pass image.permute(2, 0, 1)")
+
+
+def _is_channels_last(shape: Sequence[int]) -> bool:
+    """Whether it is the shape of an image (H, W, C): none has many channels and is 1, 3 or 4 pixels wide."""
+    return min(shape[:2]) > max(CHANNELS) and shape[2] in CHANNELS
 
 
 def _size(sample: Sample) -> str:
@@ -386,13 +390,20 @@ def by_number(images: Any) -> Any:
     has_numbers = hasattr(images, "__getitem__") and hasattr(images, "__len__")
     if not has_numbers or isinstance(images, DataLoader | IterableDataset):
         images = list(_items(images))
+    remedy = "permute(0, 3, 1, 2)"
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(images))
+        remedy = "transpose(0, 3, 1, 2)"
     if len(images) == 0:  # pyright: ignore[reportArgumentType]
         raise ValueError("there is no image to measure on; expected at least one")
     if isinstance(images, Tensor) and images.dim() != 4:
         shape = tuple(images.shape)
         raise ValueError(f"images must have shape (n, C, H, W), got {shape}; a single image (C, H, W) is images[None]")
+    if isinstance(images, Tensor):
+        _refuse_without_pixels(images)
+        if _is_channels_last(images.shape[1:]):
+            shape = tuple(images.shape)
+            raise ValueError(f"images must have shape (n, C, H, W), got {shape}; channels last? pass images.{remedy}")
     return images
 
 
@@ -453,6 +464,7 @@ def as_float(image: Any) -> Tensor:
         image = _pixels(image)
     if not isinstance(image, Tensor):
         image = _channels_first(np.asarray(image))
+    _refuse_without_pixels(image)
     if image.dtype == torch.uint8:
         return image / 255
     if not image.is_floating_point():
@@ -460,6 +472,13 @@ def as_float(image: Any) -> Tensor:
             f"images must be floats, or uint8 to be scaled to [0, 1], got {image.dtype}; convert them first"
         )
     return image
+
+
+def _refuse_without_pixels(images: Tensor) -> None:
+    if images.is_meta:
+        raise ValueError("images must have pixels, got a tensor on the device 'meta', which has none; load it on 'cpu'")
+    if images.layout != torch.strided:
+        raise ValueError(f"images must be dense tensors, got one of {images.layout}; pass its to_dense()")
 
 
 def _channels_first(array: np.ndarray) -> Tensor:

@@ -24,6 +24,8 @@ Call = Callable[[nn.Module, Tensor], Any]
 """The forward pass, as `call(model, images)`."""
 USUAL = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError, AssertionError, RuntimeError)
 """What torch and Python raise where a model is given what it does not take."""
+OF_WEIGHTS = {"_packed_params", "parametrizations"}
+"""Modules in which a quantised or parametrised module keeps its weights."""
 SMALL = 2**16
 """Numbers for one image up to which outputs are compared from one pass to the next."""
 
@@ -81,14 +83,18 @@ def is_sealed(model: nn.Module) -> bool:
 
 
 def watchable(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules inside that hooks can see, by path."""
+    """The modules inside that hooks can see, by path, but for those of weights."""
     modules = {} if is_sealed(model) else dict(model.named_modules())
-    return {path: part for path, part in modules.items() if path and not isinstance(part, torch.jit.ScriptModule)}
+    found = {}
+    for path, module in modules.items():
+        if path and not isinstance(module, torch.jit.ScriptModule) and OF_WEIGHTS.isdisjoint(path.split(".")):
+            found[path] = module
+    return found
 
 
 def has_parts(module: nn.Module) -> bool:
-    """Whether a module is made of others; the weights that a quantised one keeps in a module are none."""
-    return any(name != "_packed_params" for name, _ in module.named_children())
+    """Whether a module is made of others; those of its weights are none."""
+    return any(name not in OF_WEIGHTS for name, _ in module.named_children())
 
 
 @dataclass

@@ -94,14 +94,18 @@ def as_torchvision():
     return [{key: torch.tensor(values[i]) for key, values in TWO_IMAGES.items()} for i in range(2)]
 
 
+FORMS = {"list": list, "tuple": tuple, "scripted": lambda found: ({}, found)}
+
+
 WIDE_AND_LOW = [-4, -3, 4, 2, 1]
 SMALL = [-4.5, -2.5, 1, 1, 2]
 LARGE = [-2, 1, 4, 6, 3]
 WITHOUT_WIDTH = [-3.5, -0.5, 0, 1, 4]
 
 
-def test_boxes_of_torchvision_are_read_above_the_threshold():
-    found = detections(as_torchvision(), (8, 12))
+@pytest.mark.parametrize("form", FORMS)
+def test_boxes_of_torchvision_are_read_above_the_threshold(form):
+    found = detections(FORMS[form](as_torchvision()), (8, 12))
     assert found.tolist() == [[WIDE_AND_LOW, LARGE, WITHOUT_WIDTH], [[0] * 5] * 3]
     found = detections(as_torchvision(), (8, 12), least_score=0.2)
     assert found[0].tolist() == [WIDE_AND_LOW, SMALL, LARGE, WITHOUT_WIDTH]
@@ -134,6 +138,7 @@ OTHERS = [
     [{"boxes": torch.zeros(0, 4)}],
     [{"boxes": torch.zeros(2, 4), "labels": torch.zeros(2), "scores": torch.zeros(3)}],
     [torch.zeros(1)],
+    ({}, {}),
     {"logits": torch.zeros(2, 3, 4)},
     {"logits": torch.zeros(2, 3, 4), "pred_boxes": torch.zeros(2, 5, 4)},
     None,
@@ -156,6 +161,7 @@ def test_a_set_has_boxes_where_a_row_has_an_area():
 
 
 def test_the_reason_for_no_value_names_the_threshold_that_was_used():
-    assert nothing_found(detections) == "no box with a score of 0.5 or more in any image of its orbit"
-    assert "a score of 0.2 or more" in nothing_found(partial(detections, least_score=0.2))
-    assert nothing_found(lambda output, size: output) == "no box in any image of its orbit"
+    reason = nothing_found(detections, is_empty=True)
+    assert reason == "no box with a score of 0.5 or more in any image of its orbit"
+    assert "a score of 0.2 or more" in nothing_found(partial(detections, least_score=0.2), is_empty=True)
+    assert nothing_found(lambda output, size: output, is_empty=True) == "no box in any image of its orbit"

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from eedkit.errors import Undefined
 from eedkit.probe.layers import Layer, Output, find_layers, first_noisy_module, tap
+from eedkit.probe.measure import warn_of_silent_blocks
 
 SCORES_WITHOUT_HEAD = "no module was found whose output they are; pass head='path of the classifier'"
 
@@ -102,7 +103,14 @@ def test_outputs_of_another_form_are_named_as_well_unless_known_by_name():
 
 
 def heads(z, v, fc, classify):
-    return {"cls": fc(v), "mask": classify(z), "embeddings": v, "logits": fc(v) / 0.1}
+    return {
+        "cls": fc(v),
+        "mask": classify(z),
+        "embeddings": v,
+        "logits": fc(v) / 0.1,
+        "tokens": z[:, :4].flatten(2).mT,
+        "one": v[:, :1, None],
+    }
 
 
 def test_several_heads_are_outputs_in_one_pass():
@@ -120,7 +128,10 @@ def test_several_heads_are_outputs_in_one_pass():
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("logit", r"no output 'logit'; did you mean 'logits'.*\['cls', 'mask', 'embeddings', 'logits'\]"),
+        (
+            "logit",
+            r"no output 'logit'; did you mean 'logits'.*\['cls', 'mask', 'embeddings', 'logits', 'tokens', 'one'\]",
+        ),
         (7, "no output '7'"),
         (True, "output must be the name or number of an entry, what it is .*got True"),
         ({}, "output must be"),
@@ -128,6 +139,8 @@ def test_several_heads_are_outputs_in_one_pass():
         ({"cls": "scores", "logits": "scores"}, "names two entries of one kind"),
         ({"mask": "scores"}, r"output='scores' needs class scores \(b, k\) with k ≥ 2, got \(2, 1, 6, 6\)"),
         ({"cls": "dense"}, r"output='dense' needs a map"),
+        ({"one": "scores"}, r"output='scores' needs class scores .* got \(2, 1, 1\)"),
+        ({"tokens": "independent"}, r"output='independent' needs .* \(b, h, w\) .*, got \(2, 36, 4\) with 4 channels"),
     ],
 )
 def test_unknown_and_unfit_outputs_are_refused(output, said):
@@ -139,7 +152,11 @@ def test_unknown_and_unfit_outputs_are_refused(output, said):
     ("function", "reason"),
     [
         (lambda z, v: "text", "the model's output, str, holds no tensor of floats"),
-        (lambda z, v: v.argmax(1), "the model's output, Tensor, holds no tensor of floats"),
+        (
+            lambda z, v: v.argmax(1),
+            r"the model's output must have floats for each image, got torch.int64 of shape (2,)",
+        ),
+        (lambda z, v: v.mean(), "the model's output must have floats for each image, got torch.float32 of shape ()"),
         (lambda z, v: [{"boxes": row[None]} for row in v], "the model's output is a list with a dict for every image"),
     ],
 )
@@ -206,6 +223,7 @@ FOUND = {  # what the model gives, its modules, options; entry, kind and head
     "features before scores": (heads, HEADS, {"output": "features"}, "embeddings", "features", ""),
     "entry and kind": (heads, HEADS, {"output": {"cls": "independent"}}, "cls", "independent", "parts.0"),
     "probabilities": (heads, HEADS, {"output": {"cls": "probabilities"}}, "cls", "probabilities", "parts.0"),
+    "the usual form first": (lambda z, v, fc: {"a": z, "b": fc(v)}, FC, {"output": "probabilities"}, "b", "probabilities", "parts.0"),
     "an entry called scores": (kinds, FC, {"output": "scores"}, "scores", "scores", "parts.0"),
     "what holds one": (kinds, FC, {"output": {"aux": "features"}}, "aux.x", "features", ""),
     "plain": (lambda z, v, fc: fc(v), FC, {}, "", "scores", "parts.0"),
@@ -239,6 +257,31 @@ def test_the_entry_that_is_read_what_it_is_and_the_head(case):
         assert SCORES_WITHOUT_HEAD in latent.reason
     else:
         assert latent.channels == found.layers[-1].channels
+
+
+ONE_POSITION = {
+    "b c 1 1": lambda z: z[..., None, None],
+    "b 1 c": lambda z: z[:, None],
+    "b c 1": lambda z: z[..., None],
+    "1 b c": lambda z: z[None],
+}
+
+
+@pytest.mark.parametrize("output", ["auto", "scores", "independent"])
+@pytest.mark.parametrize("form", ONE_POSITION)
+def test_scores_with_one_position_are_those_of_their_flattened_form(form, output):
+    found = found_in(lambda z, v, fc: ONE_POSITION[form](fc(v)), nn.Linear(6, 3), output=output)
+    flat = found_in(lambda z, v, fc: fc(v), nn.Linear(6, 3), output=output)
+    assert (found.head, output_of(found).kind) == (flat.head, output_of(flat).kind)
+    assert [str(layer.layout) for layer in found.layers] == ["b c", "b c"]
+    torch.testing.assert_close(found.example, flat.example)
+    with pytest.warns(UserWarning, match="`latent` is measured on the output itself"):
+        find_layers(Whole(lambda z, v: ONE_POSITION[form](v)), pictures())
+
+
+def test_one_channel_of_places_in_a_line_is_no_vector():
+    found = found_in(lambda z, v, conv: conv(z).mean(3, keepdim=True), nn.Conv2d(6, 1, 1))
+    assert (output_of(found).kind, found.layers[-1].grid, found.head) == ("dense", (6, 1), "")
 
 
 WITHOUT_HEAD = {
@@ -415,10 +458,25 @@ def test_blocks_whose_weights_are_quantised_in_passing_are_leaves(x):
     assert names(quantised, x) == ["0", "1", "2", "3", "latent", "output"]
 
 
+def test_what_makes_weights_is_no_layer(x):
+    weight_norm = nn.utils.parametrizations.weight_norm
+    flat = nn.Sequential(weight_norm(nn.Conv2d(2, 3, 3)), nn.Flatten(), weight_norm(nn.Linear(48, 4)))
+    for layers in ("blocks", "all"):
+        found = find_layers(flat, x, layers=layers).layers
+        assert [layer.name for layer in found] == ["0", "1", "2", "latent", "output"]
+        assert [layer.depth for layer in found] == pytest.approx([1 / 3, 2 / 3, 1, 5 / 6, 1])
+    with pytest.raises(ValueError, match=r"no layer '0\.parametrizations\.weight\.0'"):
+        names(flat, x, layers=["0.parametrizations.weight.0"])
+
+
 def test_blocks_called_by_forward_are_silent(net, x):
     net.body.forward = lambda z: net.body[1].forward(net.body[0](z))
     found = find_layers(net, x)
     assert (found.silent_blocks, [layer.name for layer in found.layers]) == (["body.1"], ["body.0", "latent", "output"])
+    with pytest.warns(
+        UserWarning, match=r"blocks that no forward pass calls are not measured, 1 in all: body\.1 \(a hook"
+    ):
+        warn_of_silent_blocks(found.silent_blocks)
 
 
 def test_modules_that_give_no_floats_have_a_row_with_a_reason(net, x):

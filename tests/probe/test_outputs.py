@@ -15,6 +15,7 @@ import eedkit as ek
 from eedkit.lab.networks import GroupConv
 from eedkit.probe.boxes import detections
 from eedkit.probe.metrics import METRICS, Metric, probabilities
+from eedkit.probe.outputs import is_distribution
 from eedkit.theory import actions, distances
 
 N, SIDE, SEED = 9, 9, 3
@@ -230,6 +231,29 @@ def test_a_detector_that_finds_nothing_has_no_value():
     assert rows.estimate["least"] > 0.5
 
 
+class Scripted(Detector):
+    """What torchvision's detectors give when they are scripted; the scores of some images are no numbers."""
+
+    def __init__(self, spoilt=()):
+        super().__init__()
+        self.spoilt = spoilt
+
+    def forward(self, x):
+        found = super().forward(x)
+        for number, one in enumerate(found):
+            if number in self.spoilt:
+                one["scores"] = one["scores"] * torch.nan
+        return {}, found
+
+
+def test_a_scripted_detector_is_read_and_its_scores_may_be_no_numbers():
+    plain, scripted = measure(Detector(), [*BOXES]), measure(Scripted(), [*BOXES])
+    np.testing.assert_array_equal(scripted.boxes, plain.boxes)
+    ds = measure(Scripted(spoilt=range(100)), ["boxes", "softmax"])
+    assert ds.boxes.attrs["nan_reason"] == "the boxes or scores are not finite, where there are any"
+    assert "list with a dict for every image, as detectors give" in ds.softmax.attrs["nan_reason"]
+
+
 class Answers(Net):
     """k yes-or-no answers as (b, k), (b, 1) or (b,), as logits or as their sigmoids; or class scores or their softmax."""
 
@@ -240,6 +264,7 @@ class Answers(Net):
     def forward(self, x):
         z = super().forward(x)
         forms = {"(b, 1)": z[:, :1], "(b,)": z[:, 0], "sigmoids": z.sigmoid(), "softmax": z.softmax(1)}
+        forms |= {"(b, k, 1, 1)": z[..., None, None], "(1, b, k)": z[None]}
         return forms.get(self.form, z)
 
 
@@ -270,15 +295,73 @@ def test_only_what_is_taken_for_features_has_a_reason_among_the_layers():
         assert table.reason.iloc[-1] == reason
 
 
-def test_probabilities_are_taken_as_they_are():
-    ds, of_scores = measure(Answers("softmax"), [*MEANS]), measure(Answers("scores"), [*MEANS])
+@pytest.mark.parametrize(
+    ("form", "kind"), [("softmax", "probabilities"), ("(b, k, 1, 1)", "scores"), ("(1, b, k)", "scores")]
+)
+def test_forms_of_class_scores_make_no_difference(form, kind):
+    metrics = [*MEANS, "latent"]
+    ds, of_scores = measure(Answers(form), metrics), measure(Answers("scores"), metrics)
     for name in of_scores.data_vars:
         np.testing.assert_allclose(ds[name], of_scores[name], atol=1e-6, err_msg=name)
-    assert (ds.attrs["output_kind"], of_scores.attrs["output_kind"]) == ("probabilities", "scores")
+    for name in ("head", "repeatable"):
+        assert ds.attrs[name] == of_scores.attrs[name]
+    assert (ds.attrs["output_kind"], of_scores.attrs["output_kind"]) == (kind, "scores")
 
 
-def test_a_mask_of_one_channel_has_two_classes():
-    ds = measure(Segmenter(classes=1), ["segmentation", "segmentation_iou"], output="independent")
+def test_probabilities_rounded_to_half_precision_are_some():
+    scores = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        assert is_distribution(scores.softmax(1).to(dtype))
+    assert not is_distribution(1.01 * scores.softmax(1))
+    assert not is_distribution(torch.tensor([[1.5, -0.5]]))
+
+
+class Shaped(nn.Module):
+    """What a network gives, in another form."""
+
+    def __init__(self, network, form):
+        super().__init__()
+        self.network, self.form = network, form
+
+    def forward(self, x):
+        return self.form(self.network(x))
+
+
+PROBABILITIES = [
+    (lambda z: z.softmax(1), {}, ""),
+    (lambda z: z.softmax(1).movedim(1, -1), {}, ""),
+    (lambda z: z.softmax(1), {"output": "dense"}, ""),
+    (lambda z: {"mask": z.softmax(1), "aux": z}, {"output": {"mask": "probabilities"}}, "mask"),
+]
+
+
+@pytest.mark.parametrize(("form", "options", "entry"), PROBABILITIES)
+@pytest.mark.parametrize("group", ["C4", "C8"])
+def test_maps_of_probabilities_are_compared_as_the_scores_they_come_from(form, options, entry, group):
+    ds = measure(Shaped(Segmenter(), form), [*DENSE, "softmax"], group=group, **options)
+    of_scores = measure(Segmenter(), DENSE, group=group)
+    assert (ds.attrs["output"], ds.attrs["output_kind"]) == (entry, "dense probabilities")
+    for name in ("segmentation", "segmentation_null", "segmentation_iou"):
+        np.testing.assert_allclose(ds[name], of_scores[name], atol=1e-6, err_msg=name)
+    assert of_scores.segmentation.mean() > 0.02
+    # the output as it is
+    odds = measure(Shaped(Segmenter(), lambda z: z.softmax(1)), ["dense"], group=group, output="features")
+    np.testing.assert_array_equal(ds.dense, odds.dense)
+    assert ds.softmax.isnull().all()
+
+
+MASKS = {
+    "b 1 h w": lambda z: z,
+    "b h w": lambda z: z[:, 0],
+    "b h w 1": lambda z: z.movedim(1, -1),
+    "sigmoids": lambda z: z[:, 0].sigmoid(),
+}
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_a_mask_of_one_channel_has_two_classes(form):
+    masks = Shaped(Segmenter(classes=1), MASKS[form])
+    ds = measure(masks, ["segmentation", "segmentation_iou"], output="independent")
     orbit = orbit_of(Segmenter(classes=1), lambda z: np.concatenate([np.zeros_like(z), z]))
     odds = np.array([[oracles.softmax(z) for z in of_element] for of_element in orbit])
     wanted = oracles.eed(odds, "C4", oracles.move, oracles.mean_over_places(oracles.kl), [0])
