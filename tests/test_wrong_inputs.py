@@ -45,9 +45,15 @@ def test_numbers_of_images_that_contradict(tmp_path):
         load(f"{tmp_path}?n=1&per_class=1")
 
 
-def test_modules_that_a_study_cannot_find(tmp_path):
-    given = {"models": ["recipe:random"], "data": ["digits/test"], "store": tmp_path / "a.study"}
-    with pytest.raises(ValueError, match=r"no nowhere:thing \(No module named 'nowhere'\); .* PYTHONPATH"):
-        ek.Study(groups=["nowhere:thing"], **given)
-    with pytest.raises(ValueError, match=r"groups must be names, Group or Action values, .* got 3\.14159"):
-        ek.Study(groups=["math:pi"], **given)
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ("nowhere:thing", r"no nowhere:thing \(No module named 'nowhere'\); .* PYTHONPATH"),
+        ("math:pi", r"groups must be names, Group or Action values, .* got 3\.14159"),
+    ],
+)
+def test_modules_that_a_study_cannot_find_are_refused_before_it_computes(tmp_path, group, message):
+    study = ek.Study(models=["recipe:random"], data=["digits/test"], groups=[group], store=tmp_path / "a.study")
+    with pytest.raises(ValueError, match=message):
+        study.run(progress=False)
+    assert not (tmp_path / "a.study").exists()
