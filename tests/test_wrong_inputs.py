@@ -49,7 +49,7 @@ def test_numbers_of_images_that_contradict(tmp_path):
     ("group", "message"),
     [
         ("nowhere:thing", r"no nowhere:thing .*No module named 'nowhere'.* PYTHONPATH"),
-        ("math:pi", r"groups must be names, Group or Action values, .* got 3\.14159"),
+        ("math:pi", r"groups: math:pi must be Group or Action, got 3\.14159"),
     ],
 )
 def test_modules_that_a_study_cannot_find_are_refused_before_it_computes(tmp_path, group, message):
