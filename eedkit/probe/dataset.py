@@ -3,6 +3,7 @@
 Knows what was measured and the schema, never models or images. Costs no copy of the values.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,7 @@ def _label(labels: Sequence, class_names: Sequence[str]) -> tuple:
     # an image that could not be read may have an unknown label
     unknown = "" if is_text else -1
     known = [unknown if label is None else str(label) if is_text else label for label in labels]
-    attrs = {"class_names": list(class_names)} if class_names else {}
+    attrs = {"class_names": json.dumps(list(class_names), ensure_ascii=False)} if class_names else {}
     return "sample", _text(known) if is_text else known, attrs
 
 

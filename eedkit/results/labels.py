@@ -3,6 +3,7 @@
 Knows xarray and the schema. Costs one comparison for each prediction.
 """
 
+import json
 from typing import TypeVar
 
 import numpy as np
@@ -28,10 +29,12 @@ def labelled(ds: Results) -> Results:
 def class_names(ds: xr.Dataset) -> list[str]:
     """The names of the classes that labels count, by number; empty where the images had none.
 
-    >>> class_names(xr.Dataset(coords={"label": ("sample", [1, 0], {"class_names": ["cat", "dog"]})}))
+    They are an attribute of `label`, as JSON, since a netCDF file holds no list of texts.
+
+    >>> class_names(xr.Dataset(coords={"label": ("sample", [1, 0], {"class_names": '["cat", "dog"]'})}))
     ['cat', 'dog']
     """
-    return list(ds.label.attrs.get("class_names", [])) if "label" in ds.coords else []
+    return json.loads(ds.label.attrs.get("class_names", "[]")) if "label" in ds.coords else []
 
 
 def is_right(ds: xr.Dataset) -> xr.DataArray:

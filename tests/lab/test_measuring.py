@@ -1,5 +1,6 @@
 """`ek.measure` by specs: the images that a model really sees, by every route, and doubts where it cannot read them."""
 
+import json
 import numpy as np
 import pandas as pd
 import pytest
@@ -241,9 +242,9 @@ class TestDoubts:
 
     def test_classes_that_the_images_declare_otherwise_are_not_the_model_s(self):
         ds = table((TENS + 1) % 10, TENS)
-        ds.label.attrs["class_names"] = list("abcdefgh")
+        ds.label.attrs["class_names"] = json.dumps(list("abcdefgh"))
         assert doubts(ds) == []
-        ds.label.attrs["class_names"] = list("abcdefghij")
+        ds.label.attrs["class_names"] = json.dumps(list("abcdefghij"))
         assert len(doubts(ds)) == 1
 
     def test_each_model_is_looked_at_by_itself(self):

@@ -148,7 +148,7 @@ def test_rose_spreads_the_elements_of_a_group_without_rotations_evenly(results):
 def test_heatmap_names_the_classes_of_the_labels_and_leaves_out_images_without_one(results, drawn_texts):
     label = results.label.values.copy()
     label[::7] = -1
-    named = results.assign_coords(label=("sample", label, {"class_names": ["ape", "bee", "cat"]}))
+    named = results.assign_coords(label=("sample", label, {"class_names": '["ape", "bee", "cat"]'}))
     figure = plots.class_heatmap(named)
     assert {"ape", "bee", "cat"} <= drawn_texts(figure)
     assert drawn_texts(figure).isdisjoint({"-1", "−1"})

@@ -57,7 +57,7 @@ def test_predictions_stand_on_both(results, images):
 
 
 def test_predictions_have_the_names_of_the_labels_where_these_are_the_models_classes(results, images):
-    names = {"class_names": ["dark", "bright"]}
+    names = {"class_names": '["dark", "bright"]'}
     named = results.assign_coords(label=("sample", np.zeros(results.sizes["sample"], dtype=int), names))
     assert plots.worst(named, images, n=1).axes[0].get_title() == "predicted bright"
     of_others = named.assign_coords(classes=("model", [1000]))
