@@ -200,17 +200,16 @@ class _Model:
 
 @dataclass
 class _Part:
-    """Models of the same layers and variables, measured on the same images in the same order and blocks.
-
-    `firsts` are their first blocks; `slots` say where each block's samples are, of all blocks that some model has; `arrays` are
-    (model, …, sample), NaN or −1 where a model has no block; `samples` are the coordinates along `sample`, by block.
-    """
+    """Models of the same layers and variables, measured on the same images in the same order and blocks."""
 
     states: list[State] = field(default_factory=list)
     firsts: list[Block] = field(default_factory=list)
+    # where each block's samples are, of all blocks that some model has
     slots: dict[int, slice] = field(default_factory=dict)
+    # (model, …, sample); NaN or −1 where a model has no block
     arrays: dict[str, Any] = field(default_factory=dict)
     models: dict[int, _Model] = field(default_factory=dict)
+    # the coordinates along `sample`, by block
     samples: dict[int, dict[str, list]] = field(default_factory=dict)
 
     def coordinate(self, name: str) -> list:
@@ -309,7 +308,7 @@ def _read(store: Store, part: _Part, metrics: Sequence[str] | None, *, is_large:
     _blank_undefined(part)
 
 
-def _blank(kind: np.dtype) -> float:
+def _blank(kind: np.dtype) -> Any:
     return -1 if kind.kind == "i" else np.nan
 
 
@@ -538,17 +537,12 @@ def _columns(states: Iterable[State]) -> dict[str, tuple]:
         own = {"recipe": state.cell.model, "seed": 0, "changes": ""}
         rows.append(own | state.settings["about"])
         known |= state.settings["about"].keys()
-    columns = {}
-    for name in rows[0]:
-        if name in known:
-            columns[name] = [row[name] for row in rows]
-    changes = columns.pop("changes", None)
-    if changes is not None:
+    ways: dict[str, set] = {}
+    for row in rows:
+        ways.setdefault(row["recipe"], set()).add(row["changes"])
+    for row in rows:
         # seeds of one recipe that was trained in several ways are no replicates of each other
-        ways: dict[str, set] = {}
-        for recipe, change in zip(columns["recipe"], changes, strict=True):
-            ways.setdefault(recipe, set()).add(change)
-        for i, (recipe, change) in enumerate(zip(columns["recipe"], changes, strict=True)):
-            if len(ways[recipe]) > 1:
-                columns["recipe"][i] = f"{recipe} {change}".strip()
+        if len(ways[row["recipe"]]) > 1:
+            row["recipe"] = f"{row['recipe']} {row['changes']}".strip()
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name in known - {"changes"}}
     return {name: ("model", _array_of(values)) for name, values in columns.items()}

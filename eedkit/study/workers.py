@@ -100,16 +100,14 @@ def compute_packed(work: bytes, module: bytes | None) -> tuple[str, str]:
 
 def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[tuple[Work, str]]:
     """Every block in this process, in order, with what became of it; those that another process is at come last."""
-    left = []
+    left = list(works)
     try:
-        for work in works:
+        for work in left:  # which grows
             outcome = compute(work, modules.get(work.cell.model))
             if outcome == BUSY:
                 left.append(replace(work, share=False))
             else:
                 yield work, outcome
-        for work in left:
-            yield work, compute(work, modules.get(work.cell.model))
     finally:
         forget()
 

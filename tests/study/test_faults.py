@@ -156,9 +156,9 @@ def test_a_deleted_block_is_unfinished_and_computed_again(done, uninterrupted, c
 # --- processes that die
 
 
-def dead(study: ek.Study, block: int, pid: int) -> None:
-    """Leave what a process that died at a block of the first cell leaves."""
-    store, cell = Store(study.store), Cell("digits/train", "C4", MODELS[0])
+def dead(study: ek.Study, block: int, pid: int, model: str = MODELS[0]) -> None:
+    """Leave what a process that died at a block of a model leaves."""
+    store, cell = Store(study.store), Cell("digits/train", "C4", model)
     if not Path(study.store).exists():
         store.promise([cell], Contents(), {})
     content = {"process": f"{socket.gethostname()}~{pid}~1.00", "since": 1.0}
@@ -179,10 +179,8 @@ def test_a_block_whose_processes_died_comes_last_however_often(settings, compute
 
 def test_status_says_at_which_block_processes_ended(done):
     file(done, "block-0001").unlink()
-    cell = Cell("digits/train", "C4", MODELS[1])
-    for pid in range(3):
-        content = {"process": f"{socket.gethostname()}~{2**22 + 1 + pid}~1.00", "since": 1.0}
-        Store(done.store).folder.write_json(f"{cell.path}/running-0001", content)
+    for number in range(3):
+        dead(done, 1, pid=2**22 + 1 + number, model=MODELS[1])
     assert done.status()[["done", "running", "failed", "missing"]].values.tolist()[1] == [5, 0, 0, 1]
     reason = "3 processes ended at block 1 (killed, preempted, or out of memory); a new run tries it last"
     assert done.status().reason.tolist() == ["", reason, ""]
