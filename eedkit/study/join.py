@@ -470,13 +470,14 @@ def _dataset(part: _Part, samples: Mapping[str, xr.Variable]) -> xr.Dataset:
     first = models[0]
     place_of = {name: place for place, name in enumerate(samples["sample"].values.tolist())}
     places = [place_of[name] for name in part.coordinate("sample")]
+    all_places = list(place_of.values())
     variables = {}
     for name, variable in first.variables.items():
         if name in part.arrays:
             array = part.arrays[name]
-            if places != list(place_of.values()):
+            if places != all_places:
                 own = xr.DataArray(array, {"sample": places}, variable["dims"])
-                array = own.reindex(sample=list(place_of.values()), fill_value=_blank(array.dtype)).data
+                array = own.reindex(sample=all_places, fill_value=_blank(array.dtype)).data
         else:
             array = np.stack([model.by_layer[name] for model in models])
         attrs = _agreed([model.variables[name]["attrs"] for model in models])
