@@ -18,7 +18,7 @@ from eedkit.results import io, schema
 from eedkit.results.summary import concat
 from eedkit.study.blocks import PAIR_SUM, STATES, Block
 from eedkit.study.files import StoreError
-from eedkit.study.store import Cell, State, Store, unlike
+from eedkit.study.store import State, Store, unlike
 
 IN_MEMORY = 2**30
 """Bytes of values up to which all are read when a study is opened."""
@@ -67,24 +67,28 @@ def open(
     states = Store(address).read().states
     if not states:
         raise FileNotFoundError(f"no store at {address}")
+    chosen = list(states.values())
     for kind, names in (("data", data), ("group", group), ("model", models)):
-        known = list(dict.fromkeys(getattr(cell, kind) for cell in states))
-        for name in [names] if isinstance(names, str) else names or ():
-            if name not in known:
-                raise ValueError(unknown({"data": "data set"}.get(kind, kind), name, known))
-    chosen = []
-    for cell, state in states.items():
-        if data in (None, cell.data) and group in (None, cell.group) and (models is None or cell.model in models):
-            chosen.append(state)
+        if names is not None:
+            asked = [names] if isinstance(names, str) else names
+            known = [getattr(cell, kind) for cell in states]
+            _refuse_unknown({"data": "data set"}.get(kind, kind), asked, known)
+            chosen = [state for state in chosen if getattr(state.cell, kind) in asked]
     return join(address, chosen, metrics)
+
+
+def _refuse_unknown(kind: str, asked: Iterable[str] | None, known: Iterable[str]) -> None:
+    """ValueError for a name that is not there, with near ones."""
+    known = list(dict.fromkeys(known))
+    for name in asked or ():
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
 
 
 def _chosen_of(ds: xr.Dataset, models: Sequence[str] | None, metrics: Sequence[str] | None) -> xr.Dataset:
     """These models and metrics of one Dataset."""
-    for kind, asked, known in (("model", models, ds.model.values), ("metric", metrics, schema.metrics_of(ds))):
-        for name in asked or ():
-            if name not in known:
-                raise ValueError(unknown(kind, name, known))
+    _refuse_unknown("model", models, ds.model.values)
+    _refuse_unknown("metric", metrics, schema.metrics_of(ds))
     if models is not None:
         ds = ds.sel(model=list(models))
     if metrics is not None:
@@ -138,10 +142,7 @@ def _metrics_of(state: State) -> dict[str, str]:
 
 def _with_metrics(states: Sequence[State], metrics: Sequence[str] | None) -> list[State]:
     """The cells of which these metrics were measured, and those that are not begun; a warning names the others."""
-    known = list(dict.fromkeys(name for state in states for name in _metrics_of(state)))
-    for name in metrics or ():
-        if name not in known:
-            raise ValueError(unknown("metric", name, known))
+    _refuse_unknown("metric", metrics, [name for state in states for name in _metrics_of(state)])
     kept = [state for state in states if not state.settings or set(metrics or ()) <= set(_metrics_of(state))]
     if len(kept) < len(states):
         others = [str(state.cell) for state in states if state not in kept]
@@ -155,48 +156,41 @@ def _with_metrics(states: Sequence[State], metrics: Sequence[str] | None) -> lis
 
 def _refuse_unlike_models(states: Sequence[State], metrics: Sequence[str] | None) -> None:
     """StoreError for models that were measured on other images or in another way."""
-    first = states[0]
-    for state in states[1:]:
-        for what, of_state in _COMPARED.items():
-            there, here = of_state(first), of_state(state)
+    compared = {state.cell.model: _compared(state) for state in states}
+    first, *others = compared
+    for model in others:
+        for what, there in compared[first].items():
+            here = compared[model][what]
+            like_first = [name for name, other in compared.items() if other[what] == there]
+            like_this = [name for name, other in compared.items() if other[what] == here]
             if what == "metrics" and metrics is not None:
                 there, here = ({name: known[name] for name in metrics} for known in (there, here))
             if there == here:
                 continue
-            like_first = [other.cell.model for other in states if of_state(other) == of_state(first)]
-            like_this = [other.cell.model for other in states if of_state(other) == of_state(state)]
             choice = f"models={cut(str(like_first), SHOWN)} or models={cut(str(like_this), SHOWN)}"
             common = [name for name in there if name in here and there[name] == here[name]] if what == "metrics" else []
             if common:
                 choice += f", or metrics={common!r}"
             shown = [cut(str(list(one.values()) if isinstance(one, dict) else one), SHOWN) for one in (there, here)]
             raise StoreError(
-                f"{first.cell} and {state.cell.model} cannot stand in one Dataset, since they differ in {what}: {shown[0]} and "
+                f"{states[0].cell} and {model} cannot stand in one Dataset, since they differ in {what}: {shown[0]} and "
                 f"{shown[1]}. Choose with ek.open(…, {choice})"
             )
 
 
-def _images(state: State) -> str:
-    """What tells images from others: the options of their spec, such as a shift, and the checksum of what is stored."""
+def _compared(state: State) -> dict[str, Any]:
+    """What models must have in common to stand in one Dataset."""
+    # images: the options of their spec, such as a shift, and the checksum of what is stored
     spec, _, checksum = str(state.settings.get("data", "")).rpartition(" ")
-    return f"{spec.partition('?')[2]} {checksum}"
-
-
-_COMPARED = {
-    "images": _images,
-    "group": lambda state: state.settings.get("group"),
-    "null": lambda state: state.settings.get("null"),
-    "version": lambda state: state.settings.get("version"),
-    "metrics": _metrics_of,
-}
-"""What models must have in common to stand in one Dataset."""
+    same = {"images": f"{spec.partition('?')[2]} {checksum}"}
+    same |= {name: state.settings.get(name) for name in ("group", "null", "version")}
+    return {**same, "metrics": _metrics_of(state)}
 
 
 @dataclass
 class _Model:
     """What follows from all blocks of one model together, and what is said of it."""
 
-    cell: Cell
     attrs: dict[str, Any]
     variables: dict[str, dict[str, Any]]
     coords: dict[str, dict[str, Any]]
@@ -206,17 +200,16 @@ class _Model:
 
 @dataclass
 class _Part:
-    """Models of the same layers and variables, measured on the same images in the same order and blocks.
-
-    `firsts` are their first blocks; `slots` say where each block's samples are, of all blocks that some model has; `arrays` are
-    (model, …, sample), NaN or −1 where a model has no block; `samples` are the coordinates along `sample`, by block.
-    """
+    """Models of the same layers and variables, measured on the same images in the same order and blocks."""
 
     states: list[State] = field(default_factory=list)
     firsts: list[Block] = field(default_factory=list)
+    # where each block's samples are, of all blocks that some model has
     slots: dict[int, slice] = field(default_factory=dict)
+    # (model, …, sample); NaN or −1 where a model has no block
     arrays: dict[str, Any] = field(default_factory=dict)
     models: dict[int, _Model] = field(default_factory=dict)
+    # the coordinates along `sample`, by block
     samples: dict[int, dict[str, list]] = field(default_factory=dict)
 
     def coordinate(self, name: str) -> list:
@@ -315,7 +308,7 @@ def _read(store: Store, part: _Part, metrics: Sequence[str] | None, *, is_large:
     _blank_undefined(part)
 
 
-def _blank(kind: np.dtype) -> float:
+def _blank(kind: np.dtype) -> Any:
     return -1 if kind.kind == "i" else np.nan
 
 
@@ -341,7 +334,7 @@ def _read_model(store: Store, part: _Part, m: int, others: set[str], *, is_large
     attrs = {**first.about["attrs"], "data": state.settings["data"], "device": ", ".join(sorted(devices))}
     variables = {name: dict(v) for name, v in first.about["variables"].items() if name not in others}
     coords = {name: c for name, c in first.about["coords"].items() if name not in others}
-    model = _Model(state.cell, attrs, variables, coords, by_layer={}, reasons={})
+    model = _Model(attrs, variables, coords, by_layer={}, reasons={})
     joined = {name: np.array([of_block[name] for of_block in states]) for name in STATES}
     _join_states(model, first.about, joined, pair_sum, n=state.samples_done)
     return model
@@ -476,11 +469,15 @@ def _dataset(part: _Part, samples: Mapping[str, xr.Variable]) -> xr.Dataset:
     models = [part.models[m] for m in range(len(part.states))]
     first = models[0]
     place_of = {name: place for place, name in enumerate(samples["sample"].values.tolist())}
-    places = np.array([place_of[name] for name in part.coordinate("sample")])
+    places = [place_of[name] for name in part.coordinate("sample")]
+    all_places = list(place_of.values())
     variables = {}
     for name, variable in first.variables.items():
         if name in part.arrays:
-            array = _at(len(place_of), places, part.arrays[name])
+            array = part.arrays[name]
+            if places != all_places:
+                own = xr.DataArray(array, {"sample": places}, variable["dims"])
+                array = own.reindex(sample=all_places, fill_value=_blank(array.dtype)).data
         else:
             array = np.stack([model.by_layer[name] for model in models])
         attrs = _agreed([model.variables[name]["attrs"] for model in models])
@@ -491,29 +488,13 @@ def _dataset(part: _Part, samples: Mapping[str, xr.Variable]) -> xr.Dataset:
             continue
         values = coord["values"]
         if name == "model":
-            values = [model.cell.model for model in models]
+            values = [state.cell.model for state in part.states]
         elif "model" in coord["dims"]:
             values = []
             for model in models:
                 values += model.coords[name]["values"]
         coords[name] = (coord["dims"], _array_of(values), coord["attrs"])
     return xr.Dataset(variables, coords, _agreed([model.attrs for model in models]))
-
-
-def _at(n: int, places: np.ndarray, array: Any) -> Any:
-    """An array (…, sample) at these places of n, with NaN, or −1, at the others."""
-    if n == len(places) and (places == np.arange(n)).all():
-        return array
-    if isinstance(array, np.ndarray):
-        wide = np.full((*array.shape[:-1], n), _blank(array.dtype), array.dtype)
-        wide[..., places] = array
-        return wide
-    import dask.array as da
-
-    blank = da.full((*array.shape[:-1], 1), _blank(array.dtype), dtype=array.dtype)
-    come_from = np.full(n, len(places))
-    come_from[places] = np.arange(len(places))
-    return da.concatenate([array, blank], axis=-1)[..., come_from]
 
 
 def _agreed(several: Sequence[dict]) -> dict:
@@ -557,17 +538,12 @@ def _columns(states: Iterable[State]) -> dict[str, tuple]:
         own = {"recipe": state.cell.model, "seed": 0, "changes": ""}
         rows.append(own | state.settings["about"])
         known |= state.settings["about"].keys()
-    columns = {}
-    for name in rows[0]:
-        if name in known:
-            columns[name] = [row[name] for row in rows]
-    changes = columns.pop("changes", None)
-    if changes is not None:
+    ways: dict[str, set] = {}
+    for row in rows:
+        ways.setdefault(row["recipe"], set()).add(row["changes"])
+    for row in rows:
         # seeds of one recipe that was trained in several ways are no replicates of each other
-        ways: dict[str, set] = {}
-        for recipe, change in zip(columns["recipe"], changes, strict=True):
-            ways.setdefault(recipe, set()).add(change)
-        for i, (recipe, change) in enumerate(zip(columns["recipe"], changes, strict=True)):
-            if len(ways[recipe]) > 1:
-                columns["recipe"][i] = f"{recipe} {change}".strip()
+        if len(ways[row["recipe"]]) > 1:
+            row["recipe"] = f"{row['recipe']} {row['changes']}".strip()
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name in known - {"changes"}}
     return {name: ("model", _array_of(values)) for name, values in columns.items()}

@@ -48,10 +48,16 @@ def untrained(model: str | nn.Module) -> lab_models.Loaded:
     return lab_models.load(model, weights=False) if isinstance(model, str) else lab_models.Loaded(model)
 
 
+def size_in(data: str) -> int | None:
+    """The size that a spec of images says, which goes over the model's own."""
+    return specs.parse(data, lab_images.OPTIONS)[1].get("size")
+
+
 def shape_of_images(loaded: lab_models.Loaded, data: str) -> tuple[int, ...] | None:
     """(C, H, W) of the images as the model gets them; None where that takes an image and the first ones cannot be read."""
-    if loaded.channels is not None and loaded.size is not None:
-        return loaded.channels, loaded.size, loaded.size
+    size = size_in(data) or loaded.size
+    if loaded.channels is not None and size is not None:
+        return loaded.channels, size, size
     images = lab_images.load(data, size=loaded.size, channels=loaded.channels)
     for i in range(min(FEW, len(images))):
         with suppress(ValueError, OSError):  # an image that cannot be read costs itself alone
@@ -62,10 +68,9 @@ def shape_of_images(loaded: lab_models.Loaded, data: str) -> tuple[int, ...] | N
 def reasons_against(
     model: str | nn.Module, sizes: Mapping[str, int], options: Sequence[Options]
 ) -> dict[tuple[str, str], str]:
-    """Why a model cannot be measured on data sets of so many images under groups, by data set and group; costs no weights.
+    """Why a model cannot be measured on data sets of so many images, by data set and group; costs two images of noise.
 
-    The model with random weights is given two images of noise, which finds its head, layers, layouts and output, and whether
-    the group can act. What a model throws that is no ValueError is its own matter, and is reported when it is measured.
+    What a model throws that is no ValueError is its own matter, and is reported when it is measured.
     """
     reasons = {}
     try:
@@ -73,7 +78,7 @@ def reasons_against(
     except (Exception, SystemExit) as error:
         of_all = str(error) if isinstance(error, ValueError) else ""
         return {(data, one.action.group.name): of_all for data in sizes for one in options if of_all}
-    reason_of_shape: dict[tuple, str] = {}
+    known: dict[tuple, str] = {}
     for data, n in sizes.items():
         try:
             lab_images.load(data, **loaded.wants)
@@ -85,30 +90,21 @@ def reasons_against(
             continue
         for one in options:
             images, group = Noise(n, shape), one.action.group.name
-            reason = _too_few(images, one)
-            if not reason and (shape, group) not in reason_of_shape:
-                reason_of_shape[shape, group] = _unfit(loaded, images, workers.options_for(one, loaded))
-            reason = reason or reason_of_shape[shape, group]
-            if reason:
-                reasons[data, group] = reason
+            if (images, group) not in known:
+                known[images, group] = _reason_against(loaded, images, one)
+            if known[images, group]:
+                reasons[data, group] = known[images, group]
     return reasons
 
 
-def _too_few(images: Noise, options: Options) -> str:
-    """Why there are too few images for a null or a matching of channels; empty where there are not."""
+def _reason_against(loaded: lab_models.Loaded, images: Noise, options: Options) -> str:
+    """Why a model cannot be measured on so many images, by all that `measure` does before the first; empty where it can."""
+    options = replace(workers.options_for(options, loaded), device="cpu")
     try:
-        samples.open_stream(images, seed=options.seed, order=options.action.group.order, null=options.null)
+        stream = samples.open_stream(images, seed=options.seed, order=options.action.group.order, null=options.null)
         if any(metric.action is matched for metric in options.metrics):
             samples.open_halves(images, seed=options.seed)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _unfit(loaded: lab_models.Loaded, images: Noise, options: Options) -> str:
-    """Why a model cannot be measured as asked, by all that `measure` does before the first image; empty where it can."""
-    try:
-        with run.prepared(loaded.model, samples.open_stream(images), replace(options, device="cpu")):
+        with run.prepared(loaded.model, stream, options):
             return ""
     except ValueError as error:
         return str(error)
@@ -117,34 +113,19 @@ def _unfit(loaded: lab_models.Loaded, images: Noise, options: Options) -> str:
 
 
 def count(data: str) -> int:
-    """How many images a spec stands for; those that are not on this machine by the spec's `n`.
-
-    Raises
-    ------
-    ValueError
-        The images are not here and the spec does not say how many they are.
-
-    Examples
-    --------
-    >>> count("digits/test?n=20"), count("hub:owner/name/validation?n=50000")
-    (20, 50000)
-    """
+    """How many images a spec stands for; those that are not on this machine by the spec's `n`, ValueError without one."""
     name, told = specs.parse(data, lab_images.OPTIONS)
-    here = not name.startswith("hub:")
     try:
-        if here:
-            lab_images.load(name)
+        if name.startswith("hub:"):
+            raise ValueError(
+                f"how many images {name} holds is known once it is fetched; to plan before that, write {name}?n=…"
+            )
+        lab_images.load(name)
     except ValueError:
-        if "n" not in told:
-            raise
-        here = False
-    if here:
-        return len(lab_images.load(data))
-    if "n" not in told:
-        raise ValueError(
-            f"how many images {name} holds is known once it is fetched; to plan before that, write {name}?n=…"
-        )
-    return told["n"]
+        if "n" in told:
+            return told["n"]
+        raise
+    return len(lab_images.load(data))
 
 
 def cost(model: str | nn.Module, data: str, options: Options) -> tuple[float, int]:

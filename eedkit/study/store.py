@@ -12,6 +12,7 @@ What is there is done, so that a process may be killed at any moment. Knows file
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -130,15 +131,7 @@ class Store:
         return Folder(self.address)
 
     def read(self) -> Contents:
-        """Everything that is there, from one listing.
-
-        Raises
-        ------
-        StoreError
-            The folder is no study's, cannot be read, or a file that says what there should be is damaged.
-        SchemaError
-            It was written with another schema.
-        """
+        """Everything that is there, from one listing; StoreError or SchemaError where it is no store or cannot be read."""
         files = self.folder.files()
         names_by_path: dict[str, list[str]] = {}
         for file in files:
@@ -327,10 +320,14 @@ class Store:
 
     def block(self, state: State, number: int) -> Block:
         """A block that is done; DamageError where no file of it is whole and of this cell, these images and these settings."""
+        return self._first_own(state, number)[1]
+
+    def _first_own(self, state: State, number: int) -> tuple[str, Block]:
+        """Of a block's files the first that is its own, and what it holds."""
         problems = []
         for file in state.done[number]:
             try:
-                return self._own_block(state, number, file)
+                return file, self._own_block(state, number, file)
             except DamageError as error:
                 problems.append(error)
         raise problems[0]
@@ -365,26 +362,18 @@ class Store:
         for state in states:
             for file in state.leftovers:
                 self.folder.remove(file)
-            for number in [number for number, files in state.done.items() if len(files) > 1]:
-                self._keep_one(state, number)
-
-    def _keep_one(self, state: State, number: int) -> None:
-        for file in state.done[number]:
-            try:
-                self._own_block(state, number, file)
-            except DamageError:
-                continue
-            for other in state.done[number]:
-                if other != file:
-                    self.folder.remove(other)
-            state.done[number] = [file]
-            return
+            for number, files in state.done.items():
+                if len(files) == 1:
+                    continue
+                with suppress(DamageError):  # none of them is its own, which is said when it is read
+                    own, _ = self._first_own(state, number)
+                    for other in files:
+                        if other != own:
+                            self.folder.remove(other)
+                    state.done[number] = [own]
 
     def repair(self, cells: Sequence[Cell], groups: Mapping[str, str]) -> list[str]:
-        """Remove damaged files, and blocks of something else than their place says; promise these cells again.
-
-        Gives the names of the files that were removed.
-        """
+        """Remove damaged files, and blocks of something else than their place says; promise these cells. Gives what went."""
         removed = []
         kept = []
         for file in self.folder.files():
@@ -418,11 +407,13 @@ def _kept(store: Store, file: str) -> Block:
 
 def unlike(first: Block, now: Block) -> str:
     """In what two blocks differ that cannot be of one cell; empty where they can."""
-    for what, there, here in (
-        ("weights", first.about["coords"]["weights"]["values"], now.about["coords"]["weights"]["values"]),
-        ("layers", first.about["coords"]["layer"]["values"], now.about["coords"]["layer"]["values"]),
-        ("variables", set(first.about["variables"]), set(now.about["variables"])),
-    ):
+    compared = {
+        "weights": lambda about: about["coords"]["weights"]["values"],
+        "layers": lambda about: about["coords"]["layer"]["values"],
+        "variables": lambda about: set(about["variables"]),
+    }
+    for what, of in compared.items():
+        there, here = of(first.about), of(now.about)
         if there != here:
             return f"other {what} than the first: {there} there, {here} here"
     return ""

@@ -226,8 +226,8 @@ class Study:
         model, data = self._models[cell.model], self._data[cell.data]
         options = self._options_by_group[cell.group]
         n = state.samples or plan.count(data)
-        # what a forward pass costs follows from the model, and for a module from the size of the images
-        key = cell.model, cell.group, data if isinstance(model, nn.Module) else ""
+        # what a forward pass costs follows from the model and the size of the images, which a module does not say
+        key = cell.model, cell.group, data if isinstance(model, nn.Module) else plan.size_in(data)
         if key not in costs:
             costs[key] = plan.cost(model, data, options)
         seconds, size = costs[key]
@@ -376,7 +376,7 @@ class Study:
                 "version": f"{schema.SCHEMA}.{probe.VERSION}",
                 "about": lab_models.resolve(model).about if isinstance(model, str) else {},
             }
-            asked.append(_Asked(state, options, settings, sources[cell.model], checksum, n))
+            asked.append(_Asked(state, options, settings, sources[cell.model], checksum))
         return asked
 
     def _metric_names(self, metrics: Sequence[Any]) -> list[str]:
@@ -394,7 +394,7 @@ class Study:
         reasons = []
         for model in dict.fromkeys(one.cell.model for one in asked):
             of_model = [one for one in asked if one.cell.model == model]
-            sizes = {self._data[one.cell.data]: one.n for one in of_model}
+            sizes = {self._data[one.cell.data]: one.settings["images"] for one in of_model}
             options = {one.cell.group: one.options for one in of_model}
             against = plan.reasons_against(self._models[model], sizes, list(options.values()))
             for one in of_model:
@@ -411,7 +411,7 @@ class Study:
         works, doubtful = [], []
         for one in asked:
             cell, before = one.cell, one.state
-            state = self._store.begin(before, one.settings, self.bounds(one.n, one.options))
+            state = self._store.begin(before, one.settings, self.bounds(one.settings["images"], one.options))
             model = self._models[cell.model]
             for block, places in enumerate(state.bounds):
                 if block in state.done:
@@ -436,19 +436,14 @@ class Study:
         """Compute the blocks here, after the networks that are missing are trained, or on a cluster."""
         modules = {name: model for name, model in self._models.items() if isinstance(model, nn.Module)}
         if dask is None:
-            self._train(works, progress=progress)
+            missing = recipes.untrained(lab_models.resolve(work.model).trained_by for work in works if work.model)
+            with bar(len(missing), "training", "network", show=progress) as shown:
+                for _ in recipes.train_all(missing):
+                    shown.update()
         outcomes = computing.here(works, modules) if dask is None else computing.on_cluster(dask, works, modules)
         with bar(len(works), "study", "block", show=progress) as shown:
             for work, outcome in outcomes:
                 shown.set_postfix_str(printable(f"{outcome} {work.cell}"), refresh=False)
-                shown.update()
-
-    def _train(self, works: Sequence[Work], *, progress: bool) -> None:
-        """Train the networks that are needed and not cached, several at once."""
-        specs = dict.fromkeys(work.model for work in works if work.model)
-        missing = recipes.untrained(lab_models.resolve(spec).trained_by for spec in specs)
-        with bar(len(missing), "training", "network", show=progress) as shown:
-            for _ in recipes.train_all(missing):
                 shown.update()
 
     def bounds(self, n: int, options: Options) -> list[tuple[int, int]]:
@@ -465,14 +460,13 @@ class Study:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A cell as a study asks for it: how it is measured, the checksums of weights and images, and how many these are."""
+    """A cell as a study asks for it: how it is measured, and the checksums of weights and images."""
 
     state: State
     options: Options
     settings: dict[str, Any]
     source: str
     images: str
-    n: int
 
     @property
     def cell(self) -> Cell:

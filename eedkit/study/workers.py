@@ -100,16 +100,14 @@ def compute_packed(work: bytes, module: bytes | None) -> tuple[str, str]:
 
 def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[tuple[Work, str]]:
     """Every block in this process, in order, with what became of it; those that another process is at come last."""
-    left = []
+    left = list(works)
     try:
-        for work in works:
+        for work in left:  # which grows
             outcome = compute(work, modules.get(work.cell.model))
             if outcome == BUSY:
                 left.append(replace(work, share=False))
             else:
                 yield work, outcome
-        for work in left:
-            yield work, compute(work, modules.get(work.cell.model))
     finally:
         forget()
 
@@ -126,13 +124,6 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
 
     Blocks that another process is at, and those whose workers ended before they began them, are sent again when all others
     are done, as long as there are fewer of them each time. A block that ends its workers is left for the next run.
-
-    Raises
-    ------
-    StoreError
-        The store cannot be written.
-    ConnectionError
-        The scheduler is gone, or somebody cancelled the tasks; no block fails by that.
     """
     from distributed import KilledWorker, as_completed
 
@@ -146,7 +137,9 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
             store.fail(store.state(work.cell), work.block, unsendable[work.cell.model])
             yield work, BROKEN
     left = [work for work in works if work.cell.model not in unsendable]
-    sent = {name: _sent(client, module) for name, module in packed.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        sent = {name: client.submit(tasks.unchanged, module, pure=False) for name, module in packed.items()}
     while left:
         works_of = _submitted(client, left, sent, resources)
         again = []
@@ -155,13 +148,17 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
                 work = works_of.pop(future)
                 error = None if future.cancelled() else future.exception()
                 if future.cancelled() or (error is not None and not isinstance(error, KilledWorker)):
-                    raise _lost(client, error)
+                    reason = f" ({type(error).__name__}: {error})" if error else ""
+                    raise ConnectionError(
+                        f"the Dask scheduler at {client.scheduler.address if client.scheduler else 'its address'} is gone, or "
+                        f"the tasks were cancelled{reason}. What is done stays; run again, which goes on from there"
+                    )
                 outcome, why = (BUSY, "") if error is not None else future.result()
                 if outcome == UNUSABLE:
                     raise StoreError(why)
                 if outcome != BUSY:
                     yield work, outcome
-                elif error is None or not _was_begun(work):
+                elif error is None or work.block not in Store(work.store).state(work.cell).deaths:
                     again.append(replace(work, share=False))
         finally:
             with suppress(Exception):  # a scheduler that is gone has nothing to cancel
@@ -192,27 +189,6 @@ def _submitted(
             first.setdefault(name, future)
         works_of[future] = work
     return works_of
-
-
-def _lost(client: "Client", error: BaseException | None) -> ConnectionError:
-    """What to tell where tasks did not come back."""
-    reason = f" ({type(error).__name__}: {error})" if error else ""
-    return ConnectionError(
-        f"the Dask scheduler at {client.scheduler.address if client.scheduler else 'its address'} is gone, or the tasks were "
-        f"cancelled{reason}. What is done stays; run again, which goes on from there"
-    )
-
-
-def _was_begun(work: Work) -> bool:
-    """Whether a process ended at a block; if not, workers that were to do it ended for the sake of others."""
-    return work.block in Store(work.store).state(work.cell).deaths
-
-
-def _sent(client: "Client", module: bytes) -> "Future":
-    """A module on a worker."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sending large graph")
-        return client.submit(tasks.unchanged, module, pure=False)
 
 
 def _packed(modules: Mapping[str, nn.Module]) -> tuple[dict[str, bytes], dict[str, str]]:

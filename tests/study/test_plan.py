@@ -148,6 +148,8 @@ def test_a_model_is_tried_without_weights_on_images_of_its_size(make, nothing_is
     against = plan.reasons_against(TRAINED, {"digits/test": 397, "letters/test": 3}, options)
     assert list(against) == [("digits/test", "shift4"), ("letters/test", "C4"), ("letters/test", "shift4")]
     assert "need a height divisible by 4, got 17" in against["digits/test", "shift4"]
+    # a size in the spec goes over the model's
+    assert plan.reasons_against(TRAINED, {"digits/test?size=16": 397}, options) == {}
 
     class Fails(nn.Module):
         def forward(self, x):

@@ -40,10 +40,6 @@ def kinds(store):
     return [name.rpartition("/")[2].split(".")[0] for name in store.folder.files()]
 
 
-def fail(store, cell, number, reason):
-    store.fail(store.state(cell), number, reason)
-
-
 # --- files
 
 
@@ -180,8 +176,8 @@ def test_a_begun_cell_keeps_its_settings_and_bounds(store, cell):
 
 def test_each_block_is_what_its_files_say(store, cell, dead):
     write(store, cell, 0)
-    fail(store, cell, 1, "first")
-    fail(store, cell, 1, "x" * 5_000_000)
+    for reason in ("first", "x" * 5_000_000):
+        store.fail(store.state(cell), 1, reason)
     assert statuses(store, cell) == [DONE, FAILED, MISSING]
     assert store.read().states[cell].reasons == {1: "x" * 5_000_000}
     claim = store.claim(cell, 1)

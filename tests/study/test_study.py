@@ -125,7 +125,6 @@ UNFIT = [
     ({"groups": ["C4", "shift4"]}, "C4|need a height divisible by 4, got 17"),
     ({"device": "cuda"}, "device 'cuda' is not available here"),
     ({"data": ["digits/test?n=3"]}, "another image, which needs 4 images"),
-    ({"data": ["digits/test?size=9"]}, "size is 9 in 'digits/test.size=9' but 17"),
     ({"data": ["digits/test?channels=3"]}, "channels is 3 in"),
     ({"groups": ["rgb"]}, "rgb permutes 3 colour channels, got images of 1"),
     ({"layers": "nope.*"}, r"no layer whose whole name matches 'nope\.\*'"),
