@@ -105,11 +105,18 @@ class Folder:
             raise self._unreadable(error, error.filename or self.address) from error
 
     def _walk(self, path: str, depth: int) -> Iterator[str]:
-        """The files below a path; a link that leads back to its own folder ends at the depth of our files."""
+        """The files below a path; a link that leads back to its own folder ends at the depth of our files.
+
+        Folders inside that cannot be read may be anybody's: whether one is ours is for `refuse_unreadable`.
+        """
         try:
             with os.scandir(os.path.join(self.address, path)) as scan:
-                entries = [(entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith(".")]
+                entries = [(entry.name, _is_folder(entry)) for entry in scan if not entry.name.startswith(".")]
         except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError:
+            if not path:
+                raise
             return
         for name, is_folder in entries:
             inside = f"{path}/{name}" if path else name
@@ -117,6 +124,18 @@ class Folder:
                 yield inside
             elif depth < DEPTH:
                 yield from self._walk(inside, depth + 1)
+
+    def refuse_unreadable(self, path: str) -> None:
+        """StoreError where a folder on the way to this path is there and cannot be read."""
+        folder = self.address
+        for name in path.split("/") if self._remote is None else ():
+            folder = os.path.join(folder, name)
+            try:
+                os.scandir(folder).close()
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            except OSError as error:
+                raise self._unreadable(error, error.filename or folder) from error
 
     def _unreadable(self, error: OSError, what: str) -> StoreError:
         return StoreError(
@@ -198,3 +217,11 @@ class Folder:
                 written = partial.stat().st_mtime
                 if not is_alive(partial.name.split(".", 2)[2].removesuffix(".partial"), written):
                     partial.unlink()
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

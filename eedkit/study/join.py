@@ -402,9 +402,8 @@ def _blocks_when_used(store: Store, part: _Part) -> Any:
     """An array (model, block) of the blocks, each read when it is used, once for all variables that are computed together."""
     import dask.array as da
 
-    files = [{number: state.done[number][0] for number in state.done} for state in part.states]
-    read = _Read(store, files, [(number, slot.stop - slot.start) for number, slot in part.slots.items()])
-    chunks = ((1,) * len(files), (1,) * len(part.slots))
+    read = _Read(store, part.states, [(number, slot.stop - slot.start) for number, slot in part.slots.items()])
+    chunks = ((1,) * len(part.states), (1,) * len(part.slots))
     # a name of its own, since Dask would make one from the names of all files
     name = f"blocks-{uuid.uuid4().hex}"
     return da.map_blocks(read, name=name, chunks=chunks, dtype=object, meta=np.empty((0, 0), object))
@@ -415,14 +414,14 @@ class _Read:
     """Gives a block of a model as a chunk of one element; where it is not done, how many samples it has."""
 
     store: Store
-    files: list[dict[int, str]]
+    states: list[State]
     numbers: list[tuple[int, int]]
 
     def __call__(self, block_id: tuple[int, int]) -> np.ndarray:
         number, size = self.numbers[block_id[1]]
-        file = self.files[block_id[0]].get(number)
+        state = self.states[block_id[0]]
         chunk = np.empty((1, 1), object)
-        chunk[0, 0] = size if file is None else Block.from_bytes(self.store.folder.read(file), file)
+        chunk[0, 0] = self.store.block(state, number) if number in state.done else size
         return chunk
 
 

@@ -155,6 +155,8 @@ class Store:
             link = None if names else self.folder.dangling_link(cell.path)
             if link is not None:
                 raise StoreError(f"{link} is a link to something that is not there; bring it back or remove the link")
+            if not names:
+                self.folder.refuse_unreadable(cell.path)
             self._read_cell(state, names)
         return contents
 
@@ -226,6 +228,9 @@ class Store:
             for files in state.done.values():
                 state.leftovers += files
             state.done, state.flawed = {}, set()
+        for block in [block for block in state.done if block >= len(state.bounds)]:  # renamed: no place has its number
+            state.leftovers += state.done.pop(block)
+            state.flawed.discard(block)
         for files_by_block in (state.failures, state.claims):
             for block in [block for block in files_by_block if block in state.done]:
                 state.leftovers += files_by_block.pop(block)

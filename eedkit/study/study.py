@@ -30,6 +30,7 @@ from eedkit.probe.metrics import Metric
 from eedkit.probe.samples import chain_length
 from eedkit.progress import bar
 from eedkit.results import schema
+from eedkit.results.doubts import doubts
 from eedkit.study import plan
 from eedkit.study import workers as computing
 from eedkit.study.blocks import PAIR_SUM
@@ -299,7 +300,22 @@ class Study:
         _warn_of_failures(_status(states, store))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
-            return join(str(self.store), states)
+            results = join(str(self.store), states)
+        for doubt in self._doubts(results):
+            warnings.warn(doubt, stacklevel=2)
+        return results
+
+    def _doubts(self, results: xr.Dataset | xr.DataTree) -> list[str]:
+        """Why models may not have been able to read their images; nothing of networks that are random by their recipe."""
+        trained = []
+        for name, model in self._models.items():
+            about = lab_models.resolve(model).about if isinstance(model, str) else {}
+            if about.get("recipe") != "random":
+                trained.append(name)
+        found = []
+        for ds in [results] if isinstance(results, xr.Dataset) else [leaf.to_dataset() for leaf in results.leaves]:
+            found += doubts(ds.sel(model=[name for name in ds.model.values if name in trained]))
+        return list(dict.fromkeys(found))
 
     @cached_property
     def _options_by_group(self) -> dict[str, Options]:

@@ -3,6 +3,7 @@
 Knows models, images and the store; not which blocks belong to a study. A process keeps two models, and `KEPT` bytes of decoded images.
 """
 
+import json
 import logging
 import pickle
 import sys
@@ -306,7 +307,7 @@ def _measured(work: Work, module: nn.Module | None) -> Block:
     # labels also of the images that cannot be read
     own = labels[read_order(len(images), options.seed)[start:stop]]
     names = class_names(images)
-    attrs = {"class_names": names} if names else {}
+    attrs = {"class_names": json.dumps(names, ensure_ascii=False)} if names else {}
     return Block.of(values.assign_coords(label=("sample", own, attrs)), states)
 
 

@@ -1,6 +1,7 @@
 """`ek.measure` by specs: the images that a model really sees, by every route, and doubts where it cannot read them."""
 
 import json
+
 import numpy as np
 import pandas as pd
 import pytest

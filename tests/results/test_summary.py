@@ -1,6 +1,7 @@
 """Averages, intervals, calibration and joins, on Datasets made by hand whose answers are known."""
 
 import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -490,7 +491,10 @@ def test_accuracy_is_of_the_unmoved_images_that_have_a_label(predicted):
         (lambda ds: labelled(ds, np.full(200, 0.5)), "the labels are names or fractions"),
         (lambda ds: labelled(ds, np.arange(200) % 3), "the labels run from 0 to 2, the model's classes from 0 to 1"),
         (lambda ds: labelled(ds, np.arange(200) % 2 - 2), "the labels run from -2 to -2"),
-        (lambda ds: labelled(ds, ds.label.values, class_names=json.dumps(["a"] * 12)), "of 12 classes, the model's scores of 2"),
+        (
+            lambda ds: labelled(ds, ds.label.values, class_names=json.dumps(["a"] * 12)),
+            "of 12 classes, the model's scores of 2",
+        ),
         (lambda ds: labelled(ds, np.full(200, -1)), "no image has both a label and a prediction"),
         (lambda ds: ds.sel(element=["r180"]), "the identity 'e' is not among the elements"),
     ],

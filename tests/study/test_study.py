@@ -515,3 +515,11 @@ def test_a_training_that_fails_costs_its_own_cells(make, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="the loss is no number"):
         found = study.run(progress=False)
     assert found.model.values.tolist() == list(study.models)[:1]
+
+
+def test_a_study_warns_of_models_that_may_not_read_their_images(make):
+    models = ["torchvision:squeezenet1_1?seed=0&size=33", MODELS[0]]
+    study = make(models=models, data=["digits/test?n=24"], groups=["flip"], metrics=["latent"])
+    with pytest.warns(UserWarning, match="squeezenet1_1.* for 24 of 24 images: it may be unable to read") as caught:
+        study.run(progress=False)
+    assert not [warning for warning in caught if MODELS[0] in str(warning.message)]
