@@ -127,6 +127,7 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
     are done, as long as there are fewer of them each time. A block that ends its workers is left for the next run.
     """
     from distributed import KilledWorker, as_completed
+    from distributed.comm.core import CommClosedError
 
     client.wait_for_workers(1)
     infos = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -149,11 +150,7 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
                 work = works_of.pop(future)
                 error = None if future.cancelled() else future.exception()
                 if future.cancelled() or (error is not None and not isinstance(error, KilledWorker)):
-                    reason = f" ({type(error).__name__}: {error})" if error else ""
-                    raise ConnectionError(
-                        f"the Dask scheduler at {client.scheduler.address if client.scheduler else 'its address'} is gone, or "
-                        f"the tasks were cancelled{reason}. What is done stays; run again, which goes on from there"
-                    )
+                    raise _lost(client, error)
                 outcome, why = (BUSY, "") if error is not None else future.result()
                 if outcome == UNUSABLE:
                     raise StoreError(why)
@@ -161,10 +158,21 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
                     yield work, outcome
                 elif error is None or work.block not in Store(work.store).state(work.cell).deaths:
                     again.append(replace(work, share=False))
+        except CommClosedError as error:
+            raise _lost(client, error) from error
         finally:
             with suppress(Exception):  # a scheduler that is gone has nothing to cancel
                 client.cancel(list(works_of))
         left = again if len(again) < len(left) or any(work.share for work in left) else []
+
+
+def _lost(client: "Client", error: BaseException | None) -> ConnectionError:
+    address = client.scheduler.address if client.scheduler else "its address"
+    reason = f" ({type(error).__name__}: {error})" if error else ""
+    return ConnectionError(
+        f"the Dask scheduler at {address} is gone, or the tasks were cancelled{reason}. What is done stays; run again, which "
+        "goes on from there"
+    )
 
 
 def _submitted(

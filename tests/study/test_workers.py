@@ -13,11 +13,15 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import dask
+import distributed
 import psutil
 import pytest
 import torch
+from distributed.comm.core import CommClosedError
 from PIL import Image
 from torch import nn
 
@@ -433,3 +437,15 @@ def test_models_are_loaded_once_and_images_decoded_once_while_there_is_room(make
     make(models=MODELS, groups=["C4"]).run(progress=False)
     assert len(decoded) == times
     assert loads == MODELS
+
+
+def test_a_connection_that_is_lost_between_two_blocks_is_the_schedulers(monkeypatch):
+    def closed(_futures):
+        raise CommClosedError("in <TCP (closed)>: Stream is closed")
+
+    monkeypatch.setattr(distributed, "as_completed", closed)
+    monkeypatch.setattr(workers, "_submitted", lambda *_: {})
+    client = MagicMock(scheduler=SimpleNamespace(address="tcp://there"), scheduler_info=lambda **_: {"workers": {}})
+    work = SimpleNamespace(cell=SimpleNamespace(model="m"))
+    with pytest.raises(ConnectionError, match=r"scheduler at tcp://there is gone, .*CommClosedError.* run again"):
+        list(workers.on_cluster(client, [work], {}))
