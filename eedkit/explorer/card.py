@@ -192,9 +192,9 @@ def _measured(one: xr.Dataset) -> Section:
         f"at {len(layers)} layers and the head's input."
     )
     preprocessing = one.attrs.get("preprocessing") or "not known; the images were taken as they were given"
-    return Section(
-        "What was measured", (said, f"Preprocessing: {preprocessing}.", *(f"{doubt}." for doubt in doubts(one)))
-    )
+    sentences = [said, f"Preprocessing: {preprocessing}."]
+    sentences += [f"{doubt}." for doubt in doubts(one)]
+    return Section("What was measured", tuple(sentences))
 
 
 def _how_invariant(one: xr.Dataset, table: pd.DataFrame) -> Section:

@@ -417,14 +417,17 @@ def _values(
     """
     if metric.name in reasons:
         return None
-    tensors = [tensor for one in given for tensor in (vars(one).values() if isinstance(one, ChannelSums) else [one])]
-    versions = [tensor._version for tensor in tensors if isinstance(tensor, Tensor)]
+    tensors: list[Tensor] = []
+    for one in given:
+        parts = vars(one).values() if isinstance(one, ChannelSums) else [one]
+        tensors += [part for part in parts if isinstance(part, Tensor)]
+    versions = [tensor._version for tensor in tensors]
     try:
         values = between(*given)
     except Undefined as why:
         reasons[metric.name] = str(why)
         return None
-    if versions != [tensor._version for tensor in tensors if isinstance(tensor, Tensor)]:
+    if versions != [tensor._version for tensor in tensors]:
         raise TypeError(f"{metric.name}: the distance {metric.distance.name} must write to new tensors only")
     _check_values(metric, values, shape)
     return values

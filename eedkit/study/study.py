@@ -258,7 +258,7 @@ class Study:
     ) -> xr.Dataset | xr.DataTree:
         """Compute what is missing or failed before, and give back everything that is done: `eedkit.open` of this study's cells.
 
-        May be killed at any moment and run again; several processes may run it at once and share the work. What cannot be
+        Can be killed and resumed; several processes may run it at once and share the work. What cannot be
         measured as asked is refused before anything is trained. What a model or an image throws is recorded (`status`), and
         the rest goes on. Blocks at which processes ended are tried last.
 
