@@ -388,14 +388,14 @@ def test_figures_of_a_study_by_data_set_and_group(done, tmp_path):
     result = run("figures", done.parent / "a", "--out", tmp_path, "--format", "svg", "--format", "pdf")
     assert (result.exit_code, result.stderr) == (0, "")
     stems = {file.relative_to(tmp_path).with_suffix("").as_posix() for file in tmp_path.rglob("*.*")}
-    whats = ["depth_profile_latent", "relative_profile_channelwise", "calibration_softmax", "class_heatmap_softmax_js"]
+    whats = ["depth_profile_latent", "depth_profile_channelwise", "calibration_softmax", "class_heatmap_softmax_js"]
     assert {f"digits-test-n-20-{group}/{what}" for group in ("C4", "D4") for what in whats} < stems
-    assert len(stems) == 16
+    assert len(stems) == 12
     assert {file.suffix for file in tmp_path.rglob("*.*")} == {".svg", ".pdf"}
     assert [Path(line).relative_to(tmp_path).as_posix() in stems for line in result.stdout.splitlines()[:-1]] == [
         True
-    ] * 16
-    assert result.stdout.splitlines()[-1] == "32 files, as svg, pdf"
+    ] * 12
+    assert result.stdout.splitlines()[-1] == "24 files, as svg, pdf"
 
 
 def test_figures_of_one_group_stand_in_the_folder_itself(done, tmp_path):
@@ -405,7 +405,7 @@ def test_figures_of_one_group_stand_in_the_folder_itself(done, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert (tmp_path / "orbit_rose_latent.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Choice:
     layer: str
     element: str = ALL
     label: Any = ALL
-    relative: bool = False
+    relative: bool = True
 
 
 def first_choice(results: xr.Dataset) -> Choice:
@@ -45,14 +45,16 @@ def first_choice(results: xr.Dataset) -> Choice:
     >>> import torch, eedkit as ek
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> first_choice(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))
-    Choice(metric='latent', models=('Sequential',), layer='latent', element='all', label='all', relative=False)
+    Choice(metric='latent', models=('Sequential',), layer='latent', element='all', label='all', relative=True)
     """
     metrics = schema.metrics_of(results)
     layers = results.layer.values.tolist() if "layer" in results.dims else [""]
+    metric = "latent" if "latent" in metrics else metrics[0]
     return Choice(
-        metric="latent" if "latent" in metrics else metrics[0],
+        metric=metric,
         models=tuple(results.model.values.tolist()[:FEW]),
         layer="latent" if "latent" in layers else layers[-1],
+        relative=f"{metric}_null" in results,
     )
 
 
@@ -151,7 +153,8 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
 
     places = _places(results)
     title, first = next(iter(places.items()))
-    display(plots.depth_profile(_sliced(first, first_choice(first)), metric=first_choice(first).metric))
+    start = first_choice(first)
+    display(plots.depth_profile(_sliced(first, start), metric=start.metric, relative=start.relative))
     where = widgets.Dropdown(options=list(places), value=title, description="results")
     below = widgets.VBox()
 
@@ -177,7 +180,7 @@ def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywid
         "layer": widgets.Dropdown(options=layers, value=start.layer),
         "element": widgets.Dropdown(options=[ALL, *results.element.values.tolist()], value=ALL),
         "label": widgets.Dropdown(options=labels, value=ALL),
-        "relative": widgets.Checkbox(value=False, description="relative depth profile"),
+        "relative": widgets.Checkbox(value=start.relative, description="relative depth profile"),
     }
     for name, control in controls.items():
         control.description = control.description or ("class" if name == "label" else name)

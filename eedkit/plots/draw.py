@@ -51,8 +51,8 @@ def draw(
 ) -> list[Path]:
     """Draw what there is to see in results and write it under `out`; the paths of all files, in order.
 
-    `<data>-<group>/<what>_<metric>.<format>` for a tree, `<what>_<metric>.<format>` for one Dataset: depth profiles and
-    relative ones per layer metric; calibration, rose and class heatmap for the latent layer and the output. More than ten
+    `<data>-<group>/<what>_<metric>.<format>` for a tree, `<what>_<metric>.<format>` for one Dataset: depth profiles
+    per layer metric, relative where there is a null; calibration, rose and class heatmap for the latent layer and the output. More than ten
     models go on in `<what>_<metric>-2` and so on. What cannot be drawn is left out, with a warning that says why.
 
     Parameters
@@ -123,10 +123,8 @@ def _wanted(ds: xr.Dataset) -> Iterator[_Wanted]:
     metrics = schema.metrics_of(ds)
     for metric in metrics:
         if "layer" in ds[metric].dims:
-            where = "Where in the network is it equivariant?"
-            yield _Wanted("depth_profile", where, metric, figures.depth_profile)
-            if f"{metric}_null" in ds:
-                yield _Wanted("relative_profile", where, metric, partial(figures.depth_profile, relative=True))
+            profile = partial(figures.depth_profile, relative=f"{metric}_null" in ds)
+            yield _Wanted("depth_profile", "Where in the network is it equivariant?", metric, profile)
     latent = next((metric for metric in metrics if metric.startswith("latent")), None)
     output = next((metric for metric in metrics if "layer" not in ds[metric].dims), None)
     for metric in filter(None, (latent, output)):

@@ -23,79 +23,96 @@ from eedkit.results.summary import summarise
 
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
+EXACT = 1e-5
+"""Deviations under this part of their null are rounding errors."""
 BINS = 20
 """Of a histogram."""
+_VALUES = {"relative": "relative EED", "estimate": "EED"}
 
 
 def depth_profile(
     results: xr.Dataset | xr.DataTree | pd.DataFrame,
     *,
-    metric: str = "channelwise",
-    relative: bool = False,
+    metric: str | Sequence[str] = "channelwise",
+    relative: bool = True,
     by: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """EED of one metric by depth: one line per model, or per recipe with a 95 % band over its seeds.
+    """Relative EED by depth: one line per model, or per recipe with a 95 % band over its seeds; a panel per metric.
 
-    Without seeds the band is the interval over images, that of `summarise`. Data sets and groups have a panel each. Class
-    tokens, which lie beside the maps, are left out. Where the group interpolates, a dotted line shows the round trip
-    m(f(g⁻¹gx), f(x)), which bounds from above what interpolation adds to the deviation.
+    0 is perfectly equivariant, at 1 a transformed copy is as far away as a different image. Without seeds the band is the
+    interval over images, that of `summarise`. Data sets and groups have a panel each. Class tokens, which lie beside the maps,
+    are left out. Where the group interpolates, a dotted line shows the round trip m(f(g⁻¹gx), f(x)), which bounds from above
+    what interpolation adds to the deviation.
 
     Parameters
     ----------
     results : Dataset, a tree of them, or a table of `summarise`
-    relative : draw the relative value of `summarise` instead of E: 0 is perfectly equivariant, at 1 a transformed copy is as far
-        away as a different image
+    metric : one, or several on one scale
+    relative : False draws E itself
     by : coordinate of `model` to group by; None takes `recipe` when there is one
     """
     table, by = _table(results, by)
+    metrics = [metric] if isinstance(metric, str) else list(metric)
     value = "relative" if relative else "estimate"
-    rows = table[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
-    if rows.empty:
-        known = table[table[value].notna()].metric.unique()
-        raise ValueError(unknown(f"metric with {value} values", metric, known) + _why(table, metric))
-    best = rows.best.min()
-    lowest = 0.0 if relative else best
-    highest = np.inf if relative else _attribute(results, metric, "upper", np.inf)
-    looks = style.looks(rows[by])
-    parts = _parts(rows)
-    question = f"Where in the network is it equivariant? {_title(results, metric)}"
-    with style.panels(len(parts), title or question) as (fig, axes):
-        for ax, (name, part) in zip(axes, parts.items(), strict=True):
-            for kind, look in looks.items():
-                of_layers = part[part[by] == kind].groupby("layer")
-                points = sorted(_point(of_layer, value) for _, of_layer in of_layers)
-                if not points:
-                    continue
-                x, mid, low, high = np.array(points).T
-                low = np.clip(low, lowest, highest)
-                high = np.clip(high, lowest, highest)
-                ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
-                ax.plot(x, mid, **look, label=style.literal(kind))
-            if not relative and rows.best.nunique() == 1:
-                ax.axhline(best, color="0.5", linewidth=0.8, zorder=0.5)
-            if "round_trip" in part and part.round_trip.notna().any():
-                _draw_round_trip(ax, part, relative)
-            ax.set_title(name)
+    drawn = table[table.metric.isin(metrics) & table[value].notna() & ~table.layer.str.endswith("[class]")]
+    for name in metrics:
+        if name not in set(drawn.metric):
+            known = table[table[value].notna()].metric.unique()
+            mend = "; relative=False draws E itself" if relative and name in set(table.metric) else ""
+            raise ValueError(unknown(f"metric with {value} values", name, known) + _why(table, name) + mend)
+    looks = style.looks(drawn[by])
+    panels = []
+    for name in metrics:
+        for part_name, part in _parts(drawn[drawn.metric == name]).items():
+            titles = [part_name] if len(metrics) == 1 else [style.literal(name.replace("_", " ")), part_name]
+            panels.append((" · ".join(filter(None, titles)), name, part))
+    question = f"Where in the network is it equivariant? {_title(results, metrics[0])}"
+    at_most = 2 if len(panels) == 4 else 3
+    with style.panels(len(panels), title or question, at_most=at_most, shared=relative) as (fig, axes):
+        for ax, (panel_title, name, part) in zip(axes, panels, strict=True):
+            highest = np.inf if relative else _attribute(results, name, "upper", np.inf)
+            _draw_profile(ax, part, by, looks, relative, highest)
+            ax.set_title(panel_title)
             ax.set_xlim(0, 1)
             ax.set_xlabel("depth (0 input, 1 output)")
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel(_label(results, name, relative) if len(metrics) == 1 else _VALUES[value])
         if relative:
             style.relative_scale(axes[0])
-        for ax in axes:
-            if ax.get_subplotspec().is_first_col():
-                ax.set_ylabel(_label(results, metric, relative))
-        note = _replicates(rows, by, "relative_low" if relative else "low")
+        note = _replicates(drawn, by, "relative_low" if relative else "low")
         if relative:
             note = f"0: perfectly equivariant, 1: as far away as a different image; {note}"
-        elif rows.best.nunique() == 1:
-            note = f"grey line: perfectly equivariant ({best:g}); {note}"
-        if "round_trip" in rows and rows.round_trip.notna().any():
+        elif drawn.best.nunique() == 1:
+            note = f"grey line: perfectly equivariant ({drawn.best.iloc[0]:g}); {note}"
+        if "round_trip" in drawn and drawn.round_trip.notna().any():
             note += "; dotted: round trip, the most that interpolation can add"
         absent = [style.literal(kind) for kind in dict.fromkeys(table[by]) if kind not in looks]
         if absent:
             note += f"; no {value} value: {', '.join(absent)}"
         style.finish(fig, style.entries(looks), note)
     return fig
+
+
+def _draw_profile(ax: Axes, part: pd.DataFrame, by: str, looks: dict, relative: bool, highest: float) -> None:
+    """One metric's lines and bands, with the value of a perfectly equivariant network."""
+    value = "relative" if relative else "estimate"
+    best = part.best.min()
+    lowest = 0.0 if relative else best
+    for kind, look in looks.items():
+        of_layers = part[part[by] == kind].groupby("layer")
+        points = sorted(_point(of_layer, value) for _, of_layer in of_layers)
+        if not points:
+            continue
+        x, mid, low, high = np.array(points).T
+        low = np.clip(low, lowest, highest)
+        high = np.clip(high, lowest, highest)
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        ax.plot(x, mid, **look, label=style.literal(kind))
+    if not relative and part.best.nunique() == 1:
+        ax.axhline(best, color="0.5", linewidth=0.8, zorder=0.5)
+    if "round_trip" in part and part.round_trip.notna().any():
+        _draw_round_trip(ax, part, relative)
 
 
 def _draw_round_trip(ax: Axes, part: pd.DataFrame, relative: bool) -> None:
@@ -323,12 +340,14 @@ def calibration(
         there = ", ".join(f"{m} at {at}" for m, at in known) or "none"
         raise ValueError(f"no {metric} with a null at {layer}; there is {there}{_why(table, metric)}")
     gaps = (rows.null - rows.best).clip(lower=FLOOR)
-    values = (rows.estimate - rows.best).clip(lower=FLOOR)
-    rows = rows.assign(gap=gaps, value=values)
+    values = rows.estimate - rows.best
+    is_exact = values <= EXACT * gaps
     left = gaps.min() / 2
     right = gaps.max() * 2
-    bottom = min(values.min(), 0.001) / 2
+    # exact networks stand on the lower edge, or their rounding errors would take most of the axis
+    bottom = values[~is_exact].min() / 3 if not is_exact.all() else left / 1000
     top = max(values.max(), right) * 2
+    rows = rows.assign(gap=gaps, value=values.mask(is_exact, bottom))
     looks = style.looks(rows[by])
     parts = _parts(rows)
     with style.panels(len(parts), title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, axes):
@@ -342,14 +361,16 @@ def calibration(
                     ax.annotate(f"{level:g}", (right, ratio * right), ha="right", va="bottom", color="0.45", fontsize=7)
             for kind, look in looks.items():
                 ours = part[part[by] == kind]
-                ax.plot(ours.gap, ours.value, linestyle="", alpha=0.85, **look, label=style.literal(kind))
+                ax.plot(
+                    ours.gap, ours.value, linestyle="", alpha=0.85, clip_on=False, **look, label=style.literal(kind)
+                )
             ax.set_xlim(left, right)
             ax.set_ylim(bottom, top)
             style.log_scale(ax, "x")
             style.log_scale(ax, "y")
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(f"{_label(results, metric, False)} − best value")
-        exact = f"; points at {FLOOR:g}: exact up to rounding" if values.min() <= FLOOR else ""
+        exact = "; on the lower edge: exactly equivariant, up to rounding" if is_exact.any() else ""
         note = f"null: how far apart other images are; grey diagonals: relative value; on 1 a transformed copy is as far away as a different image{exact}"
         style.finish(fig, style.entries(looks, linestyle=""), note)
     return fig

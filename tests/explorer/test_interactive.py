@@ -65,7 +65,7 @@ def test_every_control_changes_what_is_shown(results, images, name, value):
 def test_relative_changes_the_depth_profile_alone(results):
     widget = ek.explore(results)
     before = shown(widget)
-    control(widget, "relative depth profile").value = True
+    control(widget, "relative depth profile").value = False
     changed = [a != b for a, b in zip(before, shown(widget), strict=True)]
     assert changed == [True, False, False, False]
 

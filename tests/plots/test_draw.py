@@ -13,9 +13,7 @@ from eedkit.plots import draw, figures, style
 METRICS = ("channelwise", "latent", "softmax", "softmax_js")
 ALL = [
     "depth_profile_channelwise",
-    "relative_profile_channelwise",
     "depth_profile_latent",
-    "relative_profile_latent",
     "calibration_latent",
     "calibration_softmax",
     "orbit_rose_latent",
@@ -150,7 +148,7 @@ def test_more_models_than_can_be_told_apart_go_on_in_further_figures(tmp_path, l
 def test_heatmaps_of_labelled_images_alone(tmp_path, labels, there):
     files = draw.draw(measured(["m"], labels=labels)[0], tmp_path, formats=["png"])
     assert any(file.stem.startswith("class_heatmap") for file in files) == there
-    assert len(files) == 7 + there
+    assert len(files) == 5 + there
 
 
 def test_no_heatmap_of_too_many_classes(tmp_path, monkeypatch, results):
@@ -158,9 +156,9 @@ def test_no_heatmap_of_too_many_classes(tmp_path, monkeypatch, results):
     assert {file.stem for file in draw.draw(results, tmp_path, formats=["png"])} == set(ALL[:-1])
 
 
-def test_without_a_null_there_is_no_calibration_and_no_relative_profile(tmp_path):
+def test_without_a_null_there_is_no_calibration_and_profiles_are_raw(tmp_path):
     files = draw.draw(measured(["m"], null=False)[0], tmp_path, formats=["png"])
-    assert {file.stem for file in files} == {n for n in ALL if "relative" not in n and "calibration" not in n}
+    assert {file.stem for file in files} == {n for n in ALL if "calibration" not in n}
 
 
 def test_what_cannot_be_drawn_is_left_out_with_its_reason(results, tmp_path):
@@ -168,17 +166,17 @@ def test_what_cannot_be_drawn_is_left_out_with_its_reason(results, tmp_path):
     undefined["channelwise"] = undefined.channelwise * np.nan
     with pytest.warns(UserWarning, match="no .* for C4") as said:
         files = draw.draw(undefined, tmp_path, formats=["png"])
-    assert {file.stem for file in files} == set(ALL) - {"depth_profile_channelwise", "relative_profile_channelwise"}
+    assert {file.stem for file in files} == set(ALL) - {"depth_profile_channelwise"}
     messages = [str(one.message) for one in said]
-    assert len(messages) == 2
-    assert messages[0].startswith("no depth_profile_channelwise for C4: no metric with estimate values 'channelwise'")
+    assert len(messages) == 1
+    assert messages[0].startswith("no depth_profile_channelwise for C4: no metric with relative values 'channelwise'")
 
 
 def test_titles_say_data_set_and_group(results, tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(style, "save", lambda fig, *_: titles.append(fig.get_suptitle()))
     draw.draw(xr.DataTree.from_dict({"digits/test/C4": results, "b/C4": results}), tmp_path, formats=["png"])
-    assert sorted(title.split("\n")[1] for title in titles) == ["b · C4"] * 8 + ["digits/test · C4"] * 8
+    assert sorted(title.split("\n")[1] for title in titles) == ["b · C4"] * 6 + ["digits/test · C4"] * 6
     assert "(channelwise negative cosine)" in titles[0]
 
 

@@ -93,7 +93,7 @@ def test_depth_profile_of_single_models_has_the_band_of_the_table(results):
 
 def test_a_single_chain_has_no_band_of_relative_values_and_says_so(results):
     one = results.isel(model=[0], sample=results.chain == 1).drop_vars(["recipe", "seed"])
-    figure = plots.depth_profile(one, metric="latent", relative=True)
+    figure = plots.depth_profile(one, metric="latent")
     assert note(figure).endswith("no intervals; 8 images")
     assert not any(len(c.get_paths()) for c in figure.axes[0].collections)
 
@@ -101,7 +101,7 @@ def test_a_single_chain_has_no_band_of_relative_values_and_says_so(results):
 def test_depth_profile_leaves_out_class_tokens(results):
     table = ek.summarise(results)
     token = table[(table.metric == "latent") & (table.layer == "latent")].assign(layer="latent[class]", estimate=9.0)
-    figure = plots.depth_profile(pd.concat([table, token]), metric="latent")
+    figure = plots.depth_profile(pd.concat([table, token]), metric="latent", relative=False)
     assert max(max(line.get_ydata()) for line in figure.axes[0].lines) < 1
 
 
@@ -110,7 +110,7 @@ def test_models_blind_to_images_have_no_relative_value(results):
     flat = table[(table.recipe == "dim") & (table.metric == "latent")]
     assert flat.relative.isna().all()
     assert flat.reason.str.contains("within rounding").all()
-    figure = plots.depth_profile(table, metric="latent", relative=True)
+    figure = plots.depth_profile(table, metric="latent")
     assert legend(figure) == ["plain"]
 
 
@@ -176,7 +176,7 @@ def test_unknown_names_are_answered_with_near_ones(results):
         plots.orbit_rose(results, metric="latents")
     with pytest.raises(ValueError, match="no layer"):
         plots.class_heatmap(results, layer="conv9")
-    with pytest.raises(ValueError, match="no metric with estimate values 'channel'"):
+    with pytest.raises(ValueError, match="no metric with relative values 'channel'"):
         plots.depth_profile(results, metric="channel")
     with pytest.raises(ValueError, match="no coordinate along model 'kind'"):
         plots.orbit_rose(results, by="kind")
@@ -236,13 +236,13 @@ def test_layers_of_equal_depth_stay_two_points(results):
     figure = plots.depth_profile(table, metric="latent")
     _, y = drawn(figure, style.KNOWN["plain"][0])
     rows = table[(table.metric == "latent") & (table.recipe == "plain")]
-    assert sorted(y) == pytest.approx(sorted(rows.groupby("layer").estimate.mean()))
+    assert sorted(y) == pytest.approx(sorted(rows.groupby("layer").relative.mean()))
 
 
 def test_models_without_a_relative_value_are_named_below_the_figure(results):
     table = ek.summarise(results)
     table.loc[table.recipe == "dim", "relative"] = np.nan
-    figure = plots.depth_profile(table, metric="latent", relative=True)
+    figure = plots.depth_profile(table, metric="latent")
     assert note(figure).endswith("no relative value: dim")
 
 
@@ -293,7 +293,7 @@ def test_models_are_shown_by_their_names_as_they_are(results, odd_names, drawn_t
 def test_a_model_without_value_is_named_as_it_is(results, drawn_texts):
     table = ek.summarise(results.assign_coords(recipe=("model", ["a", "a", r"$\frac$", r"$\frac$"])))
     table.loc[table.recipe == r"$\frac$", "relative"] = np.nan
-    texts = drawn_texts(plots.depth_profile(table, metric="latent", relative=True))
+    texts = drawn_texts(plots.depth_profile(table, metric="latent"))
     assert any(text.endswith(r"$\frac$") for text in texts)
 
 
@@ -307,10 +307,10 @@ def test_elements_and_classes_are_shown_as_they_are(results, odd_names, drawn_te
 def test_metrics_and_units_are_shown_as_they_are(results, drawn_texts):
     results = results.copy()
     results["latent"] = results.latent.assign_attrs(long_name=r"$\frac$", units=r"$\sqrt$")
-    texts = drawn_texts(plots.depth_profile(results, metric="latent"))
+    texts = drawn_texts(plots.depth_profile(results, metric="latent", relative=False))
     assert {r"Where in the network is it equivariant? ($\frac$)", r"EED (latent), $\sqrt$"} <= texts
     table = ek.summarise(results).replace({"metric": {"latent": r"$\frac$"}})
-    assert r"relative EED ($\frac$)" in drawn_texts(plots.depth_profile(table, metric=r"$\frac$", relative=True))
+    assert r"relative EED ($\frac$)" in drawn_texts(plots.depth_profile(table, metric=r"$\frac$"))
 
 
 @pytest.fixture
@@ -389,10 +389,10 @@ def test_a_histogram_shows_the_shares_of_images(results):
 
 
 def test_relative_profiles_show_0_and_1_and_raw_ones_the_best_value(results):
-    low, high = plots.depth_profile(results, metric="latent", relative=True).axes[0].get_ylim()
+    low, high = plots.depth_profile(results, metric="latent").axes[0].get_ylim()
     assert low < 0
     assert high > 1
-    (ax,) = plots.depth_profile(results, metric="latent").axes
+    (ax,) = plots.depth_profile(results, metric="latent", relative=False).axes
     assert any(set(line.get_ydata()) == {-1.0} for line in ax.lines)
     assert ax.get_ylim()[0] <= -1
 
@@ -401,7 +401,7 @@ def test_bands_end_at_the_best_value(results):
     table = ek.summarise(results)
     chosen = (table.metric == "latent") & (table.recipe == "plain")
     table.loc[chosen, "estimate"] = np.where(table[chosen].model == "plain/0", -0.99, -0.4)
-    band = plots.depth_profile(table, metric="latent").axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    band = plots.depth_profile(table, metric="latent", relative=False).axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == -1
 
 
@@ -418,6 +418,29 @@ def test_groups_and_data_sets_have_a_panel_each(results):
     np.testing.assert_allclose(of_panel, expected)
     second = [line for line in of_tree.axes[1].lines if line.get_label() == "plain"]
     assert len(second) == 1
+
+
+def test_several_metrics_have_a_panel_each_on_one_scale(results):
+    table = ek.summarise(results)
+    figure = plots.depth_profile(table, metric=["channelwise", "latent"])
+    assert [ax.get_title() for ax in figure.axes] == ["channelwise", "latent"]
+    for ax in figure.axes:
+        rows = table[(table.metric == ax.get_title()) & (table.recipe == "plain")].dropna(subset="relative")
+        line = next(line for line in ax.lines if line.get_label() == "plain")
+        np.testing.assert_allclose(line.get_ydata(), rows.groupby("depth").relative.mean())
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+def test_exact_networks_do_not_squeeze_a_calibration(results):
+    table = ek.summarise(results)
+    exact = table[table.recipe == "plain"].assign(recipe="exact", model="exact")
+    exact["estimate"] = exact.best + 1e-9
+    (alone,) = plots.calibration(table, metric="latent").axes
+    (ax,) = plots.calibration(pd.concat([table, exact]), metric="latent").axes
+    bottom, _ = ax.get_ylim()
+    assert bottom == alone.get_ylim()[0]
+    points = next(line for line in ax.lines if line.get_label() == "exact")
+    assert set(points.get_ydata()) == {bottom}
 
 
 def test_the_round_trip_is_dotted_in_the_units_of_the_figure(results):

@@ -108,7 +108,7 @@ def dose_rows():
 
 
 FIGURES = {
-    "depth": lambda ds: plots.depth_profile(ds, metric="latent", relative=True),
+    "depth": lambda ds: plots.depth_profile(ds, metric="latent"),
     "rose": plots.orbit_rose,
     "histogram": plots.histogram,
     "classes": plots.class_heatmap,
