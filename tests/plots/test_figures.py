@@ -401,7 +401,9 @@ def test_bands_end_at_the_best_value(results):
     table = ek.summarise(results)
     chosen = (table.metric == "latent") & (table.recipe == "plain")
     table.loc[chosen, "estimate"] = np.where(table[chosen].model == "plain/0", -0.99, -0.4)
-    band = plots.depth_profile(table, metric="latent", relative=False).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    band = (
+        plots.depth_profile(table, metric="latent", relative=False).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    )
     assert band.min() == -1
 
 
