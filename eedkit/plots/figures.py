@@ -25,6 +25,10 @@ FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
 EXACT = 1e-5
 """Deviations under this part of their null are rounding errors."""
+LINE = 0.12
+"""Inches that a layer's name takes beside the next."""
+LONGEST_NAME = 16
+"""Characters of a layer's name that an axis has room for."""
 BINS = 20
 """Of a histogram."""
 _VALUES = {"relative": "relative EED", "estimate": "EED"}
@@ -37,6 +41,7 @@ def depth_profile(
     relative: bool = True,
     by: str | None = None,
     title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Relative EED by depth: one line per model, or per recipe with a 95 % band over its seeds; a panel per metric.
 
@@ -51,6 +56,8 @@ def depth_profile(
     metric : one, or several on one scale
     relative : False draws E itself
     by : coordinate of `model` to group by; None takes `recipe` when there is one
+    title : None asks the figure's question, "" leaves it out
+    ax : axes of your own, for one panel
     """
     table, by = _table(results, by)
     metrics = [metric] if isinstance(metric, str) else list(metric)
@@ -69,13 +76,12 @@ def depth_profile(
             panels.append((" · ".join(filter(None, titles)), name, part))
     question = f"Where in the network is it equivariant? {_title(results, metrics[0])}"
     at_most = 2 if len(panels) == 4 else 3
-    with style.panels(len(panels), title or question, at_most=at_most, shared=relative) as (fig, axes):
+    with style.panels(len(panels), title, question=question, ax=ax, at_most=at_most, shared=relative) as (fig, axes):
         for ax, (panel_title, name, part) in zip(axes, panels, strict=True):
             highest = np.inf if relative else _attribute(results, name, "upper", np.inf)
             _draw_profile(ax, part, by, looks, relative, highest)
             ax.set_title(panel_title)
-            ax.set_xlim(0, 1)
-            ax.set_xlabel("depth (0 input, 1 output)")
+            _name_layers(ax, part)
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(_label(results, name, relative) if len(metrics) == 1 else _VALUES[value])
         if relative:
@@ -91,7 +97,7 @@ def depth_profile(
         if absent:
             note += f"; no {value} value: {', '.join(absent)}"
         style.finish(fig, style.entries(looks), note)
-    return fig
+    return fig.figure
 
 
 def _draw_profile(ax: Axes, part: pd.DataFrame, by: str, looks: dict, relative: bool, highest: float) -> None:
@@ -115,6 +121,20 @@ def _draw_profile(ax: Axes, part: pd.DataFrame, by: str, looks: dict, relative: 
         _draw_round_trip(ax, part, relative)
 
 
+def _name_layers(ax: Axes, part: pd.DataFrame) -> None:
+    """The layers' names where they have room, each at its depth."""
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("depth (0 input, 1 output)")
+    depths = part.groupby("layer").depth.agg(["min", "max"]).sort_values("min")
+    is_one_network = (depths["min"] == depths["max"]).all()
+    width_in_inches = ax.get_position().width * ax.figure.get_figwidth()
+    has_room = np.diff(depths["min"]).min(initial=1) * width_in_inches > LINE
+    if is_one_network and has_room and depths.index.str.len().max() <= LONGEST_NAME:
+        names = [style.literal(name) for name in depths.index]
+        ax.set_xticks(depths["min"], names, rotation=40, ha="right", rotation_mode="anchor")
+        ax.set_xlabel("layer, at its depth")
+
+
 def _draw_round_trip(ax: Axes, part: pd.DataFrame, relative: bool) -> None:
     """What moving images there and back costs at each layer, in the units of the figure."""
     round_trip = part.round_trip
@@ -132,6 +152,7 @@ def orbit_rose(
     layer: str | None = None,
     by: str | None = None,
     title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Deviation by group element on a polar axis: the angle is the rotation, the radius m(f(gx), g f(x)) − m* of that element.
 
@@ -152,7 +173,7 @@ def orbit_rose(
     best, upper = results[metric].attrs["best"], results[metric].attrs["upper"]
     absent = []
     question = f"Under which element? {_title(results, metric)}"
-    with style.panels(1, title or question, polar=True) as (fig, (ax,)):
+    with style.panels(1, title, question=question, ax=ax, polar=True) as (fig, (ax,)):
         entries = []
         for name, look in style.looks(names).items():
             ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
@@ -182,7 +203,7 @@ def orbit_rose(
         if absent:
             note += f"; no value: {', '.join(absent)}"
         style.finish(fig, entries, note)
-    return fig
+    return fig.figure
 
 
 def histogram(
@@ -192,6 +213,7 @@ def histogram(
     layer: str | None = None,
     by: str | None = None,
     title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """How m(f(gx), g f(x)) − m* is spread over the images: one outline per model (or recipe), and dashed that of the null.
 
@@ -218,7 +240,8 @@ def histogram(
     finite = np.concatenate([values[np.isfinite(values)] for values in both])
     edges = np.histogram_bin_edges(finite, bins=BINS)
     looks = style.looks(names)
-    with style.panels(1, title or f"How is it spread over the images? {_title(results, metric)}") as (fig, (ax,)):
+    question = f"How is it spread over the images? {_title(results, metric)}"
+    with style.panels(1, title, question=question, ax=ax) as (fig, (ax,)):
         for name, look in looks.items():
             ours = np.flatnonzero(names == name)
             shares = _shares(of_images, ours, edges)
@@ -230,7 +253,7 @@ def histogram(
         dashed = "" if nulls is None else "dashed: the null, in which each element acts on another image; "
         note = f"{dashed}{of_images.sizes['sample']} images, means over the elements"
         style.finish(fig, style.entries(looks, marker=""), note)
-    return fig
+    return fig.figure
 
 
 def _shares(values: xr.DataArray, models: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -274,9 +297,9 @@ def class_heatmap(
     with style.theme(grid=False):
         across = min(len(kinds), style.across(4))
         down = -(-len(kinds) // across)
-        fig = style.blank(
-            0.8 + (0.6 + 0.22 * len(labels)) * down, title or f"On which classes? {_title(results, metric)}"
-        )
+        question = f"On which classes? {_title(results, metric)}"
+        height = 0.8 + (0.6 + 0.22 * len(labels)) * down
+        fig = style.blank(height, question if title is None else title)
         grid = fig.subplots(down, across, sharey=True, squeeze=False)
         axes = grid.ravel()[: len(kinds)].tolist()
         for ax in grid.ravel()[len(kinds) :]:
@@ -312,7 +335,7 @@ def _numbered(panels: Sequence[xr.DataArray], n: int) -> bool:
     """Whether the cells of so many panels have room for their numbers."""
     values = np.concatenate([panel.values.ravel() for panel in panels])
     longest = max(len(_cell_text(value)) for value in values)
-    room = 64 * style.inches() / style.inches(2) / min(n, style.across(4))
+    room = 64 * style.inches() / style.WIDTHS["page"] / min(n, style.across(4))
     return panels[0].sizes["label"] <= 12 and panels[0].sizes["element"] * (longest + 1) <= room
 
 
@@ -323,6 +346,7 @@ def calibration(
     layer: str | None = None,
     by: str | None = None,
     title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Is it invariance, or insensitivity? E − m* against the null gap E_null − m*, on logarithmic axes *[ours]*.
 
@@ -350,7 +374,8 @@ def calibration(
     rows = rows.assign(gap=gaps, value=values.mask(is_exact, bottom))
     looks = style.looks(rows[by])
     parts = _parts(rows)
-    with style.panels(len(parts), title or f"Invariance, or insensitivity? {_title(results, metric)}") as (fig, axes):
+    question = f"Invariance, or insensitivity? {_title(results, metric)}"
+    with style.panels(len(parts), title, question=question, ax=ax) as (fig, axes):
         for ax, (name, part) in zip(axes, parts.items(), strict=True):
             ax.set_title(name)
             ax.set_xlabel("null − best value")
@@ -373,7 +398,7 @@ def calibration(
         exact = "; on the lower edge: exactly equivariant, up to rounding" if is_exact.any() else ""
         note = f"null: how far apart other images are; grey diagonals: relative value; on 1 a transformed copy is as far away as a different image{exact}"
         style.finish(fig, style.entries(looks, linestyle=""), note)
-    return fig
+    return fig.figure
 
 
 def _parts(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -258,7 +258,7 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | Non
     """
     rows = rows[rows.decided_by == ""]
     parts = dict(list(rows.groupby("conclusion", sort=False)))
-    characters = int(18 + 5 * style.inches())
+    characters = int(15 + 5 * style.inches())
     names = {}
     heights = []
     for kind, part in parts.items():

@@ -25,10 +25,10 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from eedkit.errors import printable, unknown
 from eedkit.plots.alt import alt_text
 
-WIDTHS = {1: 3.5, 2: 7.2}
-"""Inches of one and of two columns of a paper."""
-SIZES = {1: 8.0, 2: 9.0}
-"""Points of the text in them."""
+WIDTHS = {"column": 3.5, "neurips": 5.5, "page": 7.2}
+"""Inches of one column of a two-column paper, of NeurIPS' single one, and of both columns."""
+NARROW = 5.0
+"""Inches under which figures have smaller text, fewer panels in a row, and their legends below."""
 COLOURS = sns.color_palette("colorblind").as_hex()
 """Any two can be told apart, also by readers with deuteranopia (ΔE ≥ 10)."""
 MARKERS = "osD^vP*<>XphdH"
@@ -53,45 +53,45 @@ FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
 """What `save` can write, with what is left out of each so that a figure is the same bytes every time."""
 DESCRIPTIONS = {"png": "Description", "svg": "Description", "pdf": "Subject"}
 """Where each keeps the words that say what is seen."""
-_columns: ContextVar[int] = ContextVar("columns", default=2)
+_width: ContextVar[float] = ContextVar("width", default=WIDTHS["page"])
 
 
 @contextmanager
-def width(*, columns: int) -> Iterator[None]:
-    """Figures that are made within it are as wide as one or two columns of a paper.
+def width(of: str) -> Iterator[None]:
+    """Figures that are made within it are as wide as a paper's column or page.
 
     Parameters
     ----------
-    columns : 1 or 2
-        Figures are 3.5 or 7.2 inches wide; outside this context they are 7.2.
+    of : "column", "neurips" or "page"
+        3.5, 5.5 or 7.2 inches; outside this context figures are as wide as the page.
 
     Raises
     ------
     ValueError
-        Another number of columns.
+        Another name.
 
     Examples
     --------
     >>> import pandas as pd, eedkit as ek
     >>> table = pd.DataFrame({"recipe": ["plain"], "accuracy": [0.9], "relative": [0.5]})
-    >>> with ek.plots.width(columns=1):
+    >>> with ek.plots.width("column"):
     ...     figure = ek.plots.cloud(table, x="accuracy", y="relative")
     >>> float(figure.get_figwidth())
     3.5
     """
-    if columns not in WIDTHS:
-        raise ValueError(f"a figure is 1 or 2 columns wide, got {columns!r}")
-    token = _columns.set(columns)
+    if of not in WIDTHS:
+        raise ValueError(unknown("width of a figure", str(of), WIDTHS))
+    token = _width.set(WIDTHS[of])
     try:
         yield
     finally:
-        _columns.reset(token)
+        _width.reset(token)
 
 
 @contextmanager
 def theme(*, grid: bool = True) -> Iterator[None]:
     """Fonts, lines and colours of everything that is drawn within it."""
-    size = SIZES[_columns.get()]
+    size = text_size()
     sizes = {
         "font.size": size,
         "figure.titlesize": size + 2,
@@ -112,9 +112,31 @@ def theme(*, grid: bool = True) -> Iterator[None]:
 
 @contextmanager
 def panels(
-    n: int, title: str, *, at_most: int = 3, shared: bool = True, polar: bool = False
-) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of n axes, on one scale or each on its own, so many at most beside each other."""
+    n: int,
+    title: str | None,
+    *,
+    question: str = "",
+    ax: Axes | None = None,
+    at_most: int = 3,
+    shared: bool = True,
+    polar: bool = False,
+) -> Iterator[tuple[Figure | Axes, list[Axes]]]:
+    """A figure of n axes, on one scale or each on its own, so many at most beside each other; or the user's own axes.
+
+    The title is the question where it is None, and nothing where it is ""; on the user's axes there is none unless it is given.
+    """
+    if ax is not None:
+        if n != 1:
+            raise ValueError(f"ax= takes one panel, and there are {n}: select one metric, one group and one data set")
+        if polar != (ax.name == "polar"):
+            raise ValueError(
+                f"expected {'polar' if polar else 'plain'} axes, got {ax.name} ones: plt.subplots(subplot_kw=…)"
+            )
+        ax.set_title(title or "")
+        with theme():
+            yield ax, [ax]
+        return
+    title = question if title is None else title
     columns = min(n, across(at_most))
     rows = -(-n // columns)
     height = 2.0 * rows + 0.6
@@ -132,14 +154,19 @@ def panels(
         yield fig, axes[:n]
 
 
-def inches(columns: int | None = None) -> float:
-    """How wide a figure is, here or in so many columns of a paper."""
-    return WIDTHS[columns or _columns.get()]
+def inches() -> float:
+    """How wide a figure is."""
+    return _width.get()
+
+
+def text_size() -> float:
+    """Points of a figure's text."""
+    return 8.0 if inches() < NARROW else 9.0
 
 
 def across(at_most: int, *, narrow: int = 2) -> int:
     """How many panels stand beside each other at most, and how many in one column of a paper."""
-    return at_most if _columns.get() == 2 else min(at_most, narrow)
+    return min(at_most, narrow) if inches() < NARROW else at_most
 
 
 def blank(height: float, title: str) -> Figure:
@@ -147,7 +174,7 @@ def blank(height: float, title: str) -> Figure:
 
     Jupyter shows it where it is the value of a cell, and not a second time because pyplot holds it.
     """
-    size = SIZES[_columns.get()]
+    size = text_size()
     lines = _wrapped(title, inches(), size + 2)
     fig = plt.figure(figsize=(inches(), height + _inches(len(lines), size + 2)), layout="constrained")
     plt.close(fig)
@@ -155,13 +182,13 @@ def blank(height: float, title: str) -> Figure:
     return fig
 
 
-def finish(fig: Figure, entries: Sequence[Artist], note: str = "", *, legend_below: bool = False) -> None:
+def finish(fig: Figure | Axes, entries: Sequence[Artist], note: str = "", *, legend_below: bool = False) -> None:
     """The legend beside the axes, in one column of a paper or where asked for below them, and a small line at the bottom.
 
     Parameters
     ----------
-    fig : Figure
-        Of `panels` or `blank`.
+    fig : Figure or Axes
+        Of `panels` or `blank`; the user's own axes get a legend alone.
     entries : sequence of Artist
         What the legend names, each by its label.
     note : str
@@ -169,8 +196,12 @@ def finish(fig: Figure, entries: Sequence[Artist], note: str = "", *, legend_bel
     legend_below : bool
         Put the legend below the axes whatever the width.
     """
-    legend_below = legend_below or _columns.get() == 1
-    size = SIZES[_columns.get()] - 1
+    if isinstance(fig, Axes):
+        if entries:
+            fig.legend(handles=list(entries), frameon=False)
+        return
+    legend_below = legend_below or inches() < NARROW
+    size = text_size() - 1
     lines = _wrapped(note, inches(), size)
     note_height = _inches(len(lines), size)
     legend_height = legend_width = 0.0

@@ -99,7 +99,8 @@ def worst(
             class_names = []
     name = style.literal(one.model.item())
     with style.theme(grid=False):
-        fig = style.blank(3.0 * rows, title or f"Which images does {name} treat most differently when they move?")
+        question = f"Which images does {name} treat most differently when they move?"
+        fig = style.blank(3.0 * rows, question if title is None else title)
         axes = fig.subplots(2 * rows, across, squeeze=False)
         for ax in axes.ravel():
             ax.set_axis_off()

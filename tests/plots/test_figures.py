@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -480,3 +481,42 @@ def test_by_element_image_and_class_the_unmoved_image_is_the_reference(results, 
     assert any(
         not np.array_equal(found, of_metric) for found, of_metric in zip(shown(with_from_x), shown(one), strict=True)
     )
+
+
+@pytest.mark.parametrize("draw", [plots.depth_profile, plots.histogram, plots.calibration, plots.orbit_rose])
+def test_axes_of_ones_own_hold_the_same_lines_and_a_legend(results, draw):
+    polar = {"projection": "polar"} if draw is plots.orbit_rose else {}
+    mine, (left, right) = plt.subplots(1, 2, subplot_kw=polar)
+    plt.close(mine)
+    assert draw(results, metric="latent", ax=right) is mine
+    (ax,) = draw(results, metric="latent").axes
+    for own, other in zip(right.lines, ax.lines, strict=True):
+        np.testing.assert_array_equal(own.get_xydata(), other.get_xydata())
+    assert not left.lines
+    assert right.get_title() == ""
+    assert {text.get_text() for text in right.get_legend().texts} >= {"plain", "dim"}
+
+
+def test_several_panels_do_not_fit_ones_own_axes(results):
+    mine, ax = plt.subplots()
+    plt.close(mine)
+    with pytest.raises(ValueError, match="ax= takes one panel, and there are 2"):
+        plots.depth_profile(results, metric=["latent", "channelwise"], ax=ax)
+    with pytest.raises(ValueError, match="expected polar axes"):
+        plots.orbit_rose(results, ax=ax)
+
+
+def test_a_title_is_the_question_ones_own_or_none(results):
+    titles = [plots.depth_profile(results, title=title).get_suptitle() for title in (None, "", "mine")]
+    assert titles[0].startswith("Where in the network")
+    assert titles[1:] == ["", "mine"]
+
+
+def test_layers_are_named_where_names_have_room(results):
+    (ax,) = plots.depth_profile(results, metric="latent").axes
+    layers = ek.summarise(results).query("metric == 'latent' and model == 'plain/0'")
+    assert [label.get_text() for label in ax.get_xticklabels()] == layers.sort_values("depth").layer.tolist()
+    np.testing.assert_allclose(ax.get_xticks(), np.sort(layers.depth))
+    crowded = ek.summarise(results).assign(depth=lambda table: 0.5 + table.depth / 100)
+    (ax,) = plots.depth_profile(crowded, metric="latent").axes
+    assert "depth (0 input" in ax.get_xlabel()

@@ -135,13 +135,13 @@ def boxes(figure):
     return found, [artist.get_window_extent() for artist in others if getattr(artist, "get_text", lambda: "legend")()]
 
 
-@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("width", style.WIDTHS)
 @pytest.mark.parametrize("name", FIGURES)
-def test_everything_is_readable_inside_and_apart(results, name, columns):
-    with plots.width(columns=columns):
+def test_everything_is_readable_inside_and_apart(results, name, width):
+    with plots.width(width):
         figure = FIGURES[name](results)
     of_axes, others = boxes(figure)
-    assert figure.get_figwidth() == style.WIDTHS[columns]
+    assert figure.get_figwidth() == style.WIDTHS[width]
     for box in (*of_axes, *others):
         assert box.x0 > -1
         assert box.y0 > -1
@@ -157,10 +157,10 @@ def test_everything_is_readable_inside_and_apart(results, name, columns):
 
 
 def test_a_saved_figure_is_as_wide_as_its_column(results, tmp_path):
-    with plots.width(columns=1):
+    with plots.width("column"):
         file = plots.save(plots.orbit_rose(results), tmp_path / "rose", "png")
     assert Image.open(file).width == round(3.5 * 200)
-    with pytest.raises(ValueError, match="a figure is 1 or 2 columns wide, got 3"), plots.width(columns=3):
+    with pytest.raises(ValueError, match="no width of a figure 'nips'"), plots.width("nips"):
         pass
 
 
