@@ -25,9 +25,9 @@ FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
 EXACT = 1e-5
 """Deviations under this part of their null are rounding errors."""
-LINE = 0.12
+LINE = 0.16
 """Inches that a layer's name takes beside the next."""
-LONGEST_NAME = 16
+LONGEST_NAME = 24
 """Characters of a layer's name that an axis has room for."""
 BINS = 20
 """Of a histogram."""
@@ -81,9 +81,9 @@ def depth_profile(
             highest = np.inf if relative else _attribute(results, name, "upper", np.inf)
             _draw_profile(ax, part, by, looks, relative, highest)
             ax.set_title(panel_title)
-            _name_layers(ax, part)
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(_label(results, name, relative) if len(metrics) == 1 else _VALUES[value])
+        _name_layers(axes, drawn)
         if relative:
             style.relative_scale(axes[0])
         note = _replicates(drawn, by, "relative_low" if relative else "low")
@@ -121,18 +121,26 @@ def _draw_profile(ax: Axes, part: pd.DataFrame, by: str, looks: dict, relative: 
         _draw_round_trip(ax, part, relative)
 
 
-def _name_layers(ax: Axes, part: pd.DataFrame) -> None:
-    """The layers' names where they have room, each at its depth."""
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("depth (0 input, 1 output)")
-    depths = part.groupby("layer").depth.agg(["min", "max"]).sort_values("min")
-    is_one_network = (depths["min"] == depths["max"]).all()
-    width_in_inches = ax.get_position().width * ax.figure.get_figwidth()
-    has_room = np.diff(depths["min"]).min(initial=1) * width_in_inches > LINE
-    if is_one_network and has_room and depths.index.str.len().max() <= LONGEST_NAME:
-        names = [style.literal(name) for name in depths.index]
-        ax.set_xticks(depths["min"], names, rotation=40, ha="right", rotation_mode="anchor")
-        ax.set_xlabel("layer, at its depth")
+def _name_layers(axes: Sequence[Axes], rows: pd.DataFrame) -> None:
+    """The layers' names where they have room, each at its depth; two that lie close together share a place."""
+    inches_of_an_axis = axes[0].get_position().width * axes[0].figure.get_figwidth()
+    places: list[tuple[float, list[str]]] = []
+    of_layers = rows.groupby("layer").depth.agg(["min", "max"]).sort_values("min")
+    for layer, depth in of_layers["min"].items():
+        if places and (depth - places[-1][0]) * inches_of_an_axis < LINE:
+            places[-1][1].append(str(layer))
+        else:
+            places.append((depth, [str(layer)]))
+    names = [style.literal(", ".join(layers)) for _, layers in places]
+    is_one_network = (of_layers["min"] == of_layers["max"]).all()
+    has_room = max(len(layers) for _, layers in places) <= 2 and max(map(len, names)) <= LONGEST_NAME
+    for ax in axes:
+        ax.set_xlim(0, 1)
+        ax.set_xlabel("depth (0 input, 1 output)")
+        if is_one_network and has_room:
+            depths = [depth for depth, _ in places]
+            ax.set_xticks(depths, names, rotation=40, ha="right", rotation_mode="anchor")
+            ax.set_xlabel("layer, at its depth")
 
 
 def _draw_round_trip(ax: Axes, part: pd.DataFrame, relative: bool) -> None:

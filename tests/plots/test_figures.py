@@ -513,10 +513,13 @@ def test_a_title_is_the_question_ones_own_or_none(results):
 
 
 def test_layers_are_named_where_names_have_room(results):
-    (ax,) = plots.depth_profile(results, metric="latent").axes
-    layers = ek.summarise(results).query("metric == 'latent' and model == 'plain/0'")
-    assert [label.get_text() for label in ax.get_xticklabels()] == layers.sort_values("depth").layer.tolist()
-    np.testing.assert_allclose(ax.get_xticks(), np.sort(layers.depth))
-    crowded = ek.summarise(results).assign(depth=lambda table: 0.5 + table.depth / 100)
-    (ax,) = plots.depth_profile(crowded, metric="latent").axes
+    table = ek.summarise(results).query("metric == 'latent'")
+    of_layers = table.drop_duplicates("layer").sort_values("depth")
+    spread = table.merge(of_layers.layer.reset_index(drop=True).rename_axis("place").reset_index())
+    (ax,) = plots.depth_profile(spread.assign(depth=(spread.place + 1) / 6), metric="latent").axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == of_layers.layer.tolist()
+    close = spread.assign(depth=(spread.place + 1) / 6 - 0.15 * (spread.place == 1))
+    (ax,) = plots.depth_profile(close, metric="latent").axes
+    assert ax.get_xticklabels()[0].get_text() == ", ".join(of_layers.layer[:2])
+    (ax,) = plots.depth_profile(spread.assign(depth=0.5 + spread.place / 1000), metric="latent").axes
     assert "depth (0 input" in ax.get_xlabel()
