@@ -57,6 +57,7 @@ class GroupConv(nn.Module):
         per_field = 1 if lifts else self.action.group.order
         self.weight = nn.Parameter(torch.empty(fields, fields_in, per_field, size, size))
         nn.init.kaiming_normal_(self.weight.flatten(1, 2), nonlinearity="relu")
+        self.register_buffer("places", self._places(), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
         """(b, fields_in·|G|, H, W), or (b, fields_in, H, W) when lifting -> (b, fields·|G|, H′, W′)."""
@@ -64,15 +65,27 @@ class GroupConv(nn.Module):
 
     def filters(self) -> Tensor:
         """Every filter moved by every element: (fields·|G|, fields_in·|G| or fields_in, size, size)."""
+        moved = self.weight.flatten(1).index_select(1, self.places.flatten())
+        filters = moved.unflatten(1, self.places.shape).flatten(0, 1)
+        if self.action.group.order > 1:
+            return filters
+        filters = filters.permute(0, 3, 1, 2)
+        # one step of training takes .8 of the time with channels last; what is measured has channels first
+        return filters if self.training else filters.contiguous()
+
+    def _places(self) -> Tensor:
+        """Where in a field's weights each number of its moved filters stands: (|G|, fields_in·|G|, size, size); over C1 channels last."""
         group = self.action.group
+        numbers = torch.arange(self.weight[0].numel()).reshape(self.weight[:1].shape)
         moved = []
         for g in range(group.order):
             come_from = [0] if self.lifts else group.products[group.inverses[g]].tolist()
-            moved.append(self.action(g, self.weight[:, :, come_from]))
-        return torch.stack(moved, dim=1).flatten(2, 3).flatten(0, 1)
+            moved.append(self.action(g, numbers[:, :, come_from]))
+        places = torch.cat(moved).flatten(1, 2)
+        return places if group.order > 1 else places.permute(0, 2, 3, 1).contiguous()
 
 
-class FieldNorm(nn.BatchNorm3d):
+class FieldNorm(nn.BatchNorm2d):
     """Batch normalisation with one mean and variance per field, shared by its |G| channels, so that it is equivariant."""
 
     def __init__(self, fields: int, *, order: int) -> None:
@@ -81,7 +94,8 @@ class FieldNorm(nn.BatchNorm3d):
 
     def forward(self, z: Tensor) -> Tensor:
         """(b, fields·|G|, H, W) -> the same shape."""
-        return super().forward(z.unflatten(1, (-1, self.order))).flatten(1, 2)
+        fields = z.unflatten(1, (-1, self.order)).flatten(2, 3)
+        return super().forward(fields).view_as(z)
 
 
 class AntialiasedStride(nn.Sequential):

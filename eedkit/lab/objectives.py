@@ -160,10 +160,45 @@ def _barlow_twins(network: GroupCNN, action: Action, share: float = 1.0) -> Agre
     return Agreement(network, action, head, BarlowTwinsLoss(), share)
 
 
+class Predicted(nn.Module):
+    """How well each projection is predicted from the other, which counts as fixed (Chen & He 2021, eq. 1 to 4); nothing is contrasted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules.heads import SimSiamPredictionHead
+
+        self.predictor = SimSiamPredictionHead(PROJECTION, PROJECTION // 4, PROJECTION)
+        self.likeness = NegativeCosineSimilarity()
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Projections (b, d) of two views -> loss, from −1 (all predicted) to 1."""
+        forth = self.likeness(self.predictor(one), other.detach())
+        back = self.likeness(self.predictor(other), one.detach())
+        return (forth + back) / 2
+
+
+def _simsiam(network: GroupCNN, action: Action, share: float = 1.0) -> Agreement:
+    from lightly.models.modules.heads import SimSiamProjectionHead
+
+    head = SimSiamProjectionHead(network.head.in_features, PROJECTION, PROJECTION)
+    return Agreement(network, action, head, Predicted(), share)
+
+
+def _vicreg(network: GroupCNN, action: Action, share: float = 1.0) -> Agreement:
+    from lightly.loss import VICRegLoss
+    from lightly.models.modules.heads import VICRegProjectionHead
+
+    head = VICRegProjectionHead(network.head.in_features, PROJECTION, PROJECTION)
+    return Agreement(network, action, head, VICRegLoss(), share)
+
+
 OBJECTIVES: dict[str, Callable[[GroupCNN, Action, float], nn.Module]] = {
     "supervised": Supervised,
     "simclr": _simclr,
     "barlow_twins": _barlow_twins,
+    "simsiam": _simsiam,
+    "vicreg": _vicreg,
     "turns": Turns,
 }
 """What a recipe's `method` may be. All but the first leave the labels to a linear probe."""

@@ -32,7 +32,7 @@ from eedkit.lab.objectives import OBJECTIVES, Turns, probe
 from eedkit.lab.weights import seeded
 from eedkit.theory import actions
 
-VERSION = 4
+VERSION = 5
 """Part of every fingerprint: to be raised when the same recipe would come out otherwise."""
 
 
@@ -99,6 +99,10 @@ def recipes(group: str = "C4") -> Mapping[str, Recipe]:
             "simclr_augmented": Recipe(method="simclr", augment=group),
             "barlow_twins": Recipe(method="barlow_twins"),
             "barlow_twins_augmented": Recipe(method="barlow_twins", augment=group),
+            "simsiam": Recipe(method="simsiam"),
+            "simsiam_augmented": Recipe(method="simsiam", augment=group),
+            "vicreg": Recipe(method="vicreg"),
+            "vicreg_augmented": Recipe(method="vicreg", augment=group),
             "turns": Recipe(method="turns", augment=group),
         }
     )
@@ -113,7 +117,7 @@ def check(recipe: Recipe) -> None:
     """
     for data in {recipe.data, recipe.start} - {"", "same"}:
         _check_images(data, recipe.size)
-    if recipe.batch_size == 1 and recipe.method in ("simclr", "barlow_twins"):
+    if recipe.batch_size == 1 and recipe.method not in ("supervised", "turns"):
         raise ValueError(f"{recipe.method} compares the images of a batch, so batch_size must be at least 2, got 1")
     augment = actions.spatial(recipe.augment)
     for element in range(augment.group.order):

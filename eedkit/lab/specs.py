@@ -183,7 +183,7 @@ class Kind:
 RECIPE = {
     "group": Option(str, "of augmentation or convolutions, where the recipe has such; C4 if not given"),
     "augment": Option(str, "group from which training images get random elements; C1 for none"),
-    "method": Option(str, "supervised, simclr, barlow_twins or turns; the last three use no labels"),
+    "method": Option(str, "supervised, or one that uses no labels: simclr, barlow_twins, simsiam, vicreg, turns"),
     "start": Option(str, "images to be trained on first, supervised, before a new head; same for those of data"),
     "epochs": Option(whole, "passes over the training images; 0 leaves the random weights"),
     "data": Option(str, "training images"),
@@ -201,7 +201,7 @@ MODELS = {
     "recipe": Kind(
         "recipe:NAME",
         "a bundled network, trained once: random, plain, augmented, equivariant, from_same, from_letters, from_patches, "
-        "simclr, simclr_augmented, barlow_twins, barlow_twins_augmented, turns",
+        "turns; simclr, barlow_twins, simsiam, vicreg, and each of these with _augmented",
         {"seed": Option(whole, "of weights and training, 0 if not given"), **RECIPE},
     ),
     "torchvision": Kind(

@@ -74,7 +74,7 @@ def fit(
     order = RandomSampler(range(len(x)), generator=torch.Generator().manual_seed(seed))
     is_single_left = len(x) > batch_size and len(x) % batch_size == 1
     batches = BatchSampler(order, batch_size, drop_last=is_single_left)
-    optimiser = torch.optim.AdamW(objective.parameters(), lr=rate)
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=len(batches) * epochs)
     rows: list[dict[str, float]] = []
     deterministic = fixed_arithmetic(torch.get_num_threads(), warn_only=False)
@@ -132,16 +132,19 @@ def fixed_arithmetic(threads: int = THREADS, *, warn_only: bool = True) -> Itera
     threads_before = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for programs that read what they never wrote
     torch.backends.cudnn.benchmark = False
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when a GPU first multiplies
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only_before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads_before)
         del os.environ["CUBLAS_WORKSPACE_CONFIG"]

@@ -103,6 +103,15 @@ def test_group_convolution_is_the_sum_of_its_definition():
         assert worst(conv(z).unflatten(1, (3, 4))[:, :, g], expected) < 1e-12
 
 
+def test_plain_networks_train_with_channels_last_and_are_measured_with_channels_first():
+    x = torch.rand(2, 3, 9, 9)
+    for group, is_training, is_channels_last in (("C1", True, True), ("C1", False, False), ("C4", True, False)):
+        network = GroupCNN(group, classes=2, channels=3, widths=(8, 8)).train(is_training)
+        z = network.blocks(x)
+        assert z.is_contiguous(memory_format=torch.channels_last) == is_channels_last
+        assert z.is_contiguous() != is_channels_last
+
+
 @torch.no_grad()
 def test_features_are_the_blocks_mean_over_elements_and_space_and_feed_the_head(network):
     group, net = network

@@ -210,7 +210,7 @@ def test_labels_are_not_used(method):
     for y in (torch.arange(6) % 3, torch.zeros(6).long(), None):
         torch.manual_seed(1)
         losses.append(objective(x, y)[0].item())
-    assert losses[0] == losses[1] == losses[2] > 0
+    assert losses[0] == losses[1] == losses[2] != 0
     objective(x, None)[0].backward()
     assert network.head.weight.grad is None
     assert all(value.grad is not None and value.grad.any() for value in network.blocks.parameters())
@@ -233,6 +233,36 @@ def test_the_redundancy_loss_is_the_one_of_barlow_twins():
     c = np.corrcoef(a.double().numpy().T, b.double().numpy().T)[:4, 4:]
     expected = sum((1 - c[i, i]) ** 2 if i == j else 5e-3 * c[i, j] ** 2 for i in range(4) for j in range(4))
     assert criterion(a, b).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_loss_without_contrast_is_the_one_of_simsiam():
+    """Chen & He 2021, eq. 2: what is predicted counts as fixed."""
+    criterion = OBJECTIVES["simsiam"](GroupCNN(classes=2, widths=(4,)), actions.spatial("C1")).criterion
+    a, b = torch.randn(2, 5, objectives.PROJECTION).unbind()
+    a.requires_grad_()
+    p, q = criterion.predictor(a), criterion.predictor(b)
+    pairs = [*zip(p, b, strict=True), *zip(q, a, strict=True)]
+    expected = -np.mean([oracles.cosine(x.detach().double().numpy(), y.detach().double().numpy()) for x, y in pairs])
+    loss = criterion(a, b)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    # only through what a predicts, not through where it is predicted
+    by_prediction = -F.cosine_similarity(p, b).mean() / 2
+    (gradient,) = torch.autograd.grad(loss, a)
+    (expected_gradient,) = torch.autograd.grad(by_prediction, a)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_the_loss_of_vicreg_weighs_agreement_spread_and_redundancy():
+    """Bardes et al. 2022, eq. 1 to 6, with their 25, 25 and 1."""
+    criterion = OBJECTIVES["vicreg"](GroupCNN(classes=2, widths=(4,)), actions.spatial("C1")).criterion
+    a, b = torch.randn(9, 4), 0.5 * torch.randn(9, 4)
+    agreement = (a - b).square().mean().item()
+    spread = redundancy = 0.0
+    for z in (a.double().numpy(), b.double().numpy()):
+        covariance = np.cov(z.T)
+        spread += np.maximum(0, 1 - np.sqrt(covariance.diagonal() + 1e-4)).mean() / 2
+        redundancy += (np.sum(covariance**2) - np.sum(covariance.diagonal() ** 2)) / 4
+    assert criterion(a, b).item() == pytest.approx(25 * agreement + 25 * spread + redundancy, rel=1e-4)
 
 
 def probed(x, y, classes, **options):
