@@ -35,7 +35,8 @@ def _by_specs(measure: Callable[Arguments, Results]) -> Callable[Arguments, Resu
     def measure_named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Results:
         given = signature.bind(*args, **kwargs).arguments
         if isinstance(given["model"], str):
-            given |= _loaded(given)
+            loaded = _loaded(given)
+            given |= {key: loaded[key] for key in loaded if key in signature.parameters}
         elif isinstance(given["images"], str | Path):
             from eedkit.lab import images
 
