@@ -5,6 +5,7 @@ intervals are Student's t. Costs a second a figure.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,23 +65,24 @@ def interchange(results: Mapping[str, xr.Dataset | pd.DataFrame], *, by: str | N
     tables = {}
     for name, given in results.items():
         table = given if isinstance(given, pd.DataFrame) else summarise(given)
-        tables[name] = table[(table.metric == "latent") & table.relative.notna()]
+        tables[name] = table.loc[(table.metric == "latent") & table.relative.notna()]
     rows = pd.concat(tables.values())
     if IMAGE not in set(rows.layer):
         raise ValueError("no relative value of latent at the layer 'image'; pass results of ek.interchange")
     by = _kinds_column(rows, by)
-    looks = style.looks(rows[by])
-    depths = rows[rows.layer != IMAGE].groupby("layer").depth.mean().sort_values()
+    looks = style.looks(rows[by].tolist())
+    depths = rows.loc[rows.layer != IMAGE].groupby("layer")["depth"].mean().sort_values()
     layers = depths.index.tolist()
     with style.panels(len(tables), title or "Where is the invariance made?") as (fig, axes):
         for ax, (name, table) in zip(axes, tables.items(), strict=True):
             for k, (kind, look) in enumerate(looks.items()):
                 aside = 0.5 * ((k + 0.5) / len(looks) - 0.5)
-                _draw_exchanged(ax, table[table[by] == kind], layers, aside, look, style.literal(kind))
+                _draw_exchanged(ax, _of_kind(table, by, kind), layers, aside, look, style.literal(kind))
             ax.set_title(style.literal(name))
             ax.set_xticks(range(len(layers)), [style.literal(layer) for layer in layers], rotation=30, ha="right")
             ax.set_xlabel("exchanged layer")
-            if ax.get_subplotspec().is_first_col():
+            place = ax.get_subplotspec()
+            if place is not None and place.is_first_col():
                 ax.set_ylabel("relative EED of the features")
         style.relative_scale(axes[0])
         note = f"dashed: the image itself is turned; 1: as far away as a different image; {_bars(rows, by)}"
@@ -89,18 +91,18 @@ def interchange(results: Mapping[str, xr.Dataset | pd.DataFrame], *, by: str | N
 
 
 def _draw_exchanged(
-    ax: Axes, rows: pd.DataFrame, layers: Sequence[str], aside: float, look: dict[str, str], label: str
+    ax: Axes, rows: pd.DataFrame, layers: Sequence[str], aside: float, look: Mapping[str, Any], label: str
 ) -> None:
     """One kind: points with intervals at the layers, and a dashed line where the image is turned."""
     points = []
     for place, layer in enumerate(layers):
-        of_layer = rows[rows.layer == layer]
+        of_layer = rows.loc[rows.layer == layer]
         if len(of_layer):
             points.append((place + aside, *_interval(of_layer, "relative", 0.0)))
     if points:
         x, mid, low, high = np.array(points).T
         ax.errorbar(x, mid, [mid - low, high - mid], linestyle="-", **look, label=label)
-    turned = rows[rows.layer == IMAGE].relative.mean()
+    turned = rows.loc[rows.layer == IMAGE, "relative"].mean()
     ax.axhline(turned, color=look["color"], linestyle="--", linewidth=1.1, zorder=0.9)
 
 
@@ -135,7 +137,7 @@ def orbit_variance(table: pd.DataFrame, *, by: str | None = None, title: str = "
         fig = style.blank(0.7 + 0.38 * len(kinds), title or "What do the features of an orbit vary with?")
         ax = fig.subplots()
         for place, kind in enumerate(kinds):
-            shares = rows[rows[by] == kind].pivot_table(index="model", columns="part", values="share")[parts]
+            shares = _of_kind(rows, by, kind).pivot_table(index="model", columns="part", values="share").loc[:, parts]
             _draw_bar(ax, place, shares)
         ax.set_yticks(range(len(kinds)), [style.literal(kind) for kind in kinds])
         ax.invert_yaxis()
@@ -191,12 +193,12 @@ def element_probe(table: pd.DataFrame, *, by: str | None = None, title: str = ""
     """
     by = _kinds_column(table, by)
     rows = _with_values(table, "accuracy")
-    looks = style.looks(rows[by])
+    looks = style.looks(rows[by].tolist())
     with style.theme():
         fig = style.blank(0.7 + 0.3 * len(looks), title or "Is the element gone from the features, or only small?")
         ax = fig.subplots()
         for place, (kind, look) in enumerate(looks.items()):
-            mid, low, high = _interval(rows[rows[by] == kind], "accuracy", 0.0, 1.0)
+            mid, low, high = _interval(_of_kind(rows, by, kind), "accuracy", 0.0, 1.0)
             ax.errorbar(mid, place, xerr=[[mid - low], [high - mid]], linestyle="", **look, label=style.literal(kind))
         _mark_kinds(ax, looks)
         for chance in rows.chance.unique():
@@ -234,7 +236,7 @@ def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "
     """
     by = _kinds_column(table, by)
     rows = _with_values(table, "foretold")
-    looks = style.looks(rows[by])
+    looks = style.looks(rows[by].tolist())
     fills = {"foretold": None, "real": "white"}
     with style.theme():
         fig = style.blank(0.7 + 0.36 * len(looks), title or "What would averaging over the orbit buy?")
@@ -242,7 +244,7 @@ def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "
         ends: list[float] = []
         for place, (kind, look) in enumerate(looks.items()):
             for aside, (name, fill) in zip((-0.14, 0.14), fills.items(), strict=True):
-                ours = rows[(rows[by] == kind) & rows[name].notna()]
+                ours = _of_kind(rows, by, kind).dropna(subset=[name])
                 if ours.empty:
                     continue
                 mid, low, high = _interval(ours, name)
@@ -296,6 +298,10 @@ def _with_values(table: pd.DataFrame, column: str) -> pd.DataFrame:
     if rows.empty:
         raise ValueError(f"no row has a value of {column}")
     return rows
+
+
+def _of_kind(rows: pd.DataFrame, by: str, kind: object) -> pd.DataFrame:
+    return rows.loc[rows[by] == kind]
 
 
 def _interval(
