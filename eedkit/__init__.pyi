@@ -11,11 +11,14 @@ from eedkit import theory as theory
 from eedkit.errors import Undefined as Undefined
 from eedkit.explorer.card import card as card
 from eedkit.explorer.interactive import explore as explore
+from eedkit.lab.measuring import interchange as interchange
 from eedkit.lab.measuring import measure as measure
+from eedkit.lab.measuring import orbit_features as orbit_features
 from eedkit.probe.measure import layers as layers
 from eedkit.probe.metrics import COMPARED as COMPARED
 from eedkit.probe.metrics import METRICS as METRICS
 from eedkit.probe.metrics import Metric as Metric
+from eedkit.results import orbits as orbits
 from eedkit.results.summary import compare as compare
 from eedkit.results.summary import concat as concat
 from eedkit.results.summary import summarise as summarise

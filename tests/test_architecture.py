@@ -135,6 +135,8 @@ def test_tensors_become_labels_in_one_module_alone():
     assert not {"torch", "eedkit.theory.deviation"} & MODULES["probe/dataset.py"]
     assert {m for m in MODULES if m.startswith("probe/") and "xarray" in third_party(m)} == {
         "probe/dataset.py",
+        "probe/features.py",
+        "probe/interchange.py",
         "probe/measure.py",
     }
 

@@ -1,4 +1,4 @@
-"""`measure` by specs: a model and images that are named are loaded for each other; all else goes to `probe.measure` as it is.
+"""`measure` and its kin by specs: a model and images that are named are loaded for each other; all else goes on as it is.
 
 Must not know layers or metrics. Costs what loading costs; a recipe that was never trained is tried on a few images before.
 """
@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import xarray as xr
 from torch import nn
 
+from eedkit.probe import features
+from eedkit.probe import interchange as exchange
 from eedkit.probe import measure as probe
 from eedkit.probe.measure import Options, measure_block
 from eedkit.probe.samples import chain_length, preprocessing
@@ -22,26 +24,29 @@ from eedkit.results.doubts import doubts
 from eedkit.theory import deviation
 
 Arguments = ParamSpec("Arguments")
+Results = TypeVar("Results", xr.Dataset, xr.DataArray)
 
 
-def _by_specs(measure: Callable[Arguments, xr.Dataset]) -> Callable[Arguments, xr.Dataset]:
+def _by_specs(measure: Callable[Arguments, Results]) -> Callable[Arguments, Results]:
     signature = inspect.signature(measure)
-    call: Callable[..., xr.Dataset] = measure
+    call: Callable[..., Results] = measure
 
     @wraps(measure)
-    def measure_named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> xr.Dataset:
+    def measure_named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Results:
         given = signature.bind(*args, **kwargs).arguments
         if isinstance(given["model"], str):
-            given |= _loaded(given)
+            loaded = _loaded(given)
+            given |= {key: loaded[key] for key in loaded if key in signature.parameters}
         elif isinstance(given["images"], str | Path):
             from eedkit.lab import images
 
             given["images"] = images.load(given["images"])
             note(f"Preprocessing: {preprocessing(given['images'])}", show=given.get("progress", True))
-        ds = call(**given)
-        for doubt in doubts(ds):
-            warnings.warn(doubt, stacklevel=2)
-        return ds
+        found = call(**given)
+        if isinstance(found, xr.Dataset):
+            for doubt in doubts(found):
+                warnings.warn(doubt, stacklevel=2)
+        return found
 
     return measure_named
 
@@ -80,3 +85,5 @@ def _try(model: nn.Module, images: Any, options: Options, labels: Any) -> None:
 
 
 measure = _by_specs(probe.measure)
+interchange = _by_specs(exchange.interchange)
+orbit_features = _by_specs(features.orbit_features)

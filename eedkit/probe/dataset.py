@@ -157,6 +157,19 @@ def dataset(
     return schema.validate(xr.Dataset(variables, coords, {**about, "schema": schema.SCHEMA}))
 
 
+def orbits(values: np.ndarray, name: str, dim: str, about: xr.Dataset) -> xr.DataArray:
+    """Vectors (element, dim, sample) as an array (element, sample, dim) with what a Dataset of one model says of these."""
+    of_samples = [coord for coord in ("element", "angle", "sample", "label", "flaw") if coord in about.coords]
+    coords = {coord: about[coord].variable for coord in of_samples}
+    return xr.DataArray(
+        values.swapaxes(1, 2),
+        dims=("element", "sample", dim),
+        coords={**coords, "model": about.model.item()},
+        name=name,
+        attrs=about.attrs,
+    )
+
+
 def _label(labels: Sequence, class_names: Sequence[str]) -> tuple:
     is_text = any(isinstance(label, str) for label in labels)
     # an image that could not be read may have an unknown label

@@ -88,10 +88,19 @@ class Options:
             raise ValueError(
                 f"batch_size must be a whole number from 1 on, or None to choose one, got {self.batch_size!r}"
             )
-        if self.null == samples.WITHIN_CLASS and any(metric.action is matched for metric in self.metrics):
+        if self.null == samples.WITHIN_CLASS and self.matches_channels:
             raise ValueError(
                 "channels are matched on the seeded order, which a null within classes does not keep; ask for one of both"
             )
+
+    @property
+    def matches_channels(self) -> bool:
+        """Whether permutations of channels are fitted before the pass."""
+        return any(metric.action is matched for metric in self.metrics)
+
+    def pass_over(self, ready: Ready, *, first_half: int) -> "Pass":
+        """The pass that these options ask for."""
+        return Pass(ready, self, first_half=first_half)
 
     @property
     def action(self) -> Action:
@@ -237,13 +246,7 @@ def measure(
         seed=seed,
     )
     values, states = measure_block(model, images, options, labels=labels, name=name, progress=progress)
-    flaws = states.attrs["flaws"]
-    if flaws:
-        more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
-        warnings.warn(
-            f"{len(flaws)} of {values.sizes['sample']} samples have no value: {'; '.join(flaws[:3])}{more}",
-            stacklevel=3,
-        )
+    warn_of_flaws(states.attrs["flaws"], values.sizes["sample"])
     return values
 
 
@@ -278,6 +281,23 @@ def measure_block(
     >>> values.sizes["sample"], states.pair_n.values.tolist()
     (44, [[44, 44, 44]])
     """
+    one_pass, about = run_pass(model, images, options, places=places, labels=labels, name=name, progress=progress)
+    measured = one_pass.result()
+    values = dataset.dataset(measured, options.action.group, one_pass.metrics, **about)
+    return values, dataset.states(measured, one_pass.metrics)
+
+
+def run_pass(
+    model: Any,
+    images: Any,
+    options: Options,
+    *,
+    places: range | None = None,
+    labels: Any = None,
+    name: str | None = None,
+    progress: bool = False,
+) -> tuple["Pass", dict[str, Any]]:
+    """The pass of `measure_block` when it is done, and what its Dataset says of model and images."""
     model = guard.unwrapped(model)
     device = options.torch_device
     if name is not None and not (isinstance(name, str) and name.strip()):
@@ -297,26 +317,25 @@ def measure_block(
         images, labels=labels, seed=options.seed, order=order, null=options.null, places=places
     )
     halves = None
-    if any(metric.action is matched for metric in options.metrics):
+    if options.matches_channels:
         halves = samples.open_halves(images, seed=options.seed)
     with run.prepared(model, stream, options) as ready:
         warn_of_silent_blocks(ready.found.silent_blocks)
         if halves is not None:
             run.fit_channels(ready, *halves, options.action)
-        one_pass = Pass(ready, options, first_half=halves[1] if halves else 0)
+        one_pass = options.pass_over(ready, first_half=halves[1] if halves else 0)
         shown = bar(stream.length, printable(name), "image", show=progress, leave=False)
         with shown, run.watched(ready, one_pass.on_layer) as forward:
             for batch in stream.batches(ready.batch_size):
                 one_pass.run(batch, forward, shown.update)
         _warn_of_several_labels(one_pass)
         repeatable = one_pass.repeats or warn_of_noise(model, ready, name)
-        measured = one_pass.result()
         weights = guard.fingerprint(model)
     precision = guard.precision_of(model, options.precision)
     about = {
         **_provenance(options, device, precision),
         "law_error": ready.law_error,
-        "data": str(measured.results.fingerprint),
+        "data": str(one_pass.results.fingerprint),
         "preprocessing": preprocessing,
         "repeatable": int(repeatable),
         "head": ready.found.head,
@@ -324,17 +343,13 @@ def measure_block(
         "output": ", ".join(layer.output.entry for layer in one_pass.outputs if layer.output),
         "output_kind": ", ".join(layer.output.kind for layer in one_pass.outputs if layer.output),
     }
-    values = dataset.dataset(
-        measured,
-        options.action.group,
-        one_pass.metrics,
-        name=name,
-        weights=weights,
-        precision=precision,
-        class_names=class_names,
-        about=about,
-    )
-    return values, dataset.states(measured, one_pass.metrics)
+    return one_pass, {
+        "name": name,
+        "weights": weights,
+        "precision": precision,
+        "class_names": class_names,
+        "about": about,
+    }
 
 
 def layers(
@@ -411,7 +426,7 @@ class Pass:
         self.options = options
         self.first_half = first_half
         self.order = ready.order
-        self.inner = [layer for layer in ready.found.layers if layer.role != "output"]
+        self.inner = self._rows()
         self.outputs = [layer for layer in ready.found.layers if layer.role == "output"]
         kinds = {layer.output.kind for layer in self.outputs if layer.output}
         self.metrics = options.metrics
@@ -436,6 +451,10 @@ class Pass:
         self.results = Results(len(self.inner), stream.length)
         self.scores = Scores(self.outputs, self.order, setting.size, device)
         self.repeats = True
+
+    def _rows(self) -> list[Layer]:
+        """The layers that have a row in the results."""
+        return [layer for layer in self.ready.found.layers if layer.role != "output"]
 
     def _layer_passes(self, setting: Setting) -> dict[Layer, LayerPass]:
         passes = {}
@@ -467,7 +486,7 @@ class Pass:
         self.scores.begin()
         for place in run.places(map_chains, self.order, self.ready.batch_size, half):
             output = self._forward(forward, place, images, returned=False)
-            if batch.start == place.rows.start == place.fresh == 0:
+            if batch.start == place.rows.start == place.fresh == 0 and place.images > 1:
                 self._compare_with_example(output, batch)
             if self.returns:
                 self._forward(forward, place, images, returned=True)
@@ -571,6 +590,13 @@ def _output_of(metric: Metric, outputs: Sequence[Layer]) -> Layer:
         if layer.output is not None and layer.output.kind in wanted:
             return layer
     return outputs[0]
+
+
+def warn_of_flaws(flaws: Sequence[str], n: int) -> None:
+    """Say why some of n samples have no value."""
+    if flaws:
+        more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
+        warnings.warn(f"{len(flaws)} of {n} samples have no value: {'; '.join(flaws[:3])}{more}", stacklevel=4)
 
 
 def warn_of_silent_blocks(paths: Sequence[str]) -> None:

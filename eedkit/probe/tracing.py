@@ -37,28 +37,28 @@ def plain_call(model: nn.Module, images: Tensor) -> Any:
 
 @contextmanager
 def watch(
-    model: nn.Module, wanted: Iterable[tuple[str, str]], see: Callable[[Key, Any], None]
+    model: nn.Module, wanted: Iterable[tuple[str, str]], see: Callable[[Key, Any], Any]
 ) -> Iterator[Callable[[], None]]:
     """Within the block calls of modules are shown to `see`, for every wanted (path, "in" or "out").
 
-    Gives `begin`, which counts calls anew and must be called before every forward pass but the first. Hooks are gone when the
+    What `see` returns takes the place of a module's output, but for None. Gives `begin`, which counts calls anew and must be called before every forward pass but the first. Hooks are gone when the
     block is left, also by an exception.
     """
     calls = Counter[tuple[str, str]]()
 
     thread = threading.get_ident()
 
-    def show(path: str, side: Literal["in", "out"], given: Any) -> None:
+    def show(path: str, side: Literal["in", "out"], given: Any) -> Any:
         if threading.get_ident() != thread:  # another thread uses the model
-            return
+            return None
         calls[path, side] += 1
-        see((path, calls[path, side], side), given)
+        return see((path, calls[path, side], side), given)
 
     def before(path: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
         show(path, "in", (*args, *kwargs.values()))
 
-    def after(path: str, _module: nn.Module, _args: tuple, output: Any) -> None:
-        show(path, "out", output)
+    def after(path: str, _module: nn.Module, _args: tuple, output: Any) -> Any:
+        return show(path, "out", output)
 
     hooks = []
     try:

@@ -4,4 +4,4 @@ import lazy_loader as _lazy
 
 from eedkit.results import accessor as accessor
 
-__getattr__, __dir__, __all__ = _lazy.attach(__name__, submodules=["io", "schema", "summary"])
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, submodules=["io", "orbits", "schema", "summary"])

@@ -74,7 +74,7 @@ def t_interval(estimate: np.ndarray, residuals: np.ndarray, confidence: float) -
     return estimate - half, estimate + half
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:
+def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean of independent replicates with its Student t interval; infinitely wide for a single one.
 
     >>> mean_interval([1.0, 1.0, 1.0])
