@@ -5,14 +5,14 @@ not be installed where it runs. So this module imports nothing, until a worker c
 """
 
 
-def compute(work: bytes, module: bytes | None, after: object = None) -> tuple[str, str]:
-    """Compute the block that `workers.packed` packed; gives what became of it, and why.
+def compute(job: bytes, block: int, module: bytes | None, after: object = None, *, share: bool) -> tuple[str, str]:
+    """Compute a block of a job that `workers` packed; gives what became of it, and why.
 
     `after` is what it waits for: the model's first block, which trains or fetches the weights for all.
     """
     from eedkit.study import workers
 
-    return workers.compute_packed(work, module)
+    return workers.compute_packed(job, block, module, share=share)
 
 
 def unchanged(module: bytes) -> bytes:

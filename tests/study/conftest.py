@@ -32,10 +32,10 @@ import eedkit as ek
 from eedkit.study import workers
 
 measured = workers._measured
-def counted(work, module):
+def counted(job, places):
     with open(sys.argv[2], "a") as log:
-        log.write(f"{work.cell.path} {work.block}\\n")
-    return measured(work, module)
+        log.write(f"{job.cell.path} {places}\\n")
+    return measured(job, places)
 workers._measured = counted
 
 if __name__ == "__main__":
@@ -97,12 +97,12 @@ def make(tmp_path):
 
 @pytest.fixture
 def computed(monkeypatch) -> list[tuple[str, int]]:
-    """Model and block of whatever is measured from here on."""
+    """Model and block of whatever is measured from here on, of blocks of 256 images."""
     found, really_measured = [], workers._measured
 
-    def noted(work, module):
-        found.append((work.cell.model, work.block))
-        return really_measured(work, module)
+    def noted(job, places):
+        found.append((job.cell.model, places[0] // 256))
+        return really_measured(job, places)
 
     monkeypatch.setattr(workers, "_measured", noted)
     return found
@@ -136,6 +136,13 @@ def child(tmp_path, settings):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
+
+
+def files_in(store: Store, below: str = "") -> list[str]:
+    """All files in a store but hidden ones, by their paths in it."""
+    folder = Path(store.address)
+    files = [path for path in (folder / below).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def begun(folder: Path) -> list[str]:
