@@ -20,7 +20,7 @@ import eedkit as ek
 from eedkit.lab import images, models
 from eedkit.study import workers
 from eedkit.study.files import StoreError
-from eedkit.study.store import Cell, Contents, Store
+from eedkit.study.store import Cell, Store
 
 from .conftest import MODELS, WIDTHS, Net, assert_same, begun
 
@@ -153,6 +153,18 @@ def test_a_deleted_block_is_unfinished_and_computed_again(done, uninterrupted, c
     assert computed == [(MODELS[1], 3)]
 
 
+def test_another_cells_block_in_an_unfinished_cell_is_named_before_anything_is_computed(done, uninterrupted, computed):
+    own = file(done, "block-0003")
+    file(done, "block-0000").unlink()
+    foreign = own.with_name(own.name.replace("0003", "0000"))
+    own.rename(foreign)
+    with pytest.raises(StoreError, match=rf"{foreign.name} is damaged: it is the block of another block, 3 and not 0"):
+        done.run(progress=False)
+    assert computed == []
+    assert_same(done.run(repair=True, progress=False), uninterrupted)
+    assert computed == [(MODELS[1], 0), (MODELS[1], 3)]
+
+
 # --- processes that die
 
 
@@ -160,7 +172,7 @@ def dead(study: ek.Study, block: int, pid: int, model: str = MODELS[0]) -> None:
     """Leave what a process that died at a block of a model leaves."""
     store, cell = Store(study.store), Cell("digits/train", "C4", model)
     if not Path(study.store).exists():
-        store.promise([cell], Contents(), {})
+        store.promise([cell], {})
     content = {"process": f"{socket.gethostname()}~{pid}~1.00", "since": 1.0}
     store.folder.write_json(f"{cell.path}/running-{block:04}", content)
 
@@ -352,10 +364,10 @@ def test_weights_of_two_trainings_are_never_mixed(settings, monkeypatch):
     study = ek.Study(**settings | {"models": MODELS[:1]})
     measured = workers._measured
 
-    def at_first(work, module):
-        if work.block == 3:
+    def at_first(job, places):
+        if places[0] == 3 * 256:
             raise KeyboardInterrupt
-        return measured(work, module)
+        return measured(job, places)
 
     monkeypatch.setattr(workers, "_measured", at_first)
     with pytest.raises(KeyboardInterrupt):
@@ -410,10 +422,10 @@ def test_names_longer_than_a_file_system_takes_work(settings, letter):
     xr.testing.assert_identical(ek.open(study.store, data=long[0]).load(), found)
 
 
-def test_an_unreachable_scheduler_is_named_first(settings, monkeypatch, nothing_is_measured):
+def test_an_unreachable_scheduler_is_named_first(settings, monkeypatch):
     import distributed
 
-    nothing_is_measured()
+    monkeypatch.setattr(images, "source", lambda _: pytest.fail("a checksum was read"))
     client = distributed.Client
     monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout=0.3))
     with pytest.raises(

@@ -19,7 +19,7 @@ from eedkit.study import plan, workers
 from eedkit.study.files import Folder, StoreError
 from eedkit.study.store import Store
 
-from .conftest import MODELS, Net, assert_equals, assert_same, measured
+from .conftest import MODELS, Net, assert_equals, assert_same, files_in, measured
 
 DATA = "digits/test?n=20"
 
@@ -96,7 +96,7 @@ WRONG = {
     "output": [(1.5, "output.*1.5")],
     "head": [(3, "head must be str or none, got 3")],
     "null": [(1, "null must be bool, got 1"), ("within-class", "null must be bool, got 'within-class'")],
-    "seed": [("0", "seed must be int, got '0'"), (True, "seed must be int, got True"), (-1, "seed must be .* got -1")],
+    "seed": [("0", "seed must be int, got '0'"), (True, "seed must be int, got True"), (-1, "seed must be .* got -1"), (2**70, "seed must be at least 0 and below")],
     "precision": [("float31", "no precision 'float31'; did you mean 'float32'"), (32, "no precision 32")],
     "device": [(0, "device must be str, got 0"), ("cdua", "device.*'cdua'"), ("mps", "device must be .* got 'mps'"), ("meta", "got 'meta'")],
     "batch_size": [(0, "batch_size must be a whole number from 1 on"), (1.5, "got 1.5"), ("8", "got '8'")],
@@ -150,7 +150,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(make, mon
 def test_every_cell_that_cannot_be_measured_is_named_and_those_that_are_done_are_not_tried(make, monkeypatch):
     study = make(models={"net": Net()}, data=["digits/test?n=20&size=9"])
     study.run(progress=False)
-    monkeypatch.setattr(plan, "reasons_against", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setattr(plan, "refuse_what_cannot_be", lambda *_: pytest.fail("it was tried"))
     study.run(progress=False)
     monkeypatch.undo()
     other = make(
@@ -427,13 +427,11 @@ def test_what_is_done_is_read_once_and_not_measured_again(make, computed, monkey
     study = make(models=MODELS[:2], data=["digits/train?n=600"], block=256)
     first = study.run(progress=False).load()
     assert computed == [(spec, block) for spec in MODELS[:2] for block in range(3)]
-    times, listed, read, files = Counter(), [], Folder.read, Folder.files
+    times, read = Counter(), Folder.read
     monkeypatch.setattr(Folder, "read", lambda folder, name: times.update([name]) or read(folder, name))
-    monkeypatch.setattr(Folder, "files", lambda folder, *below: listed.append(below) or files(folder, *below))
     assert_same(study.run(progress=False), first)
     assert len(computed) == 6
-    assert listed == [()]
-    assert [times[name] for name in files(Folder(study.store)) if "block-" in name] == [1] * 6
+    assert [times[name] for name in files_in(Store(study.store)) if "block-" in name] == [1] * 6
 
 
 def test_what_failed_is_tried_again_and_nothing_else(make, computed, monkeypatch):
