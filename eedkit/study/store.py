@@ -58,7 +58,8 @@ class State:
     """What was there of a cell when its folder was listed, by block: the files, reasons, and how many processes `deaths` ended.
 
     `settings` are empty before it is begun; `bounds` are places in the reading order; a block that is `done` has two files where
-    two processes were at it at once, or somebody copied one here; `leftovers` have no meaning any more.
+    two processes were at it at once, or somebody copied one here; `notes` are files of one that failed or is running; `leftovers`
+    have no meaning any more.
     """
 
     cell: Cell
@@ -66,8 +67,7 @@ class State:
     bounds: list[tuple[int, int]] = field(default_factory=list)
     done: dict[int, list[str]] = field(default_factory=dict)
     flawed: set[int] = field(default_factory=set)
-    failures: dict[int, list[str]] = field(default_factory=dict)
-    claims: dict[int, list[str]] = field(default_factory=dict)
+    notes: dict[int, list[str]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     deaths: dict[int, int] = field(default_factory=dict)
@@ -183,34 +183,36 @@ class Store:
     def state(self, cell: Cell) -> State:
         """What is there of a cell."""
         state = State(cell)
-        files_of = {"block": state.done, "failed": state.failures, "running": state.claims}
         for name in self.folder.names(cell.path):
             parts = NAME.fullmatch(name)
             file = f"{cell.path}/{name}"
             if parts and parts["kind"] == "cell":
                 self._read_settings(state, file)
-            elif parts and parts["block"] is not None and parts["kind"] in files_of:
+            elif parts and parts["block"]:
                 block = int(parts["block"])
-                files_of[parts["kind"]].setdefault(block, []).append(file)
+                files_by_block = state.done if parts["kind"] == "block" else state.notes
+                files_by_block.setdefault(block, []).append(file)
                 if parts["flawed"]:
                     state.flawed.add(block)
-        # past the last block, since they were renamed, or since it is not known any more what they are blocks of
-        for files_by_block in files_of.values():
-            for block in [block for block in files_by_block if block >= len(state.bounds)]:
-                state.leftovers += files_by_block.pop(block)
-        for files_by_block in (state.failures, state.claims):
-            for block in [block for block in files_by_block if block in state.done]:
-                state.leftovers += files_by_block.pop(block)
-        for block, files in state.failures.items():
-            reasons = [content["reason"] for content in self._read_all(files)]
-            state.reasons[block] = "; ".join(dict.fromkeys(reasons))
-        for block, files in state.claims.items():
-            alive = [is_alive(content["process"], content["since"]) for content in self._read_all(files)]
-            if any(alive):
-                state.running.add(block)
-            if not all(alive):
-                state.deaths[block] = alive.count(False)
+        # renamed past the last block, or nobody knows any more what they are blocks of
+        for block in [block for block in state.done if block >= len(state.bounds)]:
+            state.leftovers += state.done.pop(block)
+            state.flawed.discard(block)
+        for block, files in state.notes.items():
+            if block in state.done:
+                state.leftovers += files
+            else:
+                self._read_notes(state, block)
         return state
+
+    def _read_notes(self, state: State, block: int) -> None:
+        for content in self._read_all(state.notes[block]):
+            if "reason" in content:
+                state.reasons[block] = content["reason"]
+            elif is_alive(content["process"], content["since"]):
+                state.running.add(block)
+            else:
+                state.deaths[block] = state.deaths.get(block, 0) + 1
 
     def _read_all(self, files: Iterable[str]) -> list[dict[str, Any]]:
         """What small files hold; one that is gone or damaged by now counts for nothing."""
@@ -272,14 +274,13 @@ class Store:
         content.about["of"] = state.owner_of(block)
         flawed = ".flawed" if content.about["flaws"] else ""
         self.folder.write(f"{state.cell.path}/block-{block:04}{flawed}", content.to_bytes(), "npz")
-        self._remove(state.failures.get(block, []) + state.claims.get(block, []))
+        self._remove(state.notes.get(block, []))
 
     def fail(self, state: State, block: int, reason: str) -> None:
         """Write why a block failed, in place of earlier reasons; this clears the claims."""
         content = {"reason": reason, "process": this_process()}
         written = self.folder.write_json(f"{state.cell.path}/failed-{block:04}", content)
-        earlier = state.failures.get(block, []) + state.claims.get(block, [])
-        self._remove(file for file in earlier if file != written)
+        self._remove(file for file in state.notes.get(block, []) if file != written)
 
     def _remove(self, files: Iterable[str]) -> None:
         for file in files:

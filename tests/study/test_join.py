@@ -358,39 +358,3 @@ def test_a_study_is_opened_from_wherever_fsspec_finds_it(several):
     for address in ("memory://bucket/b c", f"file://{several}"):
         xr.testing.assert_identical(ek.open(address, data="digits/test", group="C4"), wanted)
     memory.rm("/bucket", recursive=True)
-
-
-@pytest.mark.parametrize("limit", [join.IN_MEMORY, 0])
-def test_another_models_block_beside_the_right_one_does_no_harm(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(join, "IN_MEMORY", limit)
-    recipe = "recipe:random?seed={}&widths=2,3&size=9"
-    store = tmp_path / "s"
-    study = ek.Study(
-        models={"a": recipe.format(0), "b": recipe.format(1)},
-        data={"d": "digits/test?n=40"},
-        groups=["C4"],
-        metrics=["latent"],
-        block=8,
-        store=store,
-    )
-    found = study.run(progress=False).compute()
-    for file in (store / "d" / "C4" / "b").glob("block-*"):
-        shutil.copy(file, store / "d" / "C4" / "a")
-    np.testing.assert_array_equal(ek.open(store).latent, found.latent)
-
-
-def test_a_block_that_was_renamed_past_the_last_one_is_computed_again(tmp_path):
-    store = tmp_path / "s"
-    study = ek.Study(
-        models=["recipe:random?widths=2,3"],
-        data=["digits/test?n=40"],
-        groups=["C4"],
-        metrics=["latent"],
-        block=8,
-        store=store,
-    )
-    found = study.run(progress=False).compute()
-    block = next(store.rglob("block-0001.*"))
-    block.rename(block.with_name(block.name.replace("block-0001", "block-0007")))
-    assert study.status().missing.tolist() == [1]
-    np.testing.assert_array_equal(study.run(progress=False).latent, found.latent)

@@ -345,6 +345,15 @@ def test_a_block_of_other_settings_or_images_is_foreign(store, cell, tmp_path, c
         elsewhere.block(elsewhere.state(cell), 0)
 
 
+def test_a_block_that_was_renamed_past_the_last_one_is_missing_and_goes(store, cell):
+    done(store, cell)
+    path = Path(store.address, store.state(cell).done[1][0])
+    path.rename(path.with_name(path.name.replace("0001", "0003")))
+    assert statuses(store, cell) == [DONE, MISSING, DONE]
+    store.clean([store.state(cell)])
+    assert kinds(store) == ["block-0000", "block-0002", "cell", "study"]
+
+
 def test_two_files_of_one_block_count_once(store, cell):
     write(store, cell, 0)
     second = block(0, reason="x")

@@ -398,20 +398,6 @@ def test_models_of_every_kind_of_output_stand_together(make):
     assert {"prediction", "confidence"}.isdisjoint(alone.data_vars)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_it_is_a_tree_if_only_one_data_set_could_be_done(make, which):
-    class Picky(Net):
-        def forward(self, x):
-            if x.shape[-1] == (9, 17)[which]:
-                raise MemoryError("too large")
-            return super().forward(x)
-
-    data = ["digits/test?n=20&size=9", "digits/test?n=20&size=17"]
-    with pytest.warns(UserWarning, match="1 of 2 cells failed"):
-        tree = make(models={"a": Picky()}, data=data).run(progress=False)
-    assert [node.path for node in tree.subtree if node.has_data] == [f"/{data[1 - which]}/C4"]
-
-
 @pytest.mark.parametrize("name", ["../here/pictures", "./pictures/", "pictures"])
 def test_data_may_be_named_by_any_path(make, pictures, tmp_path, monkeypatch, name):
     pictures.rename((tmp_path / "here").mkdir() or tmp_path / "here" / "pictures")
