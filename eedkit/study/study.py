@@ -226,7 +226,7 @@ class Study:
         options = self._options_by_group[cell.group]
         if not state.bounds:
             row["images"] = plan.count(data)
-            row["blocks"] = len(self.bounds(row["images"], options))
+            row["blocks"] = len(self.bounds(row["images"], options.action.group.order))
         # what a forward pass costs follows from the model and the size of the images, which a module does not say
         key = cell.model, cell.group, data if isinstance(model, nn.Module) else plan.size_in(data)
         if key not in costs:
@@ -313,7 +313,7 @@ class Study:
         store.clean(states)
         works, doubtful = [], []
         for state, job in left:
-            store.begin(state, job.settings, self.bounds(job.n, job.options))
+            store.begin(state, job.settings, self.bounds(job.n, job.options.action.group.order))
             for block in range(len(state.bounds)):
                 is_doubtful = block in state.deaths or block in state.reasons
                 if block not in state.done:
@@ -350,10 +350,6 @@ class Study:
             raise ValueError(f"{getattr(self, '_file', '')}{error}") from error
         return dict(zip(names, options, strict=True))
 
-    def options(self, group: str | Group | Action) -> Options:
-        """How the cells of a group are measured."""
-        return list(self._options_by_group.values())[list(self.groups).index(group)]
-
     def _options(self, group: Any, metrics: Sequence) -> Options:
         names = ("layers", "head", "layouts", "output", "null", "seed", "precision", "device", "batch_size")
         return Options(group, metrics=metrics, **{name: getattr(self, name) for name in names})
@@ -375,7 +371,7 @@ class Study:
     def _group_name(self, group: Any, known: Mapping[str, str]) -> str:
         """A group's name; of a "module:name" that which is known from the store, so that nothing is imported."""
         if is_imported(group):
-            return known.get(group) or self.options(group).action.group.name
+            return known.get(group) or list(self._options_by_group)[self.groups.index(group)]
         return self._options(group, STANDARD).action.group.name
 
     def _cells(self, known_groups: Mapping[str, str]) -> list[Cell]:
@@ -444,9 +440,9 @@ class Study:
             names.append(asked if isinstance(asked, str) and not is_imported(asked) else metric.description)
         return names
 
-    def bounds(self, n: int, options: Options) -> list[tuple[int, int]]:
-        """Blocks of n images, as places [start, stop) in reading order: whole chains of the group's null."""
-        length = chain_length(options.action.group.order, self.null)
+    def bounds(self, n: int, order: int) -> list[tuple[int, int]]:
+        """Blocks of n images, as places [start, stop) in reading order: whole chains of the null of a group of this order."""
+        length = chain_length(order, self.null)
         chains = deviation.chains(n, length)
         together = math.ceil(self.block / length)
         bounds = []

@@ -5,7 +5,6 @@ Knows models, images and the store; not which blocks belong to a study. A proces
 
 import json
 import logging
-import pickle
 import sys
 import threading
 import warnings
@@ -42,8 +41,7 @@ COMPUTED = "done"
 SKIPPED = "skipped"
 BUSY = "busy"
 BROKEN = "failed"
-UNUSABLE = "the store cannot be used"
-"""What becomes of a block: it is computed, somebody else did it, somebody else is at it, it failed, or it cannot be written."""
+"""What becomes of a block: it is computed, somebody else did it, somebody else is at it, or it failed."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,6 @@ def compute(job: Job, block: int, *, share: bool = True) -> str:
         return COMPUTED
 
 
-def compute_packed(job: bytes, block: int, module: bytes | None, *, share: bool) -> tuple[str, str]:
-    """`compute` on a worker."""
-    unpacked: Job = pickle.loads(job)
-    if module is not None:
-        unpacked = replace(unpacked, model=pickle.loads(module))
-    try:
-        return compute(unpacked, block, share=share), ""
-    except StoreError as error:
-        return UNUSABLE, str(error)
-
-
 def here(works: Sequence[Work]) -> Iterator[tuple[Job, str]]:
     """Every block in this process, in order, with what became of it; those that another process is at come last."""
     busy = []
@@ -155,15 +142,17 @@ def on_cluster(client: "Client", works: Sequence[Work]) -> Iterator[tuple[Job, s
             for future in as_completed(list(works_of)):
                 job, block = works_of.pop(future)
                 error = None if future.cancelled() else future.exception()
+                if isinstance(error, StoreError):
+                    raise error
                 if future.cancelled() or (error is not None and not isinstance(error, KilledWorker)):
                     raise _lost(client, error)
-                outcome, why = (BUSY, "") if error is not None else future.result()
-                if outcome == UNUSABLE:
-                    raise StoreError(why)
-                if outcome != BUSY:
-                    yield job, outcome
-                elif error is None or block not in job.store.state(job.cell).deaths:
+                if error is not None:
+                    if block not in job.store.state(job.cell).deaths:
+                        again.append((job, block))
+                elif future.result() == BUSY:
                     again.append((job, block))
+                else:
+                    yield job, future.result()
         except CommClosedError as error:
             raise _lost(client, error) from error
         finally:
