@@ -125,34 +125,21 @@ def test_another_cells_block_in_an_unfinished_cell_is_named_before_anything_is_c
 # --- processes that die
 
 
-def dead(study: ek.Study, block: int, pid: int, model: str = MODELS[0]) -> None:
-    """Leave what a process that died at a block of a model leaves."""
-    store, cell = Store(study.store), Cell("digits/train", "C4", model)
-    if not Path(study.store).exists():
-        store.promise([cell], {})
-    content = {"process": f"{socket.gethostname()}~{pid}~1.00", "since": 1.0}
-    store.folder.write_json(f"{cell.path}/running-{block:04}", content)
-
-
 @pytest.mark.parametrize("deaths", [1, 3])
-def test_a_block_whose_processes_died_comes_last_however_often(settings, computed, uninterrupted, deaths):
-    study = ek.Study(**settings | {"models": MODELS[:2]})
+def test_a_block_whose_processes_died_comes_last_however_often(done, computed, uninterrupted, deaths):
+    for block in (1, 2):
+        file(done, f"block-000{block}").unlink()
+    cell = Cell("digits/train", "C4", MODELS[1])
     for number in range(deaths):
-        dead(study, 1, pid=2**22 + 1 + number)
-    found = study.run(progress=False)
-    assert [block for _, block in computed] == [0, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 1]
-    assert computed[-1] == (MODELS[0], 1)
-    assert_same(found, uninterrupted.sel(model=MODELS[:2]))
-    assert list(Path(study.store).rglob("running-*")) == []
-
-
-def test_status_says_at_which_block_processes_ended(done):
-    file(done, "block-0001").unlink()
-    for number in range(3):
-        dead(done, 1, pid=2**22 + 1 + number, model=MODELS[1])
-    assert done.status()[["done", "running", "failed", "missing"]].values.tolist()[1] == [5, 0, 0, 1]
-    reason = "3 processes ended at block 1 (killed, preempted, or out of memory); a new run tries it last"
+        content = {"process": f"{socket.gethostname()}~{2**22 + 1 + number}~1.00", "since": 1.0}
+        Store(done.store).folder.write_json(f"{cell.path}/running-0001", content)
+    assert done.status()[["done", "running", "failed", "missing"]].values.tolist()[1] == [4, 0, 0, 2]
+    processes = {1: "a process", 3: "3 processes"}[deaths]
+    reason = f"{processes} ended at block 1 (killed, preempted, or out of memory); a new run tries it last"
     assert done.status().reason.tolist() == ["", reason, ""]
+    assert_same(done.run(progress=False), uninterrupted)
+    assert computed == [(MODELS[1], 2), (MODELS[1], 1)]
+    assert list(Path(done.store).rglob("running-*")) == []
 
 
 # --- what models and images do
