@@ -106,9 +106,10 @@ def block(number, *, values=None, **more) -> Block:
 
 
 def begin(store: Store, cell: Cell) -> State:
-    contents = store.read()
-    store.promise([cell], contents, {})
-    return store.begin(contents.states.get(cell) or State(cell), SETTINGS, BOUNDS)
+    store.promise([cell], {})
+    state = store.state(cell)
+    store.begin(state, SETTINGS, BOUNDS)
+    return state
 
 
 def write(store: Store, cell: Cell, number: int, **more) -> None:

@@ -13,7 +13,6 @@ arrays, however many variables it has. Anybody reads it without eedkit:
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,20 +26,30 @@ STATES = ("pair_n", "dead", "live_or_dead", "reason", "undefined")
 """What joining blocks needs besides the sums of unit vectors; small, so that it stands in `about`."""
 
 
+class _Members(dict):
+    """The arrays in a file by type, each decompressed when it is used."""
+
+    def __init__(self, file: zipfile.ZipFile) -> None:
+        self.file = file
+
+    def __missing__(self, kind: str) -> np.ndarray:
+        member = self.file.read(f"{kind}.npy")
+        # the header says again what `about` does; parsing it takes longer than reading the values
+        header = 10 + int.from_bytes(member[8:10], "little")
+        self[kind] = np.frombuffer(member, kind, offset=header)
+        return self[kind]
+
+
 @dataclass(frozen=True)
 class Block:
-    """The arrays (…, sample) of a block by name, and what is said of them.
+    """The values of a block, and what is said of them.
 
-    Parameters
-    ----------
-    arrays : mapping from str to array
-        The variables along `sample`, and `PAIR_SUM` (normalised, layer, feature).
-    about : dict
-        `attrs`; for each of the `variables` and `coords` its `dims` and `attrs`; the `values` of coordinates; `states`;
-        `flaws`, why single samples have no value; and in a file `of`, its cell and place, and `arrays`, their places in it.
+    `values` are those of each type: the variables along `sample`, and `PAIR_SUM` (normalised, layer, feature). `about` holds
+    `attrs`; for each of the `variables` and `coords` its `dims` and `attrs`; the `values` of coordinates; `states`; `flaws`, why
+    single samples have no value; `arrays`, the places of variables; and in a file `of`, its cell and place.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    values: dict[str, np.ndarray]
     about: dict[str, Any]
 
     @classmethod
@@ -50,6 +59,15 @@ class Block:
             str(name): variable.values for name, variable in values.data_vars.items() if "sample" in variable.dims
         }
         arrays[PAIR_SUM] = states.pair_sum.values
+        arrays_of_type: dict[str, list[np.ndarray]] = {}
+        sizes: dict[str, int] = {}
+        places = {}
+        for name, array in arrays.items():
+            kind = str(array.dtype)
+            start = sizes.get(kind, 0)
+            sizes[kind] = start + array.size
+            arrays_of_type.setdefault(kind, []).append(array.ravel())
+            places[name] = {"type": kind, "start": start, "stop": sizes[kind], "shape": array.shape}
         coords = {}
         for name, coord in values.coords.items():
             coords[name] = {"dims": coord.dims, "attrs": coord.attrs, "values": coord.values.tolist()}
@@ -61,34 +79,25 @@ class Block:
             "metrics": states.metric.values.tolist(),
             "normalised": states.normalised.values.tolist(),
             "flaws": states.attrs["flaws"],
+            "arrays": places,
         }
-        return cls(arrays, about)
+        return cls({kind: np.concatenate(of_type) for kind, of_type in arrays_of_type.items()}, about)
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str = "the block") -> "Block":
         """What `to_bytes` gave; the arrays are read when they are used."""
         try:
             file = zipfile.ZipFile(io.BytesIO(content))
-            about = json.loads(file.read("about.json"))
-            return cls(_Stored(file, about["arrays"]), about)
+            return cls(_Members(file), json.loads(file.read("about.json")))
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DamageError(f"{name} is no block of a study ({error})") from error
 
     def to_bytes(self) -> bytes:
         """A compressed .npz file."""
-        arrays_of_type: dict[str, list[np.ndarray]] = {}
-        sizes: dict[str, int] = {}
-        places = {}
-        for name, array in self.arrays.items():
-            kind = str(array.dtype)
-            start = sizes.get(kind, 0)
-            sizes[kind] = start + array.size
-            arrays_of_type.setdefault(kind, []).append(array.ravel())
-            places[name] = {"type": kind, "start": start, "stop": sizes[kind], "shape": array.shape}
-        members = {"about.json": json.dumps({**self.about, "arrays": places}, default=_plain).encode()}
-        for kind, arrays in arrays_of_type.items():
+        members = {"about.json": json.dumps(self.about, default=_plain).encode()}
+        for kind, array in self.values.items():
             stored = io.BytesIO()
-            np.save(stored, np.concatenate(arrays), allow_pickle=False)
+            np.save(stored, array, allow_pickle=False)
             members[f"{kind}.npy"] = stored.getvalue()
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as file:
@@ -97,35 +106,29 @@ class Block:
                 file.writestr(zipfile.ZipInfo(name), member, zipfile.ZIP_DEFLATED)
         return content.getvalue()
 
+    def array(self, name: str) -> np.ndarray:
+        """The values of a variable."""
+        place = self.about["arrays"][name]
+        return self.values[place["type"]][place["start"] : place["stop"]].reshape(place["shape"])
+
     @property
-    def size(self) -> int:
-        """Samples."""
-        return len(self.about["coords"]["sample"]["values"])
+    def bytes_of_sample(self) -> int:
+        """Of the variables, before compression."""
+        total = 0
+        for name, place in self.about["arrays"].items():
+            if name != PAIR_SUM:
+                total += np.dtype(place["type"]).itemsize * (place["stop"] - place["start"])
+        return total // len(self.about["coords"]["sample"]["values"])
 
-
-class _Stored(Mapping):
-    """The arrays in a file by the names of their variables; those of one type are decompressed together, when one is used."""
-
-    def __init__(self, file: zipfile.ZipFile, places: Mapping[str, Mapping[str, Any]]) -> None:
-        self._file = file
-        self._places = places
-        self._of_type: dict[str, np.ndarray] = {}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        place = self._places[name]
-        kind = place["type"]
-        if kind not in self._of_type:
-            member = self._file.read(f"{kind}.npy")
-            # the header says again what `about` does; parsing it takes longer than reading the values
-            header = 10 + int.from_bytes(member[8:10], "little")
-            self._of_type[kind] = np.frombuffer(member, kind, offset=header)
-        return self._of_type[kind][place["start"] : place["stop"]].reshape(place["shape"])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+    def difference_to(self, first: "Block") -> str:
+        """In what it differs from another block, so that they cannot be of one cell; empty where they can."""
+        compared = {"variables": (sorted(first.about["variables"]), sorted(self.about["variables"]))}
+        for what, coord in (("weights", "weights"), ("layers", "layer")):
+            compared[what] = (first.about["coords"][coord]["values"], self.about["coords"][coord]["values"])
+        for what, (there, here) in compared.items():
+            if there != here:
+                return f"other {what} than the first: {there} there, {here} here"
+        return ""
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +24,6 @@ NAME = re.compile(
     r"\.(?P<checksum>[0-9a-f]{16})\.(npz|json)"
 )
 """How our files are called. All others belong to somebody else, and are neither read nor removed."""
-DEPTH = 3
-"""How deep our files lie: data set, group, model."""
 OLD = 24 * 3600
 """Seconds after which a process of another machine, of which we see nothing, is taken to be gone."""
 
@@ -76,8 +73,8 @@ class Folder:
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
     >>> name = folder.write("digits/cell", b"{}", "json")
-    >>> name, folder.read(name), folder.files()
-    ('digits/cell.01e7b720ff566d53.json', b'{}', ['digits/cell.01e7b720ff566d53.json'])
+    >>> name, folder.read(name), folder.names("digits")
+    ('digits/cell.01e7b720ff566d53.json', b'{}', ['cell.01e7b720ff566d53.json'])
     """
 
     address: str
@@ -92,64 +89,29 @@ class Folder:
 
         return fsspec.core.url_to_fs(self.address)
 
-    def files(self, below: str = "") -> list[str]:
-        """Every file below a path in the folder, by its path in it, sorted; hidden ones are left out, links are followed."""
+    def names(self, path: str = "") -> list[str]:
+        """What lies directly in a folder of it, sorted; nothing where there is none, StoreError where it cannot be read."""
+        place = Path(self.address, path)
         try:
             if self._remote is None:
-                return sorted(self._walk(below, below.count("/") + 1 if below else 0))
+                return sorted(os.listdir(place))
             system, root = self._remote
             system.invalidate_cache()
-            paths = [path[len(root) :].lstrip("/") for path in system.find(f"{root}/{below}".rstrip("/"))]
-            return sorted(path for path in paths if not path.rpartition("/")[2].startswith("."))
+            return sorted(found.rpartition("/")[2] for found in system.ls(f"{root}/{path}".rstrip("/"), detail=False))
+        except FileNotFoundError:
+            self._refuse_dangling_link(path)
+            return []
+        except NotADirectoryError:
+            raise StoreError(f"{place} cannot be a folder, since a file is there; choose another place") from None
         except OSError as error:
-            raise self._unreadable(error, error.filename or self.address) from error
+            raise _unreadable(error, str(place)) from error
 
-    def _walk(self, path: str, depth: int) -> Iterator[str]:
-        """The files below a path; a link that leads back to its own folder ends at the depth of our files.
-
-        Folders inside that cannot be read may be anybody's: whether one is ours is for `refuse_unreadable`.
-        """
-        try:
-            with os.scandir(os.path.join(self.address, path)) as scan:
-                entries = [(entry.name, _is_folder(entry)) for entry in scan if not entry.name.startswith(".")]
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError:
-            if not path:
-                raise
-            return
-        for name, is_folder in entries:
-            inside = f"{path}/{name}" if path else name
-            if not is_folder:
-                yield inside
-            elif depth < DEPTH:
-                yield from self._walk(inside, depth + 1)
-
-    def refuse_unreadable(self, path: str) -> None:
-        """StoreError where a folder on the way to this path is there and cannot be read."""
-        folder = self.address
-        for name in path.split("/") if self._remote is None else ():
-            folder = os.path.join(folder, name)
-            try:
-                os.scandir(folder).close()
-            except (FileNotFoundError, NotADirectoryError):
-                return
-            except OSError as error:
-                raise self._unreadable(error, error.filename or folder) from error
-
-    def _unreadable(self, error: OSError, what: str) -> StoreError:
-        return StoreError(
-            f"cannot read {what}: {error.strerror or error}; see that this user may read it, then run again"
-        )
-
-    def dangling_link(self, path: str) -> str | None:
-        """The part of a path in the folder that is a link to something that is not there."""
-        part = self.address
-        for name in path.split("/") if self._remote is None else ():
-            part = os.path.join(part, name)
-            if os.path.islink(part) and not os.path.exists(part):
-                return part
-        return None
+    def _refuse_dangling_link(self, path: str) -> None:
+        """DamageError where a part of a path is a link to something that is not there."""
+        place = Path(self.address, path)
+        for part in (place, *place.parents) if self._remote is None else ():
+            if part.is_symlink() and not part.exists():
+                raise DamageError(f"{part} is a link to something that is not there; bring it back or remove the link")
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; DamageError where they are not those of its name."""
@@ -160,9 +122,10 @@ class Folder:
                 system, root = self._remote
                 content = system.cat_file(f"{root}/{name}")
         except FileNotFoundError:
+            self._refuse_dangling_link(name)
             raise DamageError(f"{name} in {self.address} was there and is gone; run again") from None
         except OSError as error:
-            raise self._unreadable(error, f"{name} in {self.address}") from error
+            raise _unreadable(error, f"{name} in {self.address}") from error
         promised = NAME.fullmatch(name.rpartition("/")[2])
         if promised is None or promised["checksum"] != checksum(content):
             raise DamageError(f"{name} in {self.address} is damaged: its bytes are not those that its name promises")
@@ -219,9 +182,5 @@ class Folder:
                     partial.unlink()
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder, or a link to one; a link to itself is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def _unreadable(error: OSError, what: str) -> StoreError:
+    return StoreError(f"cannot read {what}: {error.strerror or error}; see that this user may read it, then run again")

@@ -6,7 +6,7 @@ Knows xarray, never torch. Reads every file once; results larger than `IN_MEMORY
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -16,9 +16,9 @@ import xarray as xr
 from eedkit.errors import cut, unknown
 from eedkit.results import io, schema
 from eedkit.results.summary import concat
-from eedkit.study.blocks import PAIR_SUM, STATES, Block
+from eedkit.study.blocks import PAIR_SUM, Block
 from eedkit.study.files import StoreError
-from eedkit.study.store import State, Store, unlike
+from eedkit.study.store import State, Store
 
 IN_MEMORY = 2**30
 """Bytes of values up to which all are read when a study is opened."""
@@ -64,17 +64,16 @@ def open(
     metrics = [metrics] if isinstance(metrics, str) else metrics
     if io.is_zarr(address):
         return _chosen_of(io.open_zarr(address), models, metrics)
-    states = Store(address).read().states
-    if not states:
+    store = Store(address)
+    cells = store.cells()
+    if not cells:
         raise FileNotFoundError(f"no store at {address}")
-    chosen = list(states.values())
-    for kind, names in (("data", data), ("group", group), ("model", models)):
-        if names is not None:
-            asked = [names] if isinstance(names, str) else names
-            known = [getattr(cell, kind) for cell in states]
-            _refuse_unknown({"data": "data set"}.get(kind, kind), asked, known)
-            chosen = [state for state in chosen if getattr(state.cell, kind) in asked]
-    return join(address, chosen, metrics)
+    data_sets = None if data is None else [data]
+    groups = None if group is None else [group]
+    for kind, name, asked in (("data set", "data", data_sets), ("group", "group", groups), ("model", "model", models)):
+        _refuse_unknown(kind, asked, [getattr(cell, name) for cell in cells])
+        cells = [cell for cell in cells if asked is None or getattr(cell, name) in asked]
+    return join(store, [store.state(cell) for cell in cells], metrics)
 
 
 def _refuse_unknown(kind: str, asked: Iterable[str] | None, known: Iterable[str]) -> None:
@@ -88,12 +87,10 @@ def _refuse_unknown(kind: str, asked: Iterable[str] | None, known: Iterable[str]
 def _chosen_of(ds: xr.Dataset, models: Sequence[str] | None, metrics: Sequence[str] | None) -> xr.Dataset:
     """These models and metrics of one Dataset."""
     _refuse_unknown("model", models, ds.model.values)
-    _refuse_unknown("metric", metrics, schema.metrics_of(ds))
     if models is not None:
         ds = ds.sel(model=list(models))
-    if metrics is not None:
-        ds = ds.drop_vars(_names_of_others(schema.metrics_of(ds), metrics) & set(ds.variables))
-    return ds
+    _refuse_unknown("metric", metrics, schema.metrics_of(ds))
+    return ds.drop_vars(_names_of_others(schema.metrics_of(ds), metrics), errors="ignore")
 
 
 def _names_of_others(measured: Iterable[str], chosen: Sequence[str] | None) -> set[str]:
@@ -105,16 +102,16 @@ def _names_of_others(measured: Iterable[str], chosen: Sequence[str] | None) -> s
     return names
 
 
-def join(address: str, states: Sequence[State], metrics: Sequence[str] | None = None) -> xr.Dataset | xr.DataTree:
+def join(store: Store, states: Sequence[State], metrics: Sequence[str] | None = None) -> xr.Dataset | xr.DataTree:
     """The models of one data set and group side by side; a tree of such Datasets where there are several."""
     states = _with_metrics(states, metrics)
-    unfinished = [str(state.cell) for state in states if not state.is_done]
     together: dict[tuple[str, str], list[State]] = {}
     for state in states:
         if state.done:
             together.setdefault((state.cell.data, state.cell.group), []).append(state)
     if not together:
         raise StoreError("nothing is done yet: run the study first, and see its status() for what failed")
+    unfinished = [str(state.cell) for state in states if not state.is_done]
     if unfinished:
         more = f"; … ({len(unfinished) - 3} more)" if len(unfinished) > 3 else ""
         warnings.warn(
@@ -125,14 +122,11 @@ def join(address: str, states: Sequence[State], metrics: Sequence[str] | None = 
     joined = {}
     for (data, group), of_models in together.items():
         _refuse_unlike_models(of_models, metrics)
-        joined[f"{_node(data)}/{group}"] = _side_by_side(Store(address), of_models, metrics)
+        # a tree's paths know no "..", no "//" and no leading "/"
+        node = data if {"", ".", ".."}.isdisjoint(data.split("/")) else io.slug(data)
+        joined[f"{node}/{group}"] = _side_by_side(store, of_models, metrics)
     is_alone = len({(state.cell.data, state.cell.group) for state in states}) == 1
     return next(iter(joined.values())) if is_alone else xr.DataTree.from_dict(joined)
-
-
-def _node(data: str) -> str:
-    """A data set's name as a path in a tree, which knows no "..", no "//" and no leading "/"."""
-    return data if not {"", ".", ".."} & set(data.split("/")) else io.slug(data)
 
 
 def _metrics_of(state: State) -> dict[str, str]:
@@ -155,222 +149,108 @@ def _with_metrics(states: Sequence[State], metrics: Sequence[str] | None) -> lis
 
 
 def _refuse_unlike_models(states: Sequence[State], metrics: Sequence[str] | None) -> None:
-    """StoreError for models that were measured on other images or in another way."""
-    compared = {state.cell.model: _compared(state) for state in states}
-    first, *others = compared
-    for model in others:
-        for what, there in compared[first].items():
-            here = compared[model][what]
-            like_first = [name for name, other in compared.items() if other[what] == there]
-            like_this = [name for name, other in compared.items() if other[what] == here]
-            if what == "metrics" and metrics is not None:
-                there, here = ({name: known[name] for name in metrics} for known in (there, here))
-            if there == here:
-                continue
-            choice = f"models={cut(str(like_first), SHOWN)} or models={cut(str(like_this), SHOWN)}"
-            common = [name for name in there if name in here and there[name] == here[name]] if what == "metrics" else []
-            if common:
-                choice += f", or metrics={common!r}"
-            shown = [cut(str(list(one.values()) if isinstance(one, dict) else one), SHOWN) for one in (there, here)]
-            raise StoreError(
-                f"{states[0].cell} and {model} cannot stand in one Dataset, since they differ in {what}: {shown[0]} and "
-                f"{shown[1]}. Choose with ek.open(…, {choice})"
-            )
+    """StoreError for models that were measured on other images or in another way; says which to choose."""
+    for what in ("images", "group", "null", "version", "metrics"):
+        models_by_value: dict[str, list[str]] = {}
+        for state in states:
+            models_by_value.setdefault(_compared(state, what, metrics), []).append(state.cell.model)
+        if len(models_by_value) == 1:
+            continue
+        choices = [f"models={cut(str(models), SHOWN)}" for models in models_by_value.values()]
+        if what == "metrics":
+            common = set.intersection(*(set(_metrics_of(state).items()) for state in states))
+            names = [name for name, description in _metrics_of(states[0]).items() if (name, description) in common]
+            choices += [f"metrics={names!r}"] if names else []
+        first, second, *_ = [models[0] for models in models_by_value.values()]
+        values = " and ".join(cut(value, SHOWN) for value in models_by_value)
+        raise StoreError(
+            f"{states[0].cell.data} · {states[0].cell.group} · {first} and {second} cannot stand in one Dataset, since they "
+            f"differ in {what}: {values}. Choose with ek.open(…, {' or '.join(choices)})"
+        )
 
 
-def _compared(state: State) -> dict[str, Any]:
+def _compared(state: State, what: str, metrics: Sequence[str] | None) -> str:
     """What models must have in common to stand in one Dataset."""
-    # images: the options of their spec, such as a shift, and the checksum of what is stored
-    spec, _, checksum = str(state.settings.get("data", "")).rpartition(" ")
-    same = {"images": f"{spec.partition('?')[2]} {checksum}"}
-    same |= {name: state.settings.get(name) for name in ("group", "null", "version")}
-    return {**same, "metrics": _metrics_of(state)}
-
-
-@dataclass
-class _Model:
-    """What follows from all blocks of one model together, and what is said of it."""
-
-    attrs: dict[str, Any]
-    variables: dict[str, dict[str, Any]]
-    coords: dict[str, dict[str, Any]]
-    by_layer: dict[str, np.ndarray]
-    reasons: dict[str, list[str]]
-
-
-@dataclass
-class _Part:
-    """Models of the same layers and variables, measured on the same images in the same order and blocks."""
-
-    states: list[State] = field(default_factory=list)
-    firsts: list[Block] = field(default_factory=list)
-    # where each block's samples are, of all blocks that some model has
-    slots: dict[int, slice] = field(default_factory=dict)
-    # (model, …, sample); NaN or −1 where a model has no block
-    arrays: dict[str, Any] = field(default_factory=dict)
-    models: dict[int, _Model] = field(default_factory=dict)
-    # the coordinates along `sample`, by block
-    samples: dict[int, dict[str, list]] = field(default_factory=dict)
-
-    def coordinate(self, name: str) -> list:
-        """A coordinate along `sample`, over all blocks."""
-        values = []
-        for number in self.slots:
-            values += self.samples[number][name]
-        return values
-
-    @property
-    def places(self) -> list[int]:
-        """Of its samples in the reading order."""
-        places: list[int] = []
-        for number in self.slots:
-            places += range(*self.states[0].bounds[number])
-        return places
-
-    @property
-    def order(self) -> tuple:
-        """In which order the images were read."""
-        settings = self.states[0].settings
-        return settings.get("seed"), self.states[0].samples
+    if what == "images":
+        # the options of their spec, such as a corruption, and the checksum of what is stored
+        spec, _, checksum = str(state.settings.get("data", "")).rpartition(" ")
+        return f"{spec.partition('?')[2]} {checksum}"
+    if what == "metrics":
+        return str([text for name, text in _metrics_of(state).items() if metrics is None or name in metrics])
+    return str(state.settings.get(what))
 
 
 def _side_by_side(store: Store, states: Sequence[State], metrics: Sequence[str] | None) -> xr.Dataset:
     """The models of one data set and group as a Dataset."""
-    parts: dict[tuple, _Part] = {}
-    for state in states:
-        first = store.block(state, min(state.done))
-        layers = tuple(first.about["coords"]["layer"]["values"])
-        key = (layers, tuple(first.about["variables"]), tuple(state.bounds), state.settings.get("seed"))
-        part = parts.setdefault(key, _Part())
-        part.states.append(state)
-        part.firsts.append(first)
-    is_large = sum(map(_bytes_of, parts.values())) > IN_MEMORY
-    for part in parts.values():
-        _read(store, part, metrics, is_large=is_large)
-    samples = _samples(list(parts.values()))
-    datasets = _with_predictions([_dataset(part, samples) for part in parts.values()])
+    firsts = [store.block(state, min(state.done)) for state in states]
+    pairs = list(zip(states, firsts, strict=True))
+    is_large = sum(first.bytes_of_sample * len(state.places_done) for state, first in pairs) > IN_MEMORY
+    datasets = []
+    for state, first in pairs:
+        datasets.append(_of_one_model(store, state, first, metrics, is_large=is_large))
+    datasets = _with_predictions(_on_all_samples(datasets, states))
     joined = datasets[0]
     if len(datasets) > 1:
         attrs = _agreed([ds.attrs for ds in datasets])
         if not all("dead_fraction" in ds for ds in datasets):  # it comes with metrics of maps
             datasets = [ds.drop_vars("dead_fraction", errors="ignore") for ds in datasets]
         joined = concat([ds.drop_attrs(deep=False).assign_attrs(attrs) for ds in datasets])
-        joined = joined.sel(model=[state.cell.model for state in states])
     return joined.assign_coords(_columns(states))
 
 
-def _bytes_of(part: _Part) -> int:
-    """Of the values of its models, by the first blocks."""
-    total = 0
-    for state, first in zip(part.states, part.firsts, strict=True):
-        of_sample = 0
-        for name, place in first.about["arrays"].items():
-            if name != PAIR_SUM:
-                of_sample += np.dtype(place["type"]).itemsize * (place["stop"] - place["start"]) / first.size
-        total += int(of_sample * state.samples_done)
-    return total
-
-
-def _read(store: Store, part: _Part, metrics: Sequence[str] | None, *, is_large: bool) -> None:
-    """Read all blocks; the arrays of a large part are read again when they are used."""
-    bounds = part.states[0].bounds
-    stop = 0
-    for number in sorted(set().union(*(state.done for state in part.states))):
-        start = stop
-        stop += bounds[number][1] - bounds[number][0]
-        part.slots[number] = slice(start, stop)
-    about = part.firsts[0].about
-    others = _names_of_others(about["metrics"], metrics)
-    blocks = _blocks_when_used(store, part) if is_large else None
-    for name, variable in about["variables"].items():
-        if "sample" not in variable["dims"] or name in others:
-            continue
-        place = about["arrays"][name]
-        kind, inner_shape = np.dtype(place["type"]), tuple(place["shape"][1:-1])
-        if blocks is None:
-            part.arrays[name] = np.full((len(part.states), *inner_shape, stop), _blank(kind), kind)
-            continue
-        sizes = tuple(slot.stop - slot.start for slot in part.slots.values())
-        part.arrays[name] = blocks.map_blocks(
-            _variable,
-            of=name,
-            inner_shape=inner_shape,
-            kind=kind,
-            new_axis=list(range(1, 1 + len(inner_shape))),
-            chunks=((1,) * len(part.states), *((size,) for size in inner_shape), sizes),
-            name=f"{name}-{uuid.uuid4().hex}",
-            dtype=kind,
-            meta=np.empty((0,) * (2 + len(inner_shape)), kind),
-        )
-    # the coordinates of samples are those of the model that has most of them
-    for m in sorted(range(len(part.states)), key=lambda m: -len(part.states[m].done)):
-        part.models[m] = _read_model(store, part, m, others, is_large=is_large)
-    _blank_undefined(part)
-
-
-def _blank(kind: np.dtype) -> Any:
-    return -1 if kind.kind == "i" else np.nan
-
-
-def _read_model(store: Store, part: _Part, m: int, others: set[str], *, is_large: bool) -> _Model:
-    """Put one model's blocks in their slots; what follows from them together."""
-    state, first = part.states[m], part.firsts[m]
-    states = []
-    devices = set()
-    pair_sum: Any = 0
+def _of_one_model(
+    store: Store, state: State, first: Block, metrics: Sequence[str] | None, *, is_large: bool
+) -> xr.Dataset:
+    """The blocks of a model one after the other."""
+    blocks = []
     for number in sorted(state.done):
         block = first if number == min(state.done) else store.block(state, number)
-        difference = unlike(first, block)
+        difference = block.difference_to(first)
         if difference:
             raise StoreError(f"{state.done[number][0]} has {difference}; remove one of the two and run again")
-        coords = {name: c["values"] for name, c in block.about["coords"].items() if c["dims"] == ["sample"]}
-        if part.samples.setdefault(number, coords)["sample"] != coords["sample"]:
-            raise StoreError(f"{state.done[number][0]} holds other samples than the same block of other models")
-        for name, array in part.arrays.items() if not is_large else ():
-            array[m, ..., part.slots[number]] = block.arrays[name][0]
-        states.append(block.about["states"])
-        devices.add(block.about["attrs"]["device"])
-        pair_sum = pair_sum + block.arrays[PAIR_SUM]
-    attrs = {**first.about["attrs"], "data": state.settings["data"], "device": ", ".join(sorted(devices))}
-    variables = {name: dict(v) for name, v in first.about["variables"].items() if name not in others}
-    coords = {name: c for name, c in first.about["coords"].items() if name not in others}
-    model = _Model(attrs, variables, coords, by_layer={}, reasons={})
-    joined = {name: np.array([of_block[name] for of_block in states]) for name in STATES}
-    _join_states(model, first.about, joined, pair_sum, n=state.samples_done)
-    return model
+        blocks.append(block)
+    abouts = [block.about for block in blocks]
+    about = first.about
+    others = _names_of_others(about["metrics"], metrics)
+    coords = {}
+    for name, coord in about["coords"].items():
+        values = coord["values"]
+        if coord["dims"] == ["sample"]:
+            values = [value for of_block in abouts for value in of_block["coords"][name]["values"]]
+        if name not in others:
+            coords[name] = (coord["dims"], _array_of(values), coord["attrs"])
+    by_layer = _by_layer(abouts, np.sum([block.array(PAIR_SUM) for block in blocks], axis=0))
+    of_sample = _when_used(store, state, about) if is_large else {}
+    variables = {}
+    for name, variable in about["variables"].items():
+        if name in others:
+            continue
+        if "sample" not in variable["dims"]:
+            values = by_layer[name]
+        elif is_large:
+            values = of_sample[name]
+        else:
+            values = np.concatenate([block.array(name) for block in blocks], axis=-1)
+        variables[name] = xr.Variable(variable["dims"], values, variable["attrs"])
+    devices = {of_block["attrs"]["device"] for of_block in abouts}
+    attrs = {**about["attrs"], "data": state.settings["data"], "device": ", ".join(sorted(devices))}
+    ds = xr.Dataset(variables, coords, attrs)
+    return _with_reasons(ds, abouts)
 
 
-def _join_states(
-    model: _Model, about: Mapping[str, Any], states: Mapping[str, np.ndarray], pair_sum: np.ndarray, *, n: int
-) -> None:
-    """What follows from the blocks' states together: M, dead channels, and why layers have no value."""
-    variables = model.variables
-    if "dead_fraction" in variables:
-        model.by_layer["dead_fraction"] = _ratio(states["dead"].sum(0), states["live_or_dead"].sum(0))
+def _by_layer(abouts: Sequence[Mapping[str, Any]], pair_sum: np.ndarray) -> dict[str, np.ndarray]:
+    """What follows from the states of all blocks together: M (normalised, layer) and the part of channels that is dead."""
+    states = {
+        name: np.array([about["states"][name] for about in abouts]) for name in ("pair_n", "dead", "live_or_dead")
+    }
+    found = {"dead_fraction": _ratio(states["dead"].sum(0), states["live_or_dead"].sum(0))[None]}
     # −1 where a layer is undefined; NaN is never skipped, which would drop vectors and keep their number
-    defined: np.ndarray = np.all(states["pair_n"] >= 0, axis=0)
+    is_defined: np.ndarray = np.all(states["pair_n"] >= 0, axis=0)
     count = states["pair_n"].clip(min=0).sum(0)
-    for i, metric in enumerate(about["normalised"]):
-        name = f"{metric}_pair_cosine"
-        if name in variables:
-            exact = _ratio((pair_sum[i] ** 2).sum(-1) - count[i], count[i] ** 2 - count[i])
-            model.by_layer[name] = np.where(defined[i], exact, np.nan)
-            variables[name]["attrs"] = {**variables[name]["attrs"], "samples": n}
-    for i, metric in enumerate(about["metrics"]):
-        if metric not in variables:
-            continue
-        # of every layer the first block's reason that there is
-        reasons: list[str] = [next(filter(None, column), "") for column in states["reason"][:, i].T.tolist()]
-        if "layer" not in variables[metric]["dims"]:
-            model.reasons[metric] = reasons[:1]
-            if reasons[0]:
-                variables[metric]["attrs"] = {**variables[metric]["attrs"], "nan_reason": reasons[0]}
-            continue
-        model.reasons[metric] = reasons
-        undefined = states["undefined"][:, i].sum(0)
-        partly = [reason or schema.partly(int(k), n) for reason, k in zip(reasons, undefined, strict=True)]
-        name = f"{metric}_nan_reason"
-        model.coords[name] = {**model.coords[name], "values": [partly]}
+    for i, metric in enumerate(abouts[0]["normalised"]):
+        exact = _ratio((pair_sum[i] ** 2).sum(-1) - count[i], count[i] ** 2 - count[i])
+        found[f"{metric}_pair_cosine"] = np.where(is_defined[i], exact, np.nan)[None]
+    return found
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -378,122 +258,117 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
-def _blank_undefined(part: _Part) -> None:
-    """NaN where a metric has a reason to have no value in some block: at that layer of that model, or in all of its output."""
-    models = [part.models[m] for m in range(len(part.states))]
-    for metric in models[0].reasons:
-        reasons = [model.reasons[metric] for model in models]
-        if not any(map(any, reasons)):
+def _with_reasons(ds: xr.Dataset, abouts: Sequence[Mapping[str, Any]]) -> xr.Dataset:
+    """NaN where a metric has a reason to have no value in some block, at that layer or in all of the output; with the reasons."""
+    n = ds.sizes["sample"]
+    for i, metric in enumerate(abouts[0]["metrics"]):
+        if metric not in ds:
             continue
-        factor = np.where(np.array(reasons, dtype=object) == "", np.float32(1), np.float32(np.nan))
-        for name in (metric, *(metric + ending for ending in schema.ENDINGS)):
-            if name in part.arrays:
-                # (model, layer), or (model, 1) of the output
-                own_dims = 2 if "layer" in models[0].variables[name]["dims"] else 1
-                array = part.arrays[name]
-                shape = (*factor.shape[:own_dims], *[1] * (array.ndim - own_dims))
-                part.arrays[name] = array * factor.reshape(shape)
-        for model, of_layers in zip(models, factor, strict=True):
-            for name in set(model.by_layer) & {metric + ending for ending in schema.ENDINGS}:
-                model.by_layer[name] = model.by_layer[name] * of_layers
+        # of every layer the first block's reason that there is
+        reasons_by_layer = zip(*(about["states"]["reason"][i] for about in abouts), strict=True)
+        reasons = np.array([next(filter(None, reasons), "") for reasons in reasons_by_layer], dtype=object)
+        has_layers = "layer" in ds[metric].dims
+        if not has_layers:
+            reasons = reasons[:1]
+            if reasons[0]:
+                ds[metric].attrs["nan_reason"] = reasons[0]
+        if reasons.any():
+            factor = np.where(reasons == "", np.float32(1), np.float32(np.nan))
+            for name in {metric, *(metric + ending for ending in schema.ENDINGS)} & set(ds.data_vars):
+                shape = [len(factor) if dim == "layer" else 1 for dim in ds[name].dims]
+                ds[name] = ds[name].copy(data=ds[name].data * factor.reshape(shape))
+        if has_layers:
+            undefined = np.sum([about["states"]["undefined"][i] for about in abouts], axis=0)
+            texts = [reason or schema.partly(int(k), n) for reason, k in zip(reasons, undefined, strict=True)]
+            name = f"{metric}_nan_reason"
+            ds[name] = ds[name].copy(data=_array_of([texts]))
+        if f"{metric}_pair_cosine" in ds:
+            ds[f"{metric}_pair_cosine"].attrs["samples"] = n
+    return ds
 
 
-def _blocks_when_used(store: Store, part: _Part) -> Any:
-    """An array (model, block) of the blocks, each read when it is used, once for all variables that are computed together."""
+def _when_used(store: Store, state: State, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a model's samples as Dask arrays; a block is read once for all that are computed together."""
     import dask.array as da
 
-    read = _Read(store, part.states, [(number, slot.stop - slot.start) for number, slot in part.slots.items()])
-    chunks = ((1,) * len(part.states), (1,) * len(part.slots))
+    numbers = sorted(state.done)
     # a name of its own, since Dask would make one from the names of all files
-    name = f"blocks-{uuid.uuid4().hex}"
-    return da.map_blocks(read, name=name, chunks=chunks, dtype=object, meta=np.empty((0, 0), object))
+    blocks = da.map_blocks(
+        partial(_read_block, store, state, numbers),
+        chunks=((1,) * len(numbers),),
+        name=f"blocks-{uuid.uuid4().hex}",
+        dtype=object,
+        meta=np.empty(0, object),
+    )
+    sizes = tuple(state.bounds[number][1] - state.bounds[number][0] for number in numbers)
+    arrays = {}
+    for name, place in about["arrays"].items():
+        inner_shape = place["shape"][:-1]
+        kind = np.dtype(place["type"])
+        arrays[name] = blocks.map_blocks(
+            _array_in,
+            of=name,
+            new_axis=list(range(len(inner_shape))),
+            chunks=(*((size,) for size in inner_shape), sizes),
+            name=f"{name}-{uuid.uuid4().hex}",
+            dtype=kind,
+            meta=np.empty((0,) * len(place["shape"]), kind),
+        )
+    return arrays
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Gives a block of a model as a chunk of one element; where it is not done, how many samples it has."""
-
-    store: Store
-    states: list[State]
-    numbers: list[tuple[int, int]]
-
-    def __call__(self, block_id: tuple[int, int]) -> np.ndarray:
-        number, size = self.numbers[block_id[1]]
-        state = self.states[block_id[0]]
-        chunk = np.empty((1, 1), object)
-        chunk[0, 0] = self.store.block(state, number) if number in state.done else size
-        return chunk
+def _read_block(store: Store, state: State, numbers: Sequence[int], *, block_id: tuple[int]) -> np.ndarray:
+    """A block as a chunk of one element."""
+    chunk = np.empty(1, object)
+    chunk[0] = store.block(state, numbers[block_id[0]])
+    return chunk
 
 
-def _variable(chunk: np.ndarray, *, of: str, inner_shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
-    """One variable of a block, or blanks where it is not done."""
-    block = chunk[0, 0]
-    if isinstance(block, int):
-        return np.full((1, *inner_shape, block), _blank(kind), kind)
-    return block.arrays[of]
+def _array_in(chunk: np.ndarray, *, of: str) -> np.ndarray:
+    return chunk[0].array(of)
 
 
-def _samples(parts: Sequence[_Part]) -> dict[str, xr.Variable]:
-    """The coordinates along `sample` of all samples that any model was measured on: in reading order, then those of other orders."""
+def _on_all_samples(datasets: Sequence[xr.Dataset], states: Sequence[State]) -> list[xr.Dataset]:
+    """Every model on all samples that any was measured on, in reading order, then those of other orders; NaN or −1 where not."""
     orders: dict[tuple, dict[int, Any]] = {}
-    by_id: dict[str, dict[Any, Any]] = {}
-    attrs: dict[str, dict] = {}
-    for part in parts:
-        ids = part.coordinate("sample")
-        orders.setdefault(part.order, {}).update(zip(part.places, ids, strict=True))
-        for name in part.samples[next(iter(part.slots))]:
-            values = part.coordinate(name)
-            by_id.setdefault(name, {}).update(zip(ids, values, strict=True))
-            attrs[name] = part.firsts[0].about["coords"][name]["attrs"]
-        if len(set(ids)) < len(ids):
-            raise StoreError(f"the ids of the samples of {part.states[0].cell} repeat; ids must differ")
+    coords: dict[str, dict[Any, Any]] = {}
+    for ds, state in zip(datasets, states, strict=True):
+        ids = ds.sample.values.tolist()
+        order = state.settings.get("seed"), state.samples
+        orders.setdefault(order, {}).update(zip(state.places_done, ids, strict=True))
+        for name in _names_along_sample(ds):
+            coords.setdefault(name, {}).update(zip(ids, ds[name].values.tolist(), strict=True))
     union: dict[Any, None] = {}
     for ids_by_place in orders.values():
         union |= dict.fromkeys(ids_by_place[place] for place in sorted(ids_by_place))
-    if len(orders) > 1 and by_id.pop("chain", None):
+    if len(orders) > 1 and coords.pop("chain", None):
         warnings.warn(
             "the models were measured in other orders of the images (another seed or n), in which other images are each "
             "other's partners in the null: there is no coordinate `chain`, and intervals of relative values are too narrow. "
             "Choose models of one order, or measure all with one seed",
             stacklevel=5,
         )
-    samples = {}
-    for name, values in by_id.items():
-        samples[name] = xr.Variable("sample", _array_of([values[name_of] for name_of in union]), attrs[name])
-    return samples
+    samples = _array_of(list(union))
+    completed = []
+    for ds in datasets:
+        attrs = {name: ds[name].attrs for name in coords}
+        along_sample = {
+            name: ("sample", _array_of([values[i] for i in union]), attrs[name]) for name, values in coords.items()
+        }
+        ds = ds.drop_vars(set(_names_along_sample(ds)) - {"sample"})
+        if ds.sample.values.tolist() != list(union):
+            blank = {name: _blank(variable.dtype) for name, variable in ds.data_vars.items()}
+            ds = ds.reindex(sample=samples, fill_value=blank)
+        completed.append(ds.assign_coords(along_sample))
+    return completed
 
 
-def _dataset(part: _Part, samples: Mapping[str, xr.Variable]) -> xr.Dataset:
-    """Models of the same layers and variables side by side."""
-    models = [part.models[m] for m in range(len(part.states))]
-    first = models[0]
-    place_of = {name: place for place, name in enumerate(samples["sample"].values.tolist())}
-    places = [place_of[name] for name in part.coordinate("sample")]
-    all_places = list(place_of.values())
-    variables = {}
-    for name, variable in first.variables.items():
-        if name in part.arrays:
-            array = part.arrays[name]
-            if places != all_places:
-                own = xr.DataArray(array, {"sample": places}, variable["dims"])
-                array = own.reindex(sample=all_places, fill_value=_blank(array.dtype)).data
-        else:
-            array = np.stack([model.by_layer[name] for model in models])
-        attrs = _agreed([model.variables[name]["attrs"] for model in models])
-        variables[name] = (variable["dims"], array, attrs)
-    coords: dict[str, Any] = dict(samples)
-    for name, coord in first.coords.items():
-        if coord["dims"] == ["sample"]:
-            continue
-        values = coord["values"]
-        if name == "model":
-            values = [state.cell.model for state in part.states]
-        elif "model" in coord["dims"]:
-            values = []
-            for model in models:
-                values += model.coords[name]["values"]
-        coords[name] = (coord["dims"], _array_of(values), coord["attrs"])
-    return xr.Dataset(variables, coords, _agreed([model.attrs for model in models]))
+def _names_along_sample(ds: xr.Dataset) -> list[str]:
+    return [str(name) for name, coord in ds.coords.items() if coord.dims == ("sample",)]
+
+
+def _blank(kind: np.dtype) -> Any:
+    return -1 if kind.kind == "i" else np.nan
 
 
 def _agreed(several: Sequence[dict]) -> dict:
@@ -522,9 +397,9 @@ def _with_predictions(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     for ds in datasets:
         if "prediction" not in ds:
             sizes = (ds.sizes["model"], ds.sizes["element"], ds.sizes["sample"])
-            for name, blank in (("prediction", np.int32(-1)), ("confidence", np.float32(np.nan))):
+            for name in ("prediction", "confidence"):
                 like = with_scores[name]
-                ds = ds.assign({name: (like.dims, np.full(sizes, blank), like.attrs)})
+                ds = ds.assign({name: (like.dims, np.full(sizes, _blank(like.dtype), like.dtype), like.attrs)})
         completed.append(ds)
     return completed
 

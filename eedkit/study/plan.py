@@ -5,13 +5,16 @@ of noise through it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from eedkit.errors import Undefined
 from eedkit.lab import images as lab_images
 from eedkit.lab import models as lab_models
 from eedkit.lab import specs
@@ -20,6 +23,7 @@ from eedkit.probe.matching import matched
 from eedkit.probe.measure import Options, measure_block
 from eedkit.results.schema import metrics_of
 from eedkit.study import workers
+from eedkit.study.workers import Job
 
 SLOW = 5.0
 """Seconds for a few images under every element, from which on batches are not waited for."""
@@ -65,51 +69,69 @@ def shape_of_images(loaded: lab_models.Loaded, data: str) -> tuple[int, ...] | N
     return None
 
 
-def reasons_against(
-    model: str | nn.Module, sizes: Mapping[str, int], options: Sequence[Options]
-) -> dict[tuple[str, str], str]:
-    """Why a model cannot be measured on data sets of so many images, by data set and group; costs two images of noise.
+def refuse_what_cannot_be(jobs: Sequence[Job]) -> None:
+    """ValueError for cells that cannot be measured as asked, and where no metric has a value for any model; costs two images each.
 
-    What a model throws that is no ValueError is its own matter, and is reported when it is measured.
+    A warning names single metrics of that kind. What a model throws that is no ValueError is its own matter, and is reported when
+    it is measured.
     """
-    reasons = {}
-    try:
-        loaded = untrained(model)
-    except (Exception, SystemExit) as error:
-        of_all = str(error) if isinstance(error, ValueError) else ""
-        return {(data, one.action.group.name): of_all for data in sizes for one in options if of_all}
-    known: dict[tuple, str] = {}
-    for data, n in sizes.items():
+    refused = []
+    reasons_of: dict[str, list[str]] = {metric.name: [] for metric in jobs[0].options.metrics}
+    build = lru_cache(maxsize=1)(untrained)
+    known: dict[tuple, dict[str, str]] = {}
+    for job in jobs:
+        reasons: dict[str, str] = {}
         try:
-            lab_images.load(data, **loaded.wants)
-            shape = shape_of_images(loaded, data)
-        except ValueError as error:  # a size or channels of its own that the model does not take
-            reasons |= {(data, one.action.group.name): str(error) for one in options}
-            continue
-        if shape is None:
-            continue
-        for one in options:
-            images, group = Noise(n, shape), one.action.group.name
-            if (images, group) not in known:
-                known[images, group] = _reason_against(loaded, images, one)
-            if known[images, group]:
-                reasons[data, group] = known[images, group]
+            reasons = _tried(build(job.model), job, known)
+        except ValueError as error:
+            refused.append(f"{job.cell}: {error}")
+        except (Exception, SystemExit):
+            reasons = {}
+        for metric, so_far in reasons_of.items():
+            so_far.append(reasons.get(metric, ""))
+    if refused:
+        more = f" (and {len(refused) - 3} more cells)" if len(refused) > 3 else ""
+        raise ValueError(f"nothing was trained or measured, since {'; '.join(refused[:3])}{more}")
+    without_value = {metric: reasons[0] for metric, reasons in reasons_of.items() if all(reasons)}
+    listed = "; ".join(f"{metric}: {reason}" for metric, reason in without_value.items())
+    if len(without_value) == len(reasons_of):
+        raise ValueError(f"nothing was trained or measured, since no metric has a value for any model: {listed}")
+    if without_value:
+        warnings.warn(f"these metrics have a value for none of the models, and will be NaN: {listed}", stacklevel=3)
+
+
+def _tried(loaded: lab_models.Loaded, job: Job, known: dict[tuple, dict[str, str]]) -> dict[str, str]:
+    """Why metrics have no value for a model's cell, by all that `measure` does before the first image; ValueError where none can."""
+    lab_images.load(job.data, **loaded.wants)  # a size or channels of its own that the model does not take
+    shape = shape_of_images(loaded, job.data)
+    if shape is None:
+        return {}
+    images = Noise(job.n, shape)
+    key = job.cell.model, job.cell.group, images
+    if key not in known:
+        options = replace(workers.options_for(job.options, loaded), device="cpu")
+        known[key] = _reasons(loaded.model, images, options)
+    return known[key]
+
+
+def _reasons(model: nn.Module, images: Noise, options: Options) -> dict[str, str]:
+    """Of the metrics that have no value at any layer; ValueError where nothing can be measured."""
+    stream = samples.open_stream(images, seed=options.seed, order=options.action.group.order, null=options.null)
+    if any(metric.action is matched for metric in options.metrics):
+        samples.open_halves(images, seed=options.seed)
+    reasons = {}
+    with run.prepared(model, stream, options) as ready:
+        for metric in options.metrics:
+            layers = [layer for layer in ready.found.layers if (layer.role == "output") != metric.has_layers]
+            undefined = []
+            for layer in layers:
+                try:
+                    metric.refuse(layer)
+                except Undefined as error:
+                    undefined.append(str(error))
+            if len(undefined) == len(layers):
+                reasons[metric.name] = next(iter(undefined), "the model has no such layer")
     return reasons
-
-
-def _reason_against(loaded: lab_models.Loaded, images: Noise, options: Options) -> str:
-    """Why a model cannot be measured on so many images, by all that `measure` does before the first; empty where it can."""
-    options = replace(workers.options_for(options, loaded), device="cpu")
-    try:
-        stream = samples.open_stream(images, seed=options.seed, order=options.action.group.order, null=options.null)
-        if any(metric.action is matched for metric in options.metrics):
-            samples.open_halves(images, seed=options.seed)
-        with run.prepared(loaded.model, stream, options):
-            return ""
-    except ValueError as error:
-        return str(error)
-    except (Exception, SystemExit):
-        return ""
 
 
 def count(data: str) -> int:

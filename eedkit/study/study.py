@@ -8,6 +8,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +34,10 @@ from eedkit.results import schema
 from eedkit.results.doubts import doubts
 from eedkit.study import plan
 from eedkit.study import workers as computing
-from eedkit.study.blocks import PAIR_SUM
 from eedkit.study.checks import Once, imported, is_imported, named, names_or_values, typed
 from eedkit.study.join import join
-from eedkit.study.store import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, Contents, State, Store
-from eedkit.study.workers import Work
+from eedkit.study.store import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, State, Store
+from eedkit.study.workers import Job
 from eedkit.theory import deviation
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
@@ -117,6 +117,8 @@ class Study:
         typed(self, "null", bool)
         typed(self, "seed", int)
         typed(self, "device", str)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be at least 0 and below 2**63, got {self.seed}")
         typed(self, "block", int)
         if self.block < 1:
             raise ValueError(f"block must be at least 1, got {self.block}")
@@ -195,18 +197,16 @@ class Study:
         seconds : predicted, for what is left, in one process
         note : why something is unknown
         """
-        store = self._store
-        contents = store.read()
         costs: dict[tuple, tuple[float, int]] = {}
         rows = []
-        states = self._states(contents)
+        states = self._states()
         shown = bar(len(states), "plan", "cell", show=progress)
         for state in states:
             cell = state.cell
             shown.set_postfix_str(printable(cell.model), refresh=False)
             row: dict[str, Any] = {"data": cell.data, "group": cell.group, "model": cell.model, "note": ""}
             try:
-                row |= self._planned(store, state, costs)
+                row |= self._planned(state, costs)
             except Exception as error:  # a plan says of every cell what is wrong, not only of the first
                 row["note"] = f"{type(error).__name__}: {error}"
             rows.append(row)
@@ -215,38 +215,31 @@ class Study:
         columns = ["data", "group", "model", "images", "blocks", "done", "forwards", "bytes", "seconds", "note"]
         return pd.DataFrame(rows).reindex(columns=columns)
 
-    def _planned(self, store: Store, state: State, costs: dict[tuple, tuple[float, int]]) -> dict[str, Any]:
+    def _planned(self, state: State, costs: dict[tuple, tuple[float, int]]) -> dict[str, Any]:
         """The row of a plan for a cell."""
-        cell = state.cell
+        row = {"images": state.samples, "blocks": len(state.bounds), "done": len(state.done)}
         if state.is_done:
-            first = store.block(state, min(state.done))
-            places = [place for name, place in first.about["arrays"].items() if name != PAIR_SUM]
-            size = sum((place["stop"] - place["start"]) * torch.float32.itemsize for place in places)
-            nothing = {"forwards": 0, "seconds": 0.0, "bytes": size // first.size * state.samples}
-            return {"images": state.samples, "blocks": len(state.bounds), "done": len(state.done), **nothing}
+            of_sample = self._store.block(state, 0).bytes_of_sample
+            return {**row, "forwards": 0, "bytes": of_sample * state.samples, "seconds": 0.0}
+        cell = state.cell
         model, data = self._models[cell.model], self._data[cell.data]
         options = self._options_by_group[cell.group]
-        n = state.samples or plan.count(data)
+        if not state.bounds:
+            row["images"] = plan.count(data)
+            row["blocks"] = len(self.bounds(row["images"], options.action.group.order))
         # what a forward pass costs follows from the model and the size of the images, which a module does not say
         key = cell.model, cell.group, data if isinstance(model, nn.Module) else plan.size_in(data)
         if key not in costs:
             costs[key] = plan.cost(model, data, options)
-        seconds, size = costs[key]
-        left = n - state.samples_done
-        return {
-            "images": n,
-            "blocks": len(state.bounds or self.bounds(n, options)),
-            "done": len(state.done),
-            "forwards": left * options.action.group.order,
-            "bytes": size * n,
-            "seconds": seconds * left,
-        }
+        seconds, of_sample = costs[key]
+        left = row["images"] - len(state.places_done)
+        forwards = left * options.action.group.order
+        return {**row, "forwards": forwards, "bytes": of_sample * row["images"], "seconds": seconds * left}
 
     def status(self) -> pd.DataFrame:
         """Blocks that are done, flawed (done, but some samples have no value), running, failed and missing; one row per cell,
         with the reasons. Runs no code of the study's file once the study was begun."""
-        store = self._store
-        return _status(self._states(store.read()), store)
+        return _status(self._states(), self._store)
 
     def run(
         self,
@@ -274,44 +267,73 @@ class Study:
             The store cannot be read or written or is damaged, or holds other models, images or settings under the same names.
         ValueError, ConnectionError
             Images or files of weights are not there or cannot be fetched, a model has no such head, layer, layout or output,
-            a group cannot act on the images, or no scheduler answers; before anything is trained or measured. (Weights that
-            are fetched by name count as the model's: that cell fails.) Or the scheduler is gone; what is done stays.
+            a group cannot act on the images, no metric has a value, or no scheduler answers; before anything is trained or
+            measured. (Weights that are fetched by name count as the model's: that cell fails.) Or the scheduler is gone; what is
+            done stays.
         RuntimeError
             Nothing is done, because every cell failed; with the reasons.
         """
-        _check_workers(workers, client)
-        store = self._store
-        groups = {str(value): self._group_name(value, {}) for value in self.groups if is_imported(value)}
+        if workers is not None and client is not None:
+            raise ValueError("give workers= or client=, not both")
+        if workers is not None and (not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"workers must be how many processes, at least 1, got {short(workers)}")
+        groups = {str(group): self._group_name(group, {}) for group in self.groups if is_imported(group)}
         if repair:
-            store.repair(self._cells({}), groups)
-        contents = store.read()
-        asked = self._asked(contents)
-        for one in asked:
-            store.refuse_others(one.state, one.settings)
-        unfinished = [one for one in asked if not one.state.is_done]
-        if unfinished:
-            with computing.cluster(workers, client) as dask:
-                self._refuse_what_cannot_be(unfinished, here=client is None)
-                store.promise([one.cell for one in asked], contents, groups)
-                store.clean([one.state for one in asked])
-                self._compute(self._works(asked, workers), dask, progress=progress)
-            contents = store.read()
-        states = self._states(contents)
-        _warn_of_failures(_status(states, store))
+            self._store.repair(self._cells({}), groups)
+        with computing.connected(client) as cluster:
+            self._compute_missing(groups, workers, cluster, progress=progress)
+        states = self._states()
+        _warn_of_failures(_status(states, self._store))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells are not finished")
-            results = join(str(self.store), states)
+            results = join(self._store, states)
         for doubt in self._doubts(results):
             warnings.warn(doubt, stacklevel=2)
         return results
 
+    def _compute_missing(
+        self, groups: Mapping[str, str], workers: int | None, cluster: "Client | None", *, progress: bool
+    ) -> None:
+        """Compute what is left of all cells; what cannot be done as asked is refused before the first block."""
+        store = self._store
+        states = self._states()
+        jobs = self._jobs(states, workers)
+        for state, job in zip(states, jobs, strict=True):
+            store.refuse_others(state, job.settings)
+        left = [(state, job) for state, job in zip(states, jobs, strict=True) if not state.is_done]
+        if not left:
+            return
+        for state, _ in left:
+            for number in state.done:  # of the cells that grow, which are few
+                store.block(state, number)
+        if cluster is None:
+            self._refuse_absent_device()
+        plan.refuse_what_cannot_be([job for _, job in left])
+        store.promise([state.cell for state in states], groups)
+        store.clean(states)
+        works, doubtful = [], []
+        for state, job in left:
+            store.begin(state, job.settings, self.bounds(job.n, job.options.action.group.order))
+            for block in range(len(state.bounds)):
+                is_doubtful = block in state.deaths or block in state.reasons
+                if block not in state.done:
+                    (doubtful if is_doubtful else works).append((job, block))
+        with ExitStack() as stack:
+            if workers is not None:
+                cluster = stack.enter_context(computing.on_this_machine(workers))
+            if cluster is None:
+                _train([job for _, job in left], progress=progress)
+                outcomes = computing.here(works + doubtful)
+            else:
+                outcomes = computing.on_cluster(cluster, works + doubtful)
+            shown = stack.enter_context(bar(len(works + doubtful), "study", "block", show=progress))
+            for job, outcome in outcomes:
+                shown.set_postfix_str(printable(f"{outcome} {job.cell}"), refresh=False)
+                shown.update()
+
     def _doubts(self, results: xr.Dataset | xr.DataTree) -> list[str]:
         """Why models may not have been able to read their images; nothing of networks that are random by their recipe."""
-        trained = []
-        for name, model in self._models.items():
-            about = lab_models.resolve(model).about if isinstance(model, str) else {}
-            if about.get("recipe") != "random":
-                trained.append(name)
+        trained = [name for name, model in self._models.items() if _about(model).get("recipe") != "random"]
         found = []
         for ds in [results] if isinstance(results, xr.Dataset) else [leaf.to_dataset() for leaf in results.leaves]:
             found += doubts(ds.sel(model=[name for name in ds.model.values if name in trained]))
@@ -328,10 +350,6 @@ class Study:
             raise ValueError(f"{getattr(self, '_file', '')}{error}") from error
         return dict(zip(names, options, strict=True))
 
-    def options(self, group: str | Group | Action) -> Options:
-        """How the cells of a group are measured."""
-        return list(self._options_by_group.values())[list(self.groups).index(group)]
-
     def _options(self, group: Any, metrics: Sequence) -> Options:
         names = ("layers", "head", "layouts", "output", "null", "seed", "precision", "device", "batch_size")
         return Options(group, metrics=metrics, **{name: getattr(self, name) for name in names})
@@ -345,10 +363,15 @@ class Study:
         if kind not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {self.device!r}")
 
+    def _refuse_absent_device(self) -> None:
+        device = next(iter(self._options_by_group.values())).torch_device
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"there is no device {self.device!r} here, only {torch.cuda.device_count()} GPUs")
+
     def _group_name(self, group: Any, known: Mapping[str, str]) -> str:
         """A group's name; of a "module:name" that which is known from the store, so that nothing is imported."""
         if is_imported(group):
-            return known.get(group) or self.options(group).action.group.name
+            return known.get(group) or list(self._options_by_group)[self.groups.index(group)]
         return self._options(group, STANDARD).action.group.name
 
     def _cells(self, known_groups: Mapping[str, str]) -> list[Cell]:
@@ -360,25 +383,28 @@ class Study:
                 cells += [Cell(data, group, model) for group in groups]
         return cells
 
-    def _states(self, contents: Contents) -> list[State]:
-        """Every cell with what is known of it."""
-        return [contents.states.get(cell) or State(cell) for cell in self._cells(contents.groups)]
+    def _states(self) -> list[State]:
+        """What the store holds of every cell."""
+        known_groups: dict[str, str] = {}
+        for study in self._store.studies():
+            known_groups |= study["groups"]
+        return [self._store.state(cell) for cell in self._cells(known_groups)]
 
-    def _asked(self, contents: Contents) -> list["_Asked"]:
-        """Every cell with what it takes to measure it, and what is known of it."""
-        sources = {name: _source(model) for name, model in self._models.items()}
-        images = {name: _images(spec) for name, spec in self._data.items()}
+    def _jobs(self, states: Sequence[State], workers: int | None) -> list[Job]:
+        """Every cell with what it takes to measure it; reads the images and files of weights for their checksums."""
+        weights = {name: _weights(model) for name, model in self._models.items()}
+        images = {name: lab_images.load(spec) for name, spec in self._data.items()}
+        checksums = {name: lab_images.source(loaded) for name, loaded in images.items()}
         moves = {name: _moves(options.action) for name, options in self._options_by_group.items()}
-        asked = []
-        for state in self._states(contents):
-            cell = state.cell
-            model = self._models[cell.model]
-            spec = model if isinstance(model, str) else type(model).__name__
-            checksum, n = images[cell.data]
+        jobs = []
+        for cell in [state.cell for state in states]:
+            model, data = self._models[cell.model], self._data[cell.data]
             options = self._options_by_group[cell.group]
+            n = len(images[cell.data])
+            spec = model if isinstance(model, str) else type(model).__name__
             settings = {
-                "model": f"{spec} [{sources[cell.model]}]",
-                "data": f"{self._data[cell.data]} [{checksum}]",
+                "model": f"{spec} [{weights[cell.model]}]",
+                "data": f"{data} [{checksums[cell.data]}]",
                 "images": n,
                 "group": moves[cell.group],
                 "metrics": self._metric_names(options.metrics),
@@ -390,10 +416,22 @@ class Study:
                 "seed": self.seed,
                 "precision": self.precision,
                 "version": f"{schema.SCHEMA}.{probe.VERSION}",
-                "about": lab_models.resolve(model).about if isinstance(model, str) else {},
+                "about": _about(model),
             }
-            asked.append(_Asked(state, options, settings, sources[cell.model], checksum))
-        return asked
+            job = Job(
+                store=self._store,
+                cell=cell,
+                model=model,
+                weights=weights[cell.model],
+                data=data,
+                images=checksums[cell.data],
+                n=n,
+                options=options,
+                settings=settings,
+                threads=max(1, (os.cpu_count() or 1) // workers) if workers else None,
+            )
+            jobs.append(job)
+        return jobs
 
     def _metric_names(self, metrics: Sequence[Any]) -> list[str]:
         """What tells the metrics from others; ValueError for one that cannot be told."""
@@ -402,69 +440,9 @@ class Study:
             names.append(asked if isinstance(asked, str) and not is_imported(asked) else metric.description)
         return names
 
-    def _refuse_what_cannot_be(self, asked: Sequence["_Asked"], *, here: bool) -> None:
-        """ValueError for cells that cannot be measured as asked, before anything is trained or measured."""
-        device = asked[0].options.torch_device if here else torch.device("cpu")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"there is no device {self.device!r} here, only {torch.cuda.device_count()} GPUs")
-        reasons = []
-        for model in dict.fromkeys(one.cell.model for one in asked):
-            of_model = [one for one in asked if one.cell.model == model]
-            sizes = {self._data[one.cell.data]: one.settings["images"] for one in of_model}
-            options = {one.cell.group: one.options for one in of_model}
-            against = plan.reasons_against(self._models[model], sizes, list(options.values()))
-            for one in of_model:
-                reason = against.get((self._data[one.cell.data], one.cell.group))
-                if reason is not None:
-                    reasons.append(f"{one.cell}: {reason}")
-        if reasons:
-            more = f" (and {len(reasons) - 3} more cells)" if len(reasons) > 3 else ""
-            raise ValueError(f"nothing was trained or measured, since {'; '.join(reasons[:3])}{more}")
-
-    def _works(self, asked: Sequence["_Asked"], processes: int | None) -> list[Work]:
-        """The blocks that are left to compute, once every cell is begun; those at which processes ended or failed come last."""
-        threads = max(1, (os.cpu_count() or 1) // processes) if processes else None
-        works, doubtful = [], []
-        for one in asked:
-            cell, before = one.cell, one.state
-            state = self._store.begin(before, one.settings, self.bounds(one.settings["images"], one.options))
-            model = self._models[cell.model]
-            for block, places in enumerate(state.bounds):
-                if block in state.done:
-                    continue
-                work = Work(
-                    store=str(self.store),
-                    cell=cell,
-                    block=block,
-                    places=places,
-                    model=model if isinstance(model, str) else None,
-                    data=self._data[cell.data],
-                    images=one.images,
-                    source=one.source,
-                    options=one.options,
-                    threads=threads,
-                )
-                is_doubtful = block in before.deaths or block in before.reasons
-                (doubtful if is_doubtful else works).append(work)
-        return works + doubtful
-
-    def _compute(self, works: Sequence[Work], dask: "Client | None", *, progress: bool) -> None:
-        """Compute the blocks here, after the networks that are missing are trained, or on a cluster."""
-        modules = {name: model for name, model in self._models.items() if isinstance(model, nn.Module)}
-        if dask is None:
-            missing = recipes.untrained(lab_models.resolve(work.model).trained_by for work in works if work.model)
-            with bar(len(missing), "training", "network", show=progress) as shown:
-                for _ in recipes.train_all(missing):
-                    shown.update()
-        outcomes = computing.here(works, modules) if dask is None else computing.on_cluster(dask, works, modules)
-        with bar(len(works), "study", "block", show=progress) as shown:
-            for work, outcome in outcomes:
-                shown.set_postfix_str(printable(f"{outcome} {work.cell}"), refresh=False)
-                shown.update()
-
-    def bounds(self, n: int, options: Options) -> list[tuple[int, int]]:
-        """Blocks of n images, as places [start, stop) in reading order: whole chains of the group's null."""
-        length = chain_length(options.action.group.order, self.null)
+    def bounds(self, n: int, order: int) -> list[tuple[int, int]]:
+        """Blocks of n images, as places [start, stop) in reading order: whole chains of the null of a group of this order."""
+        length = chain_length(order, self.null)
         chains = deviation.chains(n, length)
         together = math.ceil(self.block / length)
         bounds = []
@@ -474,29 +452,20 @@ class Study:
         return bounds
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A cell as a study asks for it: how it is measured, and the checksums of weights and images."""
-
-    state: State
-    options: Options
-    settings: dict[str, Any]
-    source: str
-    images: str
-
-    @property
-    def cell(self) -> Cell:
-        return self.state.cell
+def _train(jobs: Sequence[Job], *, progress: bool) -> None:
+    """Train the networks that are missing, all at once."""
+    missing = recipes.untrained(lab_models.resolve(job.model).trained_by for job in jobs if isinstance(job.model, str))
+    with bar(len(missing), "training", "network", show=progress) as shown:
+        for _ in recipes.train_all(missing):
+            shown.update()
 
 
-def _check_workers(number: object, client: object) -> None:
-    if number is not None and client is not None:
-        raise ValueError("give workers= or client=, not both")
-    if number is not None and (not isinstance(number, int) or number < 1):
-        raise ValueError(f"workers must be how many processes, at least 1, got {short(number)}")
+def _about(model: str | nn.Module) -> dict[str, str | int]:
+    """What is known of a model that is a recipe."""
+    return lab_models.resolve(model).about if isinstance(model, str) else {}
 
 
-def _source(model: str | nn.Module) -> str:
+def _weights(model: str | nn.Module) -> str:
     """Checksum of where a model's weights come from."""
     if isinstance(model, str):
         return lab_models.resolve(model).source()
@@ -517,12 +486,6 @@ def _moves(action: Action) -> str:
             # machines that interpolate agree in the first digits, but for the sign of 0
             checksum = zlib.crc32((moved.round(6) + 0.0).tobytes(), checksum)
     return f"{action.name} [{checksum:08x}]"
-
-
-def _images(spec: str) -> tuple[str, int]:
-    """Checksum of a data set's images, and how many there are."""
-    images = lab_images.load(spec)
-    return lab_images.source(images), len(images)
 
 
 def _status(states: Sequence[State], store: Store) -> pd.DataFrame:

@@ -5,14 +5,20 @@ not be installed where it runs. So this module imports nothing, until a worker c
 """
 
 
-def compute(work: bytes, module: bytes | None, after: object = None) -> tuple[str, str]:
-    """Compute the block that `workers.packed` packed; gives what became of it, and why.
+def compute(job: bytes, block: int, module: bytes | None, after: object = None, *, share: bool) -> str:
+    """Compute a block of a job, with the module that was sent beside it; gives what became of it.
 
     `after` is what it waits for: the model's first block, which trains or fetches the weights for all.
     """
+    import pickle
+    from dataclasses import replace
+
     from eedkit.study import workers
 
-    return workers.compute_packed(work, module)
+    unpacked = pickle.loads(job)
+    if module is not None:
+        unpacked = replace(unpacked, model=pickle.loads(module))
+    return workers.compute(unpacked, block, share=share)
 
 
 def unchanged(module: bytes) -> bytes:

@@ -5,7 +5,6 @@ Knows models, images and the store; not which blocks belong to a study. A proces
 
 import json
 import logging
-import pickle
 import sys
 import threading
 import warnings
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,48 +41,54 @@ COMPUTED = "done"
 SKIPPED = "skipped"
 BUSY = "busy"
 BROKEN = "failed"
-UNUSABLE = "the store cannot be used"
-"""What becomes of a block: it is computed, somebody else did it, somebody else is at it, it failed, or it cannot be written."""
+"""What becomes of a block: it is computed, somebody else did it, somebody else is at it, or it failed."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """One block of a study: what to measure, where it goes, and the checksums of images and weights that must be found.
+class Job:
+    """A cell of a study: all that a process needs to measure its blocks, and the checksums that must be found again.
 
-    `places` are (start, stop) in the data set's reading order; `model` is a spec, or None for a module that is passed beside it;
-    `share` says whether a block that another process is at is left to it; `threads` None leaves as many as there are.
+    `settings` are what the store keeps of the cell; `threads` None leaves as many as there are.
     """
 
-    store: str
+    store: Store
     cell: Cell
-    block: int
-    places: tuple[int, int]
-    model: str | None
+    model: str | nn.Module
+    weights: str
     data: str
     images: str
-    source: str
+    n: int
     options: Options
-    share: bool = True
+    settings: dict[str, Any]
     threads: int | None = None
 
 
-def compute(work: Work, module: nn.Module | None = None) -> str:
-    """Compute a block and write it, or write why it failed; gives what became of it. Only an unusable store is an error."""
-    store = Store(work.store)
-    with ONE_AT_A_TIME, _threads(work.threads):
-        state = store.state(work.cell)
-        if work.block in state.done:
+Work = tuple[Job, int]
+"""A block of a cell, by its number."""
+
+
+def compute(job: Job, block: int, *, share: bool = True) -> str:
+    """Compute a block and write it, or write why it failed; gives what became of it. Only an unusable store is an error.
+
+    `share` says whether a block that another process is at is left to it.
+    """
+    store = job.store
+    with ONE_AT_A_TIME, _threads(job.threads):
+        state = store.state(job.cell)
+        if not state.settings:
+            raise StoreError(f"{store.address} has no {job.cell}: every worker must see that folder, under that path")
+        if block in state.done:
             return SKIPPED
-        claim = store.claim(work.cell, work.block)
-        if claim is None and work.share:
+        claim = store.claim(job.cell, block)
+        if claim is None and share:
             return BUSY
         try:
-            store.write(state, work.block, _measured(work, module))
+            store.write(state, block, _measured(job, state.bounds[block]))
         except StoreError:
             raise
         except (Exception, SystemExit) as error:
             # whatever a model or an image file throws must not stop the other blocks
-            store.fail(state, work.block, f"{type(error).__name__}: {error}")
+            store.fail(state, block, f"{type(error).__name__}: {error}")
             return BROKEN
         finally:
             if claim is not None:
@@ -91,36 +96,30 @@ def compute(work: Work, module: nn.Module | None = None) -> str:
         return COMPUTED
 
 
-def compute_packed(work: bytes, module: bytes | None) -> tuple[str, str]:
-    """`compute` on a worker."""
-    try:
-        return compute(pickle.loads(work), None if module is None else pickle.loads(module)), ""
-    except StoreError as error:
-        return UNUSABLE, str(error)
-
-
-def here(works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[tuple[Work, str]]:
+def here(works: Sequence[Work]) -> Iterator[tuple[Job, str]]:
     """Every block in this process, in order, with what became of it; those that another process is at come last."""
-    left = list(works)
+    busy = []
     try:
-        for work in left:  # which grows
-            outcome = compute(work, modules.get(work.cell.model))
+        for job, block in works:
+            outcome = compute(job, block)
             if outcome == BUSY:
-                left.append(replace(work, share=False))
+                busy.append((job, block))
             else:
-                yield work, outcome
+                yield job, outcome
+        for job, block in busy:
+            yield job, compute(job, block, share=False)
     finally:
         forget()
 
 
 def forget() -> None:
     """Keep no model and no images."""
-    _loaded.cache_clear()
+    _on_device.cache_clear()
     _opened.cache_clear()
     Decoded.kept = 0
 
 
-def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn.Module]) -> Iterator[tuple[Work, str]]:
+def on_cluster(client: "Client", works: Sequence[Work]) -> Iterator[tuple[Job, str]]:
     """Every block on the workers of a `dask.distributed` client, as they come in, with what became of it.
 
     Blocks that another process is at, and those whose workers ended before they began them, are sent again when all others
@@ -129,120 +128,132 @@ def on_cluster(client: "Client", works: Sequence[Work], modules: Mapping[str, nn
     from distributed import KilledWorker, as_completed
     from distributed.comm.core import CommClosedError
 
-    client.wait_for_workers(1)
-    infos = client.scheduler_info(n_workers=-1)["workers"].values()
-    resources = {"GPU": 1} if any("GPU" in info["resources"] for info in infos) else None
-    packed, unsendable = _packed(modules)
-    for work in works:
-        if work.cell.model in unsendable:
-            store = Store(work.store)
-            store.fail(store.state(work.cell), work.block, unsendable[work.cell.model])
-            yield work, BROKEN
-    left = [work for work in works if work.cell.model not in unsendable]
+    packed = _packed_modules(works)
+    _wait_for_a_worker(client)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sending large graph")
         sent = {name: client.submit(tasks.unchanged, module, pure=False) for name, module in packed.items()}
+    left = list(works)
+    share = True
     while left:
-        works_of = _submitted(client, left, sent, resources)
+        works_of = _submitted(client, left, sent, share=share)
         again = []
         try:
             for future in as_completed(list(works_of)):
-                work = works_of.pop(future)
+                job, block = works_of.pop(future)
                 error = None if future.cancelled() else future.exception()
+                if isinstance(error, StoreError):
+                    raise error
                 if future.cancelled() or (error is not None and not isinstance(error, KilledWorker)):
                     raise _lost(client, error)
-                outcome, why = (BUSY, "") if error is not None else future.result()
-                if outcome == UNUSABLE:
-                    raise StoreError(why)
-                if outcome != BUSY:
-                    yield work, outcome
-                elif error is None or work.block not in Store(work.store).state(work.cell).deaths:
-                    again.append(replace(work, share=False))
+                if error is not None:
+                    if block not in job.store.state(job.cell).deaths:
+                        again.append((job, block))
+                elif future.result() == BUSY:
+                    again.append((job, block))
+                else:
+                    yield job, future.result()
         except CommClosedError as error:
             raise _lost(client, error) from error
         finally:
             with suppress(Exception):  # a scheduler that is gone has nothing to cancel
                 client.cancel(list(works_of))
-        left = again if len(again) < len(left) or any(work.share for work in left) else []
+        left = again if share or len(again) < len(left) else []
+        share = False
+
+
+def _wait_for_a_worker(client: "Client") -> None:
+    """Which may take hours in the queue of a cluster, so that it is said."""
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        warnings.warn(
+            f"the Dask scheduler at {_address(client)} has no worker yet; the run begins when there is one (dask worker "
+            "ADDRESS starts one, Ctrl-C ends the waiting)",
+            stacklevel=2,
+        )
+    client.wait_for_workers(1)
+
+
+def _address(client: "Client") -> str:
+    return str(client.scheduler.address) if client.scheduler else "its address"
 
 
 def _lost(client: "Client", error: BaseException | None) -> ConnectionError:
-    address = client.scheduler.address if client.scheduler else "its address"
     reason = f" ({type(error).__name__}: {error})" if error else ""
     return ConnectionError(
-        f"the Dask scheduler at {address} is gone, or the tasks were cancelled{reason}. What is done stays; run again, which "
-        "goes on from there"
+        f"the Dask scheduler at {_address(client)} is gone, or the tasks were cancelled{reason}. What is done stays; run again, "
+        "which goes on from there"
     )
 
 
 def _submitted(
-    client: "Client", works: Sequence[Work], sent: Mapping[str, "Future"], resources: Mapping[str, int] | None
+    client: "Client", works: Sequence[Work], sent: Mapping[str, "Future"], *, share: bool
 ) -> dict["Future", Work]:
     """The blocks as tasks, in order; the first of a model makes its weights for the others."""
     import cloudpickle
 
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
     first: dict[str, Future] = {}
     works_of = {}
-    for i, work in enumerate(works):
-        name = work.cell.model
+    for i, (job, block) in enumerate(works):
+        name = job.cell.model
         future = client.submit(
             tasks.compute,
-            cloudpickle.dumps(work),
+            cloudpickle.dumps(replace(job, model="") if name in sent else job),
+            block,
             sent.get(name),
             first.get(name),
+            share=share,
             pure=False,
             resources=resources,
             priority=-i,
         )
-        if work.model:
+        if name not in sent:
             first.setdefault(name, future)
-        works_of[future] = work
+        works_of[future] = job, block
     return works_of
 
 
-def _packed(modules: Mapping[str, nn.Module]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Modules to be sent, as a whole (distributed would take them apart, and their hooks be lost), and why others cannot be."""
+def _packed_modules(works: Sequence[Work]) -> dict[str, bytes]:
+    """Modules to be sent, as a whole: distributed would take them apart, and their hooks be lost; ValueError where one cannot be."""
     import cloudpickle
 
-    packed, unsendable = {}, {}
+    modules = {job.cell.model: job.model for job, _ in works if isinstance(job.model, nn.Module)}
+    packed = {}
     for name, module in modules.items():
         try:
             packed[name] = cloudpickle.dumps(module)
         except Exception as error:
-            unsendable[name] = (
+            raise ValueError(
                 f"{name} cannot be sent to other processes ({error}); give it as a file:… spec, or run without workers"
-            )
-    return packed, unsendable
+            ) from error
+    return packed
 
 
 @contextmanager
-def cluster(workers: int | None, client: "Client | str | None") -> Iterator["Client | None"]:
-    """The given Dask client, or one on the scheduler at an address, or one on spawned workers of this machine, or none."""
-    if client is None and workers is None:
-        yield None
+def connected(client: "Client | str | None") -> Iterator["Client | None"]:
+    """The given Dask client, or one on the scheduler at an address; ValueError where none answers."""
+    if not isinstance(client, str):
+        yield client
         return
     from distributed import Client
 
-    with ExitStack() as stack:
-        if isinstance(client, str):
-            try:
-                client = stack.enter_context(Client(client, timeout=10))
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"no Dask scheduler answers at {client} ({error}); start one with `dask scheduler`, or leave it out "
-                    "to run on this machine"
-                ) from None
-        if client is None:
-            with deaf_to_interrupts():
-                client = stack.enter_context(Client(stack.enter_context(_local(workers))))
-        yield client
+    try:
+        own = Client(client, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no Dask scheduler answers at {client} ({error}); start one with `dask scheduler`, or leave it out to run on this "
+            "machine"
+        ) from None
+    with own:
+        yield own
 
 
 @contextmanager
-def _local(workers: int | None) -> Iterator[Any]:
+def on_this_machine(workers: int) -> Iterator["Client"]:
     """Spawned workers that no other machine and no other user can give work; each takes a GPU by its number, see `device`."""
     from dask import config
-    from distributed import LocalCluster
+    from distributed import Client, LocalCluster
 
     # idle threads that spin would take the other workers' cores. In place of what Dask sets before a worker starts: it has
     # memory given back after every operation, to be asked for anew, which takes as long as a small network's forward pass
@@ -253,8 +264,12 @@ def _local(workers: int | None) -> Iterator[Any]:
     }
     private = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "security": True}
     how = {"threads_per_worker": 1, "silence_logs": logging.ERROR, "memory_limit": None}
-    with config.set(settings), LocalCluster(n_workers=workers, **how, **private) as local:
-        yield local
+    with ExitStack() as stack:
+        with deaf_to_interrupts():
+            stack.enter_context(config.set(settings))
+            local = stack.enter_context(LocalCluster(n_workers=workers, **how, **private))
+            client = stack.enter_context(Client(local))
+        yield client
 
 
 @contextmanager
@@ -297,30 +312,29 @@ def options_for(options: Options, loaded: lab_models.Loaded) -> Options:
     return replace(options, head=options.head or loaded.head, layers=loaded.layers or options.layers)
 
 
-def _measured(work: Work, module: nn.Module | None) -> Block:
-    options = replace(work.options, device=device(str(work.options.device)))
-    wants = {}
-    if work.model is not None:
-        loaded = _loaded(work.model, work.source, str(options.device))
-        if loaded.source != work.source:
-            raise ValueError(f"the weights of {work.model} are not those that the study was begun with")
-        module = loaded.model
-        wants = loaded.wants
-        options = options_for(options, loaded)
-    images, labels = _opened(work.data, work.images, **wants)
-    start, stop = work.places
-    values, states = measure_block(
-        cast("nn.Module", module), images, options, places=range(start, stop), name=work.cell.model
-    )
+def _measured(job: Job, places: tuple[int, int]) -> Block:
+    """The images at these places of the data set's reading order."""
+    options = replace(job.options, device=device(str(job.options.device)))
+    loaded = lab_models.Loaded(job.model) if isinstance(job.model, nn.Module) else _loaded(job, str(options.device))
+    images, labels = _opened(job.data, job.images, **loaded.wants)
+    options = options_for(options, loaded)
+    values, states = measure_block(loaded.model, images, options, places=range(*places), name=job.cell.model)
     # labels also of the images that cannot be read
-    own = labels[read_order(len(images), options.seed)[start:stop]]
+    own_labels = labels[read_order(len(images), options.seed)[slice(*places)]]
     names = class_names(images)
     attrs = {"class_names": json.dumps(names, ensure_ascii=False)} if names else {}
-    return Block.of(values.assign_coords(label=("sample", own, attrs)), states)
+    return Block.of(values.assign_coords(label=("sample", own_labels, attrs)), states)
+
+
+def _loaded(job: Job, device: str) -> lab_models.Loaded:
+    loaded = _on_device(str(job.model), job.weights, device)
+    if loaded.source != job.weights:
+        raise ValueError(f"the weights of {job.model} are not those that the study was begun with")
+    return loaded
 
 
 @lru_cache(maxsize=2)
-def _loaded(spec: str, _source: str, device: str) -> lab_models.Loaded:
+def _on_device(spec: str, _weights: str, device: str) -> lab_models.Loaded:
     loaded = lab_models.load(spec)
     loaded.model.to(device)
     return loaded

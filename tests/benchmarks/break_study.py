@@ -104,6 +104,9 @@ def stop(folder: Path, every: int, *, is_killed: bool) -> None:
         counts["rests"] += len(list(store.rglob("*.partial"))) + len(list(store.rglob("running-*")))
         operation += every
     print(dict(counts), flush=True)
+    stopped = counts["killed"] + counts["failed calls"]
+    assert stopped == counts["resumed"] == counts["identical"] > 0
+    assert counts["blocks lost"] == counts["rests"] == 0
 
 
 def harm(folder: Path, every: int) -> None:
@@ -126,6 +129,7 @@ def harm(folder: Path, every: int) -> None:
                 counts[f"{kind} {outcome}"] += 1
         path.write_bytes(content)
     print(dict(counts))
+    assert not counts["flips UNNOTICED"] + counts["cuts UNNOTICED"] + counts["flips UNNAMED"] + counts["cuts UNNAMED"]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import eedkit as ek
 from eedkit.probe.measure import Options, measure_block
 from eedkit.study import join
 from eedkit.study.blocks import Block
-from eedkit.study.store import Cell, Contents, State, Store
+from eedkit.study.store import Cell, State, Store
 
 CASES = {
     "small": (ek.lab.models.pool("random", seeds=8), "digits/train", "D4"),
@@ -55,12 +55,14 @@ def synthetic(address: str, models: int, blocks: int) -> None:
     store = Store(address)
     cells = [Cell("d", "C4", f"m{i:04}") for i in range(models)]
     bounds = [(start, start + IN_A_BLOCK) for start in range(0, IN_A_BLOCK * blocks, IN_A_BLOCK)]
-    store.promise(cells, Contents(), {})
+    store.promise(cells, {})
     for cell in cells:
         settings = {"model": cell.model, "data": "d [1]", "metrics": ["channelwise", "latent", "softmax"], "about": {}}
-        state = store.begin(State(cell), settings, bounds)
+        state = State(cell)
+        store.begin(state, settings, bounds)
         for number, (start, stop) in enumerate(bounds):
             block.about["coords"]["sample"]["values"] = [f"image-{i:07}" for i in range(start, stop)]
+            block.about["coords"]["model"]["values"] = [cell.model]
             block.about["of"] = state.owner_of(number)
             store.folder.write(f"{cell.path}/block-{number:04}", block.to_bytes(), "npz")
 
@@ -80,7 +82,7 @@ def scale(models: int, blocks: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         timed("written", lambda: synthetic(folder, models, blocks))
-        timed("status", lambda: Store(folder).read())
+        timed("status", lambda: [Store(folder).state(cell) for cell in Store(folder).cells()])
         for name, limit in (("read when used", 0), ("in memory", join.IN_MEMORY)):
             join.IN_MEMORY = limit
             ds = timed(f"open, {name}", lambda: ek.open(folder))

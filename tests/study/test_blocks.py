@@ -17,11 +17,12 @@ from eedkit.study.files import DamageError
 def test_a_block_comes_back_as_it_was():
     before = block(1, flaws=["image 5: not finite"], reason="why", undefined=2)
     after = Block.from_bytes(before.to_bytes())
-    assert {**after.about, "arrays": None} == {**json.loads(json.dumps(before.about)), "arrays": None}
-    for name, array in before.arrays.items():
-        np.testing.assert_array_equal(after.arrays[name], array)
-        assert after.arrays[name].dtype == array.dtype
-    assert after.size == 4
+    assert after.about == json.loads(json.dumps(before.about))
+    for name in before.about["arrays"]:
+        np.testing.assert_array_equal(after.array(name), before.array(name))
+        assert after.array(name).dtype == before.array(name).dtype
+    # 4 variables of 2 layers and 2 elements, the norm of 2 layers, a prediction and a confidence of 2 elements
+    assert after.bytes_of_sample == 4 * (4 * 2 * 2 + 2 + 2 + 2)
 
 
 def test_a_block_is_read_without_eedkit():
@@ -39,8 +40,8 @@ def test_opening_a_block_reads_no_values_and_one_array_for_all_of_a_type(monkeyp
     read, times = zipfile.ZipFile.read, []
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda file, name: times.append(name) or read(file, name))
     assert found.about["arrays"]["latent"]["shape"] == [1, 2, 2, 4]
-    for name in found.arrays:
-        assert found.arrays[name].size
+    for name in found.about["arrays"]:
+        assert found.array(name).size
     assert sorted(times) == ["float32.npy", "float64.npy", "int32.npy"]
 
 
@@ -57,7 +58,7 @@ def test_any_text_and_name_of_a_variable_survive(text):
     values = whole().rename(latent=text)
     found = Block.from_bytes(block(0, values=values, flaws=[text]).to_bytes())
     assert found.about["flaws"] == [text]
-    np.testing.assert_array_equal(found.arrays[text], values[text].values[..., :4])
+    np.testing.assert_array_equal(found.array(text), values[text].values[..., :4])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"nothing"])

@@ -1,5 +1,7 @@
 """That a plan tells what a run does, and does nothing itself."""
 
+import re
+
 import numpy as np
 import pytest
 import safetensors
@@ -95,7 +97,7 @@ def test_seconds_are_the_least_of_warm_ones_times_the_passes(make, monkeypatch, 
 def test_a_partly_done_study_is_planned_for_the_rest(make, monkeypatch):
     study = make(data=["digits/train?n=600"], block=256)
     measured = workers._measured
-    monkeypatch.setattr(workers, "_measured", lambda work, module: measured(work, module) if work.block else 1 / 0)
+    monkeypatch.setattr(workers, "_measured", lambda job, places: measured(job, places) if places[0] else 1 / 0)
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
         study.run(progress=False)
     assert study.plan()[["images", "blocks", "done", "forwards"]].values.tolist() == [[600, 3, 2, 256 * 4]]
@@ -143,17 +145,54 @@ def test_a_model_of_one_size_is_timed_once_for_all_data(make, monkeypatch):
     assert asked == data
 
 
-def test_a_model_is_tried_without_weights_on_images_of_its_size(make, nothing_is_made):
-    options = [make(groups=[group]).options(group) for group in ("C4", "shift4")]
-    against = plan.reasons_against(TRAINED, {"digits/test": 397, "letters/test": 3}, options)
-    assert list(against) == [("digits/test", "shift4"), ("letters/test", "C4"), ("letters/test", "shift4")]
-    assert "need a height divisible by 4, got 17" in against["digits/test", "shift4"]
+@pytest.fixture
+def refused(make, monkeypatch):
+    """What is said against cells before anything of them is measured; nothing where they are begun."""
+    monkeypatch.setattr(ek.study.workers, "here", lambda _: iter(()))
+
+    def said(**changes) -> str:
+        try:
+            make(**changes).run(progress=False)
+        except ValueError as error:
+            return str(error)
+        except RuntimeError as error:
+            return str(error).partition("nothing is done")[0]
+        return "it was measured"
+
+    return said
+
+
+def test_a_model_is_tried_without_weights_on_images_of_its_size(refused, monkeypatch, nothing_is_made):
+    monkeypatch.setattr(ek.study.study, "_train", lambda *_, **__: None)
+    message = refused(models=[TRAINED], data=["digits/test", "letters/test?n=3"], groups=["C4", "shift4"])
+    assert re.findall(rf"(?:since|;) (\S+ · \S+) · {re.escape(TRAINED)}: ", message) == [
+        "digits/test · shift4",
+        "letters/test?n=3 · C4",
+        "letters/test?n=3 · shift4",
+    ]
+    assert "need a height divisible by 4, got 17" in message
     # a size in the spec goes over the model's
-    assert plan.reasons_against(TRAINED, {"digits/test?size=16": 397}, options) == {}
+    assert refused(models=[TRAINED], data=["digits/test?size=16"], groups=["C4", "shift4"]) == ""
 
     class Fails(nn.Module):
         def forward(self, x):
             raise MemoryError
 
-    assert plan.reasons_against(Fails(), {"digits/test": 397}, options) == {}
-    assert ek.METRICS["latent"] in options[0].metrics
+    assert refused(models={"fails": Fails()}, data=["digits/test"]) == ""
+
+
+def test_metrics_that_no_model_has_are_refused_or_named_before_anything_is_trained(
+    refused, monkeypatch, nothing_is_made
+):
+    features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    given = {"models": {"classifier": Net(), "trained": TRAINED}, "data": ["digits/test?n=20&size=9"]}
+    reason = "segmentation: the model's output is no map, but has one position"
+    assert refused(**given, metrics=["segmentation"]) == (
+        f"nothing was trained or measured, since no metric has a value for any model: {reason}"
+    )
+    monkeypatch.setattr(ek.study.study, "_train", lambda *_, **__: None)
+    with pytest.warns(UserWarning, match=f"have a value for none of the models, and will be NaN: {reason}"):
+        assert refused(**given, metrics=["segmentation", "latent"]) == ""
+    # what one model has is no mistake
+    given["models"] = {"classifier": Net(), "features": features}
+    assert refused(**given, metrics=["channelwise", "softmax"]) == ""

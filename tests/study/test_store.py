@@ -17,7 +17,9 @@ from eedkit.results import schema
 from eedkit.results.io import slug
 from eedkit.study import files
 from eedkit.study.files import DamageError, Folder, StoreError, checksum, is_alive, this_process
-from eedkit.study.store import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, Contents, State, Store
+from eedkit.study.store import DONE, FAILED, FLAWED, MISSING, RUNNING, Cell, State, Store
+
+from .conftest import files_in
 
 OTHER = Cell("d", "C2", "m")
 
@@ -32,12 +34,12 @@ def dead():
 
 
 def statuses(store, cell):
-    state = store.read().states[cell]
+    state = store.state(cell)
     return [state.status(number) for number in range(len(BOUNDS))]
 
 
 def kinds(store):
-    return [name.rpartition("/")[2].split(".")[0] for name in store.folder.files()]
+    return [name.rpartition("/")[2].split(".")[0] for name in files_in(store)]
 
 
 # --- files
@@ -59,11 +61,11 @@ def test_what_is_written_is_read_and_listed_once(folder):
     name = folder.write("x/y/block-0001", b"12", "npz")
     assert folder.write("x/y/block-0001", b"12", "npz") == name
     assert folder.read(name) == b"12"
-    assert folder.files() == [name] == folder.files("x/y")
-    assert folder.files("x/z") == []
+    assert [folder.names(), folder.names("x"), folder.names("x/z")] == [["x"], ["y"], []]
+    assert [f"x/y/{found}" for found in folder.names("x/y")] == [name]
     folder.remove(name)
     folder.remove(name)
-    assert folder.files() == []
+    assert folder.names("x/y") == []
     with pytest.raises(DamageError, match=f"{name} in .* is gone"):
         folder.read(name)
 
@@ -86,22 +88,18 @@ def test_every_flipped_bit_and_cut_is_seen_and_every_other_name(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match=r"cannot write to .*file: File exists\. What is done stays"):
-        Folder(str(tmp_path / "file")).write("cell", b"", "json")
-
     def full(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(StoreError, match="No space left on device"):
+    with pytest.raises(StoreError, match=r"cannot write to .*/a: No space left on device\. What is done stays"):
         Folder(str(tmp_path / "a")).write("cell", b"12", "json")
     assert list((tmp_path / "a").iterdir()) == []
 
 
-@pytest.mark.parametrize(("call", "harmed"), [("scandir", "C2"), ("read_bytes", "cell.")])
+@pytest.mark.parametrize(("call", "harmed"), [("listdir", "m"), ("read_bytes", "cell.")])
 def test_what_may_not_be_read_is_an_error_that_says_so(store, cell, monkeypatch, call, harmed):
-    owner = os if call == "scandir" else Path
+    owner = os if call == "listdir" else Path
     allowed = getattr(owner, call)
 
     def denied(path, *rest):
@@ -121,7 +119,6 @@ def test_rests_of_processes_that_are_gone_are_removed(tmp_path, dead):
     os.utime(tmp_path / ".d.elsewhere~1~2.00.partial", (old, old))
     Folder(str(tmp_path)).clean()
     assert sorted(path.name[:3] for path in tmp_path.iterdir()) == [".b.", ".c."]
-    assert Folder(str(tmp_path)).files() == []
 
 
 def test_a_process_lives_until_it_ends_and_elsewhere_for_a_day(dead):
@@ -145,33 +142,39 @@ def test_slugs_are_short_names_of_folders():
 # --- cells
 
 
-def test_an_empty_folder_holds_nothing_and_one_of_something_else_is_refused(tmp_path):
-    (tmp_path / ".DS_Store").write_bytes(b"\0")
-    assert Store(str(tmp_path)).read() == Contents() == Store(str(tmp_path / "nothing")).read()
-    (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(StoreError, match="is no store of a study"):
-        Store(str(tmp_path)).read()
+def test_a_folder_of_something_else_is_refused_and_a_studys_own_file_is_not(store):
+    folder = Path(store.address)
+    assert store.cells() == []
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"\0")
+    (folder / "study.yaml").write_text("models: []")
+    assert store.cells() == []
+    (folder / "thesis.txt").write_text("years")
+    with pytest.raises(
+        StoreError, match=r"is no store of a study of this eedkit \(it has no study.….json, but thesis.txt"
+    ):
+        store.promise([OTHER], {})
+    with pytest.raises(StoreError, match=r"thesis.txt cannot be a folder, since a file is there; choose another place"):
+        Store(str(folder / "thesis.txt")).promise([OTHER], {})
 
 
 def test_cells_come_in_the_order_of_their_studies_each_promised_once(store):
     cells = [Cell("digits/test", "C2", f"m{i}") for i in (3, 0, 4, 1, 5, 9, 2, 6)]
     for cell in (*cells, *cells):
-        store.promise([cell], store.read(), {})
-    assert store.read().states == {cell: State(cell) for cell in cells}
-    assert list(store.read().states) == cells
-    assert len(store.folder.files()) == len(cells)
+        store.promise([cell], {})
+    assert store.cells() == cells
+    assert store.state(cells[0]) == State(cells[0])
+    assert len(files_in(store)) == len(cells)
 
 
 def test_a_begun_cell_keeps_its_settings_and_bounds(store, cell):
-    before = store.folder.files()
-    assert begin(store, cell).bounds == BOUNDS
-    assert store.begin(store.state(cell), SETTINGS, [(0, 10)]).bounds == BOUNDS
+    before = files_in(store)
+    store.begin(store.state(cell), SETTINGS, [(0, 10)])
+    assert store.state(cell).bounds == BOUNDS
     for key, value in (("model", "spec [v]"), ("null", False), ("metrics", ["softmax"])):
         with pytest.raises(StoreError, match=re.escape(f"another {key}: {SETTINGS[key]!r} there, {value!r} here")):
             store.begin(store.state(cell), SETTINGS | {key: value}, BOUNDS)
-    assert store.folder.files() == before
-    with pytest.raises(StoreError, match="has no d · C2 · m here: every worker must see that folder"):
-        store.state(OTHER)
+    assert files_in(store) == before
 
 
 def test_each_block_is_what_its_files_say(store, cell, dead):
@@ -179,14 +182,14 @@ def test_each_block_is_what_its_files_say(store, cell, dead):
     for reason in ("first", "x" * 5_000_000):
         store.fail(store.state(cell), 1, reason)
     assert statuses(store, cell) == [DONE, FAILED, MISSING]
-    assert store.read().states[cell].reasons == {1: "x" * 5_000_000}
+    assert store.state(cell).reasons == {1: "x" * 5_000_000}
     claim = store.claim(cell, 1)
     assert statuses(store, cell) == [DONE, RUNNING, MISSING]
     store.folder.remove(claim)
     store.folder.write_json(f"{cell.path}/running-0002", {"process": dead, "since": 0})
     assert statuses(store, cell) == [DONE, FAILED, MISSING]
-    assert store.read().states[cell].deaths == {2: 1}
-    assert store.read().states[cell].samples_done == 4
+    assert store.state(cell).deaths == {2: 1}
+    assert store.state(cell).places_done == [0, 1, 2, 3]
     for number in range(3):
         write(store, cell, number)
     assert kinds(store) == ["block-0000", "block-0001", "block-0002", "cell", "study"]
@@ -217,23 +220,12 @@ def test_who_comes_first_has_the_block(store, cell, dead):
 
 def test_a_block_unlike_the_first_is_refused(store, cell):
     write(store, cell, 0)
-    before = store.folder.files()
+    before = files_in(store)
     others = {"weights": whole(weights="v"), "layers": whole(layers=("two", "latent")), "variables": whole().drop_vars("confidence")}  # fmt: skip
     for what, values in others.items():
         with pytest.raises(ValueError, match=f"other {what} than the first"):
             write(store, cell, 1, values=values)
-    assert store.folder.files() == before
-
-
-def test_the_first_block_is_read_once_for_all_that_are_written(tmp_path, monkeypatch):
-    store, cell, times = Store(str(tmp_path)), Cell("d", "C2", "m"), []
-    begin(store, cell)
-    write(store, cell, 0)
-    read = Folder.read
-    monkeypatch.setattr(Folder, "read", lambda folder, name: times.append(name) or read(folder, name))
-    write(store, cell, 1)
-    write(store, cell, 2)
-    assert len([name for name in times if "block" in name]) == 1
+    assert files_in(store) == before
 
 
 @pytest.mark.parametrize("name", ["a-b", "A B"])
@@ -255,7 +247,7 @@ def test_a_store_of_another_eedkit_is_refused(store, change, error, message):
     promised = {"eedkit": "study", "schema": schema.SCHEMA, "format": 2, "number": 0, "cells": [], "groups": {}}
     store.folder.write_json("study", promised | change)
     with pytest.raises(error, match=message):
-        store.read()
+        store.studies()
 
 
 # --- files of others, and in other places
@@ -269,7 +261,7 @@ def done(store, cell):
 
 @pytest.mark.parametrize(
     "name",
-    ["study.yaml", "study.log", "notes/a/b/c/cell.json", "{cell}/cell.json~", "{cell}/cell.bak.json", "{cell}/{block} (1).npz",
+    ["study.yaml", "notes/a/b/c/cell.json", "{cell}/cell.json~", "{cell}/cell.bak.json", "{cell}/{block} (1).npz",
      "{cell}/{block}.npz.part", "{cell}/block-0000.npz", "{cell}/block-1.0123456789abcdef.npz", "block-0000.0123456789abcdef.npz"],
 )  # fmt: skip
 def test_a_file_of_others_is_neither_read_nor_removed(store, cell, name):
@@ -280,20 +272,26 @@ def test_a_file_of_others_is_neither_read_nor_removed(store, cell, name):
     path.write_text("models: []")
     assert ek.open(store.address).load().identical(wanted)
     assert statuses(store, cell) == [DONE] * 3
-    store.clean(store.read().states.values())
+    store.clean([store.state(cell)])
     assert path.read_text() == "models: []"
 
 
-def test_a_folder_that_was_moved_and_linked_back_is_followed(store, cell, tmp_path):
+def test_what_was_moved_and_linked_back_is_followed_and_a_dangling_link_is_named(store, cell, tmp_path):
     wanted = done(store, cell)
     place = Path(store.address, cell.path)
-    shutil.move(place, tmp_path / "elsewhere")
-    place.symlink_to(tmp_path / "elsewhere")
-    Path(store.address, "loop").symlink_to(store.address)
-    assert ek.open(store.address).load().identical(wanted)
-    shutil.move(tmp_path / "elsewhere", tmp_path / "gone")
-    with pytest.raises(StoreError, match=f"{place} is a link to something that is not there"):
-        ek.open(store.address)
+    for moved in (place, next(place.glob("block-0001*"))):
+        shutil.move(moved, tmp_path / "elsewhere")
+        moved.symlink_to(tmp_path / "elsewhere")
+        Path(store.address, "loop").unlink(missing_ok=True)
+        Path(store.address, "loop").symlink_to("loop")
+        assert ek.open(store.address).load().identical(wanted)
+        shutil.move(tmp_path / "elsewhere", tmp_path / "gone")
+        with pytest.raises(
+            StoreError, match=f"{moved} is a link to something that is not there; bring it back or remove"
+        ):
+            ek.open(store.address)
+        moved.unlink()
+        shutil.move(tmp_path / "gone", moved)
 
 
 def copied(store, cell, other, number, to):
@@ -340,7 +338,6 @@ def test_a_block_in_the_place_of_another_is_named_and_repaired(store, cell, mode
 def test_a_block_of_other_settings_or_images_is_foreign(store, cell, tmp_path, change, what):
     write(store, cell, 0)
     elsewhere = Store(str(tmp_path / "elsewhere"))
-    elsewhere.promise([cell], Contents(), {})
     elsewhere.begin(State(cell), SETTINGS | change, BOUNDS)
     file = store.state(cell).done[0][0]
     shutil.copy(Path(store.address, file), Path(elsewhere.address, file))
@@ -348,12 +345,21 @@ def test_a_block_of_other_settings_or_images_is_foreign(store, cell, tmp_path, c
         elsewhere.block(elsewhere.state(cell), 0)
 
 
+def test_a_block_that_was_renamed_past_the_last_one_is_missing_and_goes(store, cell):
+    done(store, cell)
+    path = Path(store.address, store.state(cell).done[1][0])
+    path.rename(path.with_name(path.name.replace("0001", "0003")))
+    assert statuses(store, cell) == [DONE, MISSING, DONE]
+    store.clean([store.state(cell)])
+    assert kinds(store) == ["block-0000", "block-0002", "cell", "study"]
+
+
 def test_two_files_of_one_block_count_once(store, cell):
     write(store, cell, 0)
     second = block(0, reason="x")
     second.about["of"] = store.state(cell).owner_of(0)
     store.folder.write(f"{cell.path}/block-0000", second.to_bytes(), "npz")
-    state = store.read().states[cell]
+    state = store.state(cell)
     assert (len(state.done), len(state.done[0])) == (1, 2)
     store.clean([state])
     assert kinds(store).count("block-0000") == 1
@@ -362,17 +368,17 @@ def test_two_files_of_one_block_count_once(store, cell):
 def test_damaged_and_lost_files_are_repaired(store, cell):
     write(store, cell, 0)
     write(store, cell, 1)
-    harmed = [store.folder.files(cell.path)[0], store.folder.files(cell.path)[-1]]
+    harmed = [files_in(store, cell.path)[0], files_in(store, cell.path)[-1]]
     for name in harmed:
         Path(store.address, name).write_bytes(b"?")
     with pytest.raises(DamageError, match="cell"):
-        store.read()
+        store.state(cell)
     assert sorted(store.repair([cell], {})) == sorted(harmed)
-    (study,) = [name for name in store.folder.files() if name.startswith("study")]
+    (study,) = [name for name in files_in(store) if name.startswith("study")]
     begin(store, cell)
     store.folder.remove(study)
     with pytest.raises(StoreError, match=r"run\(repair=True\) where that file was lost"):
-        store.read()
+        store.studies()
     assert store.repair([cell], {}) == []
     assert store.state(cell).done.keys() == {1}
 
@@ -420,10 +426,10 @@ def test_killed_at_any_operation_it_goes_on(tmp_path):
         store = Store(str(tmp_path / f"killed at {operation}"))
         if not killed_at(store, operation):
             break
-        before = {name for name in store.folder.files() if "block" in name}
+        before = {name for name in files_in(store) if "block" in name}
         work(store)
-        store.clean(store.read().states.values())
-        assert before <= set(store.folder.files())
-        assert len(store.folder.files()) == 5
+        store.clean([store.state(cell) for cell in store.cells()])
+        assert before <= set(files_in(store))
+        assert len(files_in(store)) == 5
         assert ek.open(store.address).identical(wanted)
     assert operation > 30

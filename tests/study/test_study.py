@@ -19,7 +19,7 @@ from eedkit.study import plan, workers
 from eedkit.study.files import Folder, StoreError
 from eedkit.study.store import Store
 
-from .conftest import MODELS, Net, assert_equals, assert_same, measured
+from .conftest import MODELS, Net, assert_equals, assert_same, files_in, measured
 
 DATA = "digits/test?n=20"
 
@@ -96,7 +96,7 @@ WRONG = {
     "output": [(1.5, "output.*1.5")],
     "head": [(3, "head must be str or none, got 3")],
     "null": [(1, "null must be bool, got 1"), ("within-class", "null must be bool, got 'within-class'")],
-    "seed": [("0", "seed must be int, got '0'"), (True, "seed must be int, got True"), (-1, "seed must be .* got -1")],
+    "seed": [("0", "seed must be int, got '0'"), (True, "seed must be int, got True"), (-1, "seed must be .* got -1"), (2**70, "seed must be at least 0 and below")],
     "precision": [("float31", "no precision 'float31'; did you mean 'float32'"), (32, "no precision 32")],
     "device": [(0, "device must be str, got 0"), ("cdua", "device.*'cdua'"), ("mps", "device must be .* got 'mps'"), ("meta", "got 'meta'")],
     "batch_size": [(0, "batch_size must be a whole number from 1 on"), (1.5, "got 1.5"), ("8", "got '8'")],
@@ -150,7 +150,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(make, mon
 def test_every_cell_that_cannot_be_measured_is_named_and_those_that_are_done_are_not_tried(make, monkeypatch):
     study = make(models={"net": Net()}, data=["digits/test?n=20&size=9"])
     study.run(progress=False)
-    monkeypatch.setattr(plan, "reasons_against", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setattr(plan, "refuse_what_cannot_be", lambda *_: pytest.fail("it was tried"))
     study.run(progress=False)
     monkeypatch.undo()
     other = make(
@@ -307,10 +307,9 @@ def test_status_and_plan_of_a_finished_study_run_no_code_of_its_file(from_yaml, 
 
 @pytest.mark.parametrize("size", [1, 256, 300])
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 257, 1025])
-@pytest.mark.parametrize(("group", "length"), [("flip", 4), ("C4", 4), ("D4", 8), ("shift16", 16)])
-def test_blocks_are_whole_chains_and_cover_all_images(make, group, length, n, size):
-    study = make(block=size, groups=[group])
-    bounds = study.bounds(n, study.options(group))
+@pytest.mark.parametrize(("order", "length"), [(2, 4), (4, 4), (8, 8), (16, 16)])
+def test_blocks_are_whole_chains_and_cover_all_images(make, order, length, n, size):
+    bounds = make(block=size).bounds(n, order)
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(n))
     assert all(start % length == 0 for start, _ in bounds)
     assert all(stop - start >= min(n, length) for start, stop in bounds)
@@ -318,8 +317,7 @@ def test_blocks_are_whole_chains_and_cover_all_images(make, group, length, n, si
     whole = length * -(-size // length)
     assert [stop - start for start, stop in bounds[:-1]] == [whole] * (len(bounds) - 1)
     assert bounds[-1][1] - bounds[-1][0] < whole + length
-    plain = make(block=size, null=False)
-    assert plain.bounds(n, plain.options("C4")) == [(i, min(i + size, n)) for i in range(0, n, size)]
+    assert make(block=size, null=False).bounds(n, order) == [(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def test_a_study_gives_what_measure_gives(make):
@@ -398,20 +396,6 @@ def test_models_of_every_kind_of_output_stand_together(make):
     assert {"prediction", "confidence"}.isdisjoint(alone.data_vars)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_it_is_a_tree_if_only_one_data_set_could_be_done(make, which):
-    class Picky(Net):
-        def forward(self, x):
-            if x.shape[-1] == (9, 17)[which]:
-                raise MemoryError("too large")
-            return super().forward(x)
-
-    data = ["digits/test?n=20&size=9", "digits/test?n=20&size=17"]
-    with pytest.warns(UserWarning, match="1 of 2 cells failed"):
-        tree = make(models={"a": Picky()}, data=data).run(progress=False)
-    assert [node.path for node in tree.subtree if node.has_data] == [f"/{data[1 - which]}/C4"]
-
-
 @pytest.mark.parametrize("name", ["../here/pictures", "./pictures/", "pictures"])
 def test_data_may_be_named_by_any_path(make, pictures, tmp_path, monkeypatch, name):
     pictures.rename((tmp_path / "here").mkdir() or tmp_path / "here" / "pictures")
@@ -427,13 +411,11 @@ def test_what_is_done_is_read_once_and_not_measured_again(make, computed, monkey
     study = make(models=MODELS[:2], data=["digits/train?n=600"], block=256)
     first = study.run(progress=False).load()
     assert computed == [(spec, block) for spec in MODELS[:2] for block in range(3)]
-    times, listed, read, files = Counter(), [], Folder.read, Folder.files
+    times, read = Counter(), Folder.read
     monkeypatch.setattr(Folder, "read", lambda folder, name: times.update([name]) or read(folder, name))
-    monkeypatch.setattr(Folder, "files", lambda folder, *below: listed.append(below) or files(folder, *below))
     assert_same(study.run(progress=False), first)
     assert len(computed) == 6
-    assert listed == [()]
-    assert [times[name] for name in files(Folder(study.store)) if "block-" in name] == [1] * 6
+    assert [times[name] for name in files_in(Store(study.store)) if "block-" in name] == [1] * 6
 
 
 def test_what_failed_is_tried_again_and_nothing_else(make, computed, monkeypatch):

@@ -50,7 +50,7 @@ def until(is_so: Callable[[], object]) -> None:
 def works(make, monkeypatch) -> list[Work]:
     """The three blocks of a study that was begun and of which nothing is done."""
     kept = []
-    monkeypatch.setattr(workers, "here", lambda given, modules: kept.extend(given) or iter(()))
+    monkeypatch.setattr(workers, "here", lambda given: kept.extend(given) or iter(()))
     with pytest.raises(RuntimeError, match="nothing is done"):
         make(**THREE).run(progress=False)
     monkeypatch.undo()
@@ -68,13 +68,15 @@ def sleeper():
 
 def status(work: Work) -> str:
     """What the block is, by its store."""
-    return Store(work.store).state(work.cell).status(work.block)
+    job, block = work
+    return job.store.state(job.cell).status(block)
 
 
 def claim(work: Work, process: psutil.Process) -> None:
     """Let another process be at the block."""
+    job, block = work
     text = f"{socket.gethostname()}~{process.pid}~{process.create_time():.2f}"
-    Store(work.store).folder.write_json(f"{work.cell.path}/running-{work.block:04}", {"process": text, "since": 0.0})
+    job.store.folder.write_json(f"{job.cell.path}/running-{block:04}", {"process": text, "since": 0.0})
 
 
 def net(seed: int) -> nn.Module:
@@ -89,15 +91,15 @@ def net(seed: int) -> nn.Module:
 def test_a_process_runs_one_block_at_a_time(works, monkeypatch):
     inside, most, measured = [], [], workers._measured
 
-    def noted(work, module):
-        inside.append(work.block)
+    def noted(job, places):
+        inside.append(places)
         most.append(len(inside))
-        found = measured(work, module)
-        inside.remove(work.block)
+        found = measured(job, places)
+        inside.remove(places)
         return found
 
     monkeypatch.setattr(workers, "_measured", noted)
-    threads = [threading.Thread(target=workers.compute, args=(work,)) for work in works]
+    threads = [threading.Thread(target=workers.compute, args=work) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -105,22 +107,20 @@ def test_a_process_runs_one_block_at_a_time(works, monkeypatch):
     assert most == [1, 1, 1]
     assert list(map(status, works)) == [DONE] * 3
     monkeypatch.setattr(workers, "_measured", lambda *_: pytest.fail("it was measured again"))
-    assert workers.compute(works[1]) == workers.SKIPPED
+    assert workers.compute(*works[1]) == workers.SKIPPED
 
 
-def test_a_block_of_a_living_process_comes_last(works, sleeper):
+def test_a_block_of_a_living_process_comes_last_and_that_of_a_dead_one_is_computed_at_once(works, sleeper):
     claim(works[0], sleeper)
-    assert workers.compute(works[0]) == workers.BUSY
+    assert workers.compute(*works[0]) == workers.BUSY
     assert status(works[0]) == RUNNING
-    outcomes = [(work.block, outcome) for work, outcome in workers.here(works, {})]
-    assert outcomes == [(1, workers.COMPUTED), (2, workers.COMPUTED), (0, workers.COMPUTED)]
-
-
-def test_a_block_of_a_dead_process_is_computed_at_once(works, sleeper):
-    claim(works[0], sleeper)
+    outcomes = [outcome for _, outcome in workers.here(works[:2])]
+    assert outcomes == [workers.COMPUTED, workers.COMPUTED]
+    assert list(map(status, works)) == [DONE, DONE, MISSING]
+    claim(works[2], sleeper)
     sleeper.kill()
     until(lambda: sleeper.status() == psutil.STATUS_ZOMBIE)
-    assert workers.compute(works[0]) == workers.COMPUTED
+    assert workers.compute(*works[2]) == workers.COMPUTED
 
 
 def test_an_interrupted_block_is_nobodys(works, monkeypatch):
@@ -129,15 +129,15 @@ def test_an_interrupted_block_is_nobodys(works, monkeypatch):
 
     monkeypatch.setattr(workers, "_measured", stopped)
     with pytest.raises(KeyboardInterrupt):
-        workers.compute(works[0])
+        workers.compute(*works[0])
     assert status(works[0]) == MISSING
     assert not workers.ONE_AT_A_TIME.locked()
 
 
 def test_a_store_that_a_worker_does_not_see_is_named(works, tmp_path):
-    unseen = replace(works[0], store=str(tmp_path / "not mounted"))
+    unseen = replace(works[0][0], store=Store(str(tmp_path / "not mounted")))
     with pytest.raises(StoreError, match=r"not mounted has no .* every worker must see that folder"):
-        workers.compute(unseen)
+        workers.compute(unseen, 0)
     assert not (tmp_path / "not mounted").exists()
 
 
@@ -145,12 +145,12 @@ def test_blocks_of_other_images_are_never_mixed(make, monkeypatch):
     """As when a worker's folder of the same name holds another version of the images."""
     measured, load = workers._measured, images.load
 
-    def elsewhere(work, module):
+    def elsewhere(job, places):
         workers.forget()
         with monkeypatch.context() as patch:
-            if work.block == 1:
+            if places[0] == 256:
                 patch.setattr(images, "load", lambda spec, **how: load(f"{spec}&seed=5", **how))
-            return measured(work, module)
+            return measured(job, places)
 
     monkeypatch.setattr(workers, "_measured", elsewhere)
     study = make(**THREE)
@@ -165,17 +165,17 @@ def test_blocks_of_other_images_are_never_mixed(make, monkeypatch):
 def test_threads_are_those_asked_for_and_given_back(works, monkeypatch):
     before, seen, measured = torch.get_num_threads(), [], workers._measured
 
-    def noted(work, module):
+    def noted(job, places):
         seen.append(torch.get_num_threads())
-        if work.block == 2:
+        if places[0] == 512:
             raise MemoryError
-        return measured(work, module)
+        return measured(job, places)
 
     monkeypatch.setattr(workers, "_measured", noted)
     torch.set_num_threads(3)
     try:
-        for work, threads in zip(works, (1, None, 2), strict=True):
-            workers.compute(replace(work, threads=threads))
+        for (job, block), threads in zip(works, (1, None, 2), strict=True):
+            workers.compute(replace(job, threads=threads), block)
             assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -245,7 +245,7 @@ def test_a_cluster_gives_what_one_process_gives(make, clients):
 def test_a_cluster_asks_again_for_what_another_process_was_at(make, works, sleeper, clients):
     claim(works[1], sleeper)
     client, submitted = clients()
-    study = make(**THREE, store=works[0].store)
+    study = make(**THREE, store=works[0][0].store.address)
     study.run(client=client, progress=False)
     assert study.status().done.tolist() == [3]
     assert [how["resources"] for how in submitted] == [None] * 4
@@ -257,8 +257,8 @@ def test_what_ends_a_cluster_is_no_blocks_failure(make, clients, monkeypatch):
 
     submitted = workers._submitted
 
-    def cancelled(client, *given):
-        works_of = submitted(client, *given)
+    def cancelled(client, *given, **how):
+        works_of = submitted(client, *given, **how)
         client.cancel(list(works_of))
         return works_of
 
@@ -275,17 +275,25 @@ def test_what_ends_a_cluster_is_no_blocks_failure(make, clients, monkeypatch):
     assert study.status().failed.tolist() == [0]
 
 
-def test_a_module_that_cannot_be_sent_fails_only_its_cells(make, clients):
+def test_a_module_that_cannot_be_sent_is_refused_before_anything_is_computed(make, clients, computed):
     locked = net(0)
     locked.lock = threading.Lock()
-    study = make(models={"locked": locked, "works": net(1)}, data=["digits/test?n=20&size=17"])
-    with pytest.warns(UserWarning, match="1 of 2 cells failed"):
-        found = study.run(client=clients()[0], progress=False)
-    assert found.model.values.tolist() == ["works"]
-    assert study.status()[["done", "failed"]].values.tolist() == [[0, 1], [1, 0]]
-    reason = study.status().reason[0]
-    assert reason.startswith("locked cannot be sent to other processes (cannot pickle '_thread.lock' object)")
-    assert reason.endswith("give it as a file:… spec, or run without workers")
+    study = make(models={"works": net(1), "locked": locked}, data=["digits/test?n=20&size=17"])
+    message = (
+        r"locked cannot be sent to other processes \(cannot pickle .*give it as a file:… spec, or run without workers"
+    )
+    with pytest.raises(ValueError, match=message):
+        study.run(client=clients()[0], progress=False)
+    assert computed == []
+
+
+def test_waiting_for_the_workers_of_a_cluster_is_said(make, clients):
+    client, _ = clients(n_workers=0)
+    study = make()
+    threading.Timer(0.5, lambda: client.cluster.scale(1)).start()
+    with pytest.warns(UserWarning, match=r"the Dask scheduler at inproc://.* has no worker yet; the run begins when"):
+        study.run(client=client, progress=False)
+    assert study.status().done.tolist() == [1]
 
 
 @pytest.mark.slow
@@ -380,7 +388,7 @@ def test_a_scheduler_of_its_own_that_loses_a_worker_and_dies_costs_no_block(make
 def test_processes_of_this_machine_compute_the_same_and_no_other_can_reach_them(make):
     given = {"models": {"net": net(0), "recipe": MODELS[0]}, "data": ["digits/train?n=300&size=17"], "block": 256}
     assert_same(make(**given).run(workers=2, progress=False), make(**given).run(progress=False))
-    with workers.cluster(2, None) as client:
+    with workers.on_this_machine(2) as client:
         addresses = client.run(lambda dask_worker: (os.getpid(), dask_worker.address))
         assert len({pid for pid, _ in addresses.values()} | {os.getpid()}) == 3
         for pid in [os.getpid(), *(pid for pid, _ in addresses.values())]:
@@ -394,8 +402,7 @@ def test_processes_of_this_machine_compute_the_same_and_no_other_can_reach_them(
 # --- what stays behind
 
 
-@pytest.mark.parametrize("is_stopped", [False, True])
-def test_no_model_and_no_images_stay_after_a_run(make, monkeypatch, is_stopped):
+def test_no_model_and_no_images_stay_after_a_run_that_was_stopped(make, monkeypatch):
     workers.forget()  # of tests that compute single blocks
     kept, load, measured = [], models.load, workers._measured
 
@@ -404,20 +411,18 @@ def test_no_model_and_no_images_stay_after_a_run(make, monkeypatch, is_stopped):
         kept.append(weakref.ref(loaded.model))
         return loaded
 
-    def stopped(work, module):
-        measured(work, module)
+    def stopped(job, places):
+        measured(job, places)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "load", noted)
-    study = make(models=MODELS[:2])
-    if is_stopped:
-        monkeypatch.setattr(workers, "_measured", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            study.run(progress=False)
-    else:
-        study.run(progress=False)
-    assert len(kept) >= 3
-    assert workers._loaded.cache_info().currsize == workers._opened.cache_info().currsize == workers.Decoded.kept == 0
+    monkeypatch.setattr(workers, "_measured", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        make(models=MODELS[:2]).run(progress=False)
+    assert len(kept) == 3
+    assert (
+        workers._on_device.cache_info().currsize == workers._opened.cache_info().currsize == workers.Decoded.kept == 0
+    )
     gc.collect()
     assert {ref() for ref in kept} == {None}
 
@@ -433,7 +438,7 @@ def test_models_are_loaded_once_and_images_decoded_once_while_there_is_room(make
 
     monkeypatch.setattr(Image, "open", counted)
     monkeypatch.setattr(models, "load", lambda spec, **how: how or loads.append(spec) or load(spec, **how))
-    monkeypatch.setattr(ek.study.plan, "reasons_against", lambda *_: {})
+    monkeypatch.setattr(ek.study.plan, "refuse_what_cannot_be", lambda *_: None)
     make(models=MODELS, groups=["C4"]).run(progress=False)
     assert len(decoded) == times
     assert loads == MODELS
@@ -444,8 +449,8 @@ def test_a_connection_that_is_lost_between_two_blocks_is_the_schedulers(monkeypa
         raise CommClosedError("in <TCP (closed)>: Stream is closed")
 
     monkeypatch.setattr(distributed, "as_completed", closed)
-    monkeypatch.setattr(workers, "_submitted", lambda *_: {})
-    client = MagicMock(scheduler=SimpleNamespace(address="tcp://there"), scheduler_info=lambda **_: {"workers": {}})
-    work = SimpleNamespace(cell=SimpleNamespace(model="m"))
+    monkeypatch.setattr(workers, "_submitted", lambda *_, **__: {})
+    client = MagicMock(scheduler=SimpleNamespace(address="tcp://there"))
+    job = SimpleNamespace(cell=SimpleNamespace(model="m"), model="spec")
     with pytest.raises(ConnectionError, match=r"scheduler at tcp://there is gone, .*CommClosedError.* run again"):
-        list(workers.on_cluster(client, [work], {}))
+        list(workers.on_cluster(client, [(job, 0)]))
