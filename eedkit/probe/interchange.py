@@ -173,8 +173,13 @@ class ExchangePass(Pass):
                 self.passes[layer].give_up(str(why))
 
     def _rows(self) -> list[Layer]:
+        layers = [layer for layer in self.ready.found.layers if layer.role in ("module", "class token")]
+        if any(layer.name == IMAGE for layer in layers):
+            raise ValueError(
+                f"the turned image is the layer {IMAGE!r}, as a module is called, too; leave it out of layers="
+            )
         image = Layer(IMAGE, 1, "", 0.0, layout=Layout((0, *self.ready.image_shape), 0, (2, 3), self.ready.grid))
-        return [image, *(layer for layer in self.ready.found.layers if layer.role in ("module", "class token"))]
+        return [image, *layers]
 
     def _layer_passes(self, setting: Setting) -> dict[Layer, LayerPass]:
         """What is collected of the features, for every row by itself."""
