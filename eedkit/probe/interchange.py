@@ -89,11 +89,16 @@ def interchange(
     """m(f(gx | f_ℓ(gx) := g f_ℓ(x)), f̂(x)): the features when a layer's maps are turned instead of the image *[ours]*.
 
     Where is invariance made? The image gx runs through the network; at one layer ℓ its maps are replaced by g f_ℓ(x), the
-    maps of the unmoved image, moved; the rest of the network runs, and the deviation of the features (Kvinge et al. 2022,
-    eq. 6) is taken as `measure` takes it, with the null of the shuffled orbit. Turning the image (the layer "image" at depth
-    0) gives the value of `measure`. If a network's invariance ran through layers that turn with the image, the exchange would
-    change nothing. This is activation patching (Vig et al. 2020, arXiv 2004.12265); Gruver et al. 2022 (arXiv 2210.02984) ask
-    for the contribution of each layer by derivatives.
+    maps of the unmoved image, moved; the rest of the network runs. The deviation of these features from their mean over the
+    orbit (Kvinge et al. 2022, eq. 6) is taken as `measure` takes it, with the null of the shuffled orbit. Turning the image
+    (the layer "image" at depth 0) gives the value of `measure`. If a network's invariance ran through layers that turn with
+    the image, the exchange would change nothing.
+
+    A low value tells networks apart only where some network has a high one: where nothing after ℓ knows of places, as before a
+    mean over positions or between the blocks of a vision transformer, it is 0 for all of them.
+
+    This is activation patching (Vig et al. 2020, arXiv 2004.12265); Gruver et al. 2022 (arXiv 2210.02984) ask for the
+    contribution of each layer by derivatives.
 
     Parameters
     ----------
@@ -173,8 +178,13 @@ class ExchangePass(Pass):
                 self.passes[layer].give_up(str(why))
 
     def _rows(self) -> list[Layer]:
+        layers = [layer for layer in self.ready.found.layers if layer.role in ("module", "class token")]
+        if any(layer.name == IMAGE for layer in layers):
+            raise ValueError(
+                f"the turned image is the layer {IMAGE!r}, as a module is called, too; leave it out of layers="
+            )
         image = Layer(IMAGE, 1, "", 0.0, layout=Layout((0, *self.ready.image_shape), 0, (2, 3), self.ready.grid))
-        return [image, *(layer for layer in self.ready.found.layers if layer.role in ("module", "class token"))]
+        return [image, *layers]
 
     def _layer_passes(self, setting: Setting) -> dict[Layer, LayerPass]:
         """What is collected of the features, for every row by itself."""

@@ -41,8 +41,8 @@ def watch(
 ) -> Iterator[Callable[[], None]]:
     """Within the block calls of modules are shown to `see`, for every wanted (path, "in" or "out").
 
-    What `see` returns takes the place of a module's output, but for None. Gives `begin`, which counts calls anew and must be called before every forward pass but the first. Hooks are gone when the
-    block is left, also by an exception.
+    What `see` returns takes the place of a module's output, but for None. Gives `begin`, which counts calls anew and must be
+    called before every forward pass but the first. Hooks are gone when the block is left, also by an exception.
     """
     calls = Counter[tuple[str, str]]()
 

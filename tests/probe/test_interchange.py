@@ -192,6 +192,26 @@ def test_the_control_adds_noise_as_large_as_the_exchange_and_turns_nothing():
     assert wanted[8:].min() > 1 > wanted[:8].max() == 0
     other_directions = torch.cosine_similarity(added[8:16].flatten(1), added[16:24].flatten(1))
     assert other_directions.abs().max() < 0.4
+    # another seed gives other noise to what is read first
+    run(images, model=model, channels="perturbed", layers=["wide"], batch_size=32, seed=SEED + 1)
+    by_other_seed = model.taken[-1] - model.given[-1]
+    assert torch.cosine_similarity(added[8:].flatten(1), by_other_seed[8:].flatten(1)).abs().max() < 0.4
+
+
+class Twice(Skips):
+    """Calls `act` once more, behind `down`."""
+
+    def forward(self, x):
+        z = self.act(self.down(self.act(self.wide(x))))
+        return self.fc(torch.stack([z[..., 0, 0], z.amax((-2, -1)), z.mean((-2, -1))]).mean(0))
+
+
+def test_of_a_module_that_runs_twice_one_call_is_exchanged():
+    latent = run(noise(12), model=Twice().double(), layers=["wide", "act", "down"]).latent
+    # rectifying goes with moving, so that it does not matter which of the two comes first
+    np.testing.assert_allclose(latent.sel(layer="act"), latent.sel(layer="wide"), atol=1e-6)
+    np.testing.assert_allclose(latent.sel(layer="act#2"), latent.sel(layer="down"), atol=1e-6)
+    assert abs(latent.sel(layer="act") - latent.sel(layer="act#2")).max() > 0.01
 
 
 @pytest.mark.parametrize("group", ["C4", "D4"])
@@ -382,6 +402,10 @@ def test_headless_models_have_features_too():
 
 
 def test_what_is_refused():
+    model = nn.Sequential(nn.Flatten(2), nn.Flatten(), nn.Linear(36, 3)).double()
+    model.add_module("image", nn.Linear(3, 3).double())
+    with pytest.raises(ValueError, match="the turned image is the layer 'image'"):
+        run(noise(8), model=model, layers=["image"])
     with pytest.raises(ValueError, match="'mached'; did you mean 'matched'"):
         run(noise(8), channels="mached")
     with pytest.raises(ValueError, match="channels are matched on the seeded order"):

@@ -89,6 +89,9 @@ def test_the_probe_is_at_chance_for_an_invariant_code(draw):
     assert (exact.accuracy, exact.low, exact.high, exact.chance, exact.n) == (0.25, 0.25, 0.25, 0.25, 60)
     rounded = orbits.element_probe(features(z * (1 + 1e-8 * draw.normal(size=z.shape)))).iloc[0]
     assert rounded.accuracy == pytest.approx(0.25, abs=0.02)
+    # a feature that is the same everywhere but for rounding, which the element decides
+    off = 5 + 1e-8 * np.arange(4)[:, None, None].repeat(60, 1)
+    assert orbits.element_probe(features(np.concatenate([z, off], -1))).accuracy.item() == 0.25
 
 
 def test_the_probe_reads_a_small_code_and_not_what_it_has_seen(draw):
