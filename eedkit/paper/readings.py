@@ -570,9 +570,10 @@ def conclusion(rows: pd.DataFrame) -> Reading:
     if not np.isnan(last.critical_margin):
         ends.append(f"The verdict would flip at a margin of {number(last.critical_margin)}.")
     if last.verdict == verdicts.INCONCLUSIVE and np.isnan(last.seeds_needed):
-        ends.append("No number of seeds is known to decide it: the effect lies too close to its margin.")
+        ends.append("No number of seeds is known to decide it.")
     parts = [" ".join(ends)]
-    for name, of_part in rows.iloc[:-1].groupby("part", sort=False):
+    for (beside, part), of_part in rows.iloc[:-1].groupby(["beside", "part"], sort=False):
+        name = part if beside in ("", part) else f"{beside}, {part}"
         parts.append(f"{_capital(printable(name))}:\n\n{_compared(of_part)}")
     return Reading(_verdict(last, f": {last.test}"), "\n\n".join(parts))
 

@@ -265,7 +265,9 @@ class Judged:
         elif verdict == CONTRADICTED:
             ends = ends[1:]
         _, critical, row = min(ends, key=lambda end: end[0])
-        seeds = _seeds_needed(row) if verdict == INCONCLUSIVE else np.nan
+        # where two meanings of a claim disagree, a comparison that is decided leaves the whole open
+        is_open = verdict == INCONCLUSIVE and row.get("verdict", INCONCLUSIVE) == INCONCLUSIVE
+        seeds = _seeds_needed(row) if is_open else np.nan
         return row | {"verdict": verdict, "critical_margin": critical, "seeds_needed": seeds}
 
 
@@ -415,7 +417,20 @@ def concluded(
     return pd.DataFrame([{"conclusion": conclusion, "part": "", "beside": "", "decided_by": "", **row} for row in rows])
 
 
-COLUMNS = ("conclusion", "part", "test", "verdict", "effect", "low", "high", "margin", "n", "decided_by")
+COLUMNS = (
+    "conclusion",
+    "part",
+    "beside",
+    "test",
+    "verdict",
+    "effect",
+    "low",
+    "high",
+    "margin",
+    "n",
+    "seeds_needed",
+    "decided_by",
+)
 """What a stored table of verdicts has at least."""
 
 
