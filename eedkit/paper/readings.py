@@ -256,8 +256,8 @@ def depth_profile(
         known = table[table[value].notna()].metric.unique()
         raise ValueError(unknown(f"metric with {value} values", metric, known))
     layers = list(dict.fromkeys(rows.sort_values("depth", kind="stable").layer))
-    by_seed = rows.pivot_table(value, ["layer", "seed"], "recipe", sort=False)
-    others = [recipe for recipe in by_seed if recipe != against]
+    by_seed = rows.pivot(index=["layer", "seed"], columns="recipe", values=value)
+    others = [recipe for recipe in dict.fromkeys(rows.recipe) if recipe != against]
     if against not in by_seed or not others:
         what = f"{value} {metric.replace('_', ' ')} EED at {_code(layers[-1])}"
         return order(rows[rows.layer == layers[-1]], value, what=what)
@@ -413,7 +413,7 @@ def extremes(
     metric: str = "latent",
     layer: str = "latent",
 ) -> Reading:
-    """For which class, or under which element, each kind of network deviates least and most.
+    """For which class, or under which element but the identity, each kind of network deviates least and most.
 
     Parameters
     ----------
@@ -432,7 +432,11 @@ def extremes(
     if over not in ("label", "element"):
         raise ValueError(f'extremes are read over "label" or "element", got {over!r}')
     values = ds[schema.from_x(ds, metric)] - ds[metric].attrs["best"]
-    values = values.sel(layer=layer) if "layer" in values.dims else values
+    if "layer" in values.dims:
+        values = values.sel(layer=layer)
+    if over == "element":
+        # an image that is not moved does not deviate from itself
+        values = values.sel(element=ds.element != ds.element.attrs.get("identity", "e"))
     by = "recipe" if "recipe" in ds.coords else "model"
     names = dict(enumerate(class_names(ds))) if over == "label" else {}
     tables = []

@@ -298,7 +298,7 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: Mapping[str, str] | 
             ax.set_yticks(range(len(part)), tests)
             ax.set_ylim(len(part) - 0.4, -0.6)
             ax.set_xlim(*ends)
-            ax.xaxis.set_major_locator(MaxNLocator(6))
+            ax.xaxis.set_major_locator(MaxNLocator(style.across(6, narrow=3)))
             conclusion, *about = map(str, key)
             if several or not about:
                 about = [(labels or {}).get(conclusion, conclusion), *about]

@@ -292,6 +292,9 @@ def test_a_profile_of_one_recipe_is_read_at_its_deepest_layer_with_values():
     assert "at `one`: `plain` 0.50" in readings.depth_profile(table, metric="latent").headline
     with pytest.raises(ValueError, match="no metric with relative values 'channelwise'"):
         readings.depth_profile(table, metric="channelwise")
+    two_data_sets = pd.concat([profile({"one": {"plain": 0.5, "augmented": 0.1}})] * 2)
+    with pytest.raises(ValueError, match="duplicate"):
+        readings.depth_profile(two_data_sets, metric="latent")
 
 
 @pytest.mark.parametrize(
@@ -347,13 +350,15 @@ def test_a_dose_response_is_read_as_lines_with_their_own_intervals():
     ("over", "recipes", "headline"),
     [
         ("label", ("net",), "Deviation by label: lowest for `6` 0.15 (0.15 to 0.15), highest for `9` 0.55 "),
-        ("element", ("net",), "Deviation by element: lowest for `e` 0.20 (0.17 to 0.23), highest for `r180` 0.50 "),
+        ("element", ("net",), "Deviation by element: lowest for `r90` 0.20 (0.17 to 0.23), highest for `r180` 0.50 "),
         ("label", ("a", "a", "b"), "Deviation by label: `6` is clearly lowest in 2, `9` is clearly highest in 2 of 2 by `kind`."),
     ],
 )  # fmt: skip
 def test_extremes_name_the_class_and_the_element(over, recipes, headline):
-    ds = measured({"e": (0.1, 0.3), "r180": (0.2, 0.8)}, recipes)
-    assert readings.extremes(ds, over).headline.startswith(headline)
+    moved = {"r90": (0.1, 0.3), "r180": (0.2, 0.8)}
+    if over == "element":
+        moved = {"e": (0.0, 0.0), **moved}
+    assert readings.extremes(measured(moved, recipes), over).headline.startswith(headline)
 
 
 def test_extremes_read_the_value_from_the_image_and_the_names_of_classes():
@@ -367,9 +372,9 @@ def test_extremes_read_the_value_from_the_image_and_the_names_of_classes():
 
 
 def test_rounding_makes_no_order():
-    ds = measured({"e": (0.1, 0.1), "r180": (0.9, 0.9)})
+    ds = measured({"e": (0.0, 0.0), "r90": (0.1, 0.1), "r180": (0.9, 0.9)})
     ds["latent"] = (-1 + 1e-8 * (ds.latent + 1)).assign_attrs(best=-1.0)
-    assert "no clear order, from `e` 0 (0 to 0) to `r180` 0" in readings.extremes(ds, "element").headline
+    assert "no clear order, from `r90` 0 (0 to 0) to `r180` 0" in readings.extremes(ds, "element").headline
 
 
 def test_accuracy_names_who_loses_on_moved_images():
