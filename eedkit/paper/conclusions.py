@@ -103,7 +103,7 @@ def augmentation_or_layers(
     )
     layers = _layers(table, metric)
     maps = [_maps_against_features(table, "augmented", metric, layer, Claim("below", ratio)) for layer in layers]
-    premises = [worked]
+    premises: list[verdicts.Claimed] = [worked]
     controls = []
     has_equivariant = "equivariant" in set(table.recipe)
     if metric in SEES_EXCHANGES and has_equivariant:
@@ -157,7 +157,7 @@ def dose_response(table: pd.DataFrame, *, metric: str = "channelwise", confidenc
         maps = [_share_removed(table, *shares, metric=metric, layer=layer) for layer in layers]
         best_map = pd.concat(maps, axis=1, join="inner").max(axis=1)
         for what, values in {"features": features, "best map": best_map}.items():
-            effect, low, high = mean_interval(values.dropna(), confidence=confidence)
+            effect, low, high = mean_interval(values.dropna().tolist(), confidence=confidence)
             # more than all cannot be gone
             row = {"share": share, "what": what, "effect": effect, "low": low, "high": min(high, 1.0)}
             rows.append({**row, "n": values.notna().sum(), "confidence": confidence})
@@ -195,17 +195,17 @@ def out_of_distribution(
     """
     needs(table, "recipe", "seed", "data", "source", "corruption", "domain", "null", "best", "order")
     layer = _end(table, metric)
-    table = table[(table.metric == metric) & (table.layer == layer)]
+    table = table.loc[(table.metric == metric) & (table.layer == layer)]
     near = (table.source == source) & (table.domain != "noise")
-    home = table[near & (table["corruption"] == "")]
-    corrupted = table[near & ~table["corruption"].isin(["", NO_IMAGE])]
-    far = table[~near]
+    home = table.loc[near & (table["corruption"] == "")]
+    corrupted = table.loc[near & ~table["corruption"].isin(["", NO_IMAGE])]
+    far = table.loc[~near]
     for what, rows in {"images in distribution": home, "corrupted images": corrupted, "far images": far}.items():
         if rows.empty:
             known = ", ".join(table.source.unique())
             raise ValueError(f"the table has no {what} where the source is {source!r}; its sources are {known}")
-    kinds = dict(iter(corrupted.groupby("corruption", sort=False)))
-    domains = dict(iter(far.groupby("domain", sort=False)))
+    kinds = {str(kind): rows for kind, rows in corrupted.groupby("corruption", sort=False)}
+    domains = {str(domain): rows for domain, rows in far.groupby("domain", sort=False)}
 
     def compared(test: str, direction: str, effects: pd.Series, value: str = "relative") -> Comparison:
         about = {"metric": metric, "layer": layer, "value": value}
@@ -284,8 +284,8 @@ def without_learning(
         of = {"metric": metric, "layer": _end(table, metric)}
         about = of | {"value": "estimate, as a share of the scale"}
         for opponent in against:
-            both = table[table.recipe.isin(["random", opponent])]
-            scale = both[(both.metric == metric) & (both.layer == of["layer"])].scale.mean()
+            both = table.loc[table.recipe.isin(["random", opponent])]
+            scale = both.loc[(both.metric == metric) & (both.layer == of["layer"]), "scale"].mean()
             advantage = _advantage(table, "random", opponent, "estimate", **of) / scale
             test = f"random looks more invariant than {opponent} in {metric}"
             cases.append(Comparison(test, Claim("above", margin), mean_effect(advantage), about))
@@ -334,7 +334,7 @@ def rank_correlations(
     """
     needs(table, "model", "kind", "seed", *values, *accuracies)
     layer = _end(table, metric)
-    rows = verdicts.trained(table[(table.metric == metric) & (table.layer == layer)], least=least)
+    rows = verdicts.trained(table.loc[(table.metric == metric) & (table.layer == layer)], least=least)
     if rows.model.duplicated().any():
         raise ValueError(f"{metric} has several rows of one network; select one data set and one group")
     judged = []
@@ -480,11 +480,11 @@ def self_supervision(
     premises = [gain("augmented", "above")]
     rows = concluded("5", text, parts, premises=premises, confidence=confidence)
     # the comparisons with the group stand with each meaning of the word, not twice in one part
-    rows = rows[(rows.part != with_group) | (rows.decided_by != "")]
+    rows = rows.loc[(rows.part != with_group) | (rows.decided_by != "")]
     beside = {}
     for name, claim in meanings.items():
         of_meaning = concluded("5", text, parts | {with_group: claim}, premises=premises, confidence=confidence)
-        beside[name] = of_meaning[of_meaning.part.isin([with_group, "conclusion"])]
+        beside[name] = of_meaning.loc[of_meaning.part.isin([with_group, "conclusion"])]
     methods = [*contrastive, *disputed, *without_contrast]
     supervised = {"labels with the group": Every([gain("augmented", "above", base=name) for name in methods])}
     text = "supervised training with the group is more invariant than all with it"
@@ -564,9 +564,9 @@ def _rank_effect(networks: pd.DataFrame, value: str, accuracy: str) -> tuple[ver
     correlations = []
     counts = []
     for _, of_seed in networks.groupby("seed"):
-        pairs = of_seed[[value, accuracy]].dropna()
+        pairs = of_seed.loc[:, [value, accuracy]].dropna()
         counts.append(len(pairs))
-        correlations.append(-pairs.corr(method="spearman").iloc[0, 1])
+        correlations.append(-pairs.corr(method="spearman").to_numpy()[0, 1])
     if np.isnan(correlations).all():
         return verdicts.Effect(np.nan, 0, lambda tail_low, tail_high: (-1.0, 1.0)), min(counts)
     return mean_effect(correlations, within=(-1, 1)), min(counts)

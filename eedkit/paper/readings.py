@@ -8,10 +8,12 @@ import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike
 from scipy.special import stdtr, stdtrit
 
 from eedkit.errors import printable, unknown
@@ -69,7 +71,7 @@ class Mean:
     range: tuple[float, float] = ANY
 
     @classmethod
-    def of(cls, name: object, values: Sequence[float], within: tuple[float, float] = ANY) -> "Mean":
+    def of(cls, name: object, values: ArrayLike, within: tuple[float, float] = ANY) -> "Mean":
         """The mean of replicates; NaN is left out."""
         array = np.asarray(values, dtype=float)
         array = array[~np.isnan(array)]
@@ -212,13 +214,14 @@ def ranks(rows: pd.DataFrame, value: str, *, one: str, by: str = "recipe", what:
     """
     _needs(rows, value, by)
     rows = rows.dropna(subset=[value])
-    others = rows[rows[by] != one]
+    others = rows.loc[rows[by] != one]
     if len(rows) - len(others) != 1 or others.empty:
         raise ValueError(f"ranks take a single {one!r} and others, got {rows[by].value_counts().to_dict()}")
     its_value = rows.loc[rows[by] == one, value].item()
     counts = []
     spans = []
-    for name, values in others.groupby(by, sort=False)[value]:
+    for name, of_kind in others.groupby(by, sort=False):
+        values = of_kind.loc[:, value]
         counts.append(f"{(values < its_value).sum()} of {len(values)} {_code(name)}")
         spans.append(f"{_code(name)} from {number(values.min())} to {number(values.max())}")
     what = _capital(what or value.replace("_", " "))
@@ -251,16 +254,16 @@ def depth_profile(
     Against `plain`: `augmented` lower at 1 of 1 layers, most at `latent`: −0.80 (−0.82 to −0.78).
     """
     _needs(table, "recipe", "seed", "metric", "layer", "depth", value)
-    rows = table[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
+    rows = table.loc[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
     if rows.empty:
         known = table[table[value].notna()].metric.unique()
         raise ValueError(unknown(f"metric with {value} values", metric, known))
-    layers = list(dict.fromkeys(rows.sort_values("depth", kind="stable").layer))
+    layers = list(dict.fromkeys(rows.sort_values(by="depth", kind="stable").layer))
     by_seed = rows.pivot(index=["layer", "seed"], columns="recipe", values=value)
     others = [recipe for recipe in dict.fromkeys(rows.recipe) if recipe != against]
     if against not in by_seed or not others:
         what = f"{value} {metric.replace('_', ' ')} EED at {_code(layers[-1])}"
-        return order(rows[rows.layer == layers[-1]], value, what=what)
+        return order(rows.loc[rows.layer == layers[-1]], value, what=what)
     differences = {}
     for recipe, layer in itertools.product(others, layers):
         of_layer = by_seed.loc[layer]
@@ -386,7 +389,7 @@ def calibration(table: pd.DataFrame, *, metric: str = "latent", by: str = "recip
     """
     _needs(table, "metric", "layer", "estimate", "best", "relative", by)
     layer = "latent" if metric.startswith("latent") else "output"
-    rows = table[(table.metric == metric) & (table.layer == layer)]
+    rows = table.loc[(table.metric == metric) & (table.layer == layer)]
     if rows.empty:
         raise ValueError(unknown("metric", f"{metric} at {layer}", table.metric + " at " + table.layer))
     means = {
@@ -514,7 +517,7 @@ def removed(
     ends = []
     for metric in metrics:
         shares = []
-        for layer, of_layer in table[table.metric == metric].groupby("layer", sort=False):
+        for layer, of_layer in table.loc[table.metric == metric].groupby("layer", sort=False):
             by_seed = of_layer.pivot(index="seed", columns="recipe", values="relative")
             if {trained, plain} <= set(by_seed):
                 shares.append(Mean.of(layer, 1 - by_seed[trained] / by_seed[plain], (-math.inf, 1.0)))
@@ -576,7 +579,8 @@ def conclusion(rows: pd.DataFrame) -> Reading:
     if last.verdict == verdicts.INCONCLUSIVE and np.isnan(last.seeds_needed):
         ends.append("No number of seeds is known to decide it.")
     parts = [" ".join(ends)]
-    for (beside, part), of_part in rows.iloc[:-1].groupby(["beside", "part"], sort=False):
+    for _, of_part in rows.iloc[:-1].groupby(["beside", "part"], sort=False):
+        beside, part = of_part.beside.iloc[0], of_part.part.iloc[0]
         name = part if beside in ("", part) else f"{beside}, {part}"
         parts.append(f"{_capital(printable(name))}:\n\n{_compared(of_part)}")
     return Reading(_verdict(last, f": {last.test}"), "\n\n".join(parts))
@@ -634,7 +638,7 @@ def _numbers(row: pd.Series) -> str:
     return f"{number(row.effect)}{bounds}, margin {number(row.margin)}, {row.n:g} seeds{needed}"
 
 
-def _clear(differences: Mapping[Hashable, Mean]) -> dict[Hashable, int]:
+def _clear(differences: Mapping[Any, Mean]) -> dict[Any, int]:
     """The sign of each difference that Holm's procedure tells from 0 among all of these, 0 of the others.
 
     >>> _clear({"a": Mean("", 3.0, 0.1, 4, 5), "b": Mean("", -0.1, 0.1, 4, 5)})
@@ -650,7 +654,7 @@ def _clear(differences: Mapping[Hashable, Mean]) -> dict[Hashable, int]:
     return signs
 
 
-def _clear_pairs(groups: Mapping[Hashable, Sequence[Mean]]) -> dict[tuple, bool]:
+def _clear_pairs(groups: Mapping[Any, Sequence[Mean]]) -> dict[tuple, bool]:
     """(group, one name, another) -> whether the first lies clearly below the second; of all groups together."""
     differences = {}
     for group, means in groups.items():
@@ -666,7 +670,7 @@ def _clear_pairs(groups: Mapping[Hashable, Sequence[Mean]]) -> dict[tuple, bool]
 def _mean(name: object, rows: pd.DataFrame, value: str, within: tuple[float, float] | None) -> Mean:
     """One kind's mean over its rows; a single row may bring its own interval."""
     within = within or RANGES.get(value, ANY)
-    values = rows[value].dropna()
+    values = rows.loc[:, value].dropna()
     low, high = ("low", "high") if value in ("estimate", "effect") else (f"{value}_low", f"{value}_high")
     if len(values) == 1 and low in rows and high in rows:
         own = rows.loc[values.index[0]]
@@ -681,7 +685,7 @@ def _means(rows: pd.DataFrame, value: str, by: str, within: tuple[float, float] 
     return sorted(means, key=lambda mean: (mean.n == 0, mean.value))
 
 
-def _orders(groups: Mapping[Hashable, Sequence[Mean]], is_clear: Mapping[tuple, bool], rows: pd.DataFrame) -> str:
+def _orders(groups: Mapping[Any, Sequence[Mean]], is_clear: Mapping[tuple, bool], rows: pd.DataFrame) -> str:
     """The kinds of each group in their order, and what the intervals in brackets are over."""
     texts = []
     for group, means in groups.items():
@@ -718,7 +722,7 @@ def _outlying(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hash
     return name if all(is_clear[group, low, high] for low, high in pairs) else ""
 
 
-def _replicates(rows: pd.DataFrame, groups: Mapping[Hashable, Sequence[Mean]]) -> str:
+def _replicates(rows: pd.DataFrame, groups: Mapping[Any, Sequence[Mean]]) -> str:
     """What the intervals in brackets are over."""
     means = list(itertools.chain.from_iterable(groups.values()))
     counts = sorted({mean.n for mean in means if mean.n})

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from eedkit.errors import unknown
 from eedkit.results.intervals import mean_interval
@@ -117,26 +118,26 @@ class Effect:
     bounds: Callable[[float, float], tuple[float, float]]
 
 
-def mean_effect(values: Sequence[float], *, within: tuple[float, float] = (-np.inf, np.inf)) -> Effect:
+def mean_effect(values: ArrayLike, *, within: tuple[float, float] = (-np.inf, np.inf)) -> Effect:
     """The mean over seeds, with Student's t in the range that the values can have; NaN is left out.
 
     >>> mean_effect([1.0, 1.0, np.nan]).bounds(0.05, 0.05)
     (1.0, 1.0)
     """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values):
+    of_seeds = np.asarray(values, dtype=float)
+    of_seeds = of_seeds[~np.isnan(of_seeds)]
+    if not len(of_seeds):
         raise ValueError("there is no seed for which both sides of the comparison have a value")
 
     def bounds(tail_low: float, tail_high: float) -> tuple[float, float]:
-        low = mean_interval(values, confidence=1 - 2 * tail_low)[1]
-        high = mean_interval(values, confidence=1 - 2 * tail_high)[2]
+        low = mean_interval(of_seeds.tolist(), confidence=1 - 2 * tail_low)[1]
+        high = mean_interval(of_seeds.tolist(), confidence=1 - 2 * tail_high)[2]
         return max(low, within[0]), min(high, within[1])
 
-    return Effect(float(values.mean()), len(values), bounds)
+    return Effect(float(of_seeds.mean()), len(of_seeds), bounds)
 
 
-def ratio_effect(numerators: Sequence[float], denominators: Sequence[float]) -> Effect:
+def ratio_effect(numerators: ArrayLike, denominators: ArrayLike) -> Effect:
     """The ratio of two means over the same seeds, with Fieller's bounds; the mean of the denominators must be positive.
 
     They are the ratios r at which Student's t on the paired differences, numerator − r · denominator, begins to tell these
@@ -462,6 +463,7 @@ def save(rows: pd.DataFrame, folder: str | os.PathLike) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, of_conclusion in rows.groupby("conclusion", sort=False):
+        name = str(name)
         if Path(name).name != name:
             raise ValueError(f"a conclusion's name is also a file's, got {name!r}")
         # another process may read the file, or write it, at any moment
@@ -534,16 +536,17 @@ def seed_values(table: pd.DataFrame, value: str, **keys: object) -> pd.Series:
         known = table[column].unique()
         if key not in known:
             raise ValueError(unknown(column, str(key), map(str, known)))
-        table = table[table[column] == key]
+        table = table.loc[table[column] == key]
     name = ", ".join(map(str, keys.values()))
     if table.seed.duplicated().any():
         raise ValueError(
             f"several networks of one seed are {name}; select one data set, one group and one way of training"
         )
-    values = table.set_index("seed")[value]
-    if values.isna().any():
-        seeds = values.index[values.isna()].tolist()
-        reasons = "; ".join(table.get("reason", pd.Series("")).unique())
+    values = pd.Series(table[value].to_numpy(), index=table.seed.to_numpy()).rename_axis("seed")
+    is_missing = values.isna()
+    if is_missing.any():
+        seeds = values.loc[is_missing].index.tolist()
+        reasons = "; ".join(table.reason.unique()) if "reason" in table else ""
         warnings.warn(f"no {value} of {name} for the seeds {seeds}: {reasons}", stacklevel=2)
     return values.dropna()
 
@@ -571,4 +574,4 @@ def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
     if failed.any():
         names = ", ".join(table[failed].model.unique())
         warnings.warn(f"not trained, and left out: {names} (accuracy under {least})", stacklevel=2)
-    return table[~failed]
+    return table.loc[~failed]

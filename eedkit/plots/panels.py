@@ -72,22 +72,22 @@ def lines(
     rows = _rows(table, (x, y, by, *([panel] if panel else [])), y)
     not_shown = 0
     if log:
-        not_shown = int((rows[y] <= 0).sum())
+        not_shown = int((rows[y].to_numpy() <= 0).sum())
         rows = _rows(rows.where(rows[y] > 0), (), y)
     best = _best(rows, y)
     bounds = (max(bounds[0], best), bounds[1])
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
-    looks = _looks(rows[by])
-    places = _Places(rows[x])
+    looks = _looks(rows.loc[:, by])
+    places = _Places(rows.loc[:, x])
     with style.panels(len(kinds), title, at_most=2 if len(kinds) == 4 else 3, shared=shared) as (fig, axes):
         for ax, kind in zip(axes, kinds, strict=True):
-            part = rows if kind is None else rows[rows[panel] == kind]
+            part = rows if kind is None else rows.loc[rows[panel] == kind]
             for k, (name, look) in enumerate(looks.items()):
-                ours = part[part[by] == name]
+                ours = part.loc[part[by] == name]
                 if ours.empty:
                     continue
-                of_places = ours.groupby(places.of(ours[x]))[y]
-                points = [(at, *_interval(values, log, bounds)) for at, values in of_places]
+                of_places = ours.groupby(places.of(ours.loc[:, x]))
+                points = [(at, *_interval(rows_there.loc[:, y], log, bounds)) for at, rows_there in of_places]
                 at, mid, low, high = np.array(points).T
                 at = at + SPREAD * places.gap * ((k + 0.5) / len(looks) - 0.5)
                 joined = "-" if places.ordered else ""
@@ -100,13 +100,14 @@ def lines(
             if kind is not None:
                 ax.set_title(style.literal(kind))
             ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
-            if ax.get_subplotspec().is_first_col():
+            spec = ax.get_subplotspec()
+            if spec is not None and spec.is_first_col():
                 ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
             _mark_scale(ax, y, best)
         entries = style.entries(looks, linestyle="-" if places.ordered else "")
         if line is not None and line_label:
             entries += style.entries({line_label: {"color": "0.4"}}, linestyle="--", linewidth=1)
-        counts = rows.groupby([by, x, *([panel] if panel else [])], observed=True).size()
+        counts = pd.Series(rows.groupby([by, x, *([panel] if panel else [])], observed=True).size())
         note = _bars(counts, log)
         if not_shown:
             note += f"; not shown: {not_shown} values that are not above 0"
@@ -168,7 +169,7 @@ class _Places:
 
 def _interval(values: pd.Series, log: bool, bounds: tuple[float, float]) -> tuple[float, float, float]:
     """Mean and 95 % interval within the bounds, of the logarithms where asked for; no interval for a single value."""
-    mid, low, high = mean_interval(np.log(values) if log else values)
+    mid, low, high = mean_interval((np.log(values) if log else values).tolist())
     if not np.isfinite([low, high]).all():
         low = high = mid
     if log:
@@ -222,7 +223,7 @@ def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
     shares = sorted(rows.share.unique())
     with style.panels(1, title) as (fig, (ax,)):
         for name, look in looks.items():
-            ours = rows[rows.what == name].sort_values("share")
+            ours = rows.loc[rows.what == name].sort_values(by="share")
             low = ours.low.where(np.isfinite(ours.low), ours.effect)
             high = ours.high.where(np.isfinite(ours.high), ours.effect).clip(upper=1)  # more than all cannot be gone
             ax.errorbar(
@@ -251,7 +252,7 @@ def cloud(
 ) -> Figure:
     """One point per row of a table: `y` against `x`, coloured by `by`; a network may have several, told by `model`."""
     rows = _rows(table, (x, y, by), y).dropna(subset=[x])
-    looks = _looks(rows[by])
+    looks = _looks(rows.loc[:, by])
     with style.panels(1, title) as (fig, (ax,)):
         for name, look in looks.items():
             ours = rows[rows[by] == name]
@@ -276,14 +277,14 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: Mapping[str, str] | 
         are left out
     labels : name of a conclusion -> what stands for it in the titles of its panels
     """
-    rows = rows[rows.decided_by == ""]
+    rows = rows.loc[rows.decided_by == ""]
     keys = [name for name in ("conclusion", "beside", "part") if name in rows]
-    parts = list(rows.groupby(keys, sort=False))
+    parts = [part for _, part in rows.groupby(keys, sort=False)]
     several = rows.conclusion.nunique() > 1
     characters = int(18 + 5 * style.inches())
     names = []
     heights = []
-    for _, part in parts:
+    for part in parts:
         names.append([style.wrapped(style.literal(test), characters) for test in part.test])
         lines_of_names = sum(len(name.splitlines()) for name in names[-1])
         heights.append(0.1 * len(part) + 0.16 * lines_of_names)
@@ -291,7 +292,7 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: Mapping[str, str] | 
         fig = style.blank(0.6 + sum(heights) + 0.55 * len(parts), title)
         grid = fig.subplots(len(parts), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
         axes = grid.ravel().tolist()
-        for ax, (key, part), tests in zip(axes, parts, names, strict=True):
+        for ax, part, tests in zip(axes, parts, names, strict=True):
             ends = _ends(part)
             for place, row in enumerate(part.itertuples()):
                 _draw_effect(ax, place, row, ends)
@@ -299,7 +300,7 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: Mapping[str, str] | 
             ax.set_ylim(len(part) - 0.4, -0.6)
             ax.set_xlim(*ends)
             ax.xaxis.set_major_locator(MaxNLocator(style.across(6, narrow=3)))
-            conclusion, *about = map(str, key)
+            conclusion, *about = part[keys].iloc[0].astype(str).tolist()
             if several or not about:
                 about = [(labels or {}).get(conclusion, conclusion), *about]
             panel_title = ": ".join(style.literal(text) for text in about if text)
@@ -358,8 +359,8 @@ def _draw_effect(ax: Axes, place: int, row: Any, ends: tuple[float, float]) -> N
     if not is_beyond:
         ax.plot(shown_effect, place, marker=marker, color=colour, linestyle="", label=label)
     else:
-        side = {"ha": "right"} if row.effect > 0 else {"ha": "left"}
-        ax.annotate(f"{row.effect:.3g} ", (shown_effect, place - 0.2), va="bottom", color=colour, fontsize=7, **side)
+        side = "right" if row.effect > shown_effect else "left"
+        ax.annotate(f"{row.effect:.3g} ", (shown_effect, place - 0.2), ha=side, va="bottom", color=colour, fontsize=7)
     if row.low < ends[0]:
         ax.plot(ends[0], place, marker="<", color=colour, clip_on=False)
     if row.high > ends[1]:
