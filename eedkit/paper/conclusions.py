@@ -40,6 +40,8 @@ from eedkit.results.labels import is_right
 SEES_EXCHANGES = ("channelwise_regular", "channelwise_matched")
 """Channelwise metrics under which a group convolution is equivariant, exactly."""
 FEATURES = {"metric": "latent", "layer": "latent"}
+REAL_TURN = "image"
+"""The layer of `interchange` at which the image itself is turned, and no maps are exchanged."""
 CAN_FAIL = 0.5
 """An interchange at a layer can tell something where the plain network keeps this part of its deviation."""
 NO_IMAGE = "static"
@@ -77,7 +79,7 @@ def augmentation_or_layers(
         *that* network lose at least `ratio` at every layer, or the metric could not have contradicted the claim.
     interchanged : pandas.DataFrame
         Of `summarise(concat([interchange(…), …]), full=True)` for the same seeds, channels matched; `layer` is where maps
-        were exchanged.
+        were exchanged, or "image", which is left out.
     fall : float
         The share of the features' deviation beyond which augmentation has worked.
     rise : float
@@ -110,7 +112,7 @@ def augmentation_or_layers(
         known = Claim("above", ratio)
         premises.append(Every([_maps_against_features(table, "equivariant", metric, layer, known) for layer in layers]))
 
-    exchanged_layers = _layers(interchanged, "latent")
+    exchanged_layers = [layer for layer in _layers(interchanged, "latent") if layer != REAL_TURN]
     kept = {layer: _kept(table, interchanged, layer) for layer in exchanged_layers}
     telling_layers = [layer for layer, effect in kept.items() if effect.value >= CAN_FAIL]
     if not telling_layers:

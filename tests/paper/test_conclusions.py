@@ -80,7 +80,7 @@ def layers(one=0.1, two=0.3, *, features=0.9, equivariant=None, metric="channelw
 
 def turned(augmented=(0.5, 0.3), plain=(0.9, 0.8), equivariant=(0.0, 0.0), **made):
     """Relative values of the features after an interchange at two layers; under the real turn, see `layers`."""
-    cells = {}
+    cells = {("plain", "latent", "image"): 0.95, ("augmented", "latent", "image"): 0.095}
     for layer, of_augmented, of_plain, of_equivariant in zip(
         ("one", "two"), augmented, plain, equivariant, strict=True
     ):
