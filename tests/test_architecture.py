@@ -16,7 +16,7 @@ UPSTREAM = {
     "probe": {"theory"},
     "lab": {"theory", "probe", "results"},
     "study": {"theory", "probe", "lab", "results"},
-    "plots": {"results", "paper", "probe"},
+    "plots": {"results", "probe"},
     "explorer": {"results", "paper", "plots", "bridges"},
     "bridges": {"theory", "probe", "results"},
     "tracker": {"theory", "probe", "results"},

@@ -1,71 +1,123 @@
-"""Sentences about tables and figures, made from the very table that is shown, so that another run gets its own.
+"""Sentences made from the very table that a figure shows, so that another run gets its own.
 
-A reading says what the data show and never more: where intervals overlap there is no clear order.
+A reading says what can be told apart and no more. All differences that it looks at are corrected together (Holm), so that a
+table without any difference is read as having one about one time in twenty, however many recipes and layers it has.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike
+from scipy.special import stdtr, stdtrit
 
 from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
+from eedkit.paper.conclusions import accuracies
 from eedkit.results import schema
-from eedkit.results.intervals import mean_interval
-from eedkit.results.labels import is_right
+from eedkit.results.labels import class_names
 
+WORDS = 25
+"""A headline has no more of them."""
+ERROR = 0.05
+"""How likely a reading may be to tell a difference where there is none."""
 ZERO = 1e-6
-"""Values under this are rounding errors of float32, and are read as 0."""
-NAMED = 3
-"""Classes or comparisons that are named; where there are more, they are counted."""
-FRAGILE = f"{100 * verdicts.FRAGILE:.0f} %"
-NUMBERS = ("verdict", "effect", "low", "high", "margin", "n", "critical_margin", "fragile")
-"""The columns of `conclusions` that a verdict is read off."""
-MEANINGS = {
-    verdicts.SUPPORTED: "the bounds over seeds lie wholly on the claimed side of the margin",
-    verdicts.CONTRADICTED: "they lie wholly on its other side",
-    verdicts.INCONCLUSIVE: "they hold the margin: more seeds could decide either way",
-    verdicts.NOT_TESTABLE: f"a premise or a control fails, or there are fewer than {verdicts.MIN_SEEDS} seeds",
+"""Smaller values are rounding errors of float32, and are read as 0."""
+LONGEST_NAME = 40
+"""Characters of a name that are shown."""
+ANY = (-math.inf, math.inf)
+RANGES = {
+    **dict.fromkeys(["relative", "deviation", "gap"], (0.0, math.inf)),
+    **dict.fromkeys(["accuracy", "moved_accuracy", "consistency", "confidence", "share"], (0.0, 1.0)),
 }
-"""What each verdict says."""
+"""Column -> the values that it can have, in which intervals stay."""
+VERDICTS = (verdicts.SUPPORTED, verdicts.CONTRADICTED, verdicts.INCONCLUSIVE, verdicts.NOT_TESTABLE)
 
 
-class Reading(str):
-    """Markdown that a notebook shows as prose.
+@dataclass(frozen=True)
+class Reading:
+    """Markdown: a headline of at most 25 words, and details that a page folds.
 
     >>> Reading("`plain` is **highest**.")._repr_markdown_()
     '`plain` is **highest**.'
     """
 
+    headline: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.headline}\n\n{self.details}".strip()
+
     def _repr_markdown_(self) -> str:
-        return str(self)
+        if not self.details:
+            return self.headline
+        return f"{self.headline}\n\n<details><summary>In numbers</summary>\n\n{self.details}\n\n</details>"
 
 
 @dataclass(frozen=True)
-class _Spread:
-    """A mean over `n` replicates with its 95 % interval."""
+class Mean:
+    """An estimate with its standard error and degrees of freedom; the error is NaN for a single replicate."""
 
     name: str
-    mean: float
-    low: float
-    high: float
+    value: float
+    error: float
+    degrees: float
     n: int
+    range: tuple[float, float] = ANY
+
+    @classmethod
+    def of(cls, name: object, values: ArrayLike, within: tuple[float, float] = ANY) -> "Mean":
+        """The mean of replicates; NaN is left out."""
+        array = np.asarray(values, dtype=float)
+        array = array[~np.isnan(array)]
+        array = np.where(np.abs(array) < ZERO, 0.0, array)
+        n = len(array)
+        value = float(array.mean()) if n else math.nan
+        error = float(array.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        return cls(_code(name), value, error, n - 1, n, within)
+
+    @classmethod
+    def given(cls, name: object, value: float, low: float, high: float, within: tuple[float, float]) -> "Mean":
+        """One value that brings its own 95 % interval, as from many images."""
+        return cls(_code(name), value, (high - low) / (2 * 1.96), math.inf, 1, within)
+
+    def minus(self, other: "Mean") -> "Mean":
+        """The difference of two independent means, with Welch's degrees of freedom."""
+        total = self.error**2 + other.error**2
+        parts = self.error**4 / max(self.degrees, 1) + other.error**4 / max(other.degrees, 1)
+        degrees = total**2 / parts if parts > 0 else math.inf
+        return Mean(self.name, self.value - other.value, math.sqrt(total), degrees, min(self.n, other.n))
 
     @property
-    def text(self) -> str:
-        return f"{self.name} {self.numbers}"
+    def p(self) -> float:
+        """Of the hypothesis that it is 0, on two sides."""
+        if math.isnan(self.value) or math.isnan(self.error):
+            return 1.0
+        if self.error == 0:
+            return float(self.value == 0)
+        return float(2 * stdtr(self.degrees, -abs(self.value) / self.error))
+
+    @property
+    def interval(self) -> str:
+        """Its 95 % interval within its range, in brackets; nothing for a single replicate."""
+        if math.isnan(self.error):
+            return ""
+        half = stdtrit(self.degrees, 0.975) * self.error
+        low, high = np.clip([self.value - half, self.value + half], *self.range)
+        return f" ({number(low)} to {number(high)})"
 
     @property
     def numbers(self) -> str:
-        interval = _interval(self.low, self.high)
-        return f"{number(self.mean)} ({interval})" if interval else number(self.mean)
+        """Value and interval."""
+        return f"{number(self.value)}{self.interval}"
 
-    def is_below(self, other: "_Spread") -> bool:
-        return self.high < other.low
+    def __str__(self) -> str:
+        return f"{self.name} {self.numbers}"
 
 
 def number(value: float) -> str:
@@ -95,46 +147,87 @@ def order(
     by: str = "recipe",
     per: str | None = None,
     what: str | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Reading:
-    """Which kind has the lowest mean, which the next one, and between which there is no clear order.
+    """Which kind has the lowest mean, which the highest, and between which there is no clear order.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
-        One row per replicate (seed). A kind with a single row is read with that row's own interval, where the table
-        has one.
-    value : str
-        The column that is read; rows in which it is NaN do not count.
-    by : str
-        The column that names the kinds.
-    per : str, optional
-        A column for each of whose values the order is read by itself.
-    what : str, optional
-        What the column holds, in words.
-
-    Returns
-    -------
-    Reading
-        One sentence, or a list of one for each value of `per`.
+    rows : one row per replicate (seed), or a single one with its own interval; rows without a value do not count
+    value : the column that is read
+    by : the column that names the kinds
+    per : a column for each of whose values the order is read by itself
+    what : what the column holds, in words
+    within : the values that there can be; those of the columns in `RANGES` are known
 
     Examples
     --------
-    >>> rows = pd.DataFrame({"recipe": ["a", "a", "b", "b"], "accuracy": [0.5, 0.52, 0.9, 0.91]})
-    >>> order(rows, "accuracy").partition(". ")[0]
-    'Accuracy, lowest first: `a` 0.51 (0.38 to 0.64), then `b` 0.91 (0.84 to 0.97)'
+    >>> rows = pd.DataFrame({"recipe": ["a"] * 3 + ["b"] * 3, "accuracy": [0.5, 0.52, 0.51, 0.9, 0.91, 0.92]})
+    >>> print(order(rows, "accuracy").headline)
+    Accuracy: lowest for `a` 0.51 (0.49 to 0.53), highest for `b` 0.91 (0.89 to 0.93).
     """
     _needs(rows, value, by, *([per] if per else []))
-    what = what or value.replace("_", " ")
-    if per is None:
-        spreads = _spreads(rows, value, by)
-        return Reading(f"{_capital(what)}, {_ordered(spreads)}{_replicates(spreads)}")
-    spreads_of_all = []
-    orders = []
-    for name, some in rows.groupby(per, sort=False):
-        spreads = _spreads(some, value, by)
-        spreads_of_all += spreads
-        orders.append(f"{_code(name)}: {_ordered(spreads)}")
-    return Reading(f"{_capital(what)}.{_replicates(spreads_of_all)}\n\n{_listed(orders)}")
+    what = _capital(what or value.replace("_", " "))
+    groups = dict(iter(rows.groupby(per, sort=False))) if per else {"": rows}
+    means = {name: _means(of_group, value, by, within) for name, of_group in groups.items()}
+    is_clear = _clear_pairs(means)
+    details = _orders(means, is_clear, rows)
+    if per:
+        ends = []
+        for end, place in (("lowest", 0), ("highest", -1)):
+            names = [_outlying(ordered, is_clear, name, place) for name, ordered in means.items()]
+            names = [name for name in names if name]
+            if names:
+                most = max(names, key=names.count)
+                ends.append(f"{most} is clearly {end} in {names.count(most)}")
+        said = f"{', '.join(ends) or 'none is clearly lowest or highest'} of {len(means)} by {_code(per)}."
+        return Reading(_headline(f"{what}: {said}", _capital(said), f"{len(means)} orders by {_code(per)}."), details)
+    known = [mean for mean in means[""] if mean.n]
+    if not known:
+        return Reading(f"{what}: no value for any of them.")
+    lowest, highest = known[0], known[-1]
+    if len(known) == 1:
+        said = str(lowest)
+    elif is_clear["", lowest.name, highest.name]:
+        said = f"lowest for {lowest}, highest for {highest}"
+    else:
+        said = f"no clear order, from {lowest} to {highest}"
+    span = f"From {number(lowest.value)} to {number(highest.value)}."
+    return Reading(_headline(f"{what}: {said}.", _capital(f"{said}."), span), details)
+
+
+def ranks(rows: pd.DataFrame, value: str, *, one: str, by: str = "recipe", what: str | None = None) -> Reading:
+    """How many networks of the other kinds lie below a single one, which has no spread of its own to compare with theirs.
+
+    Parameters
+    ----------
+    rows : one row per network
+    value, by : the columns that are read and that name the kinds
+    one : the kind of the single network
+    what : what the column holds, in words
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"recipe": ["trained"] + ["random"] * 5, "relative": [0.1, 0.9, 0.8, 0.9, 0.7, 0.9]})
+    >>> print(ranks(rows, "relative", one="trained").headline)
+    Relative: `trained` 0.10; 0 of 5 `random` lie below it.
+    """
+    _needs(rows, value, by)
+    rows = rows.dropna(subset=[value])
+    others = rows.loc[rows[by] != one]
+    if len(rows) - len(others) != 1 or others.empty:
+        raise ValueError(f"ranks take a single {one!r} and others, got {rows[by].value_counts().to_dict()}")
+    its_value = rows.loc[rows[by] == one, value].item()
+    counts = []
+    spans = []
+    for name, of_kind in others.groupby(by, sort=False):
+        values = of_kind.loc[:, value]
+        counts.append(f"{(values < its_value).sum()} of {len(values)} {_code(name)}")
+        spans.append(f"{_code(name)} from {number(values.min())} to {number(values.max())}")
+    what = _capital(what or value.replace("_", " "))
+    text = f"{what}: {_code(one)} {number(its_value)}; {_joined(counts)} lie below it."
+    short = f"{(others[value] < its_value).sum()} of {len(others)} others lie below {number(its_value)}."
+    return Reading(_headline(text, short), _listed(spans))
 
 
 def depth_profile(
@@ -144,93 +237,66 @@ def depth_profile(
     value: str = "relative",
     against: str = "plain",
 ) -> Reading:
-    """The order of the recipes at the deepest layer, and the layers at which each leaves one of them, seed by seed.
+    """At how many layers each recipe lies clearly lower or higher than one of them, seed by seed, and by how much.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        Of `summarise`, with recipes and seeds.
-    metric : str
-        The metric that is drawn.
-    value : str
-        "relative" or "estimate".
-    against : str
-        The recipe that the others are compared with.
-
-    Returns
-    -------
-    Reading
-        Differences have 95 % intervals, each by itself.
+    table : of `summarise`, with recipes and seeds
+    metric : the metric that is drawn
+    value : "relative" or "estimate"
+    against : the recipe that the others are compared with
 
     Examples
     --------
-    >>> table = pd.DataFrame({"recipe": ["plain", "plain", "augmented", "augmented"], "seed": [0, 1, 0, 1]})
-    >>> table = table.assign(metric="latent", layer="latent", depth=1.0, relative=[0.9, 0.91, 0.1, 0.11])
-    >>> depth_profile(table, metric="latent").rpartition("seed by seed: ")[2]
-    '`augmented` lies lower at `latent`: −0.80 (−0.80 to −0.80).'
+    >>> table = pd.DataFrame({"recipe": ["plain"] * 3 + ["augmented"] * 3, "seed": [0, 1, 2] * 2, "metric": "latent"})
+    >>> table = table.assign(layer="latent", depth=1.0, relative=[0.9, 0.91, 0.92, 0.1, 0.12, 0.11])
+    >>> print(depth_profile(table, metric="latent").headline)
+    Against `plain`: `augmented` lower at 1 of 1 layers, most at `latent`: −0.80 (−0.82 to −0.78).
     """
     _needs(table, "recipe", "seed", "metric", "layer", "depth", value)
-    rows = table[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
+    rows = table.loc[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
     if rows.empty:
         known = table[table[value].notna()].metric.unique()
         raise ValueError(unknown(f"metric with {value} values", metric, known))
-    rows = rows.sort_values("depth", kind="stable")
-    layers = list(dict.fromkeys(rows.layer))
-    at_end = rows[rows.layer == layers[-1]]
-    sentences = [order(at_end, value, what=f"{_titled(metric, value)} at {_code(layers[-1])}")]
-    compared = []
-    for recipe in dict.fromkeys(rows.recipe):
-        if recipe != against and against in set(rows.recipe):
-            differences = {layer: _difference(rows[rows.layer == layer], recipe, against, value) for layer in layers}
-            compared.append(f"{_code(recipe)} {_departs(differences)}")
-    if compared:
-        sentences.append(f"Against {_code(against)}, seed by seed: {'; '.join(compared)}.")
-    return Reading(" ".join(sentences))
-
-
-def calibration(table: pd.DataFrame, *, metric: str = "latent", by: str = "recipe") -> Reading:
-    """Who looks most invariant by the raw value, who by the relative one, and who changes places between the two.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Of `summarise`.
-    metric : str
-        Read at the layer `latent`, or at the output.
-    by : str
-        The column that names the kinds.
-
-    Returns
-    -------
-    Reading
-        Raw values are read above the distance's best value.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"recipe": ["a", "a", "b", "b"], "metric": "latent", "layer": "latent", "best": -1.0})
-    >>> table = table.assign(estimate=[-0.99, -0.99, -0.9, -0.9], relative=[0.9, 0.9, 0.1, 0.1])
-    >>> calibration(table).rpartition(". ")[2]
-    '`a` lies below `b` raw, and above it relative to other images.'
-    """
-    _needs(table, "metric", "layer", "estimate", "best", "relative", by)
-    layer = "latent" if metric.startswith("latent") else "output"
-    rows = table[(table.metric == metric) & (table.layer == layer)]
-    if rows.empty:
-        raise ValueError(unknown("metric", f"{metric} at {layer}", table.metric + " at " + table.layer))
-    raw = _spreads(rows.assign(above=rows.estimate - rows.best), "above", by)
-    relative = _spreads(rows, "relative", by)
-    sentences = [
-        f"By the raw value (above its best) {_lowest(raw)}.",
-        f"Relative to other images {_lowest(relative)}.",
-    ]
-    place = {spread.name: spread for spread in relative}
-    swapped = []
-    for below, above in combinations(raw, 2):
-        are_both = below.name in place and above.name in place
-        if are_both and below.is_below(above) and place[above.name].is_below(place[below.name]):
-            swapped.append(f"{below.name} lies below {above.name} raw, and above it relative to other images")
-    sentences.append(f"{_capital('; '.join(swapped))}." if swapped else "No two kinds clearly change places.")
-    return Reading(" ".join(sentences))
+    layers = list(dict.fromkeys(rows.sort_values(by="depth", kind="stable").layer))
+    by_seed = rows.pivot(index=["layer", "seed"], columns="recipe", values=value)
+    others = [recipe for recipe in dict.fromkeys(rows.recipe) if recipe != against]
+    if against not in by_seed or not others:
+        what = f"{value} {metric.replace('_', ' ')} EED at {_code(layers[-1])}"
+        return order(rows.loc[rows.layer == layers[-1]], value, what=what)
+    differences = {}
+    for recipe, layer in itertools.product(others, layers):
+        of_layer = by_seed.loc[layer]
+        differences[recipe, layer] = Mean.of(layer, of_layer[recipe] - of_layer[against])
+    signs = _clear(differences)
+    texts = []
+    counts = []
+    lines_of_details = []
+    for recipe in others:
+        apart = {}
+        for way, sign in (("lower", -1), ("higher", 1)):
+            means = [differences[recipe, layer] for layer in layers if signs[recipe, layer] == sign]
+            if means:
+                apart[way] = means
+                lines_of_details.append(f"{_code(recipe)} {way}: {_joined([str(mean) for mean in means])}")
+        all_apart = list(itertools.chain.from_iterable(apart.values()))
+        if not all_apart:
+            texts.append(f"{_code(recipe)} nowhere clearly apart")
+            counts.append(texts[-1])
+            continue
+        ways = ", ".join(f"{way} at {len(means)}" for way, means in apart.items())
+        most = max(all_apart, key=lambda mean: abs(mean.value))
+        counts.append(f"{_code(recipe)} {ways} of {len(layers)} layers")
+        texts.append(f"{counts[-1]}, most at {most.name}: {most.numbers}")
+    leaving = {recipe for (recipe, _), sign in signs.items() if sign}
+    headline = _headline(
+        f"Against {_code(against)}: {'; '.join(texts)}.",
+        f"Against {_code(against)}: {'; '.join(counts)}.",
+        f"{len(leaving)} of {len(others)} recipes leave {_code(against)} clearly at some layer.",
+        f"{len(leaving)} of {len(others)} recipes leave the other clearly at some layer.",
+    )
+    note = f"Differences from {_code(against)}, seed by seed, over {rows.seed.nunique()} seeds."
+    return Reading(headline, f"{_listed(lines_of_details)}\n\n{note}".strip())
 
 
 def lines(
@@ -242,59 +308,105 @@ def lines(
     line: float | None = None,
     line_label: str = "the line",
     what: str | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Reading:
-    """Whether each line rises or falls from its first point to its last, and which points lie beyond a horizontal line.
+    """Whether each line of a figure clearly rises or falls from its first point to its last, and what lies beyond a line.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        One row per replicate, as `plots.lines` draws it.
-    x, y, by : str
-        Columns: the axes, and what names the lines.
-    line : float, optional
-        The height of a horizontal line.
-    line_label : str
-        What it is called.
-    what : str, optional
-        What `y` holds, in words.
-
-    Returns
-    -------
-    Reading
-        A line has a direction where the intervals of its first and its last point do not overlap.
+    table : one row per replicate, as `plots.lines` draws it, or one per point with its own `low` and `high`
+    x, y, by : the columns of the axes, and the one that names the lines
+    line, line_label : the height of a horizontal line, and what it is called
+    what : what `y` holds, in words
+    within : the values that there can be; those of the columns in `RANGES` are known
 
     Examples
     --------
-    >>> table = pd.DataFrame({"epoch": [1, 1, 9, 9], "loss": [2.0, 2.1, 0.1, 0.2], "recipe": "plain"})
-    >>> lines(table, x="epoch", y="loss")
-    'From epoch 1 to 9, loss falls for `plain` (2.05 to 0.15).'
+    >>> table = pd.DataFrame({"epoch": [1, 1, 1, 9, 9, 9], "loss": [2.0, 2.1, 2.2, 0.1, 0.2, 0.3], "recipe": "plain"})
+    >>> print(lines(table, x="epoch", y="loss").headline)
+    From epoch 1 to 9, loss falls for `plain` (2.10 to 0.20).
     """
     _needs(table, x, y, by)
     rows = table.dropna(subset=[x, y])
     if rows.empty:
         raise ValueError(f"no row of the table has a value of {x} and of {y}")
-    directions = {"rises": [], "falls": [], "has no clear direction": []}
-    beyond = {"above": [], "on both sides of": [], "below": []}
-    for name, ours in rows.groupby(by, sort=False):
-        points = [_spread(at, some, y) for at, some in ours.groupby(x)]
-        first, last = points[0], points[-1]
-        ends = f"{_code(name)} ({number(first.mean)} to {number(last.mean)})"
-        if first.is_below(last):
-            directions["rises"].append(ends)
-        elif last.is_below(first):
-            directions["falls"].append(ends)
-        else:
-            directions["has no clear direction"].append(ends)
+    points = {}
+    compared = {}
+    for name, of_line in rows.groupby(by, sort=False):
+        points[name] = [_mean(place, at, y, within) for place, at in of_line.groupby(x)]
+        compared[name, "change"] = points[name][-1].minus(points[name][0])
         if line is not None:
-            for side, places in _sides(points, line).items():
-                beyond[side] += [f"{_code(name)} at {', '.join(places)}"] if places else []
-    parts = [f"{way} for {_joined(names)}" for way, names in directions.items() if names]
-    start, end = rows[x].min(), rows[x].max()
-    sentences = [f"From {x} {start:g} to {end:g}, {what or y} {'; it '.join(parts)}."]
+            height = Mean("", line, 0.0, math.inf, 1)
+            compared |= {(name, point.name): point.minus(height) for point in points[name]}
+    signs = _clear(compared)
+    ways = {1: "rises", -1: "falls", 0: "no clear change"}
+    by_way: dict[str, list[tuple[str, str]]] = {}
+    ends = []
+    beyond = {"above": [], "below": []}
+    for name, at in points.items():
+        way = ways[signs[name, "change"]]
+        by_way.setdefault(way, []).append((_code(name), f"{number(at[0].value)} to {number(at[-1].value)}"))
+        ends.append(f"{_code(name)}: {way}, from {at[0].numbers} to {at[-1].numbers}")
+        for side, sign in (("above", 1), ("below", -1)):
+            places = [point.name for point in at if signs.get((name, point.name)) == sign]
+            if places:
+                beyond[side].append(f"{_code(name)} at {', '.join(places)}")
     if line is not None:
-        for side, found in beyond.items():
-            sentences.append(f"Intervals {side} {line_label} ({number(line)}): {'; '.join(found) or 'none'}.")
-    return Reading(" ".join(sentences))
+        for side, names in beyond.items():
+            ends.append(f"Clearly {side} {line_label} ({number(line)}): {'; '.join(names) or 'none'}")
+    start = f"From {x} {rows[x].min():g} to {rows[x].max():g}, {what or y}"
+    with_values = []
+    named = []
+    counted = []
+    for way, of_way in by_way.items():
+        with_values.append(f"{way} for {_joined([f'{name} ({span})' for name, span in of_way])}")
+        named.append(f"{way} for {_joined([name for name, _ in of_way])}")
+        counted.append(f"{way} for {len(of_way)}")
+    headline = _headline(
+        f"{start} {'; '.join(with_values)}.",
+        f"{start} {'; '.join(named)}.",
+        f"{start} {', '.join(counted)} of {len(points)} lines.",
+        f"{_capital(', '.join(counted))} of {len(points)} lines.",
+    )
+    return Reading(headline, f"{_listed(ends)}\n\n{_replicates(rows, points)}")
+
+
+def calibration(table: pd.DataFrame, *, metric: str = "latent", by: str = "recipe") -> Reading:
+    """Which kinds change places between the raw value, above its best, and the relative one.
+
+    Parameters
+    ----------
+    table : of `summarise`
+    metric : read at the layer `latent`, or at the output
+    by : the column that names the kinds
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"recipe": ["a"] * 3 + ["b"] * 3, "metric": "latent", "layer": "latent", "best": -1.0})
+    >>> table = table.assign(estimate=[-0.99] * 3 + [-0.9] * 3, relative=[0.9] * 3 + [0.1] * 3)
+    >>> print(calibration(table).headline)
+    `a` looks more invariant than `b` by the raw value, and less relative to other images.
+    """
+    _needs(table, "metric", "layer", "estimate", "best", "relative", by)
+    layer = "latent" if metric.startswith("latent") else "output"
+    rows = table.loc[(table.metric == metric) & (table.layer == layer)]
+    if rows.empty:
+        raise ValueError(unknown("metric", f"{metric} at {layer}", table.metric + " at " + table.layer))
+    means = {
+        "raw": _means(rows.assign(deviation=rows.estimate - rows.best), "deviation", by, None),
+        "relative": _means(rows, "relative", by, None),
+    }
+    is_clear = _clear_pairs(means)
+    pairs = itertools.combinations([mean.name for mean in means["raw"]], 2)
+    swapped = [pair for pair in pairs if is_clear["raw", *pair] and is_clear["relative", *reversed(pair)]]
+    details = _orders(means, is_clear, rows)
+    if not swapped:
+        return Reading("No two kinds clearly change places between the raw and the relative value.", details)
+    texts = [f"{low} looks more invariant than {high} by the raw value, and less" for low, high in swapped]
+    texts = [f"{text} relative to other images." for text in texts]
+    count = f"{len(swapped)} pairs of kinds change places between the raw and the relative value"
+    first = texts[0] if len(texts) == 1 else f"{count}, among them {_joined(swapped[0])}."
+    return Reading(_headline(first, f"{count}."), f"{_listed(texts)}\n{details}")
 
 
 def extremes(
@@ -304,88 +416,76 @@ def extremes(
     metric: str = "latent",
     layer: str = "latent",
 ) -> Reading:
-    """For which class, or under which element, each kind of network deviates most and least.
+    """For which class, or under which element but the identity, each kind of network deviates least and most.
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        Of `measure` or a study.
-    over : str
-        "label" or "element".
-    metric, layer : str
-        What is averaged; an output metric has no layer.
-
-    Returns
-    -------
-    Reading
-        Intervals are over the seeds of a kind, or over the images where there is a single network.
+    ds : of `measure` or a study
+    over : "label" or "element"
+    metric, layer : what is averaged; an output metric has no layer
 
     Examples
     --------
     >>> import eedkit as ek, torch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", name="net", progress=False)
-    >>> extremes(ds, "element").startswith("Deviation by element: `net` ")
-    True
+    >>> print(extremes(ds, "element").headline.partition(" ")[0])
+    Deviation
     """
     if over not in ("label", "element"):
         raise ValueError(f'extremes are read over "label" or "element", got {over!r}')
     values = ds[schema.from_x(ds, metric)] - ds[metric].attrs["best"]
-    values = values.sel(layer=layer) if "layer" in values.dims else values
+    if "layer" in values.dims:
+        values = values.sel(layer=layer)
+    if over == "element":
+        # an image that is not moved does not deviate from itself
+        values = values.sel(element=ds.element != ds.element.attrs.get("identity", "e"))
     by = "recipe" if "recipe" in ds.coords else "model"
-    parts = []
+    names = dict(enumerate(class_names(ds))) if over == "label" else {}
+    tables = []
     for kind in dict.fromkeys(ds[by].values.tolist()):
-        ours = values.isel(model=np.flatnonzero(ds[by].values == kind))
-        spreads = []
-        for name, some in ours.groupby(over):
-            kept = "model" if ours.sizes["model"] > 1 else "sample"
-            replicates = some.mean([dim for dim in some.dims if dim != kept]).values
-            spreads.append(_of(_code(name), replicates[~np.isnan(replicates)]))
-        parts.append(f"{_code(kind)} {_ends(spreads)}")
-    replicates = "seeds" if ds[by].to_series().duplicated().any() else "images"
-    return Reading(f"Deviation by {over}: {'; '.join(parts)}. In brackets: 95 % intervals over {replicates}.")
+        of_kind = values.isel(model=np.flatnonzero(ds[by].values == kind))
+        # over networks where there are several of a kind, else over images
+        kept = "model" if of_kind.sizes["model"] > 1 else "sample"
+        for name, part in of_kind.groupby(over):
+            means = part.mean([dim for dim in part.dims if dim != kept]).values
+            tables.append(pd.DataFrame({"kind": kind, over: names.get(name, name), "deviation": means}))
+    rows = pd.concat(tables)
+    per = "kind" if rows.kind.nunique() > 1 else None
+    return order(rows, "deviation", by=over, per=per, what=f"deviation by {over}")
 
 
 def accuracy(ds: xr.Dataset) -> Reading:
-    """The order of the kinds of network by accuracy on upright images and on moved ones, and who reads moved ones worse.
+    """Who reads moved images worse than upright ones, and how well each kind of network reads both.
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        With labels, predictions and recipes.
-
-    Returns
-    -------
-    Reading
-        Intervals are over seeds. Upright accuracy is that under the identity, moved that under the other elements.
+    ds : with labels, predictions and recipes
 
     Examples
     --------
-    >>> right = np.zeros((2, 2, 10), dtype=int)
+    >>> right = np.zeros((3, 2, 10), dtype=int)
     >>> right[:, 1, ::2] = 1
     >>> ds = xr.Dataset({"prediction": (("model", "element", "sample"), right)})
-    >>> ds = ds.assign_coords(recipe=("model", ["plain"] * 2), element=["e", "r180"], label=("sample", [0] * 10))
-    >>> accuracy(ds).rpartition(". ")[2]
-    'On moved images it falls clearly for `plain` (by 0.50, 0.50 to 0.50).'
+    >>> ds = ds.assign_coords(recipe=("model", ["plain"] * 3), element=["e", "r180"], label=("sample", [0] * 10))
+    >>> print(accuracy(ds.assign_coords(model=list("abc"))).headline)
+    On moved images accuracy falls clearly for `plain` (by 0.50).
     """
-    identity = ds.element.attrs.get("identity", "e")
-    right = is_right(ds).mean("sample")
-    upright = right.sel(element=identity).values
-    moved = right.sel(element=[element for element in ds.element.values if element != identity]).mean("element").values
-    rows = pd.DataFrame({"recipe": ds.recipe.values, "upright": upright, "moved": moved, "lost": upright - moved})
-    sentences = [order(rows, name, what=f"accuracy on {name} images") for name in ("upright", "moved")]
-    losing = []
-    alike = []
-    for spread in _spreads(rows, "lost", "recipe"):
-        if spread.low > 0:
-            losing.append(f"{spread.name} (by {number(spread.mean)}, {_interval(spread.low, spread.high)})")
-        else:
-            alike.append(spread.name)
-    if losing:
-        sentences.append(f"On moved images it falls clearly for {_joined(losing)}.")
-    if alike:
-        sentences.append(f"No clear loss on moved images: {_joined(alike)}.")
-    return Reading(" ".join(sentences))
+    rows = accuracies(ds).assign(recipe=ds.recipe.values)
+    lost = {}
+    for name, of_kind in rows.groupby("recipe", sort=False):
+        lost[name] = Mean.of(name, of_kind.upright - of_kind.moved)
+    signs = _clear(lost)
+    losing = [f"{mean.name} (by {number(mean.value)})" for name, mean in lost.items() if signs[name] > 0]
+    others = [mean.name for name, mean in lost.items() if signs[name] <= 0]
+    texts = [f"falls clearly for {_joined(losing)}"] if losing else []
+    texts += [f"shows no clear loss for {_joined(others)}"] if others else []
+    headline = _headline(
+        f"On moved images accuracy {', and '.join(texts)}.",
+        f"On moved images accuracy falls clearly for {len(losing)} of {len(lost)} kinds of network.",
+    )
+    images = rows.melt("recipe", ["upright", "moved"], "images", "accuracy")
+    return Reading(headline, order(images, "accuracy", per="images").details)
 
 
 def removed(
@@ -401,283 +501,245 @@ def removed(
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        Of `summarise`, with recipes and seeds.
-    metrics : sequence of str
-        Each is read at its own layer of the largest share.
-    trained, plain : str
-        The two recipes.
-
-    Returns
-    -------
-    Reading
+    table : of `summarise`, with recipes and seeds
+    metrics : each is read at its own layer of the largest share
+    trained, plain : the two recipes
 
     Examples
     --------
     >>> table = pd.DataFrame({"recipe": ["plain", "plain", "augmented", "augmented"], "seed": [0, 1, 0, 1]})
     >>> table = table.assign(metric="latent", layer="latent", relative=[1.0, 1.0, 0.1, 0.1])
-    >>> removed(table, metrics=["latent"])
-    'Of the relative value of `plain`, `augmented` lacks: latent 0.90 (0.90 to 0.90) at `latent`.'
+    >>> print(removed(table, metrics=["latent"]).headline)
+    Of the relative value of `plain`, `augmented` lacks at most: latent 0.90.
     """
     _needs(table, "recipe", "seed", "metric", "layer", "relative")
-    parts = []
+    texts = []
+    ends = []
     for metric in metrics:
-        rows = table[(table.metric == metric) & table.relative.notna()]
         shares = []
-        for layer in dict.fromkeys(rows.layer):
-            one, other = (
-                rows[(rows.layer == layer) & (rows.recipe == recipe)].set_index("seed").relative
-                for recipe in (trained, plain)
-            )
-            shares.append(_of(layer, (1 - one / other).dropna().to_numpy()))
+        for layer, of_layer in table.loc[table.metric == metric].groupby("layer", sort=False):
+            by_seed = of_layer.pivot(index="seed", columns="recipe", values="relative")
+            if {trained, plain} <= set(by_seed):
+                shares.append(Mean.of(layer, 1 - by_seed[trained] / by_seed[plain], (-math.inf, 1.0)))
         shares = [share for share in shares if share.n]
         if not shares:
             raise ValueError(f"{metric} has no layer at which {trained} and {plain} share a seed with a relative value")
-        most = max(shares, key=lambda share: share.mean)
-        parts.append(f"{metric} {most.numbers} at {_code(most.name)}")
-    return Reading(f"Of the relative value of {_code(plain)}, {_code(trained)} lacks: {'; '.join(parts)}.")
+        most = max(shares, key=lambda share: share.value)
+        texts.append(f"{metric.replace('_', ' ')} {number(most.value)}")
+        ends.append(f"{metric.replace('_', ' ')}: {', '.join(map(str, shares))}")
+    headline = _headline(
+        f"Of the relative value of {_code(plain)}, {_code(trained)} lacks at most: {', '.join(texts)}.",
+        f"Of the relative value is gone at most: {', '.join(texts)}.",
+        f"Most is gone of the relative value of {texts[0]}.",
+    )
+    return Reading(headline, _listed(ends))
 
 
-def dose(rows: pd.DataFrame) -> Reading:
-    """What each share of turned training images removes of the relative deviation, of features and of the best map.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Of `conclusions.dose_response`.
-
-    Returns
-    -------
-    Reading
-
-    Examples
-    --------
-    >>> rows = pd.DataFrame({"share": 0.1, "what": ["features", "best map"], "effect": [0.7, 0.2], "low": [0.6, 0.1]})
-    >>> dose(rows.assign(high=[0.8, 0.3], n=5)).splitlines()[-1]
-    '- share 0.1: features 0.70 (0.60 to 0.80), best map 0.20 (0.10 to 0.30)'
-    """
-    _needs(rows, "share", "what", "effect", "low", "high", "n")
-    lines = []
-    for share, of_share in rows.groupby("share"):
-        parts = []
-        for row in of_share.itertuples():
-            parts.append(_Spread(row.what, row.effect, row.low, row.high, row.n).text)
-        lines.append(f"share {share:g}: {', '.join(parts)}")
-    return Reading(f"Of the relative deviation is gone:\n\n{_listed(lines)}")
-
-
-def comparisons(rows: pd.DataFrame, *, name: str = "test") -> Reading:
-    """Every comparison with its verdict and the numbers that it was read off.
+def comparisons(rows: pd.DataFrame) -> Reading:
+    """How many comparisons got which verdict, and each of them with the numbers that it was read off.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
-        Of `conclusions`.
-    name : str
-        The column that says what is compared.
-
-    Returns
-    -------
-    Reading
-        A list.
+    rows : of `conclusions`
 
     Examples
     --------
-    >>> row = {"test": "maps do not fall", "verdict": "supported", "effect": 0.1, "low": 0.0, "high": 0.2, "margin": 0.5}
-    >>> rows = pd.DataFrame([{**row, "claim": "below", "n": 9, "critical_margin": 0.2, "fragile": False}])
-    >>> comparisons(rows)
-    '- maps do not fall: **supported** (0.10, bounds 0 to 0.20, margin 0.50, n = 9, critical margin 0.20).'
+    >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
+    >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
+    >>> print(comparisons(rows.head(1)))
+    1 **supported**.
+    <BLANKLINE>
+    - it is: **supported**, 3.00 (3.00 to 3.00), margin 1.00, 5 seeds
     """
-    _needs(rows, name, *NUMBERS)
-    return Reading(_listed([f"{printable(str(row[name]))}: {_judged(row)}." for _, row in rows.iterrows()]))
+    _needs(rows, *verdicts.COLUMNS)
+    counts = {verdict: (rows.verdict == verdict).sum() for verdict in VERDICTS}
+    texts = [f"{count} **{verdict}**" for verdict, count in counts.items() if count]
+    return Reading(f"{', '.join(texts)}.", _compared(rows))
 
 
 def conclusion(rows: pd.DataFrame) -> Reading:
-    """The verdict on one conclusion, the comparison that decides it, and what the other comparisons say.
+    """The verdict on a conclusion, the effect that decides it, and where it is open how many seeds would decide.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
-        Of one of the `conclusions`; the last row is the conclusion.
-
-    Returns
-    -------
-    Reading
+    rows : of one of the `conclusions`; the last row is the conclusion
 
     Examples
     --------
-    >>> row = {"test": "maps do not fall", "verdict": "supported", "effect": 0.1, "low": 0.0, "high": 0.2, "margin": 0.5}
-    >>> row = {**row, "conclusion": "1", "part": "maps", "decided_by": "", "n": 9, "critical_margin": 0.2, "fragile": False}
-    >>> last = {**row, "test": "layers stay", "part": "conclusion", "decided_by": "maps do not fall"}
-    >>> conclusion(pd.DataFrame([row, last])).partition(" (")[0]
-    'Conclusion 1, “layers stay”: **supported**'
+    >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
+    >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
+    >>> print(conclusion(rows).headline)
+    **Supported**: it is large. 3.00 (3.00 to 3.00), margin 1.00, 5 seeds.
     """
-    _needs(rows, "conclusion", "part", "decided_by", "test", *NUMBERS)
+    _needs(rows, *verdicts.COLUMNS)
     last = rows.iloc[-1]
-    sentences = [
-        f"Conclusion {last.conclusion}, “{last.test}”: {_judged(last)}.",
-        f"What decides is “{last.decided_by}”.",
-    ]
-    if last.fragile:
-        sentences.append(f"That is fragile: the bound that decides lies within {FRAGILE} of the margin from it.")
-    others = rows.iloc[:-1]
-    for part in ("premise", "control"):
-        of_part = others[others.part == part]
-        if len(of_part):
-            sentences.append(f"{_capital(part)}: {_by_verdict(of_part)}.")
-    claims = others[~others.part.isin(["premise", "control"])]
-    if claims.part.nunique() > 1:
-        parts = claims.drop_duplicates("part", keep="last")
-        sentences.append(f"Parts: {_by_verdict(parts.assign(test=parts.part))}.")
-    compared = claims[claims.decided_by == ""]
-    if len(compared) > claims.part.nunique():
-        sentences.append(f"Comparisons: {_by_verdict(compared)}.")
-    return Reading(" ".join(sentences))
-
-
-def overview(page: pd.DataFrame) -> Reading:
-    """How many conclusions got which verdict, and which of the verdicts are fragile.
-
-    Parameters
-    ----------
-    page : pandas.DataFrame
-        One row per conclusion, the last of those that `conclusions` gives.
-
-    Returns
-    -------
-    Reading
-
-    Examples
-    --------
-    >>> page = pd.DataFrame({"conclusion": ["1", "2"], "verdict": ["supported", "inconclusive"], "fragile": [True, False]})
-    >>> overview(page).partition(" Fragile")[0]
-    'Of 2 conclusions, 1 is **supported** (1) and 1 is **inconclusive** (2).'
-    """
-    _needs(page, "conclusion", "verdict", "fragile")
-    parts = []
-    for verdict in MEANINGS:
-        which = page[page.verdict == verdict].conclusion.tolist()
-        if which:
-            verb = "is" if len(which) == 1 else "are"
-            parts.append(f"{len(which)} {verb} **{verdict}** ({', '.join(which)})")
-    fragile = page[page.fragile.astype(bool)].conclusion.tolist()
-    return Reading(
-        f"Of {len(page)} conclusions, {_joined(parts)}. "
-        f"Fragile, since the bound that decides lies within {FRAGILE} of the margin from it: {', '.join(fragile) or 'none'}."
-    )
+    ends = [f"What decides: {printable(last.decided_by)}."]
+    if not np.isnan(last.critical_margin):
+        ends.append(f"The verdict would flip at a margin of {number(last.critical_margin)}.")
+    if last.verdict == verdicts.INCONCLUSIVE and np.isnan(last.seeds_needed):
+        ends.append("No number of seeds is known to decide it.")
+    parts = [" ".join(ends)]
+    for _, of_part in rows.iloc[:-1].groupby(["beside", "part"], sort=False):
+        beside, part = of_part.beside.iloc[0], of_part.part.iloc[0]
+        name = part if beside in ("", part) else f"{beside}, {part}"
+        parts.append(f"{_capital(printable(name))}:\n\n{_compared(of_part)}")
+    return Reading(_verdict(last, f": {last.test}"), "\n\n".join(parts))
 
 
 def headlines(page: pd.DataFrame) -> Reading:
-    """Each conclusion in one line: the claim, which leads to the page that shows all of it, and its verdict.
+    """Each conclusion in a line of at most 25 words: its verdict, the claim, which leads to its page, and what decides.
 
     Parameters
     ----------
-    page : pandas.DataFrame
-        One row per conclusion, with the claim in words (`paper`) and the stem of its notebook (`notebook`).
-
-    Returns
-    -------
-    Reading
-        A list, one line per conclusion.
+    page : of `verdicts.load`, with the stem of each row's notebook (`notebook`); only conclusions are read
 
     Examples
     --------
-    >>> page = pd.DataFrame({"conclusion": ["1"], "paper": ["Layers do it"], "notebook": ["01_layers"], "verdict": ["supported"]})
-    >>> page = page.assign(effect=0.5, low=0.4, high=0.6, margin=0.1, n=10, critical_margin=0.4, fragile=False)
-    >>> headlines(page)
-    '1. [Layers do it](01_layers.html): **supported** (0.50, bounds 0.40 to 0.60, margin 0.10, n = 10, critical margin 0.40)'
+    >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
+    >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
+    >>> print(headlines(rows.assign(notebook="09_size")).headline)
+    9. **Supported**: [it is large](09_size.html). 3.00 (3.00 to 3.00), margin 1.00, 5 seeds.
     """
-    _needs(page, "conclusion", "paper", "notebook", *NUMBERS)
-    lines = []
-    for _, row in page.iterrows():
-        lines.append(f"{row.conclusion}. [{row.paper}]({row.notebook}.html): {_judged(row)}")
-    return Reading("\n".join(lines))
+    _needs(page, "notebook", *verdicts.COLUMNS)
+    texts = []
+    for _, row in page[page.part == "conclusion"].iterrows():
+        texts.append(f"{row.conclusion}. {_verdict(row, f': [{row.test}]({row.notebook}.html)', words=WORDS - 1)}")
+    return Reading("\n".join(texts))
 
 
-def agreement(page: pd.DataFrame, others: pd.DataFrame) -> Reading:
-    """Which conclusions get the same verdict when the question is asked in another way.
-
-    Parameters
-    ----------
-    page : pandas.DataFrame
-        One row per conclusion.
-    others : pandas.DataFrame
-        Rows of the same conclusions, each with the column `question`.
-
-    Returns
-    -------
-    Reading
-        A list, one line per conclusion that was asked again.
-
-    Examples
-    --------
-    >>> page = pd.DataFrame({"conclusion": ["1"], "verdict": ["supported"]})
-    >>> others = pd.DataFrame({"conclusion": ["1"], "verdict": ["contradicted"], "question": ["matched"]})
-    >>> agreement(page, others)
-    '- Conclusion 1 is **supported** in the first table; otherwise: “matched” (**contradicted**).'
-    """
-    _needs(page, "conclusion", "verdict")
-    _needs(others, "conclusion", "verdict", "question")
-    lines_of_text = []
-    for number_of, verdict in zip(page.conclusion, page.verdict, strict=True):
-        asked = others[others.conclusion == number_of]
-        if asked.empty:
-            continue
-        same = asked[asked.verdict == verdict].question.tolist()
-        otherwise = asked[asked.verdict != verdict]
-        said = f"Conclusion {number_of} is **{verdict}** in the first table"
-        if same:
-            said += f"; the same: {_quoted(same)}"
-        if len(otherwise):
-            different = [
-                f"“{question}” (**{got}**)" for question, got in zip(otherwise.question, otherwise.verdict, strict=True)
-            ]
-            said += f"; otherwise: {', '.join(different)}"
-        lines_of_text.append(f"{said}.")
-    return Reading(_listed(lines_of_text))
+def _verdict(row: pd.Series, claim: str, words: int = WORDS) -> str:
+    """A conclusion's verdict, its claim and its numbers, as a headline."""
+    verdict = f"**{row.verdict.capitalize()}**"
+    numbers = f"{_capital(_numbers(row))}."
+    if row.verdict == verdicts.NOT_TESTABLE and row.n >= verdicts.MIN_SEEDS:
+        numbers = "A premise or a control is not met."
+    return _headline(f"{verdict}{claim}. {numbers}", f"{verdict}. {numbers}", words=words)
 
 
-def meanings() -> pd.DataFrame:
-    """What each verdict means, as a table.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns `verdict` and `meaning`.
-
-    Examples
-    --------
-    >>> meanings().verdict.tolist()
-    ['supported', 'contradicted', 'inconclusive', 'not testable here']
-    """
-    return pd.DataFrame(MEANINGS.items(), columns=["verdict", "meaning"])
+def _compared(rows: pd.DataFrame) -> str:
+    """A list of comparisons with their verdicts and numbers."""
+    texts = [f"{printable(row.test)}: **{row.verdict}**, {_numbers(row)}" for _, row in rows.iterrows()]
+    return _listed(texts)
 
 
-def _judged(row: pd.Series) -> str:
-    """A row's verdict and its numbers."""
+def _numbers(row: pd.Series) -> str:
+    """The effect with the bounds that there are, and how many seeds there are and would be needed."""
     if row.n < verdicts.MIN_SEEDS:
-        return f"**{row.verdict}** (n = {row.n:g}, fewer than {verdicts.MIN_SEEDS})"
-    bounds = _interval(row.low, row.high)
-    numbers = [
-        number(row.effect),
-        *([f"bounds {bounds}"] if bounds else []),
-        f"margin {number(row.margin)}",
-        f"n = {row.n:g}",
-    ]
-    said = f"**{row.verdict}** ({', '.join(numbers)}"
-    if not np.isnan(row.critical_margin):
-        said += f", critical margin {number(row.critical_margin)}"
-    return f"{said}{', fragile' if row.fragile else ''})"
+        return f"{row.n:g} seeds, fewer than {verdicts.MIN_SEEDS}"
+    ends = []
+    if np.isfinite([row.low, row.high]).all():
+        ends = [f"{number(row.low)} to {number(row.high)}"]
+    elif np.isfinite(row.low):
+        ends = [f"at least {number(row.low)}"]
+    elif np.isfinite(row.high):
+        ends = [f"at most {number(row.high)}"]
+    bounds = f" ({ends[0]})" if ends else ""
+    needed = "" if np.isnan(row.seeds_needed) else f"; {row.seeds_needed:,.0f} would decide"
+    return f"{number(row.effect)}{bounds}, margin {number(row.margin)}, {row.n:g} seeds{needed}"
 
 
-def _by_verdict(rows: pd.DataFrame) -> str:
-    parts = []
-    for verdict in MEANINGS:
-        tests = rows[rows.verdict == verdict].test.tolist()
-        if tests:
-            names = f" ({_quoted(tests)})" if len(tests) <= NAMED else ""
-            parts.append(f"**{verdict}** {len(tests)}{names}")
-    return "; ".join(parts)
+def _clear(differences: Mapping[Any, Mean]) -> dict[Any, int]:
+    """The sign of each difference that Holm's procedure tells from 0 among all of these, 0 of the others.
+
+    >>> _clear({"a": Mean("", 3.0, 0.1, 4, 5), "b": Mean("", -0.1, 0.1, 4, 5)})
+    {'a': 1, 'b': 0}
+    """
+    signs = dict.fromkeys(differences, 0)
+    p_values = {key: difference.p for key, difference in differences.items()}
+    ordered = sorted(differences, key=lambda key: p_values[key])
+    for place, key in enumerate(ordered):
+        if p_values[key] * (len(ordered) - place) > ERROR:
+            break
+        signs[key] = int(np.sign(differences[key].value))
+    return signs
+
+
+def _clear_pairs(groups: Mapping[Any, Sequence[Mean]]) -> dict[tuple, bool]:
+    """(group, one name, another) -> whether the first lies clearly below the second; of all groups together."""
+    differences = {}
+    for group, means in groups.items():
+        for one, other in itertools.combinations(means, 2):
+            differences[group, one.name, other.name] = other.minus(one)
+    is_below = {}
+    for (group, one, other), sign in _clear(differences).items():
+        is_below[group, one, other] = sign > 0
+        is_below[group, other, one] = sign < 0
+    return is_below
+
+
+def _mean(name: object, rows: pd.DataFrame, value: str, within: tuple[float, float] | None) -> Mean:
+    """One kind's mean over its rows; a single row may bring its own interval."""
+    within = within or RANGES.get(value, ANY)
+    values = rows.loc[:, value].dropna()
+    low, high = ("low", "high") if value in ("estimate", "effect") else (f"{value}_low", f"{value}_high")
+    if len(values) == 1 and low in rows and high in rows:
+        own = rows.loc[values.index[0]]
+        if np.isfinite([own[low], own[high]]).all():
+            return Mean.given(name, own[value], own[low], own[high], within)
+    return Mean.of(name, values, within)
+
+
+def _means(rows: pd.DataFrame, value: str, by: str, within: tuple[float, float] | None) -> list[Mean]:
+    """The kinds' means, the lowest first; kinds without a value last."""
+    means = [_mean(name, of_kind, value, within) for name, of_kind in rows.groupby(by, sort=False)]
+    return sorted(means, key=lambda mean: (mean.n == 0, mean.value))
+
+
+def _orders(groups: Mapping[Any, Sequence[Mean]], is_clear: Mapping[tuple, bool], rows: pd.DataFrame) -> str:
+    """The kinds of each group in their order, and what the intervals in brackets are over."""
+    texts = []
+    for group, means in groups.items():
+        start = f"{_code(group)}: " if group != "" else ""
+        texts.append(f"{start}{_ordered(means, is_clear, group)}")
+    return f"{_listed(texts)}\n\n{_replicates(rows, groups)}".strip()
+
+
+def _ordered(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable) -> str:
+    """Kinds in their order, cut where everything before lies clearly below everything after."""
+    known = [mean for mean in means if mean.n]
+    missing = [mean.name for mean in means if not mean.n]
+    if not known:
+        return "no value for any of them"
+    tiers: list[list[str]] = []
+    for place, mean in enumerate(known):
+        pairs = itertools.product(known[:place], known[place:])
+        if all(is_clear[group, before.name, after.name] for before, after in pairs):
+            tiers.append([])
+        tiers[-1].append(str(mean))
+    texts = [_joined(tier) + (" in no clear order" if len(tier) > 1 else "") for tier in tiers]
+    missing_text = f"; no value: {_joined(missing)}" if missing else ""
+    return f"lowest first: {', then '.join(texts)}{missing_text}"
+
+
+def _outlying(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable, place: int) -> str:
+    """The kind at one end of an order, if it lies clearly beyond all others; "" if not."""
+    known = [mean for mean in means if mean.n]
+    if len(known) < 2:
+        return ""
+    name = known[place].name
+    others = [mean.name for mean in known if mean.name != name]
+    pairs = [(name, other) if place == 0 else (other, name) for other in others]
+    return name if all(is_clear[group, low, high] for low, high in pairs) else ""
+
+
+def _replicates(rows: pd.DataFrame, groups: Mapping[Any, Sequence[Mean]]) -> str:
+    """What the intervals in brackets are over."""
+    means = list(itertools.chain.from_iterable(groups.values()))
+    counts = sorted({mean.n for mean in means if mean.n})
+    if not counts or counts == [1]:
+        has_interval = any(mean.interval for mean in means)
+        return "In brackets: 95 % intervals." if has_interval else "A single replicate has no interval."
+    unit = "seeds" if "seed" in rows and rows.seed.nunique() > 1 else "replicates"
+    over = f"{counts[-1]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"In brackets: 95 % intervals over {over} {unit}."
+
+
+def _headline(*texts: str, words: int = WORDS) -> str:
+    """The first of some texts, from the fullest to the shortest, that has few enough words."""
+    for text in texts:
+        if len(text.split()) <= words:
+            return text
+    return texts[-1]
 
 
 def _needs(table: pd.DataFrame, *columns: str) -> None:
@@ -686,150 +748,13 @@ def _needs(table: pd.DataFrame, *columns: str) -> None:
             raise ValueError(unknown("column", name, table.columns))
 
 
-def _of(name: str, values: np.ndarray) -> _Spread:
-    if not len(values):
-        return _Spread(name, math.nan, math.nan, math.nan, 0)
-    mean, low, high = mean_interval(np.where(np.abs(values) < ZERO, 0.0, values))
-    return _Spread(name, mean, low, high, len(values))
-
-
-def _spread(name: object, rows: pd.DataFrame, value: str) -> _Spread:
-    """One kind's spread over its rows; a single row may bring its own interval."""
-    values = rows[value].dropna()
-    spread = _of(_code(name), values.to_numpy(dtype=float))
-    low, high = ("low", "high") if value == "estimate" else (f"{value}_low", f"{value}_high")
-    if spread.n == 1 and low in rows and high in rows:
-        own = rows.loc[values.index[0]]
-        if not np.isnan([own[low], own[high]]).any():
-            return _Spread(spread.name, spread.mean, own[low], own[high], 1)
-    return spread
-
-
-def _spreads(rows: pd.DataFrame, value: str, by: str) -> list[_Spread]:
-    """The kinds' spreads, the lowest mean first; kinds without a value last."""
-    found = [_spread(name, some, value) for name, some in rows.groupby(by, sort=False)]
-    return sorted(found, key=lambda spread: (spread.n == 0, spread.mean))
-
-
-def _tiers(spreads: Iterable[_Spread]) -> list[list[_Spread]]:
-    """Spreads in order, cut where everything before lies below everything after with its whole interval."""
-    spreads = list(spreads)
-    tiers = [[spread] for spread in spreads[:1]]
-    for place, spread in enumerate(spreads[1:], start=1):
-        if max(before.high for before in spreads[:place]) < min(after.low for after in spreads[place:]):
-            tiers.append([spread])
-        else:
-            tiers[-1].append(spread)
-    return tiers
-
-
-def _ordered(spreads: list[_Spread]) -> str:
-    """The order of some kinds, as the rest of a sentence."""
-    there = [spread for spread in spreads if spread.n]
-    gone = [spread.name for spread in spreads if not spread.n]
-    if not there:
-        return "no value for any of them."
-    texts = []
-    for tier in _tiers(there):
-        texts.append(_joined([spread.text for spread in tier]) + (" in no clear order" if len(tier) > 1 else ""))
-    said = f"lowest first: {', then '.join(texts)}"
-    return f"{said}; no value: {_joined(gone)}." if gone else f"{said}."
-
-
-def _replicates(spreads: list[_Spread]) -> str:
-    """What the intervals in brackets are over."""
-    spreads = [spread for spread in spreads if spread.n]
-    counts = sorted({spread.n for spread in spreads})
-    if not counts:
-        return ""
-    if any(not np.isfinite([spread.low, spread.high]).all() for spread in spreads):
-        return " A single replicate has no interval."
-    if counts == [1]:
-        return " In brackets: 95 % intervals."
-    over = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f" In brackets: 95 % intervals over {over} replicates."
-
-
-def _lowest(spreads: list[_Spread]) -> str:
-    there = [spread for spread in spreads if spread.n]
-    if not there:
-        return "nothing can be said: there is no value"
-    lowest = _tiers(there)[0]
-    if len(lowest) == 1:
-        return f"the lowest is {lowest[0].text}"
-    return f"the lowest are {_joined([spread.text for spread in lowest])}, in no clear order"
-
-
-def _ends(spreads: list[_Spread]) -> str:
-    """Which of some spreads is highest and which lowest, each with those that its interval overlaps."""
-    there = sorted((spread for spread in spreads if spread.n), key=lambda spread: spread.mean)
-    if not there:
-        return "has no value"
-    lowest, highest = there[0], there[-1]
-    if not lowest.is_below(highest):
-        return f"has no clear order, from {lowest.text} to {highest.text}"
-    like_highest = [spread.name for spread in there[:-1] if not spread.is_below(highest)]
-    like_lowest = [spread.name for spread in there[1:] if not lowest.is_below(spread)]
-    most = f"most for {highest.text}" + (f", not clearly more than for {_few(like_highest)}" if like_highest else "")
-    least = f"least for {lowest.text}" + (f", not clearly less than for {_few(like_lowest)}" if like_lowest else "")
-    return f"{most}; {least}"
-
-
-def _difference(rows: pd.DataFrame, recipe: str, against: str, value: str) -> _Spread:
-    """value(recipe) − value(against) over the seeds that both have."""
-    one, other = (rows[rows.recipe == name].set_index("seed")[value] for name in (recipe, against))
-    return _of(recipe, (one - other).dropna().to_numpy())
-
-
-def _departs(differences: dict[str, _Spread]) -> str:
-    """At which layers, in the network's order, a recipe lies lower or higher than another."""
-    lower = [layer for layer, difference in differences.items() if difference.high < 0]
-    higher = [layer for layer, difference in differences.items() if difference.low > 0]
-    parts = []
-    for way, layers in (("lower", lower), ("higher", higher)):
-        if not layers:
-            continue
-        most = max(layers, key=lambda layer: abs(differences[layer].mean))
-        places = _joined([_code(layer) for layer in layers])
-        place = f", most at {_code(most)}" if len(layers) > 1 else ""
-        parts.append(f"{way} at {places}{place}: {differences[most].numbers}")
-    if not parts:
-        return "is at no layer clearly apart"
-    return f"lies {', and '.join(parts)}"
-
-
-def _sides(points: list[_Spread], line: float) -> dict[str, list[str]]:
-    sides = {"above": [], "on both sides of": [], "below": []}
-    for point in points:
-        if point.low > line:
-            sides["above"].append(point.name)
-        elif point.high < line:
-            sides["below"].append(point.name)
-        else:
-            sides["on both sides of"].append(point.name)
-    return sides
-
-
-def _interval(low: float, high: float) -> str:
-    if np.isnan([low, high]).any() or not np.isfinite([low, high]).any():
-        return ""
-    if not np.isfinite(low):
-        return f"at most {number(high)}"
-    if not np.isfinite(high):
-        return f"at least {number(low)}"
-    return f"{number(low)} to {number(high)}"
-
-
-def _titled(metric: str, value: str) -> str:
-    words = metric.replace("_", " ")
-    return f"relative {words} EED" if value == "relative" else f"{words} EED"
-
-
 def _code(name: object) -> str:
     """A name as Markdown shows it whatever is in it."""
     text = f"{name:g}" if isinstance(name, float) else str(name)
-    in_one_line = " ".join(printable(text).split())
-    return "`" + in_one_line.replace("`", "'") + "`"
+    text = " ".join(printable(text).split()).replace("`", "'")
+    if len(text) > LONGEST_NAME:
+        text = f"{text[: LONGEST_NAME - 1]}…"
+    return f"`{text}`"
 
 
 def _capital(text: str) -> str:
@@ -842,13 +767,5 @@ def _joined(names: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"“{name}”" for name in names)
-
-
-def _few(names: Sequence[str]) -> str:
-    return _joined(names) if len(names) <= NAMED else f"{len(names)} others"
-
-
-def _listed(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _listed(texts: Sequence[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)

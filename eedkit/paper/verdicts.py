@@ -7,15 +7,21 @@ that it may make, so that a wrong verdict on the whole is no likelier than 1 −
   part is, and that is a union over the parts: it takes Holm's correction.
 * "Some of these" is the mirror image: supported where some part is, with Holm's correction, and contradicted where all parts
   are, each at the full level.
+
+A bound that lies close to its margin decides nothing, so that no verdict hangs on the machine that computed it.
 """
 
 import itertools
+import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from eedkit.errors import unknown
 from eedkit.results.intervals import mean_interval
@@ -26,8 +32,10 @@ INCONCLUSIVE = "inconclusive"
 NOT_TESTABLE = "not testable here"
 MIN_SEEDS = 5
 """With fewer seeds a comparison, and any conclusion that needs it, is `not testable here`."""
-FRAGILE = 0.2
-"""A verdict is fragile where the bound that decides it lies within this part of the margin from the margin."""
+ROOM = 0.2
+"""A bound within this part of the margin from the margin decides nothing."""
+POWER = 0.84
+"""The standard normal quantile of 80 %: how likely the seeds that are said to be needed are to decide."""
 DIRECTIONS = {
     "above": "the effect is larger than the margin",
     "below": "the effect is smaller than the margin",
@@ -52,9 +60,9 @@ class Claim:
             raise ValueError(f"a margin says how much counts, so it is not negative; got {self.margin}")
 
     @property
-    def unit(self) -> float:
-        """The margin, or 1 where that is 0."""
-        return self.margin or 1.0
+    def edges(self) -> tuple[float, float]:
+        """Where the room about the margin ends, in which a bound decides nothing."""
+        return self.margin * (1 - ROOM), self.margin * (1 + ROOM)
 
     def tails(self, level: float, level_against: float) -> tuple[float, float]:
         """How likely the lower and the upper bound may each be wrong: one-sided, but for `beyond`.
@@ -69,22 +77,33 @@ class Claim:
         each = min(level, level_against) / 2
         return each, each
 
-    def slack(self, low: float, high: float) -> tuple[float, float]:
-        """How far on the claimed side of the margin the effect lies at least and at most, in margins.
+    def distances(self, low: float, high: float) -> tuple[float, float]:
+        """How far the effect lies from the room about the margin at least and at most, in margins; claimed is positive.
 
-        >>> Claim("above", 0.5).slack(1.0, 2.0), Claim("below", 0.5).slack(1.0, 2.0), Claim("beyond", 0.5).slack(-2.0, -1.0)
-        ((1.0, 3.0), (-3.0, -1.0), (1.0, 3.0))
+        >>> Claim("above", 0.5).distances(1.0, 2.0), Claim("below", 0.5).distances(1.0, 2.0)
+        ((0.8, 3.2), (-3.2, -0.8))
         """
+        lower_edge, upper_edge = self.edges
+        unit = self.margin or 1.0
         if self.direction == "below":
-            return (self.margin - high) / self.unit, (self.margin - low) / self.unit
-        if self.direction == "beyond":
-            low, high = max(low, -high), max(high, -low)
-        return (low - self.margin) / self.unit, (high - self.margin) / self.unit
+            return (lower_edge - high) / unit, (upper_edge - low) / unit
+        low, high = self.outward(low, high)
+        return (low - upper_edge) / unit, (high - lower_edge) / unit
 
-    def critical_margin(self, slack: float) -> float:
-        """The margin that would coincide with a bound that lies so many margins from the declared one."""
-        sign = -1 if self.direction == "below" else 1
-        return self.margin + sign * slack * self.unit
+    def outward(self, low: float, high: float) -> tuple[float, float]:
+        """An interval of the effect, or of its distance from 0 where the claim has two sides."""
+        if self.direction == "beyond":
+            return max(low, -high), max(high, -low)
+        return low, high
+
+    def critical_margins(self, low: float, high: float) -> tuple[float, float]:
+        """The margins at which these bounds would just support the claim, and just contradict it."""
+        low, high = self.outward(low, high)
+        from_low = low / (1 + ROOM)
+        from_high = high / (1 - ROOM)
+        if self.direction == "below":
+            return from_high, from_low
+        return from_low, from_high
 
 
 @dataclass(frozen=True)
@@ -99,26 +118,26 @@ class Effect:
     bounds: Callable[[float, float], tuple[float, float]]
 
 
-def mean_effect(values: Sequence[float]) -> Effect:
-    """The mean over seeds, with Student's t; NaN is left out.
+def mean_effect(values: ArrayLike, *, within: tuple[float, float] = (-np.inf, np.inf)) -> Effect:
+    """The mean over seeds, with Student's t in the range that the values can have; NaN is left out.
 
     >>> mean_effect([1.0, 1.0, np.nan]).bounds(0.05, 0.05)
     (1.0, 1.0)
     """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values):
+    of_seeds = np.asarray(values, dtype=float)
+    of_seeds = of_seeds[~np.isnan(of_seeds)]
+    if not len(of_seeds):
         raise ValueError("there is no seed for which both sides of the comparison have a value")
 
     def bounds(tail_low: float, tail_high: float) -> tuple[float, float]:
-        low = mean_interval(values, confidence=1 - 2 * tail_low)[1]
-        high = mean_interval(values, confidence=1 - 2 * tail_high)[2]
-        return low, high
+        low = mean_interval(of_seeds.tolist(), confidence=1 - 2 * tail_low)[1]
+        high = mean_interval(of_seeds.tolist(), confidence=1 - 2 * tail_high)[2]
+        return max(low, within[0]), min(high, within[1])
 
-    return Effect(float(values.mean()), len(values), bounds)
+    return Effect(float(of_seeds.mean()), len(of_seeds), bounds)
 
 
-def ratio_effect(numerators: Sequence[float], denominators: Sequence[float]) -> Effect:
+def ratio_effect(numerators: ArrayLike, denominators: ArrayLike) -> Effect:
     """The ratio of two means over the same seeds, with Fieller's bounds; the mean of the denominators must be positive.
 
     They are the ratios r at which Student's t on the paired differences, numerator − r · denominator, begins to tell these
@@ -174,33 +193,6 @@ def opposed_effect(effects: Sequence[Effect]) -> Effect:
     return Effect(value, min(effect.n for effect in effects), bounds)
 
 
-def rank_effect(x: Sequence[float], y: Sequence[float]) -> Effect:
-    """Spearman's ρ with the bounds of Bonett & Wright (2000): Fisher's z, variance (1 + ρ²/2) / (n − 3).
-
-    A perfect order counts, for its bounds, as one with two neighbours exchanged, or nothing would be left uncertain.
-
-    >>> rank_effect(range(8), range(8)).value
-    1.0
-    """
-    from scipy.special import ndtri
-    from scipy.stats import spearmanr
-
-    n = len(x)
-    if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Effect(float("nan"), n, lambda tail_low, tail_high: (-1.0, 1.0))
-    rho = float(spearmanr(x, y).statistic)
-    most = 1 - 12 / (n * (n**2 - 1))
-    seen = min(max(rho, -most), most)
-    error = np.sqrt((1 + seen**2 / 2) / (n - 3))
-
-    def bounds(tail_low: float, tail_high: float) -> tuple[float, float]:
-        low = np.tanh(np.arctanh(seen) + ndtri(tail_low) * error)
-        high = np.tanh(np.arctanh(seen) - ndtri(tail_high) * error)
-        return float(low), float(high)
-
-    return Effect(rho, n, bounds)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """One claim about one effect: a row of the table. `about` holds further columns."""
@@ -215,14 +207,26 @@ class Comparison:
 class Every:
     """All of these."""
 
-    parts: Sequence["Comparison | Every | Some"]
+    parts: Sequence["Claimed"]
 
 
 @dataclass(frozen=True)
 class Some:
     """At least one of these."""
 
-    parts: Sequence["Comparison | Every | Some"]
+    parts: Sequence["Claimed"]
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """One claim in several meanings, each tested at the full level: it is decided where all of them say the same."""
+
+    parts: Sequence["Claimed"]
+
+
+Claimed = Comparison | Every | Some | Agreed
+UNTESTED = {"verdict": NOT_TESTABLE, "critical_margin": np.nan, "seeds_needed": np.nan}
+"""What a row says where nothing can be tested."""
 
 
 @dataclass(frozen=True)
@@ -248,26 +252,54 @@ class Judged:
 
     def row(self) -> dict:
         """The comparison that decides, or the one that needs least to decide, with the verdict on the whole."""
-        if self.verdict == NOT_TESTABLE:
-            row = min(self.rows, key=lambda one: one["n"])
-            return {**row, "verdict": NOT_TESTABLE, "critical_margin": np.nan, "fragile": False}
-        ends = [(self.least, self.least_row), (self.most, self.most_row)]
-        if self.verdict != INCONCLUSIVE:
-            ends = ends[:1] if self.verdict == SUPPORTED else ends[1:]
-        candidates = []
-        for slack, row in ends:
-            claim = Claim(row["claim"], row["margin"])
-            critical = claim.critical_margin(slack)
-            # no margin is negative, so such an end can flip nothing
-            candidates.append((abs(slack) if critical >= 0 else np.inf, critical, claim, row))
-        distance, critical, claim, row = min(candidates, key=lambda one: one[0])
-        fragile = distance * claim.unit <= FRAGILE * claim.margin
-        if not np.isfinite(distance):
-            critical = np.nan
-        return {**row, "verdict": self.verdict, "critical_margin": critical, "fragile": fragile}
+        verdict = self.verdict
+        if verdict == NOT_TESTABLE:
+            return min(self.rows, key=lambda row: row["n"]) | UNTESTED
+        ends = []
+        for end, (distance, row) in enumerate([(self.least, self.least_row), (self.most, self.most_row)]):
+            critical = Claim(row["claim"], row["margin"]).critical_margins(row["low"], row["high"])[end]
+            # no margin is negative or infinite, so such an end can flip nothing
+            can_flip = 0 <= critical < np.inf
+            ends.append((abs(distance) if can_flip else np.inf, critical if can_flip else np.nan, row))
+        if verdict == SUPPORTED:
+            ends = ends[:1]
+        elif verdict == CONTRADICTED:
+            ends = ends[1:]
+        _, critical, row = min(ends, key=lambda end: end[0])
+        # where two meanings of a claim disagree, a comparison that is decided leaves the whole open
+        is_open = verdict == INCONCLUSIVE and row.get("verdict", INCONCLUSIVE) == INCONCLUSIVE
+        seeds = _seeds_needed(row) if is_open else np.nan
+        return row | {"verdict": verdict, "critical_margin": critical, "seeds_needed": seeds}
 
 
-def judge(claim: Comparison | Every | Some, level: float, level_against: float) -> Judged:
+def _seeds_needed(row: dict) -> float:
+    """((t + z) · sd / d)² seeds decide a comparison with 80 % power if its effect and its spread over seeds stay.
+
+    d is the distance of the effect from the room about its margin, t Student's quantile at the row's own level, and
+    sd = (effect − low) √n / t, or (high − effect) √n / t where the upper bound is the one that must pass. NaN where the
+    effect lies within that room, which no number of seeds leaves, or has no bound.
+    """
+    from scipy.special import stdtrit
+
+    claim = Claim(row["claim"], row["margin"])
+    tail_low, tail_high = claim.tails(1 - row["confidence"], 1 - row["confidence_against"])
+    effect, _ = claim.outward(row["effect"], row["effect"])
+    low, high = claim.outward(row["low"], row["high"])
+    lower_edge, upper_edge = claim.edges
+    if effect > upper_edge:
+        tail, half, distance = tail_low, effect - low, effect - upper_edge
+    elif effect < lower_edge:
+        tail, half, distance = tail_high, high - effect, lower_edge - effect
+    else:
+        return np.nan
+    if not np.isfinite(half):
+        return np.nan
+    student = stdtrit(row["n"] - 1, 1 - tail)
+    spread = half * np.sqrt(row["n"]) / student
+    return float(np.ceil(((student + POWER) * spread / distance) ** 2))
+
+
+def judge(claim: "Claimed", level: float, level_against: float) -> Judged:
     """A claim at the probabilities with which it may wrongly be supported and wrongly be contradicted.
 
     The rows below `Every` and `Some` come at Holm's levels; the whole is settled by the first step of Holm.
@@ -283,12 +315,16 @@ def judge(claim: Comparison | Every | Some, level: float, level_against: float) 
         shown = [judge(part, level, step) for part, step in zip(claim.parts, steps, strict=True)]
         weakest = min(first, key=lambda part: part.least)
         strongest = min(first, key=lambda part: part.most)
-    else:
+    elif isinstance(claim, Some):
         steps = _holm(claim.parts, level, lambda part, step: judge(part, step, level_against).least > 0)
         first = [judge(part, level / count, level_against) for part in claim.parts]
         shown = [judge(part, step, level_against) for part, step in zip(claim.parts, steps, strict=True)]
         weakest = max(first, key=lambda part: part.least)
         strongest = max(first, key=lambda part: part.most)
+    else:
+        shown = [judge(part, level, level_against) for part in claim.parts]
+        weakest = min(shown, key=lambda part: part.least)
+        strongest = max(shown, key=lambda part: part.most)
     rows = list(itertools.chain.from_iterable(part.rows for part in shown))
     return Judged(weakest.least, strongest.most, weakest.least_row, strongest.most_row, rows)
 
@@ -312,7 +348,7 @@ def _compared(comparison: Comparison, level: float, level_against: float) -> Jud
     claim = comparison.claim
     effect = comparison.effect
     low, high = effect.bounds(*claim.tails(level, level_against))
-    least, most = claim.slack(low, high)
+    least, most = claim.distances(low, high)
     row = {
         "test": comparison.test,
         "claim": claim.direction,
@@ -332,10 +368,10 @@ def _compared(comparison: Comparison, level: float, level_against: float) -> Jud
 def concluded(
     conclusion: str,
     text: str,
-    parts: dict[str, Comparison | Every | Some],
+    parts: Mapping[str, "Claimed"],
     *,
-    premises: Sequence[Comparison | Every | Some] = (),
-    controls: Sequence[Comparison | Every | Some] = (),
+    premises: Sequence["Claimed"] = (),
+    controls: Sequence["Claimed"] = (),
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """All comparisons and, as the last row, the conclusion that every part holds, with the comparison that decides it.
@@ -377,9 +413,94 @@ def concluded(
     failed = [row for row in premise_rows if row["verdict"] != SUPPORTED]
     failed += [row for row in control_rows if row["verdict"] in (CONTRADICTED, NOT_TESTABLE)]
     if failed:
-        last = {**failed[0], "verdict": NOT_TESTABLE}
+        last = failed[0] | UNTESTED
     rows.append({**last, "part": "conclusion", "test": text, "decided_by": last["test"]})
-    return pd.DataFrame([{"conclusion": conclusion, "part": "", "decided_by": "", **row} for row in rows])
+    return pd.DataFrame([{"conclusion": conclusion, "part": "", "beside": "", "decided_by": "", **row} for row in rows])
+
+
+COLUMNS = (
+    "conclusion",
+    "part",
+    "beside",
+    "test",
+    "verdict",
+    "effect",
+    "low",
+    "high",
+    "margin",
+    "n",
+    "seeds_needed",
+    "decided_by",
+)
+"""What a stored table of verdicts has at least."""
+
+
+def save(rows: pd.DataFrame, folder: str | os.PathLike) -> None:
+    """Write a table of verdicts, one JSON file for each conclusion, in the place of an older one and all at once.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Of `conclusions`, of one or several of them, with any further columns of texts and numbers.
+    folder : path
+        Made where it is missing; the conclusion "1" is its file `1.json`.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, or a conclusion's name cannot be that of a file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(rows, folder)
+    ...     load(folder).verdict.tolist()
+    ['supported', 'supported']
+    """
+    needs(rows, *COLUMNS)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, of_conclusion in rows.groupby("conclusion", sort=False):
+        name = str(name)
+        if Path(name).name != name:
+            raise ValueError(f"a conclusion's name is also a file's, got {name!r}")
+        # another process may read the file, or write it, at any moment
+        beside = folder / f".{name}.{os.getpid()}"
+        beside.write_text(json.dumps(of_conclusion.to_dict("records"), indent=1), encoding="utf-8")
+        beside.replace(folder / f"{name}.json")
+
+
+def load(folder: str | os.PathLike) -> pd.DataFrame:
+    """All tables of verdicts of a folder, one below the other, as `save` wrote them.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    pandas.DataFrame
+        Conclusions in the order of their names, each one's last row being the conclusion.
+
+    Raises
+    ------
+    ValueError
+        The folder holds no verdicts, or a file, which is named, is not what `save` writes.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"no verdicts in {folder}; run the notebooks that judge first")
+    tables = []
+    for path in paths:
+        try:
+            table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+            needs(table, *COLUMNS)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no verdicts ({error}); run the notebook that writes it again") from error
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def needs(table: pd.DataFrame, *columns: str) -> None:
@@ -390,8 +511,9 @@ def needs(table: pd.DataFrame, *columns: str) -> None:
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(
-            f"the table needs columns {' and '.join(columns)}, got none called {' or '.join(missing)}: recipe and seed come "
-            "from concat(…, recipe=[…], seed=[…]), source, corruption and domain from specs.labelled, all others from summarise(…, full=True)"
+            f"the table needs columns {' and '.join(columns)}, got none called {' or '.join(missing)}: "
+            "recipe and seed come from concat(…, recipe=[…], seed=[…]), source, corruption and domain from "
+            "specs.labelled, all others from summarise(…, full=True)"
         )
 
 
@@ -414,16 +536,17 @@ def seed_values(table: pd.DataFrame, value: str, **keys: object) -> pd.Series:
         known = table[column].unique()
         if key not in known:
             raise ValueError(unknown(column, str(key), map(str, known)))
-        table = table[table[column] == key]
+        table = table.loc[table[column] == key]
     name = ", ".join(map(str, keys.values()))
     if table.seed.duplicated().any():
         raise ValueError(
             f"several networks of one seed are {name}; select one data set, one group and one way of training"
         )
-    values = table.set_index("seed")[value]
-    if values.isna().any():
-        seeds = values.index[values.isna()].tolist()
-        reasons = "; ".join(table.get("reason", pd.Series("")).unique())
+    values = pd.Series(table[value].to_numpy(), index=table.seed.to_numpy()).rename_axis("seed")
+    is_missing = values.isna()
+    if is_missing.any():
+        seeds = values.loc[is_missing].index.tolist()
+        reasons = "; ".join(table.reason.unique()) if "reason" in table else ""
         warnings.warn(f"no {value} of {name} for the seeds {seeds}: {reasons}", stacklevel=2)
     return values.dropna()
 
@@ -451,4 +574,4 @@ def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
     if failed.any():
         names = ", ".join(table[failed].model.unique())
         warnings.warn(f"not trained, and left out: {names} (accuracy under {least})", stacklevel=2)
-    return table[~failed]
+    return table.loc[~failed]

@@ -10,23 +10,27 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from eedkit.errors import unknown
-from eedkit.paper import verdicts
 from eedkit.plots import style
 from eedkit.results.intervals import mean_interval
 
-SHOWN_MARGINS = 5.0
-"""How far from its margin an effect is drawn; past it an arrow and a number say where it is."""
 FEW = 8
 """Places on an axis that get a tick each."""
-_VERDICT = {
-    verdicts.SUPPORTED: ("#029e73", "o"),
-    verdicts.CONTRADICTED: ("#d55e00", "X"),
-    verdicts.INCONCLUSIVE: ("0.45", "s"),
-    verdicts.NOT_TESTABLE: ("0.7", "D"),
+SPREAD = 0.6
+"""The part of the room between two places over which the lines of a figure stand side by side, so that bars do not overlap."""
+FAR = 10
+"""An effect further from the panel's middle than so many times the usual distance is drawn at the panel's end, as an arrow."""
+CLAIMED = "0.9"
+VERDICTS = {
+    "supported": ("#029e73", "o"),
+    "contradicted": ("#d55e00", "X"),
+    "inconclusive": ("0.45", "s"),
+    "not testable here": ("0.7", "D"),
 }
+"""Colour and marker of each verdict."""
 
 
 def lines(
@@ -47,8 +51,9 @@ def lines(
 ) -> Figure:
     """Mean of `y` at every `x`, one line per `by`, with 95 % intervals over the rows (seeds); a panel per value of `panel`.
 
-    Numbers and ordered categories (`pandas.Categorical`) on the x axis are joined by lines; other texts have no order, and
-    their points stand side by side. A `y` that is called `relative` shows 0 and 1, an `estimate` the best value.
+    Numbers and ordered categories (`pandas.Categorical`) on the x axis are joined by lines; other texts have no order. At
+    every place the lines stand side by side. Numbers and ordered categories of `by` get the colours of a scale. A `y` that is
+    called `relative` shows 0 and 1, an `estimate` the best value.
 
     Parameters
     ----------
@@ -67,25 +72,24 @@ def lines(
     rows = _rows(table, (x, y, by, *([panel] if panel else [])), y)
     not_shown = 0
     if log:
-        not_shown = int((rows[y] <= 0).sum())
+        not_shown = int((rows[y].to_numpy() <= 0).sum())
         rows = _rows(rows.where(rows[y] > 0), (), y)
     best = _best(rows, y)
     bounds = (max(bounds[0], best), bounds[1])
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
-    looks = style.looks(rows[by])
-    places = _Places(rows[x])
+    looks = _looks(rows.loc[:, by])
+    places = _Places(rows.loc[:, x])
     with style.panels(len(kinds), title, at_most=2 if len(kinds) == 4 else 3, shared=shared) as (fig, axes):
         for ax, kind in zip(axes, kinds, strict=True):
-            part = rows if kind is None else rows[rows[panel] == kind]
+            part = rows if kind is None else rows.loc[rows[panel] == kind]
             for k, (name, look) in enumerate(looks.items()):
-                ours = part[part[by] == name]
+                ours = part.loc[part[by] == name]
                 if ours.empty:
                     continue
-                of_places = ours.groupby(places.of(ours[x]))[y]
-                points = [(at, *_interval(values, log, bounds)) for at, values in of_places]
+                of_places = ours.groupby(places.of(ours.loc[:, x]))
+                points = [(at, *_interval(rows_there.loc[:, y], log, bounds)) for at, rows_there in of_places]
                 at, mid, low, high = np.array(points).T
-                if places.names and not places.ordered:
-                    at = at + 0.6 * ((k + 0.5) / len(looks) - 0.5)
+                at = at + SPREAD * places.gap * ((k + 0.5) / len(looks) - 0.5)
                 joined = "-" if places.ordered else ""
                 ax.errorbar(at, mid, [mid - low, high - mid], linestyle=joined, **look, label=style.literal(name))
             if line is not None:
@@ -96,18 +100,32 @@ def lines(
             if kind is not None:
                 ax.set_title(style.literal(kind))
             ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
-            if ax.get_subplotspec().is_first_col():
+            spec = ax.get_subplotspec()
+            if spec is not None and spec.is_first_col():
                 ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
             _mark_scale(ax, y, best)
         entries = style.entries(looks, linestyle="-" if places.ordered else "")
         if line is not None and line_label:
             entries += style.entries({line_label: {"color": "0.4"}}, linestyle="--", linewidth=1)
-        counts = rows.groupby([by, x, *([panel] if panel else [])], observed=True).size()
+        counts = pd.Series(rows.groupby([by, x, *([panel] if panel else [])], observed=True).size())
         note = _bars(counts, log)
         if not_shown:
             note += f"; not shown: {not_shown} values that are not above 0"
         style.finish(fig, entries, note)
     return fig
+
+
+def _looks(column: pd.Series) -> dict:
+    """Colour and marker for every value of a column: on a scale where its values have an order, with the first one first."""
+    names = list(dict.fromkeys(column))
+    is_ordered = isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered
+    if is_ordered:
+        names = [name for name in column.cat.categories if name in names]
+    elif pd.api.types.is_numeric_dtype(column):
+        names = sorted(names)
+    else:
+        return style.looks(names)
+    return dict(zip(names, style.looks(range(len(names))).values(), strict=True))
 
 
 class _Places:
@@ -124,6 +142,9 @@ class _Places:
         elif not pd.api.types.is_numeric_dtype(column):
             self.names = list(dict.fromkeys(column))
             self.ordered = False
+        there = np.unique(self.of(column))
+        self.gap = float(np.diff(there).min()) if len(there) > 1 else 1.0
+        """The least room between two places."""
 
     def of(self, values: pd.Series) -> np.ndarray:
         """The places of some of the values."""
@@ -148,7 +169,7 @@ class _Places:
 
 def _interval(values: pd.Series, log: bool, bounds: tuple[float, float]) -> tuple[float, float, float]:
     """Mean and 95 % interval within the bounds, of the logarithms where asked for; no interval for a single value."""
-    mid, low, high = mean_interval(np.log(values) if log else values)
+    mid, low, high = mean_interval((np.log(values) if log else values).tolist())
     if not np.isfinite([low, high]).all():
         low = high = mid
     if log:
@@ -202,7 +223,7 @@ def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
     shares = sorted(rows.share.unique())
     with style.panels(1, title) as (fig, (ax,)):
         for name, look in looks.items():
-            ours = rows[rows.what == name].sort_values("share")
+            ours = rows.loc[rows.what == name].sort_values(by="share")
             low = ours.low.where(np.isfinite(ours.low), ours.effect)
             high = ours.high.where(np.isfinite(ours.high), ours.effect).clip(upper=1)  # more than all cannot be gone
             ax.errorbar(
@@ -231,7 +252,7 @@ def cloud(
 ) -> Figure:
     """One point per row of a table: `y` against `x`, coloured by `by`; a network may have several, told by `model`."""
     rows = _rows(table, (x, y, by), y).dropna(subset=[x])
-    looks = style.looks(rows[by])
+    looks = _looks(rows.loc[:, by])
     with style.panels(1, title) as (fig, (ax,)):
         for name, look in looks.items():
             ours = rows[rows[by] == name]
@@ -244,77 +265,106 @@ def cloud(
     return fig
 
 
-def effects(rows: pd.DataFrame, *, title: str = "", labels: dict[str, str] | None = None) -> Figure:
-    """Every comparison's effect with its bounds, as the distance from its margin on the claimed side, in margins.
+def effects(rows: pd.DataFrame, *, title: str = "", labels: Mapping[str, str] | None = None) -> Figure:
+    """Every comparison's effect with its bounds, in its own unit, beside its margin; a panel for each part of a conclusion.
 
-    What lies wholly to the right of 0 is as claimed, what lies wholly to the left is not. Past `SHOWN_MARGINS` an arrow
-    says that it goes on.
+    On each row the side of the margin that is claimed is shaded. An effect is as claimed where its bounds lie wholly in the
+    shade, clear of the margin. What does not fit on a panel's scale ends in an arrow.
 
     Parameters
     ----------
-    rows : of `paper.conclusions`; a panel for each value of the column `conclusion`; rows that repeat a comparison (those of
-        parts and conclusions) are left out
-    labels : that value -> title of its panel
+    rows : of `paper.conclusions`, of one or several of them; rows that repeat a comparison (those of parts and conclusions)
+        are left out
+    labels : name of a conclusion -> what stands for it in the titles of its panels
     """
-    rows = rows[rows.decided_by == ""]
-    parts = dict(list(rows.groupby("conclusion", sort=False)))
-    characters = int(15 + 5 * style.inches())
-    names = {}
+    rows = rows.loc[rows.decided_by == ""]
+    keys = [name for name in ("conclusion", "beside", "part") if name in rows]
+    parts = [part for _, part in rows.groupby(keys, sort=False)]
+    several = rows.conclusion.nunique() > 1
+    characters = int(18 + 5 * style.inches())
+    names = []
     heights = []
-    for kind, part in parts.items():
-        names[kind] = [style.wrapped(style.literal(test), characters) for test in part.test]
-        lines_of_names = sum(len(name.splitlines()) for name in names[kind])
+    for part in parts:
+        names.append([style.wrapped(style.literal(test), characters) for test in part.test])
+        lines_of_names = sum(len(name.splitlines()) for name in names[-1])
         heights.append(0.1 * len(part) + 0.16 * lines_of_names)
     with style.theme(grid=False):
-        fig = style.blank(0.6 + sum(heights) + 0.4 * len(parts), title)
-        grid = fig.subplots(len(parts), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})
+        fig = style.blank(0.6 + sum(heights) + 0.55 * len(parts), title)
+        grid = fig.subplots(len(parts), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
         axes = grid.ravel().tolist()
-        for ax, (kind, part) in zip(axes, parts.items(), strict=True):
-            ax.axvline(0, color="0.6", linewidth=0.8, zorder=1)
+        for ax, part, tests in zip(axes, parts, names, strict=True):
+            ends = _ends(part)
             for place, row in enumerate(part.itertuples()):
-                _draw_effect(ax, place, row)
-            ax.set_yticks(range(len(part)), names[kind])
+                _draw_effect(ax, place, row, ends)
+            ax.set_yticks(range(len(part)), tests)
             ax.set_ylim(len(part) - 0.4, -0.6)
-            ax.set_xlim(-1.3 * SHOWN_MARGINS, 1.3 * SHOWN_MARGINS)
-            panel_title = style.literal(kind) if len(parts) > 1 else ""
-            ax.set_xticks([-4, -2, 0, 2, 4])
-            ax.set_title(style.wrapped((labels or {}).get(kind, panel_title), int(9 * style.inches() - 14)), loc="left")
-        axes[-1].set_xlabel("distance, in margins")
-        verdicts_there = [verdict for verdict in _VERDICT if verdict in set(rows.verdict)]
-        looks = {verdict: dict(zip(("color", "marker"), _VERDICT[verdict], strict=True)) for verdict in verdicts_there}
-        note = f"distance of the effect from its margin, right of 0: as claimed; arrows and numbers: beyond {SHOWN_MARGINS:g} margins"
-        style.finish(fig, style.entries(looks, linestyle="-"), note, legend_below=True)
+            ax.set_xlim(*ends)
+            ax.xaxis.set_major_locator(MaxNLocator(style.across(6, narrow=3)))
+            conclusion, *about = part[keys].iloc[0].astype(str).tolist()
+            if several or not about:
+                about = [(labels or {}).get(conclusion, conclusion), *about]
+            panel_title = ": ".join(style.literal(text) for text in about if text)
+            ax.set_title(style.wrapped(panel_title, int(9 * style.inches() - 14)), loc="left")
+        axes[-1].set_xlabel("effect")
+        there = [verdict for verdict in VERDICTS if verdict in set(rows.verdict)]
+        looks = {verdict: dict(zip(("color", "marker"), VERDICTS[verdict], strict=True)) for verdict in there}
+        entries = [*style.entries(looks, linestyle="-"), Patch(color=CLAIMED, label="claimed")]
+        style.finish(
+            fig, entries, "each effect with its bounds, in its own unit; upright: its margin", legend_below=True
+        )
     return fig
 
 
-def _draw_effect(ax: Axes, place: int, row: Any) -> None:
-    """One comparison's effect and bounds on its own line; past the figure's ends an arrow, and the number beside it."""
-    colour, marker = _VERDICT[row.verdict]
-    claim = verdicts.Claim(row.claim, row.margin)
-    low, high = np.clip(claim.slack(row.low, row.high), -SHOWN_MARGINS, SHOWN_MARGINS)
-    effect = claim.slack(row.effect, row.effect)[0]
-    shown_effect = np.clip(effect, -SHOWN_MARGINS, SHOWN_MARGINS)
+def _margins(row: Any) -> list[float]:
+    """Where the margin of a claim stands; on both sides of 0 where it has two sides."""
+    return [-row.margin, row.margin] if row.claim == "beyond" else [row.margin]
+
+
+def _ends(part: pd.DataFrame) -> tuple[float, float]:
+    """The ends of a panel's scale: all effects, margins and bounds, but for those that lie far from most."""
+    inner = part.effect.tolist()
+    for row in part.itertuples():
+        inner += _margins(row)
+    inner = np.array(inner)[np.isfinite(inner)]
+    middle = np.median(inner)
+    widths = (part.high - part.low)[np.isfinite(part.high - part.low)]
+    usual = max(np.median(np.abs(inner - middle)), widths.median() if len(widths) else 0.0, 1e-12)
+    inner = inner[np.abs(inner - middle) <= FAR * usual]
+    bounds = np.concatenate([part.low, part.high])
+    span = max(np.ptp(inner), usual)
+    near = bounds[(bounds > inner.min() - span) & (bounds < inner.max() + span)]
+    ends = np.concatenate([inner, near])
+    room = 0.08 * max(np.ptp(ends), usual)
+    return ends.min() - room, ends.max() + room
+
+
+def _draw_effect(ax: Axes, place: int, row: Any, ends: tuple[float, float]) -> None:
+    """One comparison's effect, bounds and margin on its own row; past the panel's ends an arrow, and the number beside it."""
+    colour, marker = VERDICTS[row.verdict]
+    margins = _margins(row)
+    if row.claim != "above":
+        # below the margin, or beyond it on the lower side
+        ax.fill_betweenx([place - 0.4, place + 0.4], ends[0], margins[0], color=CLAIMED, linewidth=0)
+    if row.claim != "below":
+        ax.fill_betweenx([place - 0.4, place + 0.4], margins[-1], ends[1], color=CLAIMED, linewidth=0)
+    for margin in margins:
+        ax.plot([margin, margin], [place - 0.4, place + 0.4], color="0.3", linewidth=0.8)
+    label = style.literal(f"{row.test} ({row.verdict})")
+    if np.isnan(row.effect):
+        return
+    low, high = np.clip([row.low, row.high], *ends)
+    shown_effect = float(np.clip(row.effect, *ends))
     ax.plot([low, high], [place, place], color=colour)
-    ax.plot(
-        shown_effect,
-        place,
-        marker=marker,
-        color=colour,
-        linestyle="",
-        label=style.literal(f"{row.test} ({row.verdict})"),
-    )
-    for end, arrow in ((low, "<"), (high, ">")):
-        if abs(end) == SHOWN_MARGINS:
-            ax.plot(end, place, marker=arrow, color=colour)
-    if effect != shown_effect:
-        ax.annotate(
-            f"{effect:.0f}",
-            (1.08 * shown_effect, place),
-            ha="left" if effect > 0 else "right",
-            va="center",
-            color=colour,
-            fontsize=7,
-        )
+    is_beyond = shown_effect != row.effect
+    if not is_beyond:
+        ax.plot(shown_effect, place, marker=marker, color=colour, linestyle="", label=label)
+    else:
+        side = "right" if row.effect > shown_effect else "left"
+        ax.annotate(f"{row.effect:.3g} ", (shown_effect, place - 0.2), ha=side, va="bottom", color=colour, fontsize=7)
+    if row.low < ends[0]:
+        ax.plot(ends[0], place, marker="<", color=colour, clip_on=False)
+    if row.high > ends[1]:
+        ax.plot(ends[1], place, marker=">", color=colour, clip_on=False)
 
 
 def pictures(images: Mapping[str, Sequence], *, columns: Sequence, title: str = "") -> Figure:

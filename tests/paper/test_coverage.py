@@ -11,7 +11,7 @@ from eedkit.paper import verdicts
 REPLICATIONS = 2000
 CONFIDENCE = 0.95
 BAND = (0.935, 0.968)
-"""3 standard errors about 0.95, and a little more for ranks, whose bounds are approximate. A wrong tail covers 0.9 or 0.975."""
+"""3 standard errors about 0.95. A wrong tail covers 0.9 or 0.975."""
 
 
 def paired_differences(rng):
@@ -36,19 +36,11 @@ def noisy_shares_of_five(rng):
     return verdicts.ratio_effect(rng.normal(0.3, 0.2, 5), rng.normal(0.9, 0.4, 5))
 
 
-def ranks(rng):
-    """Two normal variables of 16 networks with Pearson's r = 0.5."""
-    x = rng.standard_normal(16)
-    y = 0.5 * x + np.sqrt(0.75) * rng.standard_normal(16)
-    return verdicts.rank_effect(x, y)
-
-
 KINDS = {
     paired_differences: 0.3,
     paired_differences_of_five: 0.3,
     shares: 0.34 / 0.95,
     noisy_shares_of_five: 0.3 / 0.9,
-    ranks: 6 / np.pi * np.arcsin(0.25),
 }
 """Kind of interval -> the true value of its effect."""
 

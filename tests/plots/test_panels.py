@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from eedkit import plots
-from eedkit.paper import verdicts
 from eedkit.plots import style
 from eedkit.results.intervals import mean_interval
 
@@ -36,7 +35,8 @@ def test_lines_join_means_over_seeds_with_their_intervals_panel_by_panel(table):
     for ax, kind in zip(figure.axes, ("blur", "noise"), strict=True):
         ours = table[(table["shift"] == kind) & (table.recipe == "plain")]
         x, y = points(ax, style.KNOWN["plain"][0])
-        assert x.tolist() == [1, 3]
+        # two lines side by side, at places that are 2 apart
+        assert x.tolist() == pytest.approx([1 - 0.3, 3 - 0.3])
         assert y == pytest.approx(ours.groupby("severity").gain.mean().to_numpy())
         bars = next(c for c in ax.collections if tuple(c.get_colors()[0][:3]) == _rgb("plain"))
         expected = [mean_interval(group)[1:] for _, group in ours.groupby("severity").gain]
@@ -131,40 +131,126 @@ def test_unknown_columns_and_empty_tables_are_refused(table, draw):
 
 
 def effect_rows(**columns):
-    return pd.DataFrame({"decided_by": "", "claim": "above", "margin": 1.0, "verdict": verdicts.SUPPORTED, **columns})
+    return pd.DataFrame({"decided_by": "", "claim": "above", "margin": 1.0, "verdict": "supported", **columns})
 
 
-def test_effects_stand_right_of_0_where_they_are_as_claimed():
+def drawn(ax):
+    """Marks (x, row), spans (low, high, row) and margins (x, row) of a panel of effects."""
+    marks = []
+    spans = []
+    margins = []
+    for line in ax.lines:
+        x, y = line.get_xdata(), line.get_ydata()
+        if line.get_marker() in list("oXsD"):
+            marks.append((x[0], y[0]))
+        elif len(x) == 2 and y[0] == y[1]:
+            spans.append((*x, y[0]))
+        elif len(x) == 2:
+            margins.append((x[0], np.mean(y)))
+    return marks, spans, margins
+
+
+def test_effects_stand_in_their_own_unit_beside_their_margins():
     rows = effect_rows(
-        conclusion=["1", "1", "2"],
-        test=["a", "b", "c"],
-        claim=["above", "below", "beyond"],
-        verdict=["supported", "contradicted", "inconclusive"],
-        effect=[0.3, 0.2, -0.2],
-        low=[0.2, 0.15, -0.3],
-        high=[0.4, 0.25, -0.1],
-        margin=[0.1, 0.1, 0.2],
+        conclusion=["1", "1", "1", "2"],
+        part=["maps", "maps", "premise", "all"],
+        test=["a", "b", "c", "d"],
+        claim=["above", "below", "beyond", "above"],
+        verdict=["supported", "contradicted", "inconclusive", "supported"],
+        effect=[0.3, 0.2, -0.2, 40.0],
+        low=[0.2, 0.15, -0.3, 30.0],
+        high=[0.4, 0.25, -0.1, 50.0],
+        margin=[0.1, 0.12, 0.2, 10.0],
     )
     conclusion = rows.iloc[[0]].assign(test="all", effect=9.0, decided_by="a")
     figure = plots.effects(pd.concat([rows, conclusion]), labels={"1": "first"})
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["first", "2"]
-    drawn = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata())]
-    marks = [line.get_xdata() for line in drawn if line.get_marker() in "oXs"]
-    assert np.ravel(marks) == pytest.approx([2.0, -1.0, 0.0])
-    spans = [line.get_xdata() for line in drawn if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.6]
-    assert np.ravel(spans) == pytest.approx([1, 3, -1.5, -0.5, -0.5, 0.5])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["first: maps", "first: premise", "2: all"]
+    maps, premise, other = (drawn(ax) for ax in figure.axes)
+    assert maps == ([(0.3, 0), (0.2, 1)], [(0.2, 0.4, 0), (0.15, 0.25, 1)], [(0.1, 0), (0.12, 1)])
+    assert premise == ([(-0.2, 0)], [(-0.3, -0.1, 0)], [(-0.2, 0), (0.2, 0)])
+    assert other == ([(40.0, 0)], [(30.0, 50.0, 0)], [(10.0, 0)])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b"]
-    assert [t.get_text() for t in figure.legends[0].texts] == ["supported", "contradicted", "inconclusive"]
+    texts = [t.get_text() for t in figure.legends[0].texts]
+    assert texts == ["supported", "contradicted", "inconclusive", "claimed"]
+    colours = [line.get_color() for line in figure.axes[0].lines if line.get_marker() in list("oX")]
+    assert colours == ["#029e73", "#d55e00"]
 
 
-def test_effects_far_from_their_margin_end_in_an_arrow_and_say_where():
-    rows = effect_rows(conclusion="1", test=["far", "near"], effect=[400.0, 2.0], low=[3.0, 1.5], high=[np.inf, 2.5])
-    (axes,) = plots.effects(rows).axes
-    assert [text.get_text() for text in axes.texts] == ["399"]
-    arrows = [
-        (line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_marker() in "<>"
+@pytest.mark.parametrize(("claim", "sides"), [("above", [(0.1, "right")]), ("below", [(0.1, "left")]), ("beyond", [(-0.1, "left"), (0.1, "right")])])  # fmt: skip
+def test_the_claimed_side_of_a_margin_is_shaded(claim, sides):
+    rows = effect_rows(conclusion="1", part="all", test=["a"], claim=claim, effect=0.3, low=0.2, high=0.4, margin=0.1)
+    (ax,) = plots.effects(rows).axes
+    left, right = ax.get_xlim()
+    shaded = [(area.get_datalim(ax.transData).x0, area.get_datalim(ax.transData).x1) for area in ax.collections]
+    assert shaded == [pytest.approx((at, right) if side == "right" else (left, at)) for at, side in sides]
+
+
+def test_a_panels_scale_shows_its_intervals_and_what_is_far_ends_in_an_arrow():
+    rows = effect_rows(
+        conclusion="1",
+        part="all",
+        test=["a", "b", "c", "far", "open"],
+        effect=[0.30, 0.32, 0.28, 400.0, 0.31],
+        low=[0.29, 0.31, 0.27, 300.0, -np.inf],
+        high=[0.31, 0.33, 0.29, 500.0, np.inf],
+        margin=0.25,
+    )
+    (ax,) = plots.effects(rows).axes
+    left, right = ax.get_xlim()
+    # an interval takes a tenth of the panel at least
+    assert right - left < 0.2
+    assert [text.get_text().strip() for text in ax.texts] == ["400"]
+    arrows = [(line.get_marker(), line.get_ydata()[0]) for line in ax.lines if line.get_marker() in list("<>")]
+    assert arrows == [(">", 3), ("<", 4), (">", 4)]
+
+
+def test_an_effect_without_value_has_a_row_and_no_mark():
+    rows = effect_rows(
+        conclusion="1", part="all", test=["a", "b"], effect=[np.nan, 2.0], low=[-1.0, 1.5], high=[1.0, 2.5]
+    )
+    (ax,) = plots.effects(rows).axes
+    assert drawn(ax)[0] == [(2.0, 1)]
+    assert len(ax.get_yticklabels()) == 2
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+def test_lines_at_the_same_place_stand_side_by_side(numbers):
+    rows = [
+        {"recipe": recipe, "x": x, "gain": value} for recipe in "abcd" for x in (1, 2, 5) for value in (0.1, 0.2, 0.4)
     ]
-    assert arrows == [(">", 5.0, 0)]
+    table = pd.DataFrame(rows)
+    if not numbers:
+        table["x"] = pd.Categorical(table.x.map({1: "one", 2: "two", 5: "five"}), ["one", "two", "five"], ordered=True)
+    figure = plots.lines(table, x="x", y="gain")
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    bars = [segment[0, 0] for c in ax.containers for segment in c[2][0].get_segments()]
+    pixels = np.sort(ax.transData.transform([(x, 0) for x in bars])[:, 0])
+    caps = 4 * figure.dpi / 72  # 2 points on each side
+    assert np.diff(pixels).min() > caps
+    first = 1 if numbers else 0
+    assert np.mean([c[0].get_xdata()[0] for c in ax.containers]) == pytest.approx(first)
+
+
+@pytest.mark.parametrize("draw", [plots.lines, plots.cloud])
+@pytest.mark.parametrize("kind", ["numbers", "ordered", "texts"])
+def test_what_has_an_order_gets_the_colours_of_a_scale(draw, kind):
+    depth = [8, 2, 5] * 3
+    table = pd.DataFrame({"blocks": depth, "x": [1, 1, 1, 2, 2, 2, 3, 3, 3], "gain": range(9)})
+    if kind != "numbers":
+        table["blocks"] = table.blocks.map({2: "two", 5: "five", 8: "eight"})
+    if kind == "ordered":
+        table["blocks"] = pd.Categorical(table.blocks, ["two", "five", "eight"], ordered=True)
+    figure = draw(table, x="x", y="gain", by="blocks")
+    names = [text.get_text() for text in figure.legends[0].texts]
+    colours = [handle.get_color() for handle in figure.legends[0].legend_handles]
+    scale = [look["color"] for look in style.looks([2, 5, 8]).values()]
+    if kind == "texts":
+        assert names == ["eight", "two", "five"]
+        assert colours != scale
+    else:
+        assert names == (["2", "5", "8"] if kind == "numbers" else ["two", "five", "eight"])
+        assert colours == scale
 
 
 def test_pictures_show_the_images_in_rows():
@@ -195,8 +281,8 @@ def test_effects_show_tests_and_conclusions_as_they_are(odd_names, drawn_texts):
     rows = effect_rows(conclusion=odd_names, test=odd_names[::-1], effect=1.0, low=0.5, high=1.5)
     texts = drawn_texts(plots.effects(rows))
     assert shown(odd_names) <= texts
-    assert shown(odd_names[:2]) <= drawn_texts(plots.effects(rows[:2].assign(test="t")))
-    assert shown(odd_names[:2]) <= drawn_texts(plots.effects(rows[2:].assign(conclusion="c", test=odd_names[:2])))
+    rows = rows.assign(part=odd_names, conclusion="c", test="t")
+    assert shown(odd_names) <= drawn_texts(plots.effects(rows))
 
 
 def test_pictures_show_names_as_they_are(odd_names, drawn_texts):
