@@ -52,7 +52,7 @@ LEAST_NETWORKS = 4
 
 def augmentation_or_layers(
     table: pd.DataFrame,
-    interchanged: pd.DataFrame,
+    interchanged: Mapping[str, pd.DataFrame],
     *,
     fall: float,
     rise: float,
@@ -68,18 +68,21 @@ def augmentation_or_layers(
     is above `fall`.
 
     Interchange *[ours]*. Turned maps take the place of the turned image's at one layer, the rest of the network runs, and the
-    features' relative deviation is compared with that under the real turn, by seed. Claim: augmented's rises by more than
-    `rise` at every layer where that can be seen: where plain's mean is at least half of its mean under the real turn. If
-    there is no such layer the conclusion is not testable. Control: equivariant networks rise by less than `rise` there.
+    features' relative deviation is compared with that under the real turn, by seed. Claim: with the best exchange of channels
+    augmented's rises by more than `rise` at every layer where that can be seen: where plain's mean, channels as they are, is at
+    least half of its mean under the real turn. Behind the other layers the rest of the network, such as an average over space,
+    makes anything that is turned invariant. If there is no such layer the conclusion is not testable. Control: equivariant
+    networks rise by less than `rise` there.
 
     Parameters
     ----------
     table : pandas.DataFrame
         With recipes "plain" and "augmented". With "equivariant" too, a metric of `SEES_EXCHANGES` must find that the maps of
         *that* network lose at least `ratio` at every layer, or the metric could not have contradicted the claim.
-    interchanged : pandas.DataFrame
-        Of `summarise(concat([interchange(…), …]), full=True)` for the same seeds, channels matched; `layer` is where maps
-        were exchanged, or "image", which is left out.
+    interchanged : mapping
+        "as they are" and "matched", what `interchange` calls `channels` -> the table of
+        `summarise(concat([interchange(…), …]), full=True)` for the same seeds; `layer` is where maps were exchanged, or
+        "image", which is left out.
     fall : float
         The share of the features' deviation beyond which augmentation has worked.
     rise : float
@@ -95,7 +98,9 @@ def augmentation_or_layers(
         The columns of this module, and `share`: what augmentation removes there.
     """
     needs(table, "recipe", "seed", "relative")
-    needs(interchanged, "recipe", "seed", "relative")
+    as_they_are, matched = interchanged["as they are"], interchanged["matched"]
+    needs(as_they_are, "recipe", "seed", "relative")
+    needs(matched, "recipe", "seed", "relative")
     of_features = _share_removed(table, {"recipe": "augmented"}, {"recipe": "plain"}, **FEATURES)
     worked = Comparison(
         "augmentation makes the features more invariant",
@@ -112,19 +117,19 @@ def augmentation_or_layers(
         known = Claim("above", ratio)
         premises.append(Every([_maps_against_features(table, "equivariant", metric, layer, known) for layer in layers]))
 
-    exchanged_layers = [layer for layer in _layers(interchanged, "latent") if layer != REAL_TURN]
-    kept = {layer: _kept(table, interchanged, layer) for layer in exchanged_layers}
+    exchanged_layers = [layer for layer in _layers(matched, "latent") if layer != REAL_TURN]
+    kept = {layer: _kept(table, as_they_are, layer) for layer in exchanged_layers}
     telling_layers = [layer for layer, effect in kept.items() if effect.value >= CAN_FAIL]
     if not telling_layers:
         best = max(kept, key=lambda layer: kept[layer].value)
         about = {"metric": "latent", "layer": best, "value": "relative, interchanged / real turn"}
-        test = "after some interchange plain keeps half of its deviation"
+        test = "after some interchange, channels as they are, plain keeps half of its deviation"
         premises.append(Comparison(test, Claim("above", CAN_FAIL), kept[best], about))
         telling_layers = exchanged_layers
-    exchanges = [_rise(table, interchanged, "augmented", layer, Claim("above", rise)) for layer in telling_layers]
-    if has_equivariant and "equivariant" in set(interchanged.recipe):
+    exchanges = [_rise(table, matched, "augmented", layer, Claim("above", rise)) for layer in telling_layers]
+    if has_equivariant and "equivariant" in set(matched.recipe):
         stays = Claim("below", rise)
-        controls.append(Every([_rise(table, interchanged, "equivariant", layer, stays) for layer in telling_layers]))
+        controls.append(Every([_rise(table, matched, "equivariant", layer, stays) for layer in telling_layers]))
     return concluded(
         "1",
         "augmentation does not make invariance through equivariant layers",

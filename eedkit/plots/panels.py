@@ -281,7 +281,7 @@ def effects(rows: pd.DataFrame, *, title: str = "", labels: Mapping[str, str] | 
     keys = [name for name in ("conclusion", "beside", "part") if name in rows]
     parts = [part for _, part in rows.groupby(keys, sort=False)]
     several = rows.conclusion.nunique() > 1
-    characters = int(18 + 5 * style.inches())
+    characters = int(15 + 5 * style.inches())
     names = []
     heights = []
     for part in parts:
