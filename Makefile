@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.eedkit-installed
 PROFILE ?= quick
 SOURCES = $(shell find eedkit -name '*.py')
-FASHION = --only 01_augmentation_or_equivariant_layers --only 02_invariance_without_learning
+FASHION = $(foreach notebook,$(wildcard notebooks/0[1-6]_*.ipynb),--only $(basename $(notdir $(notebook))))
 
 .DEFAULT_GOAL := help
 .PHONY: help report docs test lint lab data gallery
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # What the index links to is made before it.
 report: $(INSTALLED) docs  ## run the bundled study on real images, leave an illustrated report in reports/
-	$(if $(filter quick,$(PROFILE)),$(BIN)/python -m eedkit report --profile fashion $(FASHION) --out reports/fashion)
+	$(if $(filter full,$(PROFILE)),$(BIN)/python -m eedkit report --profile fashion $(FASHION) --out reports/fashion)
 	$(BIN)/python -m eedkit report --profile $(PROFILE) --out reports
 
 docs: reports/api/index.html  ## build the API reference in reports/api/

@@ -16,7 +16,9 @@ EXTRA_OF = {
         "lab",
     ),
     **dict.fromkeys(("dask", "distributed", "fsspec", "psutil", "rich", "typer", "yaml", "zarr"), "study"),
-    **dict.fromkeys(("IPython", "ipywidgets", "latex2mathml", "nbconvert", "nbformat", "papermill"), "notebooks"),
+    **dict.fromkeys(
+        ("IPython", "ipywidgets", "latex2mathml", "nbconvert", "nbformat", "papermill", "pydantic"), "notebooks"
+    ),
     "lightning": "lightning",
     "timm": "timm",
 }

@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -287,6 +286,8 @@ def class_heatmap(
     ValueError
         The images had no labels.
     """
+    import seaborn as sns  # a second to import, which no other figure needs
+
     results = labels_of_results.labelled(_checked(results))
     names = _names(results, by)
     if not results.sizes["sample"]:

@@ -1,23 +1,24 @@
 """How every figure looks and is saved: width, fonts, colours, markers, the line below it, formats.
 
-Knows matplotlib and seaborn, never results.
+Knows matplotlib, never results. Seaborn, which costs a second to import, waits for the figure that needs it.
 """
 
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -29,8 +30,16 @@ WIDTHS = {"column": 3.5, "neurips": 5.5, "page": 7.2}
 """Inches of one column of a two-column paper, of NeurIPS' single one, and of both columns."""
 NARROW = 5.0
 """Inches under which figures have smaller text, fewer panels in a row, and their legends below."""
-COLOURS = sns.color_palette("colorblind").as_hex()
-"""Any two can be told apart, also by readers with deuteranopia (ΔE ≥ 10)."""
+COLOURS = [
+    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"),
+    *("#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"),
+]
+"""Seaborn's "colorblind": any two can be told apart, also by readers with deuteranopia (ΔE ≥ 10)."""
+WHITEGRID: dict[Any, Any] = plt.style.library["seaborn-v0_8-whitegrid"] | {
+    "font.sans-serif": ["Arial", "DejaVu Sans"],
+    "patch.edgecolor": "w",
+    "patch.force_edgecolor": True,
+}
 MARKERS = "osD^vP*<>XphdH"
 KNOWN = {
     "plain": (COLOURS[0], "o"),
@@ -53,6 +62,8 @@ FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
 """What `save` can write, with what is left out of each so that a figure is the same bytes every time."""
 DESCRIPTIONS = {"png": "Description", "svg": "Description", "pdf": "Subject"}
 """Where each keeps the words that say what is seen."""
+SHOWN_AS = {"svg": "image/svg+xml", "png": "image/png"}
+"""The saved files that a notebook can show in place of the figure, the best first."""
 _width: ContextVar[float] = ContextVar("width", default=WIDTHS["page"])
 
 
@@ -92,7 +103,7 @@ def width(of: str) -> Iterator[None]:
 def theme(*, grid: bool = True) -> Iterator[None]:
     """Fonts, lines and colours of everything that is drawn within it."""
     size = text_size()
-    sizes = {
+    looks: dict[Any, Any] = WHITEGRID | {
         "font.size": size,
         "figure.titlesize": size + 2,
         "axes.titlesize": size + 1,
@@ -106,7 +117,7 @@ def theme(*, grid: bool = True) -> Iterator[None]:
         "axes.edgecolor": "0.4",
         "axes.grid": grid,
     }
-    with sns.axes_style("whitegrid"), mpl.rc_context(sizes):
+    with mpl.rc_context(looks):
         yield
 
 
@@ -265,13 +276,16 @@ def looks(names: Sequence) -> dict:
     """Colour and marker for every different name: numbers on an ordered scale, the bundled recipes always the same."""
     kinds = list(dict.fromkeys(names))
     if len(kinds) > 1 and pd.api.types.is_numeric_dtype(pd.Series(kinds)):
-        shades = sns.color_palette("viridis", len(kinds) + 1).as_hex()  # the last is too bright on white
+        steps = np.linspace(0, 1, len(kinds) + 3)[1:-2]  # the last are too bright on white
+        shades = [to_hex(colour) for colour in mpl.colormaps["viridis"](steps)]
         places = {kind: place for place, kind in enumerate(sorted(kinds))}
         return {kind: _look(shades[places[kind]], MARKERS[places[kind] % len(MARKERS)]) for kind in kinds}
     others = [kind for kind in kinds if kind not in KNOWN]
     colours = _spare(COLOURS, kinds, part=0)
     markers = _spare(MARKERS, kinds, part=1)
     if len(others) > len(colours):
+        import seaborn as sns
+
         colours = sns.color_palette("husl", len(others)).as_hex()
     found = {kind: _look(*KNOWN[kind]) for kind in kinds if kind in KNOWN}
     for place, kind in enumerate(others):
@@ -325,14 +339,38 @@ def literal(name: object) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def save(fig: Figure, path: str | PathLike, formats: Sequence[str] = ("png", "svg")) -> Path:
-    """Write a figure in some of the formats "png", "svg", "pdf", the same bytes every time; gives the first one's path.
+def save(fig: Figure, path: str | PathLike, formats: str | Sequence[str] = "svg") -> Path:
+    """Write a figure in some of the formats "svg", "png", "pdf", the same bytes every time; gives the first one's path.
 
-    Fonts are embedded, and each file says in words what is seen (`alt_text`).
+    Fonts are embedded, and each file says in words what is seen (`alt_text`). In a notebook the figure then shows that SVG
+    or PNG file, so that it is drawn once.
 
     Parameters
     ----------
-    path : without extension; folders are made
+    fig : Figure
+        Any figure of matplotlib's.
+    path : str or path
+        Without extension; folders are made.
+    formats : str or sequence of str
+        One or several of `FORMATS`.
+
+    Returns
+    -------
+    Path
+        Of the first format's file.
+
+    Raises
+    ------
+    ValueError
+        There is no such format, or none is named.
+
+    Examples
+    --------
+    >>> import pandas as pd, tempfile, eedkit as ek
+    >>> table = pd.DataFrame({"recipe": ["plain"], "accuracy": [0.9], "relative": [0.5]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ek.plots.save(ek.plots.cloud(table, x="accuracy", y="relative"), f"{folder}/cloud").name
+    'cloud.svg'
     """
     formats = [formats] if isinstance(formats, str) else list(formats)
     for name in formats or [""]:
@@ -340,9 +378,28 @@ def save(fig: Figure, path: str | PathLike, formats: Sequence[str] = ("png", "sv
             raise ValueError(unknown("format", name, FORMATS))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = alt_text(fig)
+    words = alt_text(fig)
     with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path", "pdf.fonttype": 42}):
         for name in formats:
-            metadata = {FORMATS[name]: None, DESCRIPTIONS[name]: said}
+            metadata = {FORMATS[name]: None, DESCRIPTIONS[name]: words}
             fig.savefig(f"{path}.{name}", dpi=200, metadata=metadata)
+    for name, kind in SHOWN_AS.items():
+        if name in formats:
+            fig.stale = False
+            fig.__dict__["_ipython_display_"] = partial(_show_file, fig, Path(f"{path}.{name}"), kind, words)
+            break
     return path.with_name(f"{path.name}.{formats[0]}")
+
+
+def _show_file(fig: Figure, file: Path, kind: str, words: str) -> None:
+    """Show the file in place of a figure in a notebook; the figure itself if it has been changed since."""
+    from IPython.display import display
+
+    if fig.stale or not file.exists():
+        del fig.__dict__["_ipython_display_"]
+        display(fig)
+        return
+    content = file.read_bytes()
+    data = content.decode() if kind == "image/svg+xml" else content
+    about = {kind: {"alt": words, "file": str(file)}}
+    display({kind: data, "text/plain": words}, raw=True, metadata=about)

@@ -1,250 +1,251 @@
-"""The HTML report: one page for each notebook, and an index of cards.
+"""The HTML report: one page for each notebook, its answer first, and an index of cards.
 
-Knows notebooks and templates; must not know papermill, models or results.
+Knows notebooks and templates; must not know models or results. A second to import nbconvert, tenths of one for a page.
 """
 
 import html
+import math
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import nbformat
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
+from traitlets.config import Config
 
 import eedkit
 from eedkit.machine import processor_name
-from eedkit.report import body
+from eedkit.report import kept
 from eedkit.report.formulas import markdown
+from eedkit.report.kernel import Run, executed_cells, tags
 
+ANSWER = "answer"
+"""The tag of the cells whose outputs a page and its card begin with."""
+INDEX = "index"
+"""The tag of the cells whose outputs the report's index begins with."""
+WIDGET = "application/vnd.jupyter.widget-view+json"
+"""What needs scripts."""
+_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.M)
+_QUOTE = re.compile(r"^ {0,3}>.*(?:\n {0,3}>.*)*", re.M)
 _SECTION = re.compile(r"<h2>(.*?)</h2>", re.S)
 _TITLE = re.compile(r"<title>(.*?)</title>", re.S)
-_QUOTE = re.compile(r"^ {0,3}>.*(?:\n {0,3}>.*)*", re.M)
+_DETAILS = re.compile(r"<details>.*?</details>", re.S)
+_IMAGES = ("image/svg+xml", "image/png", "image/jpeg")
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Where and why a notebook stopped: `index` among the executed cells, `cell` from 1 as the author counts, 0 before the first."""
+@dataclass
+class Page:
+    """What a notebook says: its parts as HTML, made once when it has ended."""
 
-    index: int
-    cell: int
-    source: str
-    error: str
-    traceback: str
-
-    def __str__(self) -> str:
-        first = self.error.strip().splitlines()[0] if self.error.strip() else "unknown error"
-        return f"cell {self.cell}: {first}" if self.cell else f"before its first cell: {first}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One notebook of a report: what was run and how it went. `seconds` is None where it was not run (yet)."""
-
-    source: Path
-    executed: Path
-    parameters: dict[str, Any]
-    seconds: float | None = None
-    started: float = 0.0
-    failure: Failure | None = None
+    run: Run
+    title: Markup
+    question: Markup
+    answer: Markup
+    opening: Markup
+    """What its cells tagged `index` show."""
+    body: Markup
+    sections: list[tuple[str, Markup]]
+    """Anchor and heading of each section of the body."""
+    stores: list[str]
+    """The stores that its code names and that there are."""
 
     @property
-    def stem(self) -> str:
-        """The notebook's file name without its ending."""
-        return self.source.stem
+    def plain_title(self) -> str:
+        """The title without markup."""
+        return html.unescape(re.sub(r"<[^>]+>", "", self.title))
 
     @property
-    def status(self) -> str:
-        """`done`, `failed` or `not run`."""
-        return "failed" if self.failure else "not run" if self.seconds is None else "done"
+    def time(self) -> str:
+        """How long it took: hours, minutes and seconds."""
+        return str(timedelta(seconds=math.ceil(self.run.seconds)))
 
 
-def write_page(run: Run, runs: Sequence[Run], out: Path, facts: Mapping[str, str], *, code: bool = False) -> Path:
-    """Write a notebook's page, also where it was not run (yet), so that no link to it is dead.
+def page_of(run: Run, *, code: bool = False) -> Page:
+    """The parts of a notebook's page; title and question alone where it was not run.
 
-    Parameters
-    ----------
-    run : Run
-        The executed notebook is read where there is one.
-    runs : sequence of Run
-        All of the report, in the order in which pages lead to each other.
-    out : Path
-        The report's folder.
-    facts : mapping of str to str
-        See `provenance()`.
-    code : bool
-        Show the cells' code.
-
-    Returns
-    -------
-    Path
-        Of `<stem>.html`.
+    Code is shown where `code` or the notebook's metadata `"eedkit": {"code": true}` say so.
     """
-    source = nbformat.read(run.source, as_version=4)
-    place = [other.stem for other in runs].index(run.stem)
-    executed = _executed(run)
-    content, sections = _with_anchors(body.html(executed, out, run.parameters, since=run.started, code=code))
-    text = _template("page.html.j2").render(
-        **_about(run, out),
-        body=content,
+    out = run.executed.parent
+    code = code or run.notebook.metadata.get("eedkit", {}).get("code", False)
+    prose = [cell.source for cell in run.notebook.cells if cell.cell_type == "markdown"]
+    heading = _HEADING.search("\n\n".join(prose))
+    quoted = _QUOTE.search(prose[0] if prose else "")
+    title = heading[1] if heading else run.stem
+    question = re.sub(r"^ {0,3}> ?", "", quoted[0], flags=re.M) if quoted else ""
+    cells = executed_cells(run)
+    _take_out(cells, heading, quoted)
+    latest_heading = title
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            latest_heading = [latest_heading, *_HEADING.findall(cell.source)][-1]
+        elif cell.cell_type == "code":
+            cell.outputs = _outputs(cell, out, latest_heading)
+    answers = [cell for cell in cells if ANSWER in tags(cell) and cell.cell_type == "code"]
+    opening = _exported([cell for cell in cells if INDEX in tags(cell)], code=False)
+    answer = _exported(answers, code=False)
+    for cell in answers:
+        cell.outputs = []  # they stand above
+    body, sections = _with_anchors(_exported(cells, code=code))
+    return Page(
+        run,
+        title=Markup(markdown(title).strip().removeprefix("<p>").removesuffix("</p>")),
+        question=Markup(markdown(question)),
+        answer=answer,
+        opening=opening,
+        body=body,
         sections=sections,
-        before=_title(runs[place - 1]) if place else None,
-        after=_title(runs[place + 1]) if place + 1 < len(runs) else None,
-        stores=_stores(source, run, out),
-        parameters={name: repr(value) for name, value in run.parameters.items() if name != "out"},
-        facts=facts,
+        stores=[name for name in kept.names_below_out(run) if (out / name).is_dir()],
     )
-    page = out / f"{run.stem}.html"
-    page.write_text(text, encoding="utf-8")
-    return page
 
 
-def write_index(runs: Sequence[Run], out: Path, facts: Mapping[str, str], *, opening: Path | None = None) -> Path:
-    """Write the index: what the notebook `opening` says first, then a card for each notebook, those that were not run included.
+def write_page(page: Page, pages: Sequence[Page], profile: str, *, running: bool) -> None:
+    """Write one of the pages, which lead to each other in their order; also where it was not run, so that no link is dead.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        In the order of the cards.
-    out : Path
-        The report's folder.
-    facts : mapping of str to str
-        See `provenance()`.
-    opening : Path, optional
-        The notebook whose cells tagged `index` open the page. Where it is none of the runs, or did not end, the page says so.
-
-    Returns
-    -------
-    Path
-        Of `index.html`.
+    While the report is `running`, a page that waits looks for news by itself.
     """
-    index = out / "index.html"
-    text = _template("index.html.j2").render(
-        cards=[_about(run, out) for run in runs],
-        opening=_opening(opening, runs, out) if opening else None,
-        also=_further_pages(out),
-        facts=facts,
+    place = pages.index(page)
+    text = _template("page.html.j2").render(
+        page=page,
+        run=page.run,
+        before=pages[place - 1] if place else None,
+        after=pages[place + 1] if place + 1 < len(pages) else None,
+        facts=page.run.facts or {},
+        profile=profile,
+        refresh=running and not page.run.has_ended,
     )
-    index.write_text(text, encoding="utf-8")
+    _write(page.run.executed.with_suffix(".html"), text)
+
+
+def write_index(pages: Sequence[Page], out: Path, profile: str, *, running: bool, left_out: Sequence[str] = ()) -> Path:
+    """Write the index: the outputs of cells tagged `index`, a card for each notebook with its answer, and what was left out.
+
+    While the report is `running`, the index looks for news by itself.
+    """
+    opening = None
+    for page in pages:
+        if any(INDEX in tags(cell) for cell in page.run.notebook.cells):
+            opening = page
+    further = []
+    for other in sorted(out.glob("*/index.html")):
+        title = _TITLE.search(other.read_text(encoding="utf-8"))
+        further.append((html.unescape(title[1]) if title else other.parent.name, _address(other, out)))
+    text = _template("index.html.j2").render(
+        pages=pages,
+        opening=opening,
+        answers=[Markup(_DETAILS.sub("", page.answer)) for page in pages],
+        ended=sum(page.run.has_ended for page in pages),
+        left_out=left_out,
+        further=further,
+        facts=next((page.run.facts for page in pages if page.run.facts), {}),
+        profile=profile,
+        refresh=running,
+    )
+    index = out / "index.html"
+    _write(index, text)
     return index
 
 
-def opens_index(notebook: Path) -> bool:
-    """Whether a notebook has cells tagged `index`."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return any(body.INDEX in cell.metadata.get("tags", ()) for cell in cells)
+def provenance(profile: str, threads: str) -> dict[str, str]:
+    """What the numbers of a run were made with: profile, date, machine, threads, versions and commit.
 
-
-def provenance(profile: str) -> dict[str, str]:
-    """What the numbers were made with: profile, date, machine, threads, versions and commit.
-
-    >>> provenance("quick")["profile"]
+    >>> provenance("quick", "1")["profile"]
     'quick'
     """
-    import torch  # 1.6 s, and only a report that runs needs it
-
-    commit = _commit()
     return {
         "profile": profile,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": _device(),
         "processor": f"{processor_name()}, {os.cpu_count()} cores",
-        "threads": str(torch.get_num_threads()),
-        "eedkit": f"{eedkit.__version__} ({commit})" if commit else eedkit.__version__,
+        "threads": threads,
+        "eedkit": _eedkit_version(),
         "Python": platform.python_version(),
-        "torch": _version("torch"),
-        "xarray": _version("xarray"),
+        "torch": version("torch"),
+        "xarray": version("xarray"),
     }
 
 
-def duration(seconds: float | None) -> str:
-    """A time as people say it.
-
-    >>> duration(4.26), duration(185), duration(None)
-    ('4.3 s', '3 min 05 s', 'not run')
-    """
-    if seconds is None:
-        return "not run"
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
+def _take_out(cells: list[NotebookNode], heading: re.Match | None, quoted: re.Match | None) -> None:
+    """Remove title and question, which the page's head shows, from the cells that hold them."""
+    for match in (heading, quoted):
+        for cell in cells:
+            if match and cell.cell_type == "markdown" and match[0] in cell.source:
+                cell.source = cell.source.replace(match[0], "", 1)
+                break
 
 
-def _about(run: Run, out: Path) -> dict[str, Any]:
-    """What a card and a page's head say of a notebook: taken from its source, so that it needs no run."""
-    notebook = nbformat.read(run.source, as_version=4)
-    key = notebook.metadata.get("eedkit", {}).get("key_figure")
-    return _title(run) | {
-        "question": _question(notebook),
-        "key": key,
-        "figure": _key_figure(notebook, run, out, key),
-        "time": duration(run.seconds),
-        "status": run.status,
-        "failure": run.failure,
-    }
+def _outputs(cell: NotebookNode, out: Path, heading: str) -> list[NotebookNode]:
+    """A cell's outputs as a page shows them."""
+    outputs = []
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            if output.name == "stdout":
+                outputs.append(output)
+        elif output.output_type != "error" and WIDGET not in output.data:
+            image = next((kind for kind in _IMAGES if kind in output.data), None)
+            table = output.data.get("text/html")
+            if table:
+                output.data = NotebookNode({"text/html": f'<div class="scroll" tabindex="0">{table}</div>'})
+            elif image and "text/markdown" not in output.data:
+                picture = _picture(image, output, out, f"Figure: {heading}")
+                output.data = NotebookNode({"text/html": picture})
+            elif "text/latex" in output.data:
+                output.data.setdefault("text/markdown", output.data["text/latex"])
+            outputs.append(output)
+    return outputs
 
 
-def _title(run: Run) -> dict[str, Any]:
-    """How other pages name a notebook's page."""
-    notebook = nbformat.read(run.source, as_version=4)
-    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    heading = body.HEADING.search(prose)
-    title = markdown(heading[1] if heading else run.stem).strip().removeprefix("<p>").removesuffix("</p>")
-    return {
-        "stem": run.stem,
-        "title": Markup(title),
-        "plain_title": html.unescape(re.sub(r"<[^>]+>", "", title)),
-    }
+def _picture(kind: str, output: NotebookNode, out: Path, otherwise: str) -> str:
+    """An image as the file that the cell saved (`plots.save` says which), else in the page itself."""
+    about = output.metadata.get(kind, {})
+    alt = escape(about.get("alt") or otherwise)
+    file = Path(about.get("file", ""))
+    if file.is_file() and file.is_relative_to(out):
+        address = _address(file, out)
+        return f'<a class="figure" href="{address}"><img alt="{alt}" src="{address}"></a>'
+    content = output.data[kind]
+    if kind == "image/svg+xml":
+        return f'<span class="figure"><img alt="{alt}" src="data:{kind},{quote(content)}"></span>'
+    return f'<span class="figure"><img alt="{alt}" src="data:{kind};base64,{escape(content.strip())}"></span>'
 
 
-def _question(notebook: NotebookNode) -> Markup:
-    """The quotation in the notebook's first text."""
-    first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
-    quoted = _QUOTE.search(first)
-    if not quoted:
+class _Exporter(HTMLExporter):
+    """nbconvert's `basic` cells with our markdown, and without what needs scripts."""
+
+    @jinja2.pass_context
+    def markdown2html(self, context, source):
+        return markdown(source, context.get("cell", {}).get("attachments"))
+
+
+@cache
+def _exporter(code: bool) -> _Exporter:
+    return _Exporter(
+        template_name="basic",
+        exclude_input=not code,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+        config=Config(NbConvertBase={"display_data_priority": ["text/html", "text/markdown", "text/plain"]}),
+    )
+
+
+def _exported(cells: list[NotebookNode], *, code: bool) -> Markup:
+    """Cells as HTML, in which the keyboard scrolls what is too wide."""
+    if not cells:
         return Markup("")
-    return Markup(markdown(re.sub(r"^ {0,3}> ?", "", quoted[0], flags=re.M)))
-
-
-def _key_figure(notebook: NotebookNode, run: Run, out: Path, key: str | None) -> dict[str, str] | None:
-    """Address and alternative text of the figure that a notebook calls its key figure, where this run wrote it."""
-    if run.seconds is None:
-        return None
-    for file in body.figures(body.code_of(notebook), run.parameters, out, since=run.started):
-        if file.stem == key:
-            alt = body.alt_text(file) or f"Key figure of: {_title(run)['plain_title']}"
-            return {"address": body.address(file, out), "alt": alt}
-    return None
-
-
-def _executed(run: Run) -> NotebookNode:
-    """The executed notebook up to the cell that failed; an empty one where no kernel started."""
-    if run.seconds is None or not run.executed.exists():
-        return nbformat.v4.new_notebook()
-    notebook = nbformat.read(run.executed, as_version=4)
-    cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", ())]
-    notebook.cells = cells[: run.failure.index + 1] if run.failure else cells
-    return notebook
-
-
-def _opening(source: Path, runs: Sequence[Run], out: Path) -> dict[str, Any]:
-    """What opens the index, or why nothing does."""
-    run = next((run for run in runs if run.source == source), None)
-    if run is None:
-        unasked = Run(source, out / source.name, {})
-        return _title(unasked) | {"body": "", "why": "is not part of this report"}
-    why = {"failed": f"failed in {run.failure}", "not run": "was not run", "done": ""}[run.status]
-    return _title(run) | {"body": "" if why else body.opening(_executed(run)), "why": why}
+    content = _exporter(code).from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
+    return Markup(content.replace("<pre>", '<pre tabindex="0">'))
 
 
 def _with_anchors(content: str) -> tuple[Markup, list[tuple[str, Markup]]]:
@@ -252,25 +253,23 @@ def _with_anchors(content: str) -> tuple[Markup, list[tuple[str, Markup]]]:
     sections = []
 
     def anchored(heading: re.Match) -> str:
-        sections.append((f"section-{len(sections) + 1}", Markup(heading[1])))
-        return f'<h2 id="{sections[-1][0]}">{heading[1]}</h2>'
+        anchor = f"section-{len(sections) + 1}"
+        sections.append((anchor, Markup(heading[1])))
+        return f'<h2 id="{anchor}">{heading[1]}</h2>'
 
     return Markup(_SECTION.sub(anchored, content)), sections
 
 
-def _stores(notebook: NotebookNode, run: Run, out: Path) -> list[str]:
-    """The stores that a notebook's code names and that there are."""
-    names = body.names_below_out(body.code_of(notebook), run.parameters)
-    return [name for name in names if (out / name).is_dir()]
+def _address(file: Path, out: Path) -> str:
+    """The address of a file below the report's folder, as pages in that folder write it."""
+    return quote(file.relative_to(out).as_posix())
 
 
-def _further_pages(out: Path) -> list[tuple[str, str]]:
-    """Title and address of other pages below the report's folder: another report, or the API reference."""
-    further = []
-    for page in sorted(out.glob("*/index.html")):
-        title = _TITLE.search(page.read_text(encoding="utf-8"))
-        further.append((html.unescape(title[1]) if title else page.parent.name, body.address(page, out)))
-    return further
+def _write(file: Path, text: str) -> None:
+    """Write a page whole or not at all: somebody may be reading it."""
+    beside = file.with_name(f".{file.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
 
 
 def _template(name: str) -> jinja2.Template:
@@ -290,20 +289,23 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+@cache
+def _device() -> str:
+    """The graphics card's name, or CPU."""
+    import torch  # two seconds, and only a report that runs something needs it
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def _commit() -> str:
-    """The repository's commit where eedkit runs from one, with `-dirty` behind it after local changes; else nothing."""
+@cache
+def _eedkit_version() -> str:
+    """With the repository's commit where eedkit runs from one, and `-dirty` behind it after local changes."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return ""
+        return eedkit.__version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return eedkit.__version__
+    return f"{eedkit.__version__} ({commit})"

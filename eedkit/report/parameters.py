@@ -1,179 +1,137 @@
 """The strict parameters of a notebook, read from its tagged cell without running it.
 
-Knows a notebook's cells and Python's literals, not papermill. Costs milliseconds; everything that can be refused is refused before a run.
+Knows a notebook's cells and Python's literals, not papermill. Everything that can be refused is refused before a run.
 """
 
 import ast
-import os
-from collections.abc import Callable, Mapping
+import io
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import nbformat
 import yaml
+from nbformat import NotebookNode
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from eedkit.errors import short, unknown
 
-_PLAIN = {"bool": bool, "int": int, "str": str, "list": list, "dict": dict}
+TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict, "None": NoneType}
+"""What annotations are made of, with `|` and brackets."""
 
 
 class ReportError(ValueError):
     """What was asked for cannot be run: an unknown notebook, profile or parameter, or a value of another type."""
 
 
-def parameters(path: str | Path) -> dict[str, Any]:
-    """The defaults of a notebook: what the literals of its one cell tagged `parameters` say.
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell, `name: hint = default  # comment`."""
 
-    The cell holds `name = literal` and `name: type = literal` and nothing else, so that reading it runs nothing.
+    default: Any
+    hint: str
+    comment: str = ""
 
-    Parameters
-    ----------
-    path : the notebook file
+    def refusal(self, value: Any) -> str:
+        """Why a value does not fit the annotation; nothing if it does. An integer fits a float.
 
-    Returns
-    -------
-    name -> default, in the cell's order
-
-    Raises
-    ------
-    ReportError
-        There is no such cell, or more than one, or it holds anything else.
-
-    Examples
-    --------
-    >>> import nbformat, tempfile
-    >>> cell = nbformat.v4.new_code_cell("seeds: int = 5", metadata={"tags": ["parameters"]})
-    >>> with tempfile.NamedTemporaryFile("w", suffix=".ipynb") as file:
-    ...     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file.name)
-    ...     parameters(file.name)
-    {'seeds': 5}
-    """
-    return {name: default for name, (default, _) in _declared(Path(path)).items()}
-
-
-def read_yaml(text: str) -> Any:
-    """YAML without aliases, a few of which, nested, stand for gigabytes.
-
-    Raises
-    ------
-    yaml.YAMLError
-        The text is not YAML, or holds an alias.
-
-    Examples
-    --------
-    >>> read_yaml("[C4, D4]")
-    ['C4', 'D4']
-    """
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-        raise yaml.YAMLError("aliases such as *name are not read here; write the value out")
-    return yaml.safe_load(text)
-
-
-def check(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook is given, as plain values that papermill writes faithfully; nothing runs.
-
-    An integer fits a float. Tuples become lists, numpy scalars Python's, paths strings.
-
-    Parameters
-    ----------
-    path : the notebook file
-    given : parameter name -> value
-
-    Raises
-    ------
-    ReportError
-        The notebook has no such parameter, or the value does not fit the annotation (without one: the type of the default).
-    """
-    path = Path(path)
-    declared = _declared(path)
-    values = {}
-    for name, value in given.items():
-        if name not in declared:
-            raise ReportError(f"{path.stem}: {unknown('parameter', name, declared)}")
-        values[name] = value = _normalised(value)
-        default, hint = declared[name]
-        if not _fits(value, hint if hint is not None else _hint_of(default)):
-            wanted = ast.unparse(hint) if hint is not None else type(default).__name__
-            why = f"{path.stem}: {name} takes {wanted}, got {type(value).__name__} {short(value)}"
-            raise ReportError(why + ("; YAML reads 1e-3 as text: write 1.0e-3" if _is_number(value) else ""))
-    return values
-
-
-def _declared(path: Path) -> dict[str, tuple[Any, ast.expr | None]]:
-    """Name -> (default, annotation) of the parameters cell."""
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", ())]
-    if len(cells) != 1:
-        raise ReportError(
-            f"{path.stem}: expected one cell tagged 'parameters', found {len(cells)}; tag the cell of defaults"
-        )
-    try:
-        statements = ast.parse(cells[0].source).body
-    except SyntaxError as error:
-        raise ReportError(f"{path.stem}: its parameters cell is not Python: {error.msg}, line {error.lineno}") from None
-    declared = {}
-    for statement in statements:
-        match statement:
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=hint, value=ast.expr() as value):
-                pass
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                hint = None
-            case _:
-                raise ReportError(_not_literal(path, statement))
+        >>> Parameter(5, "int").refusal(True)
+        'takes int, got bool True'
+        """
+        hint = eval(self.hint, {"__builtins__": {}}, TYPES)
         try:
-            declared[name] = (_normalised(ast.literal_eval(value)), hint)
-        except ValueError:
-            raise ReportError(_not_literal(path, statement)) from None
-        if hint is not None and not _fits(declared[name][0], hint):
-            raise ReportError(
-                f"{path.stem}: the default of {name} does not fit its annotation: {ast.unparse(statement)}"
-            )
+            TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            return f"takes {self.hint}, got {type(value).__name__} {short(value)}"
+        return ""
+
+
+def read(path: Path) -> NotebookNode:
+    """A notebook; ReportError where the file is none."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:
+        # nbformat raises what its JSON, schema and conversion code raises
+        raise ReportError(f"{path.stem}: not a notebook ({type(error).__name__}: {short(str(error))})") from None
+
+
+def parameters(notebook: NotebookNode, stem: str) -> dict[str, Parameter]:
+    """The parameters of a notebook: what the lines of its one cell tagged `parameters` say.
+
+    The cell holds `name: type = literal` lines and comments, and nothing else, so that reading it runs nothing. A comment is
+    of the line that it ends, or of the line below it. ReportError, which names the notebook `stem`, for all else.
+
+    >>> cell = nbformat.v4.new_code_cell("seeds: int = 5  # of a kind", metadata={"tags": ["parameters"]})
+    >>> parameters(nbformat.v4.new_notebook(cells=[cell]), "00_story")
+    {'seeds': Parameter(default=5, hint='int', comment='of a kind')}
+    """
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    if len(tagged) != 1:
+        raise ReportError(f"{stem}: expected one cell tagged 'parameters', found {len(tagged)}")
+    source = tagged[0].source
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ReportError(f"{stem}: its parameters cell is not Python: {error.msg}, line {error.lineno}") from None
+    comments = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            comments[token.start[0]] = token.string.lstrip("# ")
+    declared = {}
+    last_line = 0
+    for statement in statements:
+        lines = range(last_line + 1, statement.end_lineno + 1)
+        comment = " ".join(comments[line] for line in lines if line in comments)
+        try:
+            name, hint, default = _line(statement)
+            parameter = Parameter(default, hint, comment)
+            refusal = parameter.refusal(default)
+        except (ValueError, TypeError) as error:
+            raise ReportError(f"{stem}: its parameters cell: {error}") from None
+        if refusal:
+            raise ReportError(f"{stem}: the default of {name} does not fit: it {refusal}")
+        declared[name] = parameter
+        last_line = statement.end_lineno
     return declared
 
 
-def _not_literal(path: Path, statement: ast.stmt) -> str:
-    shown = ast.unparse(statement).splitlines()[0]
-    return f"{path.stem}: its parameters cell may hold `name = literal` and `name: type = literal` alone, got `{shown}`"
+def check(stem: str, declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> None:
+    """ReportError where a notebook does not take what it is given."""
+    for name, value in given.items():
+        if name == "out":
+            raise ReportError(f"{stem}: its parameter 'out' is the report's folder: give it to the report (`--out`)")
+        if name not in declared:
+            raise ReportError(f"{stem}: {unknown('parameter', name, declared)}")
+        refusal = declared[name].refusal(value)
+        if refusal:
+            raise ReportError(f"{stem}: {name} {refusal}")
 
 
-def _normalised(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, list | tuple):
-        return [_normalised(v) for v in value]
-    if isinstance(value, dict):
-        return {_normalised(k): _normalised(v) for k, v in value.items()}
-    if getattr(value, "ndim", None) == 0 and isinstance(getattr(value, "item", None), Callable):
-        return value.item()
-    return value
+def read_yaml(text: str) -> Any:
+    """YAML without aliases, a few of which, nested, stand for gigabytes; yaml.YAMLError where it is none.
+
+    >>> read_yaml("[C4, D4]")
+    ['C4', 'D4']
+    """
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("aliases such as *name are not read here; write the value out")
+    return yaml.safe_load(text)
 
 
-def _hint_of(default: Any) -> ast.expr:
-    return ast.Name("object" if default is None else type(default).__name__)
-
-
-def _fits(value: Any, hint: ast.expr) -> bool:
-    match hint:
-        case ast.Constant(value=None):
-            return value is None
-        case ast.Name(id="object"):
-            return True
-        case ast.Name(id="float"):
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case ast.Name(id=name) if name in _PLAIN:
-            return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _fits(value, left) or _fits(value, right)
-        case ast.Subscript(value=ast.Name(id="list"), slice=item):
-            return isinstance(value, list) and all(_fits(v, item) for v in value)
-        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
-            return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
-    raise ReportError(
-        f"a parameter's annotation is made of {', '.join(_PLAIN)}, float, None and |, got `{ast.unparse(hint)}`"
-    )
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and float(value) is not None
-    except ValueError:
-        return False
+def _line(statement: ast.stmt) -> tuple[str, str, Any]:
+    """Name, annotation and value of one line of the cell."""
+    line = ast.unparse(statement).splitlines()[0]
+    match statement:
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
+            hint = ast.unparse(annotation)
+        case _:
+            raise ValueError(f"it may hold `name: type = literal` lines alone, got `{line}`")
+    for node in ast.walk(annotation):
+        is_allowed = isinstance(node, ast.Subscript | ast.BinOp | ast.BitOr | ast.Tuple | ast.Load)
+        if not is_allowed and ast.unparse(node) not in TYPES:
+            raise ValueError(f"the annotation of {name} is made of {', '.join(TYPES)}, | and [], got `{hint}`")
+    return name, hint, ast.literal_eval(value)

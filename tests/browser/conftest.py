@@ -10,6 +10,8 @@ from torch import nn
 
 import eedkit as ek
 from eedkit.report import pages
+from eedkit.report.kernel import Failure, Run
+from eedkit.report.parameters import Parameter
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FACTS = {
@@ -67,26 +69,29 @@ def measured():
 
 
 def shown(**data):
-    kinds = {"html": "text/html", "markdown": "text/markdown", "png": "image/png"}
+    kinds = {"html": "text/html", "markdown": "text/markdown", "svg": "image/svg+xml"}
     return nbformat.v4.new_output("display_data", {kinds[kind]: value for kind, value in data.items()})
 
 
 @pytest.fixture(scope="session")
 def site(measured, tmp_path_factory):
-    """The folder of a report of three notebooks: one with every kind of output, one that opens the index, one that failed."""
+    """The folder of a report of four notebooks: with every kind of output, failed, not run, and one that opens the index."""
     out = tmp_path_factory.mktemp("report")
-    ek.plots.save(ek.plots.depth_profile(measured.results), out / "figures" / "00_depth")
+    figure = ek.plots.depth_profile(measured.results)
+    file = ek.plots.save(figure, out / "figures" / "00_depth")
     table = ek.summarise(measured.results)
-    told = [
+    results = [
         shown(html=measured.results._repr_html_()),
         shown(html=table._repr_html_()),
         shown(html=table.style.to_html()),
     ]
-    drawn = 'figure = ek.plots.depth_profile(ds)\nek.plots.save(figure, f"{out}/figures/00_depth")\nfigure'
+    drawn = shown(svg=file.read_text())
+    drawn.metadata = {"image/svg+xml": {"alt": ek.plots.alt_text(figure), "file": str(file)}}
+    folded = "**It does.**\n\n<details><summary>How far</summary>\n\n- by *0.1*\n\n</details>"
     story = [
         nbformat.v4.new_markdown_cell(STORY),
-        nbformat.v4.new_code_cell("ds", outputs=told),
-        nbformat.v4.new_code_cell(drawn, outputs=[shown(png="")]),
+        nbformat.v4.new_code_cell("ds", outputs=results),
+        nbformat.v4.new_code_cell("figure", outputs=[shown(markdown=folded), drawn], metadata={"tags": ["answer"]}),
         nbformat.v4.new_code_cell("print(x)", outputs=[nbformat.v4.new_output("stream", text="a line " * 40)]),
     ]
     headlines = shown(markdown="1. [It is](00_story.html): **supported** (0.50, bounds 0.40 to 0.60)")
@@ -94,17 +99,32 @@ def site(measured, tmp_path_factory):
         nbformat.v4.new_markdown_cell("# Verdicts\n\n> Which?"),
         nbformat.v4.new_code_cell("headlines", outputs=[headlines], metadata={"tags": ["index"]}),
     ]
-    tagged = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})
-    broken = [nbformat.v4.new_markdown_cell("# Broken"), tagged, nbformat.v4.new_code_cell("1 / 0")]
-    runs = []
-    for stem, cells in (("00_story", story), ("01_broken", broken), ("02_verdicts", verdicts)):
+    broken = [nbformat.v4.new_markdown_cell("# Broken"), nbformat.v4.new_code_cell("1 / 0")]
+    failure = Failure(2, "1 / 0", "ZeroDivisionError: division by zero", "Traceback " * 30)
+    made = []
+    for stem, cells, state in (
+        ("00_story", story, "kept"),
+        ("01_broken", broken, "failed"),
+        ("02_verdicts", verdicts, "done"),
+        ("03_later", [nbformat.v4.new_markdown_cell("# Later")], "waiting"),
+    ):
         path = out / f"{stem}.ipynb"
-        metadata = {"eedkit": {"key_figure": "00_depth"}} if stem == "00_story" else {}
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-        failure = pages.Failure(2, 3, "1 / 0", "ZeroDivisionError: division by zero", "Traceback " * 30)
-        runs.append(pages.Run(path, path, {"n": 16}, 1.0, failure=failure if stem == "01_broken" else None))
-    for run in runs:
-        pages.write_page(run, runs, out, FACTS, code=run.stem == "00_story")
-    pages.write_index(runs, out, FACTS, opening=runs[-1].source)
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        nbformat.write(notebook, path)
+        run = Run(
+            source=path,
+            notebook=notebook,
+            declared={"n": Parameter(16, "int", "how many images there are")},
+            executed=path,
+            parameters={"n": 16},
+            state=state,
+            seconds=1.0,
+            failure=failure if stem == "01_broken" else None,
+            facts=FACTS,
+        )
+        made.append(pages.page_of(run, code=stem == "00_story"))
+    for page in made:
+        pages.write_page(page, made, "tiny", running=False)
+    pages.write_index(made, out, "tiny", running=False, left_out=["my_notes: no parameters"])
     ek.card(measured.results, measured.images).save(out / "card.html")
     return out

@@ -80,7 +80,7 @@ def test_the_first_notebook_runs_and_its_explorer_moves(lab, browser, tmp_path):
     # what is written to stderr stands in a red box
     boxes = [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert boxes == []
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) >= 3
     # its figures stand where `make report` writes them
     assert (tmp_path / "reports" / "figures" / "00_start_here_depth.svg").is_file()
 

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 
-PAGES = ["index", "00_story", "01_broken", "02_verdicts", "card"]
+PAGES = ["index", "00_story", "01_broken", "02_verdicts", "03_later", "card"]
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 
@@ -76,6 +76,17 @@ def test_pages_are_walked_by_their_links(visit):
     assert page.url.endswith("/index.html")
     page.click(".opening li a")
     assert page.url.endswith("/00_story.html")
+
+
+def test_what_is_folded_is_open_in_print(visit):
+    page = visit("00_story")
+    folded = page.get_by_text("by 0.1")
+    assert not folded.is_visible()
+    page.get_by_text("How far").click()
+    assert folded.is_visible()
+    page.get_by_text("How far").click()
+    page.emulate_media(media="print")
+    assert folded.is_visible()
 
 
 @pytest.mark.parametrize("name", PAGES)

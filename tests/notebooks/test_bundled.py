@@ -3,7 +3,6 @@
 import html
 import json
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -123,15 +122,24 @@ def test_readings_are_shown_as_prose(out, stem):
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_pages_show_every_figure(out, stem):
+def test_pages_begin_with_their_answer_and_show_every_figure(out, stem):
     page = (out / f"{stem}.html").read_text()
     notebook = nbformat.read(notebooks.folder() / f"{stem}.ipynb", 4)
     saved = re.findall(r'figures/(\w+)"', "".join(cell.source for cell in notebook.cells))
     assert saved
-    assert Path(notebook.metadata["eedkit"]["key_figure"]).name in saved
     for name in saved:
         assert (out / "figures" / f"{name}.svg").stat().st_size > 1000
         assert f'src="figures/{name}.svg"' in page
+    answers = [cell for cell in notebook.cells if "answer" in cell.metadata.get("tags", ())]
+    assert len(answers) == 1
+    answer = re.search(r'<section class="answer".*?</section>', page, re.S)[0]
+    assert 'src="figures/' in answer
+    assert re.search(r"<p>[^<]*[A-Za-z ]{8,}", answer)
+
+
+def test_a_second_report_keeps_every_notebook(out):
+    again = notebooks.report(out, profile="tiny", progress=False).read_text()
+    assert again.count("kept from ") == len(STEMS)
 
 
 def test_the_page_of_verdicts_has_five_rows_which_two_seeds_cannot_decide(out):
@@ -176,8 +184,8 @@ def test_the_first_notebook_slices_by_layer_element_and_class(out):
     assert "r180" in texts
     assert "digits-" in texts
     index = (out / "index.html").read_text()
-    assert index.count("done") >= len(STEMS)
-    assert "00_start_here_depth.svg" in index
+    assert index.count("done · ") + index.count("kept from ") == len(STEMS)
+    assert 'src="figures/00_start_here_' in index
 
 
 def test_the_real_network_mirrors_its_maps_and_random_weights_look_more_invariant(out):
@@ -217,9 +225,9 @@ def test_the_card_of_ones_own_model_is_saved_with_its_twin(out):
 
 @pytest.mark.parametrize("name", ["fashion", "gpu", "paper"])
 def test_other_profiles_name_models_and_images_that_a_study_takes(name, tmp_path):
-    given = notebooks.profile(name)
-    for stem in STEMS:
-        told = notebooks.parameters(notebooks.folder() / f"{stem}.ipynb") | given.get(stem, {})
+    runs, _ = notebooks.plan(tmp_path, profile=name)
+    for run in runs:
+        told = run.parameters
         if "training" not in told:
             continue
         recipes = [recipe for recipe in ek.lab.recipes.recipes() if not recipe.startswith("random")]
@@ -232,7 +240,8 @@ def test_other_profiles_name_models_and_images_that_a_study_takes(name, tmp_path
 
 
 def test_the_papers_list_of_models_can_be_planned_without_images_or_weights(tmp_path):
-    told = notebooks.profile("paper")["02_invariance_without_learning"]
+    runs, _ = notebooks.plan(profile="paper", notebooks=["02_invariance_without_learning"])
+    told = runs[0].parameters
     models = [model for model in told["others"] if "resnet18" in model]
     study = ek.Study(
         models=models, data=[told["others_data"]], groups=["C4"], store=tmp_path / "a.study", metrics=["latent"]

@@ -187,7 +187,7 @@ def test_unknown_names_are_answered_with_near_ones(results):
 
 def test_saved_files_are_the_same_bytes_every_time(results, tmp_path):
     for name in ("one", "two"):
-        plots.save(plots.orbit_rose(results), tmp_path / name / "rose")
+        plots.save(plots.orbit_rose(results), tmp_path / name / "rose", ["png", "svg"])
     for suffix in (".png", ".svg"):
         first, second = ((tmp_path / name / f"rose{suffix}").read_bytes() for name in ("one", "two"))
         assert len(first) > 1000
@@ -211,11 +211,11 @@ def test_saved_pdfs_are_the_same_bytes_at_another_time_and_in_another_process(re
 
 def test_save_writes_what_is_asked_for_and_gives_the_first(results, tmp_path):
     figure = plots.calibration(results)
-    assert plots.save(figure, tmp_path / "a.b") == tmp_path / "a.b.png"
+    assert plots.save(figure, tmp_path / "a.b") == tmp_path / "a.b.svg"
     assert plots.save(figure, str(tmp_path / "new" / "c"), formats=["pdf", "svg"]) == tmp_path / "new" / "c.pdf"
     assert plots.save(figure, tmp_path / "d", "svg") == tmp_path / "d.svg"
     there = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.*"))
-    assert there == ["a.b.png", "a.b.svg", "d.svg", "new/c.pdf", "new/c.svg"]
+    assert there == ["a.b.svg", "d.svg", "new/c.pdf", "new/c.svg"]
     with pytest.raises(ValueError, match="no format 'pgn'; did you mean 'png'"):
         plots.save(figure, tmp_path / "e", formats=["svg", "pgn"])
     with pytest.raises(ValueError, match="no format ''"):
@@ -523,3 +523,18 @@ def test_layers_are_named_where_names_have_room(results):
     assert ax.get_xticklabels()[0].get_text() == ", ".join(of_layers.layer[:2])
     (ax,) = plots.depth_profile(spread.assign(depth=0.5 + spread.place / 1000), metric="latent").axes
     assert "depth (0 input" in ax.get_xlabel()
+
+
+def test_a_notebook_shows_the_file_that_was_saved_until_the_figure_changes(results, tmp_path, monkeypatch):
+    figure = plots.calibration(results)
+    display = []
+    monkeypatch.setattr("IPython.display.display", lambda *what, **how: display.append((what, how)))
+    file = plots.save(figure, tmp_path / "a", ["pdf", "png", "svg"]).with_suffix(".svg")
+    figure._ipython_display_()
+    ((bundle,), how) = display.pop()
+    assert bundle == {"image/svg+xml": file.read_text(), "text/plain": plots.alt_text(figure)}
+    assert how["metadata"] == {"image/svg+xml": {"alt": plots.alt_text(figure), "file": str(file)}}
+    figure.axes[0].set_title("another")
+    figure._ipython_display_()
+    assert display == [((figure,), {})]
+    assert not hasattr(figure, "_ipython_display_")

@@ -1,26 +1,19 @@
 import html
 import os
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from eedkit.report import pages
 from eedkit.report.formulas import markdown, mathml
-from eedkit.report.pages import Run, write_index, write_page
+from eedkit.report.kernel import Failure, Run
+from eedkit.report.parameters import Parameter
 
-FACTS = {
-    "profile": "tiny",
-    "date": "2026-01-01 00:00 UTC",
-    "device": "CPU",
-    "processor": "a processor, 2 cores",
-    "threads": "1",
-    "eedkit": "0.1.0",
-    "torch": "2.15.0",
-}
+FACTS = {"profile": "tiny", "date": "2026-01-01 00:00 UTC", "device": "CPU", "eedkit": "0.1.0", "torch": "2.15.0"}
 
 
 class Loads(HTMLParser):
@@ -68,32 +61,39 @@ def test_the_scan_sees_a_load(page):
 
 
 def test_no_page_loads_anything(made):
-    assert set(made.pages) == {"index", "00_story", "01_raises", "02_dies"}
-    assert {name: Loads(page).found for name, page in made.pages.items()} == {name: [] for name in made.pages}
+    assert len(made.pages) == 6
+    for page in made.pages.values():
+        assert Loads(page).found == []
+        assert "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'" in page
+        assert 'http-equiv="refresh"' not in page
     assert 'href="https://example.org/paper"' in made.pages["00_story"]
 
 
-def test_a_browser_is_told_to_load_nothing(made):
-    for page in made.pages.values():
-        assert "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'" in page
+@pytest.fixture
+def written(tmp_path):
+    """Writes page and index of one executed notebook; gives their texts, without styles."""
+
+    def write(*cells, code=False, running=False, metadata=None, **about):
+        path = tmp_path / "a.ipynb"
+        notebook = new_notebook(cells=list(cells), metadata=metadata or {})
+        nbformat.write(notebook, path)
+        about = {"state": "done", "seconds": 3.2, "facts": FACTS, "declared": {}, "parameters": {}} | about
+        page = pages.page_of(Run(source=path, notebook=notebook, executed=path, **about), code=code)
+        pages.write_page(page, [page], "tiny", running=running)
+        index = pages.write_index([page], tmp_path, "tiny", running=running, left_out=["<b>: broken"])
+        assert not list(tmp_path.glob(".*"))
+        texts = [file.read_text(encoding="utf-8") for file in (path.with_suffix(".html"), index)]
+        return [re.sub(r"<style>.*?</style>", "", text, flags=re.S) for text in texts]
+
+    return write
 
 
-def test_scripts_and_widgets_of_a_notebook_do_not_reach_its_page(tmp_path):
-    outputs = [
-        nbformat.v4.new_output("display_data", {"application/javascript": "evil()", "text/plain": "<js>"}),
-        nbformat.v4.new_output(
-            "display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "HBox()"}
-        ),
-        nbformat.v4.new_output("display_data", {"text/latex": "$x^2$", "text/plain": "x**2"}),
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)])
-    nbformat.write(notebook, tmp_path / "a.ipynb")
-    run = Run(tmp_path / "a.ipynb", tmp_path / "a.ipynb", {}, 1.0)
-    page = write_page(run, [run], tmp_path, FACTS).read_text()
-    assert Loads(page).found == []
-    assert "evil" not in page
-    assert "HBox" not in page
-    assert "<msup><mi>x</mi><mn>2</mn></msup>" in page
+def shown(source, *outputs, tag=None):
+    return new_code_cell(source, outputs=list(outputs), metadata={"tags": [tag]} if tag else {})
+
+
+def display(data, **metadata):
+    return new_output("display_data", data, metadata=metadata)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,6 @@ def test_formulas_become_mathml(source, wanted):
     "source",
     [
         "`$x$`",
-        "`$$x$$`",
         "text `$$x$$`\n`$$y$$`",
         "```\n$$x$$\n```",
         "    $x$ indented",
@@ -145,255 +144,199 @@ def test_a_formula_that_cannot_be_converted_stays_readable(tex):
     assert mathml(tex, block=True).startswith('<code class="formula">$$')
 
 
-def test_the_story_page_shows_text_figure_table_and_no_progress(made):
+def test_a_page_says_title_question_answer_then_the_rest(made):
     page = made.pages["00_story"]
-    body = page[page.index("<main>") : page.index("</main>")]
-    assert page.count("<h1>") == 1  # the heading is the page's, not said twice
-    assert re.search(r"<h1>Is <math.*</math> the orbit mean\?</h1>", page)
-    assert "<title>Is " in page
-    assert "<blockquote>" in body
-    picture = '<img alt="Figure: Is $\\hat f$ the orbit mean?" src="figures/00_story_depth.svg"/>'
-    assert f'<a class="figure" href="figures/00_story_depth.svg">{picture}</a>' in body
-    assert "data:image" not in body
-    assert '<table border="1" class="dataframe">' in body
-    assert "seeds 3 margin 1" in body
-    assert "training seed" not in page
-    assert "plt.show" not in page
-    assert "<code>$HOME</code>" in body
-    assert "$$not math$$" in body
-    assert '<code class="formula">$\\frac{1}{$</code>' in body
+    parts = [
+        "<h1>Is <math",
+        "<blockquote><p>Does <code>measure</code> agree with <math",
+        "<p><strong>Yes.</strong> It agrees.</p>",
+        "<details><summary>More</summary>",
+        '<a class="figure" href="figures/00_story_depth.svg"><img alt="EED (1) against depth. plain: from 0 at 1 to 2 at 3."',
+        "It costs $5 or $6",
+        '<h2 id="section-1">What the table says</h2>',
+        "seeds 3 margin 1",
+        '<table border="1" class="dataframe">',
+        '<h2 id="section-2">Limits</h2>',
+        "<footer>",
+        '<th scope="row">seeds</th><td><code>3</code></td><td>how many networks there are of a kind</td>',
+    ]
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    assert [page.count(part) for part in (*parts[:3], "It costs")] == [1] * 4
+    assert "<li>on <em>all</em></li>" in page
+    for absent in ("training seed", "plots.save", "data:image", str(made.out)):
+        assert absent not in page
 
 
-def test_a_page_says_what_it_was_made_with(made):
-    page = made.pages["00_story"]
-    for text in (
-        '<a href="index.html">',
-        "profile <b>quick</b>",
-        '<th scope="row">margin</th><td><code>1</code>',
-        *(
-            f'<th scope="row">{fact}</th>'
-            for fact in ("torch", "xarray", "Python", "device", "processor", "threads", "eedkit")
-        ),
-    ):
-        assert text in page
-    assert str(made.out) not in page
-    head = page[page.index("<header>") : page.index("</header>")]
-    facts = pages.provenance("quick")
-    for fact in (
-        facts["processor"],
-        f"threads {facts['threads']}",
-        f"torch {facts['torch']}",
-        f"eedkit {facts['eedkit']}",
-    ):
-        assert html.escape(fact) in head
+def test_a_page_says_what_it_was_made_with(made, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    footer = made.pages["00_story"].partition("<footer>")[2]
+    facts = pages.provenance("quick", "2")
+    for fact in ("device", "processor", "threads", "torch", "xarray", "Python", "eedkit"):
+        assert html.escape(facts[fact]) in footer
+    assert re.search(r'Profile <b>quick</b>: made by <a href="00_story.ipynb">00_story.ipynb</a> in 0:0\d:\d\d', footer)
 
 
 def test_a_failed_page_shows_the_error_and_stops_there(made):
     page = made.pages["01_raises"]
     assert "<b>This notebook failed</b> in cell 4: ZeroDivisionError: division by zero" in page
-    assert "before" in page
+    assert "met True" in page
     assert '<pre tabindex="0">1 / 0</pre>' in page
     assert "<summary>Traceback</summary>" in page
-    assert "\x1b[" not in page
-    assert "papermill-error-cell" not in page
-    assert "Never read" not in page
-    assert "the kernel died" in made.pages["02_dies"]
+    for absent in ("\x1b[", "papermill", "Never read"):
+        assert absent not in page
+    assert "the kernel died" in made.pages["02_kernel_dies"]
 
 
-def test_the_index_has_a_card_for_each_notebook(made):
+def test_the_index_has_the_verdicts_and_a_card_for_each_notebook_with_its_answer(made):
     index = made.pages["index"]
-    story, raises, dies = re.findall(r"<article.*?</article>", index, re.S)
-    assert '<a href="00_story.html">Is <math' in story
-    assert "Does <code>measure</code> agree with <math" in story
-    assert "And on which images?" in story
-    assert re.search('<img alt="Key figure of: Is [^"]*" src="figures/00_story_depth.svg">', story)
-    assert re.search(r"done · \d+(\.\d)? s", story)
+    story, raises, kernel_dies, _, verdicts = re.findall(r"<article.*?</article>", index, re.S)
+    for part in (
+        '<a href="00_story.html">Is <math',
+        "And on which images?",
+        "<strong>Yes.</strong>",
+        "EED (1) against depth",
+    ):
+        assert part in story
+    assert re.search(r"done · 0:0\d:\d\d", story)
+    assert "<details>" not in story
     assert "<b>failed</b> in cell 4: ZeroDivisionError" in raises
-    assert "<img" not in raises
-    assert "<b>failed</b> in cell 3: the kernel died" in dies
+    assert "<b>failed</b> in cell 3: the kernel died" in kernel_dies
+    opening = re.search(r'<section class="opening">.*?</section>', index, re.S)[0]
+    assert '<a href="00_story.html">It is</a>: <strong>supported</strong>' in opening
+    assert "supported" not in verdicts
+    assert index.index("</section>") < index.index("<article")
+    assert "<li>my_notes: its parameters cell" in index
     assert "profile <b>quick</b>" in index
-    assert "torch 2." in index
-
-
-def figure_of(made, folder):
-    """The story's figure, copied into the folder of another report."""
-    (folder / "figures").mkdir()
-    figure = folder / "figures" / "00_story_depth.svg"
-    figure.write_bytes((made.out / "figures" / figure.name).read_bytes())
-    return figure
-
-
-def test_what_was_not_run_is_said_and_an_older_figure_is_not_shown(made, home, tmp_path):
-    figure = figure_of(made, tmp_path)
-    waiting = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {})
-    done = replace(waiting, seconds=1.0, started=1000.0)
-    for run, shown in ((waiting, False), (done, True)):
-        index = write_index([run], tmp_path, FACTS).read_text()
-        assert ("<img" in index) is shown
-        assert ("not run" in index) is not shown
-    os.utime(figure, (900, 900))
-    index = write_index([done], tmp_path, FACTS).read_text()
-    assert "<img" not in index
-    # the key figure that the notebook announces was not written: the card says so, not nothing
-    assert "it wrote no figure <code>00_story_depth</code>" in index
-    assert "it wrote no figure" not in made.pages["index"]
-
-
-def test_a_page_that_was_not_run_says_so_and_shows_no_older_run(made, home, tmp_path):
-    run = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {})
-    page = write_page(run, [run], tmp_path, FACTS).read_text()
-    assert "This notebook was not run in this report." in page
-    assert "<table border" not in page
-    assert "were made by" not in page
-
-
-def test_figures_are_described_by_their_files_and_lead_to_them(made, home, tmp_path):
-    figure = figure_of(made, tmp_path)
-    figure.write_text('<svg xmlns="http://www.w3.org/2000/svg"><desc>Plain\n &lt;b&gt; falls.</desc></svg>')
-    run = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {}, 1.0)
-    page = write_page(run, [run], tmp_path, FACTS).read_text()
-    index = write_index([run], tmp_path, FACTS).read_text()
-    picture = '<img alt="Plain &lt;b&gt; falls." src="figures/00_story_depth.svg">'
-    assert picture in index
-    assert f'<a class="figure" href="figures/00_story_depth.svg">{picture.removesuffix(">")}/></a>' in page
-
-
-def test_a_figure_that_no_file_holds_is_shown_from_the_notebook(made, home, tmp_path):
-    run = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {}, 1.0)
-    page = write_page(run, [run], tmp_path, FACTS).read_text()
-    assert re.search(r'<img alt="Figure: Is [^"]*" src="data:image/png;base64,', page)
 
 
 def test_pages_lead_to_each_other_in_order(made):
     links = {}
-    for stem in ("00_story", "01_raises", "02_dies"):
+    for stem in ("00_story", "01_raises", "04_verdicts"):
         links[stem] = re.findall(r'href="(\w+)\.html" rel="(\w+)"', made.pages[stem])
         assert made.pages[stem].count('<a href="index.html">Index</a>') == 2
     assert links["00_story"] == [("01_raises", "next")] * 2
-    assert links["01_raises"] == [("00_story", "prev"), ("02_dies", "next")] * 2
-    assert links["02_dies"] == [("01_raises", "prev")] * 2
+    assert links["01_raises"] == [("00_story", "prev"), ("02_kernel_dies", "next")] * 2
+    assert links["04_verdicts"] == [("03_process_dies", "prev")] * 2
+
+
+@pytest.mark.parametrize(
+    ("state", "running", "words"),
+    [
+        ("waiting", True, "This notebook waits for its turn."),
+        ("running", True, "This notebook is running."),
+        ("not run", False, "This notebook was not run in this report."),
+    ],
+)
+def test_what_has_not_ended_says_so_and_shows_no_older_run(written, state, running, words):
+    cells = [new_markdown_cell("# A\n\n> Why?"), shown("1", display({"text/markdown": "old"}), tag="index")]
+    page, index = written(*cells, state=state, running=running)
+    for text in (page, index):
+        assert "old" not in text
+        assert "Why?" in text
+        assert ('http-equiv="refresh"' in text) is running
+    assert words in page
+    assert f"when this notebook has ended: {state}." in index
+    assert ("<b>0 of 1</b> notebooks have ended" in index) is running
 
 
 @pytest.mark.parametrize(("count", "listed"), [(2, False), (3, True)])
-def test_sections_of_a_long_page_are_listed(book, tmp_path, count, listed):
-    path = book(tmp_path / "a.ipynb", "# A", *[f"## Part {k}" for k in range(count)])
-    run = Run(path, path, {}, 1.0)
-    page = write_page(run, [run], tmp_path, FACTS).read_text()
+def test_sections_of_a_long_page_are_listed(written, count, listed):
+    page, _ = written(new_markdown_cell("# A"), *[new_markdown_cell(f"## Part {k}") for k in range(count)])
     assert ('<nav class="sections"' in page) is listed
     anchors = re.findall(r'<li><a href="#([^"]+)">Part', page)
     assert all(f'<h2 id="{anchor}">' in page for anchor in anchors)
     assert len(anchors) == count * listed
 
 
-def test_a_page_names_the_stores_that_its_code_reads(book, tmp_path):
-    path = book(tmp_path / "a.ipynb", "# A", 'one = f"{out}/{name}.study"\nother = f"{out}/missing.study"')
+def test_a_page_names_the_stores_that_its_code_reads(written, tmp_path):
     (tmp_path / "quick.study").mkdir()
-    run = Run(path, path, {"name": "quick"}, 1.0)
-    footer = write_page(run, [run], tmp_path, FACTS).read_text().partition("<footer>")[2]
-    assert "with eedkit 0.1.0, from this store beside the page: <code>quick.study</code>." in footer
+    cell = shown('one = f"{out}/{name}.study"\nother = f"{out}/missing.study"')
+    page, _ = written(cell, parameters={"name": "quick"})
+    footer = page.partition("<footer>")[2]
+    assert "from this store beside the page: <code>quick.study</code>" in footer
     assert "missing" not in footer
 
 
-HEADLINE = nbformat.v4.new_output("display_data", {"text/markdown": "1. [Layers](01.html): **supported**"})
-
-
-@pytest.fixture
-def verdicts(tmp_path):
-    """A notebook, executed, whose last cell opens the index."""
-    told = nbformat.v4.new_code_cell("headlines", outputs=[HEADLINE], metadata={"tags": ["index"]})
-    other = nbformat.v4.new_code_cell("table", outputs=[nbformat.v4.new_output("stream", text="not on the index")])
-    cells = [nbformat.v4.new_markdown_cell("# Verdicts"), other, told]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "06_verdicts.ipynb")
-    return Run(tmp_path / "06_verdicts.ipynb", tmp_path / "06_verdicts.ipynb", {}, 1.0)
-
-
-def test_cells_tagged_index_open_the_index(verdicts, home, tmp_path):
-    assert pages.opens_index(verdicts.source)
-    assert not pages.opens_index(home / "00_story.ipynb")
-    index = write_index([verdicts], tmp_path, FACTS, opening=verdicts.source).read_text()
-    opening = re.search(r'<section class="opening">.*?</section>', index, re.S)[0]
-    assert '<a href="01.html">Layers</a>: <strong>supported</strong>' in opening
-    assert '<a href="06_verdicts.html">Verdicts</a>' in opening
-    assert "not on the index" not in index
-    assert index.index("<article") > index.index("</section>")
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"seconds": None}, "was not run"),
-        ({"failure": pages.Failure(1, 2, "", "KeyError: 'x'", "")}, "failed in cell 2: KeyError"),
-        (None, "is not part of this report"),
-    ],
-)
-def test_the_index_says_why_nothing_opens_it(verdicts, tmp_path, change, why):
-    runs = [] if change is None else [replace(verdicts, **change)]
-    index = write_index(runs, tmp_path, FACTS, opening=verdicts.source).read_text()
-    assert f"because <code>06_verdicts</code> {why}" in html.unescape(index)
-    assert "supported" not in index
-
-
-def test_the_index_names_other_pages_below_the_folder(verdicts, tmp_path):
+def test_the_index_names_other_pages_below_the_folder(written, tmp_path):
     (tmp_path / "api").mkdir()
     (tmp_path / "api" / "index.html").write_text("<title>API &amp; more</title>")
-    index = write_index([verdicts], tmp_path, FACTS).read_text()
+    _, index = written(new_markdown_cell("# A"))
     assert '<li><a href="api/index.html">API &amp; more</a></li>' in index
 
 
-def test_what_says_nothing_stays_away(tmp_path):
-    empty = pd.DataFrame({"model": []})
-    outputs = [nbformat.v4.new_output("display_data", {"text/html": empty._repr_html_(), "text/plain": "Empty"})]
-    injected = nbformat.v4.new_code_cell("out = '/home/me/reports'", metadata={"tags": ["injected-parameters"]})
-    cells = [injected, nbformat.v4.new_code_cell("large", outputs=outputs)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
-    run = Run(tmp_path / "a.ipynb", tmp_path / "a.ipynb", {}, 1.0)
-    page = write_page(run, [run], tmp_path, FACTS, code=True).read_text()
-    assert "large" in page
-    assert "Empty" not in page
-    assert "dataframe" not in page.partition("</style>")[2]
+def test_a_figure_that_no_file_holds_is_in_the_page_itself(written, tmp_path):
+    gone = {"image/png": {"alt": "a <line>", "file": str(tmp_path / "figures" / "gone.png")}}
+    drawn = [display({"image/png": "iVBO\n"}, **gone), display({"image/svg+xml": '<svg a="1"/>'})]
+    page, _ = written(new_markdown_cell("# A\n\n## Part"), shown("1", *drawn))
+    assert '<img alt="a &lt;line&gt;" src="data:image/png;base64,iVBO"/>' in page
+    assert '<img alt="Figure: Part" src="data:image/svg+xml,%3Csvg%20a%3D%221%22/%3E"/>' in page
+
+
+def test_scripts_and_widgets_do_not_reach_a_page(written):
+    outputs = [
+        display({"application/javascript": "evil()", "text/plain": "<js>"}),
+        display({pages.WIDGET: {}, "text/plain": "HBox()"}),
+        display({"text/latex": "$x^2$", "text/plain": "x**2"}),
+    ]
+    page, _ = written(shown("x", *outputs))
+    assert Loads(page).found == []
+    assert "evil" not in page
+    assert "HBox" not in page
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in page
+
+
+@pytest.mark.parametrize(("code", "metadata"), [(True, {}), (False, {"eedkit": {"code": True}}), (False, {})])
+def test_code_is_shown_where_it_is_asked_for(written, code, metadata):
+    cells = [shown("before"), shown("measured", display({"text/plain": "answered"}), tag="answer")]
+    injected = shown("out = '/home/me/reports'", tag="injected-parameters")
+    page, _ = written(injected, *cells, code=code, metadata=metadata)
+    assert ("before" in page) is bool(code or metadata)
+    assert ("measured" in page) is bool(code or metadata)
+    assert "answered" in page
     assert "/home/me" not in page
 
 
-def test_code_is_shown_when_asked_for(made, home, tmp_path):
-    run = Run(home / "00_story.ipynb", made.out / "00_story.ipynb", {}, 1.0)
-    page = write_page(run, [run], tmp_path, FACTS, code=True).read_text()
-    assert "savefig" in page
-
-
-def test_a_title_is_text_not_markup_of_the_page(tmp_path):
-    path = tmp_path / "a.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Is a < b?\n\nText.")]), path)
-    run = Run(path, path, {"name": "<script>"}, 1.0)
-    page = write_page(run, [run], tmp_path, FACTS).read_text()
-    assert "<title>Is a &lt; b? – eedkit</title>" in page
-    assert "<script>" not in page
-
-
-def test_errors_outputs_and_figures_are_text_on_a_page(tmp_path):
-    path = tmp_path / "a.ipynb"
-    tagged = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})
-    printed = nbformat.v4.new_output("stream", name="stdout", text="<script>model</script> \x1b[31m<i>red</i>")
-    table = pd.DataFrame({"<script>column</script>": ["<script>cell</script>"]}, index=["<script>row</script>"])
-    shown = nbformat.v4.new_output("display_data", {"text/html": table._repr_html_(), "text/plain": "x"})
-    plain = nbformat.v4.new_output("display_data", {"text/plain": "<script>repr</script>"})
-    cell = nbformat.v4.new_code_cell("'<script>'", outputs=[printed, shown, plain])
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), tagged, cell]), path)
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "<script>.png").write_bytes(b"")
-    failure = pages.Failure(2, 2, "<script>source", "Odd: <script>model", "<script>traceback")
-    run = Run(path, path, {"<script>name": "<script>value"}, 1.0, 0.0, failure)
-    facts = FACTS | {"profile": "<script>profile"}
-    page = write_page(run, [run], tmp_path, facts, code=True).read_text()
-    index = write_index([run], tmp_path, facts).read_text()
-    for text in ("model", "cell", "row", "column", "repr", "source", "traceback", "name", "profile"):
+def test_what_is_foreign_is_text_on_a_page(written):
+    table = pd.DataFrame({"<script>column": ["<script>cell"]}, index=["<script>row"])
+    outputs = [
+        new_output("stream", name="stdout", text="<script>model \x1b[31m<i>red</i>"),
+        display({"text/html": table._repr_html_(), "text/plain": "x"}),
+        display({"text/plain": "<script>repr"}),
+    ]
+    page, index = written(
+        new_markdown_cell("# Is a < b?\n\nText."),
+        shown("'<script>'", *outputs),
+        code=True,
+        state="failed",
+        failure=Failure(2, "<script>source", "Odd: <script>error", "<script>traceback"),
+        declared={"<script>name": Parameter(1, "int", "<script>comment")},
+        parameters={"<script>name": "<script>value"},
+        facts=FACTS | {"torch": "<script>torch"},
+    )
+    for text in [
+        "model",
+        "cell",
+        "row",
+        "column",
+        "repr",
+        "source",
+        "error",
+        "traceback",
+        "name",
+        "value",
+        "comment",
+        "torch",
+    ]:
         assert f"&lt;script&gt;{text}" in page
-    assert "&lt;script&gt;model" in index
+    assert "&lt;script&gt;error" in index
+    assert "&lt;b&gt;: broken" in index
+    assert "<title>Is a &lt; b? – eedkit</title>" in page
     assert "<script" not in page + index
     assert "<i>red" not in page
 
 
-def test_without_an_executed_notebook_the_page_still_says_why(tmp_path, home):
-    failure = pages.Failure(-1, 0, "", "NoSuchKernel: python3", "")
-    run = Run(home / "00_story.ipynb", tmp_path / "missing.ipynb", {}, 1.0, 0.0, failure)
-    page = write_page(run, [run], tmp_path, FACTS).read_text()
+def test_without_an_executed_notebook_the_page_still_says_why(written, tmp_path):
+    failure = Failure(0, "", "NoSuchKernel: python3")
+    page, _ = written(new_markdown_cell("# A"), state="failed", failure=failure)
     assert "before its first cell: NoSuchKernel: python3" in page
