@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,19 +133,20 @@ def fixed_arithmetic(threads: int = THREADS, *, warn_only: bool = True) -> Itera
     threads_before = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for programs that read what they never wrote
+    memory.fill_uninitialized_memory = False  # for programs that read what they never wrote
     torch.backends.cudnn.benchmark = False
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when a GPU first multiplies
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only_before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fills
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads_before)
         del os.environ["CUBLAS_WORKSPACE_CONFIG"]

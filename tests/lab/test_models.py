@@ -627,7 +627,7 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
     assert models.pool("plain", seeds=2, widths=[4, 8], epochs=1) == found[2:]
     assert models.pool("random", seeds=1, epochs=3) == ["recipe:random?seed=0&group=C4"]
-    assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 24
+    assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 32
     for arguments, message in [
         ({"names": ["augmentd"]}, "did you mean 'augmented'"),
         ({"names": "plain", "group": "c4"}, "no group 'c4'; did you mean 'C4'"),
