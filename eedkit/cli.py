@@ -247,10 +247,10 @@ def run(
             lost = f"lost the connection to the Dask scheduler ({type(error).__name__}); check that it runs. "
             raise _failed("study run", lost + _progress(chosen, again)) from None
         cells = chosen.status()
-    flawed = cells[(cells.failed > 0) | (cells.flawed > 0)]
-    for cell in flawed.itertuples():
-        kind = "failed" if cell.failed else "lacks samples"
-        _complain(f"{kind}: {cell.data} · {cell.group} · {cell.model}: {cell.reason}")
+    flawed = cells.query("failed > 0 or flawed > 0")
+    for cell in flawed.to_dict("records"):
+        kind = "failed" if cell["failed"] else "lacks samples"
+        _complain(f"{kind}: {cell['data']} · {cell['group']} · {cell['model']}: {cell['reason']}")
     done = int((cells.done == cells.blocks).sum())
     failed = int((cells.failed > 0).sum())
     has_blocks = cells[["done", "flawed"]].to_numpy().any()
