@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from eedkit.machine import processor_name
-from eedkit.progress import bar
 
 THREADS = 1
 """Sums are split among threads, so another number of them gives other bits."""
@@ -28,7 +27,6 @@ def fit(
     batch_size: int,
     rate: float,
     seed: int,
-    progress: bool = False,
     after_epoch: Callable[[int], object] | None = None,
 ) -> list[dict[str, float]]:
     """Train an objective's parameters with AdamW under a one-cycle schedule, on a GPU where there is one.
@@ -56,7 +54,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     rows: list[dict[str, float]] = []
     deterministic = fixed_arithmetic(torch.get_num_threads(), warn_only=False)
-    with torch.enable_grad(), deterministic, bar(epochs, "training", "epoch", show=progress, leave=False) as shown:
+    with torch.enable_grad(), deterministic:
         for epoch in range(1, epochs + 1):
             losses: list[Tensor] = []
             rights: list[Tensor] = []
@@ -76,7 +74,6 @@ def fit(
             rows.append(row)
             if after_epoch is not None:
                 after_epoch(epoch)
-            shown.update()
     objective.cpu()
     return rows
 
