@@ -541,7 +541,6 @@ def test_measure_takes_a_models_own_preprocessing(tmp_path):
         ([UNTRAINED, DATA, "--group", "C4", "--head", "fc"], "no head 'fc'"),
         ([UNTRAINED, DATA, "--group", "C4", "--device", "cuda:99"], "is not available here"),
         ([UNTRAINED, DATA, "--group", "C4", "--out", "/dev/null/a.zarr"], "cannot save /dev/null/a.zarr"),
-        ([UNTRAINED, DATA, "--group", "C4", "--out", ""], "expected a path, got an empty text"),
         (
             [UNTRAINED, DATA, "--group", "C4", "--metric", "segmentation", "--metric", "channelwise_field"],
             "no metric would have a value for this model (segmentation: the model's output is no map",
@@ -553,6 +552,14 @@ def test_measure_exits_2_before_anything_is_trained(arguments, message, monkeypa
     result = run("measure", *arguments, "--quiet")
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("words", [["measure", A, DATA, "--group", "C4"], ["figures", "."], ["card", "."], ["report"]])
+def test_an_empty_out_is_refused(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*words, "--out", "")
+    assert result.exit_code == 2
+    assert "expected a path, got an empty text" in result.stderr
 
 
 def test_measure_looks_for_the_images_before_it_makes_a_model(monkeypatch):
@@ -581,7 +588,7 @@ def test_measure_exits_1_where_the_model_fails_and_130_on_ctrl_c(tmp_path, monke
     assert not (tmp_path / "a.zarr").exists()
 
 
-COMMANDS = ["measure", "figures", "report", "study", "study plan", "study run", "study status"]
+COMMANDS = ["measure", "figures", "card", "report", "study", "study plan", "study run", "study status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
