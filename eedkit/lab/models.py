@@ -145,7 +145,7 @@ def resolve(spec: str) -> Origin:
     True
     >>> resolve("recipe:augmentd")
     Traceback (most recent call last):
-    ValueError: no recipe 'augmentd'; did you mean 'augmented' or 'simclr_augmented'? (all 16: random, plain, ...)
+    ValueError: no recipe 'augmentd'; did you mean 'augmented' or 'vicreg_augmented'? (all 16: random, plain, ...)
     """
     kind, colon, _ = spec.partition(":")
     if not colon:
