@@ -18,7 +18,7 @@ import typer
 from eedkit.errors import cut, printable, short
 
 if TYPE_CHECKING:
-    from eedkit.study import Study
+    from eedkit.study.study import Study
 
 MESSAGE = 1000
 """Characters of a message: what was thrown may be a whole log."""
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-STUDY = """Models × data sets × groups, measured into one store: plan it, run it, see how far it is.
+STUDY = """Measure models × data sets × groups into one store: plan it, run it, look at its progress.
 
 \b
 A study is a YAML file, such as first.yaml:
@@ -54,8 +54,11 @@ study = typer.Typer(
 )
 app.add_typer(study, name="study")
 
-File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="The study, as YAML.")]  # fmt: skip
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("expected a path, got an empty text.")
+    return Path(text)
 
 
 class Format(StrEnum):
@@ -64,6 +67,13 @@ class Format(StrEnum):
     PNG = "png"
     SVG = "svg"
     PDF = "pdf"
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="The study, as YAML.")]  # fmt: skip
+Store = Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")]
+OnlyData = Annotated[str | None, typer.Option("--data", metavar="NAME", help="Only this data set of the study.")]
+OnlyGroup = Annotated[str | None, typer.Option("--group", metavar="NAME", help="Only this group of the study.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 def _version(asked: bool) -> None:
@@ -84,7 +94,9 @@ def _specs(asked: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """In what ways is a vision model invariant or equivariant, where, on which images?"""
 
@@ -104,28 +116,38 @@ def measure(
     ],
     group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")],
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Can be repeated; channelwise, latent and softmax if none.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Can be repeated; by default channelwise, latent and softmax."),
     ] = None,
     layers: Annotated[str | None, typer.Option(help="blocks (default), all, or a regular expression.")] = None,
     head: Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier in the model.")] = None,
-    null: Annotated[bool, typer.Option("--null/--no-null", help="Also compare with other images.")] = True,
+    null: Annotated[
+        bool, typer.Option("--null/--no-null", help="Also compare each image with transformed other images.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Seed for the image order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a forward pass; changes no result.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", help="Save the results there.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in a forward pass; does not change the results.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", parser=_path, help="Save the results there.")] = None,
     quiet: Quiet = False,
     _: Annotated[
         bool,
-        typer.Option("--specs", callback=_specs, is_eager=True, help="Show all that MODEL and DATA may say, and exit."),
+        typer.Option("--specs", callback=_specs, is_eager=True, help="Show what MODEL and DATA may be, and exit."),
     ] = False,
 ) -> None:
-    """Measure one model on one data set and print E, its interval and its calibration for every metric and layer.
+    """Measure how far one model is from equivariant on one data set, and print a table.
 
-    Exit codes: 0 done; 1 the model failed on the images, or the results cannot be saved; 2 bad usage, nothing was measured.
+    For every metric and layer it shows E, the mean deviation of f(gx) from what an equivariant model would give, with its
+    95 % interval; the null, the same for a different image in place of x; and relative, E on the scale from 0 (a perfectly
+    equivariant model) to 1 (the null).
+
+    Exit codes: 0 done; 1 the model failed on the images, or the results could not be saved; 2 wrong usage, nothing was
+    measured.
     """
     if out is not None:
         _refuse_unwritable(out)
-    with _plainly("measure"), _ends("Stopped; nothing was saved."):
+    with _plainly("measure", stopped="Stopped; nothing was saved."):
         import eedkit
         from eedkit.report import tables
 
@@ -157,27 +179,26 @@ def measure(
 
 @study.command(epilog="Example: eedkit study plan first.yaml")
 def plan(file: File) -> None:
-    """Say what there is to do and what it will cost. Nothing is trained, downloaded or written.
+    """Show what is left to do and what it will cost. Nothing is trained, downloaded or written.
 
     Every model is built with random weights and timed on noise, on the device that a run would use.
 
-    Exit codes: 0 done; 1 something cannot be planned, the notes say why, or the store cannot be read; 2 bad usage.
+    Exit codes: 0 done; 1 something cannot be planned (the notes say why), or the store cannot be read; 2 wrong usage.
     """
-    with _plainly("study plan"), _ends("Stopped; nothing was written."):
+    with _plainly("study plan", stopped="Stopped; nothing was written."):
         from eedkit.report import tables
-        from eedkit.study import Study
+        from eedkit.study.study import Study
         from eedkit.study.workers import device
 
         chosen = Study.from_yaml(file)
-        found = chosen.plan()
-        _say(tables.plan(found))
-        left = found.seconds.sum()
+        cells = chosen.plan()
+        _say(tables.plan(cells))
         _say(
-            f"Predicted: {tables.duration(left)} in one process on {device(chosen.device)}.\n"
-            "This is a prediction from a short timing on noise on this machine; to make or fetch weights comes on top."
+            f"Predicted: {tables.duration(cells.seconds.sum())} in one process on {device(chosen.device)}.\n"
+            "This is predicted from a short timing on noise on this machine; training or fetching weights takes longer."
         )
-    if unplanned := int((found.note != "").sum()):
-        raise _failed("study plan", f"{unplanned} of {len(found)} cells cannot be planned, see the notes")
+    if unplanned := int((cells.note != "").sum()):
+        raise _failed("study plan", f"{unplanned} of {len(cells)} cells cannot be planned, see the notes")
 
 
 @study.command(epilog="Example: eedkit study run first.yaml --workers 4")
@@ -186,25 +207,29 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that sees the store's disk."),
+        typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that can reach the store."),
     ] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Read what is done first and compute damaged blocks again.")
+        bool, typer.Option("--repair", help="First check the finished blocks, and compute damaged ones again.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute what is not done yet. Can be killed and resumed; what is done stays.
+    """Compute what is not done yet. It can be killed and resumed; finished blocks are kept.
 
-    Exit codes: 0 done; 1 some cells failed or lack samples (listed), the store is damaged, full, or holds another study, or
-    the scheduler is gone; 2 bad usage: a misspelt study, models or images that are not there or cannot be fetched, no
-    scheduler; 130 Ctrl-C.
+    Exit codes: 0 done; 1 some cells failed or lack samples (listed), the store is damaged, full or holds another study, or
+    the connection to the scheduler was lost; 2 wrong usage: a misspelt study, models or images that do not exist or cannot
+    be fetched, no scheduler; 130 Ctrl-C.
     """
     if workers is not None and scheduler is not None:
         raise _usage("study run", "give --workers or --scheduler, not both")
-    given = ["--workers", str(workers)] if workers else ["--scheduler", scheduler] if scheduler else []
-    again = shlex.join(["eedkit", "study", "run", str(file), *given])
+    command = ["eedkit", "study", "run", str(file)]
+    if workers is not None:
+        command += ["--workers", str(workers)]
+    if scheduler is not None:
+        command += ["--scheduler", scheduler]
+    again = shlex.join(command)
     with _plainly("study run"):
-        from eedkit.study import Study
+        from eedkit.study.study import Study
 
         chosen = Study.from_yaml(file)
         warnings.filterwarnings("ignore", message=r"\d+ of \d+ cells failed")  # they are listed below
@@ -219,56 +244,61 @@ def run(
         except Exception as error:
             if not _is_lost_connection(error, scheduler):
                 raise
-            gone = f"no connection to the Dask scheduler ({type(error).__name__}); see that it runs. "
-            raise _failed("study run", gone + _progress(chosen, again)) from None
-        status = chosen.status()
-    odd = status[(status.failed > 0) | (status.flawed > 0)]
-    for cell in odd.itertuples():
-        kind = "failed" if cell.failed else "lacks samples"
-        _complain(f"{kind}: {cell.data} · {cell.group} · {cell.model}: {cell.reason}")
-    done, failed = int((status.done == status.blocks).sum()), int((status.failed > 0).sum())
-    opens = f' Open: ek.open("{chosen.store}")' if status[["done", "flawed"]].to_numpy().any() else ""
-    _say(f"{done} of {len(status)} cells done, {failed} failed.{opens}")
+            lost = f"lost the connection to the Dask scheduler ({type(error).__name__}); check that it runs. "
+            raise _failed("study run", lost + _progress(chosen, again)) from None
+        cells = chosen.status()
+    flawed = cells.query("failed > 0 or flawed > 0")
+    for cell in flawed.to_dict("records"):
+        kind = "failed" if cell["failed"] else "lacks samples"
+        _complain(f"{kind}: {cell['data']} · {cell['group']} · {cell['model']}: {cell['reason']}")
+    done = int((cells.done == cells.blocks).sum())
+    failed = int((cells.failed > 0).sum())
+    has_blocks = cells[["done", "flawed"]].to_numpy().any()
+    opens = f' Open: ek.open("{chosen.store}")' if has_blocks else ""
+    _say(f"{done} of {len(cells)} cells done, {failed} failed.{opens}")
     if failed:
         _say(f"To try again what failed: {again}", err=True)
-    if len(odd):
+    if len(flawed):
         raise typer.Exit(1)
 
 
 @study.command(epilog="Example: eedkit study status first.yaml")
 def status(file: File) -> None:
-    """Say which blocks are done, running, failed and missing. Nothing is computed or written.
+    """Show which blocks are done, running, failed and missing. Nothing is computed or written.
 
-    Exit codes: 0 done, or still to be done; 1 some cells failed or lack samples, the notes say why, or the store cannot be
-    read; 2 bad usage.
+    Exit codes: 0 done, or still to do; 1 some cells failed or lack samples (the notes say why), or the store cannot be
+    read; 2 wrong usage.
     """
     with _plainly("study status"):
         from eedkit.report import tables
-        from eedkit.study import Study
+        from eedkit.study.study import Study
 
-        found = Study.from_yaml(file).status()
-        _say(tables.status(found))
-    if ((found.failed > 0) | (found.flawed > 0)).any():
+        cells = Study.from_yaml(file).status()
+        _say(tables.status(cells))
+    if ((cells.failed > 0) | (cells.flawed > 0)).any():
         raise typer.Exit(1)
 
 
 @app.command(epilog="\b\nExample: eedkit figures runs/first --out figures --format png --format pdf")
 def figures(
-    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
-    format: Annotated[list[Format] | None, typer.Option(help="Can be repeated; all three if none.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,
+    store: Store,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=_path, help="Folder for the figures.")] = Path(
+        "figures"
+    ),
+    format: Annotated[list[Format] | None, typer.Option(help="Can be repeated; by default all three.")] = None,
+    data: OnlyData = None,
+    group: OnlyGroup = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COORDINATE", help="Models that share it are replicates: recipe, model, …")
+        str | None,
+        typer.Option(metavar="COORDINATE", help="Average over models that share it, such as recipe; model: over none."),
     ] = None,
 ) -> None:
-    """Draw a study's figures again: depth profiles, calibration, orbit roses and class heatmaps.
+    """Draw the figures of a store: depth profiles, calibration, and deviation by group element and by class.
 
-    Exit codes: 0 done, with a note on what there is nothing to draw of; 1 nothing is done yet, or the store is damaged;
-    2 bad usage.
+    Exit codes: 0 done, with a note on what cannot be drawn; 1 nothing is measured yet, or the store is damaged; 2 wrong
+    usage.
     """
-    with _plainly("figures"), _ends(f"Stopped; what was drawn is in {out}."):
+    with _plainly("figures", stopped=f"Stopped; the figures drawn so far are in {out}."):
         import eedkit
         from eedkit.plots import draw as drawn
 
@@ -281,29 +311,35 @@ def figures(
 
 @app.command(epilog="Example: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'")
 def card(
-    store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")],
-    out: Annotated[Path, typer.Option(help="The page; its JSON twin stands beside it.")] = Path("card.html"),
+    store: Store,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE.html", parser=_path, help="The page; its numbers go into a .json file beside it."),
+    ] = Path("card.html"),
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which model; needed where there are several.")
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="The images that were measured; those that deviate most are shown."),
+        typer.Option(metavar="SPEC", help="The images that were measured, to show those with the largest deviation."),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,
+    data: OnlyData = None,
+    group: OnlyGroup = None,
 ) -> None:
-    """Write one self-contained page about one model.
+    """Write one page about one model, which needs no other files.
 
-    Exit codes: 0 done; 1 nothing is done yet, or the store is damaged; 2 bad usage.
+    Exit codes: 0 done; 1 nothing is measured yet, or the store is damaged; 2 wrong usage.
     """
-    with _plainly("card"), _ends("Stopped; no page was written."):
+    with _plainly("card", stopped="Stopped; no page was written."):
+        import xarray as xr
+
         import eedkit
+        from eedkit.lab.images import load
 
         results = eedkit.open(store, data=data, group=group)
-        if hasattr(results, "leaves"):
+        if isinstance(results, xr.DataTree):
             raise ValueError("the store has several data sets or groups; choose with --data and --group")
-        shown = eedkit.lab.images.load(images) if images else None
+        shown = load(images) if images else None
         page = eedkit.card(results, shown, model=model).save(out)
         _say(page)
         _say(page.with_suffix(".json"))
@@ -312,19 +348,21 @@ def card(
 @app.command(epilog="Example: eedkit report --profile quick --only 00_start_here -p seeds=3")
 def report(
     profile: Annotated[str, typer.Option(help="Name of a profile, or path of a .yaml file.")] = "quick",
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=_path, help="Folder for the report.")] = Path("reports"),
     only: Annotated[
         list[str] | None, typer.Option(metavar="STEM", help="Run only this notebook; can be repeated.")
     ] = None,
     code: Annotated[bool, typer.Option("--code/--no-code", help="Show the notebooks' code on their pages.")] = False,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", metavar="NAME=VALUE", help="A parameter over the profile's, as YAML: -p 'groups=[C4, D4]'."),
+        typer.Option(
+            "-p", metavar="NAME=VALUE", help="Set a parameter, over the profile, as YAML: -p 'groups=[C4, D4]'."
+        ),
     ] = None,
 ) -> None:
-    """Run the notebooks and make their illustrated HTML report.
+    """Run the notebooks and write their results as illustrated web pages.
 
-    Exit codes: 0 done; 1 some notebook failed, the report says where; 2 something asked for does not exist, nothing was run.
+    Exit codes: 0 done; 1 a notebook failed, the report says where; 2 something asked for does not exist, nothing was run.
     """
     import yaml
 
@@ -343,7 +381,7 @@ def report(
     from eedkit.report.notebooks import NotebooksFailed
     from eedkit.report.notebooks import report as run
 
-    with _plainly("report"), _ends(f"Stopped. {out / 'index.html'} says what was run."):
+    with _plainly("report", stopped=f"Stopped. {out / 'index.html'} says what was run."):
         try:
             index = run(out, profile=profile, notebooks=only or None, parameters=given, code=code)
         except NotebooksFailed as failed:
@@ -356,7 +394,7 @@ def report(
 
 
 def _refuse_unwritable(out: Path) -> None:
-    """Bad usage where the results could not be saved, before they are measured."""
+    """Wrong usage where the results could not be saved, before they are measured."""
     if out.exists():
         raise _usage("measure", f"{out} exists; choose another name")
     try:
@@ -391,17 +429,8 @@ def _stopped(message: str) -> typer.Exit:
 
 
 @contextmanager
-def _ends(message: str) -> Iterator[None]:
-    """Ctrl-C ends the block with a message."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise _stopped(message) from None
-
-
-@contextmanager
-def _plainly(command: str) -> Iterator[None]:
-    """What went wrong as one message without a traceback, and warnings as notes."""
+def _plainly(command: str, *, stopped: str = "Stopped.") -> Iterator[None]:
+    """What went wrong as one message without a traceback, warnings as notes, and Ctrl-C as `stopped`."""
     from eedkit.study.files import StoreError
 
     def note(message, *_, **__) -> None:
@@ -413,6 +442,8 @@ def _plainly(command: str) -> Iterator[None]:
             yield
         except typer.Exit:
             raise
+        except KeyboardInterrupt:
+            raise _stopped(stopped) from None
         except StoreError as error:
             raise _failed(command, str(error)) from None
         except (ValueError, OSError, ImportError) as error:
@@ -429,7 +460,8 @@ def _is_lost_connection(error: Exception, scheduler: str | None) -> bool:
 
 
 def _progress(study: "Study", again: str) -> str:
-    found = study.status()
-    blocks, done = int(found.blocks.sum()), int((found.done + found.flawed).sum())
-    said = f"{done} of {blocks} blocks are done and stay. " if blocks else "Nothing was begun. "
-    return f"Stopped: {said}The same command goes on from there: {again}"
+    cells = study.status()
+    blocks = int(cells.blocks.sum())
+    done = int((cells.done + cells.flawed).sum())
+    begun = f"{done} of {blocks} blocks are done and stay. " if blocks else "Nothing was begun. "
+    return f"Stopped: {begun}The same command goes on from there: {again}"

@@ -36,23 +36,10 @@ class Lines:
 
 
 def bar(total: int | None, what: str, unit: str, *, show: bool = True, leave: bool = True) -> tqdm:
-    """A tqdm bar over `total` units; none at all over nothing.
+    """A tqdm bar over `total` units, or None if that is not known; no bar over nothing. `leave`: it stays when it is full.
 
     A widget in Jupyter, where what goes to stderr stands in a red box; a live line in a terminal, and in a notebook that
     `eedkit report` runs, which reads stderr; in a log a line every ten seconds.
-
-    Parameters
-    ----------
-    total : int or None
-        None where it is not known.
-    what : str
-        Stands before the bar.
-    unit : str
-        What is counted.
-    show : bool
-        Whether there is a bar.
-    leave : bool
-        Whether the bar stays when it is full.
     """
     look = {"total": total, "desc": what, "unit": unit, "disable": total == 0 or not show, "leave": leave}
     in_jupyter = "ipykernel" in sys.modules
@@ -67,15 +54,7 @@ def bar(total: int | None, what: str, unit: str, *, show: bool = True, leave: bo
 
 
 def note(text: str, *, show: bool = True) -> None:
-    """One line on stderr, above any bar.
-
-    Parameters
-    ----------
-    text : str
-        With its control characters written out.
-    show : bool
-        Whether there is a line.
-    """
+    """One line on stderr, above any bar, with its control characters written out."""
     if show:
         tqdm.write(printable(text), file=sys.stderr)
 

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import eedkit as ek
-from eedkit.lab.images import load
 
 IMAGES = torch.rand(8, 1, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -37,12 +35,6 @@ def test_arguments_of_measure_that_do_not_fit(options, parts):
     with pytest.raises((ValueError, TypeError)) as raised:
         measured(**options)
     assert [part for part in parts if part not in str(raised.value)] == []
-
-
-def test_numbers_of_images_that_contradict(tmp_path):
-    Image.new("L", (2, 2)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"got n=1 and per_class=1.*keep one"):
-        load(f"{tmp_path}?n=1&per_class=1")
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,9 @@ NODES = 3
 
 @dataclass(frozen=True)
 class Corruption:
-    """A kind of corruption: its name, a title for people, strengths at severities 1 to 5, and what makes the image of
-    (C, H, W) in [0, 1], a strength and a generator."""
+    """A kind of corruption: strengths at severities 1 to 5, and what makes the image of (C, H, W) in [0, 1], a strength and a
+    generator."""
 
-    name: str
-    title: str
     strengths: tuple[float, float, float, float, float]
     apply: Callable[[Tensor, float, Generator], Tensor]
 
@@ -38,8 +36,8 @@ def corrupted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     same numbers. Lengths (of the blur, the deformation, the large pixels) are shares of the shorter side, so that a
     severity means the same at any resolution; noise is drawn for each pixel, and JPEG's blocks are always 8×8 pixels.
 
-    The image is (C, H, W) in [0, 1], with one or three channels, on the CPU, and so is the result, in float32. ValueError
-    for any other, and for a name that is not in `CORRUPTIONS` or a severity that is not 1 (mild) to 5 (strong).
+    The image is (C, H, W) in [0, 1], with one or three channels, and so is the result. ValueError for a name that is not in
+    `CORRUPTIONS` or a severity that is not 1 (mild) to 5 (strong).
 
     >>> image = torch.full((1, 17, 17), 0.5)
     >>> mild, strong = (corrupted(image, "noise", severity, seed=0) for severity in (1, 5))
@@ -47,17 +45,7 @@ def corrupted(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     True
     """
     amount = strength(name, severity)
-    if image.ndim != 3 or len(image) not in (1, 3) or not image.is_floating_point():
-        raise ValueError(
-            f"a corruption takes a float tensor (C, H, W) of 1 or 3 channels, got {image.dtype} {tuple(image.shape)}"
-        )
-    low, high = image.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"a corruption takes values in [0, 1], got {low:.4g} to {high:.4g}; corrupt an image before its mean is subtracted"
-        )
-    made = CORRUPTIONS[name].apply(image.float(), amount, Generator().manual_seed(seed))
-    return made.clamp(0, 1)
+    return CORRUPTIONS[name].apply(image, amount, Generator().manual_seed(seed)).clamp(0, 1)
 
 
 def strength(name: str | None, severity: int | None) -> float:
@@ -123,16 +111,15 @@ def _static(image: Tensor, share: float, generator: Generator) -> Tensor:
     return torch.where(replaced, torch.rand(image.shape, generator=generator), image)
 
 
-_KINDS = (
-    Corruption("noise", "Gaussian noise", (0.06, 0.12, 0.18, 0.26, 0.36), _noise),
-    Corruption("blur", "blur", (0.03, 0.045, 0.06, 0.07, 0.08), _blur),
-    Corruption("contrast", "lower contrast", (0.8, 0.6, 0.45, 0.3, 0.2), _contrast),
-    Corruption("brightness", "lower brightness", (0.8, 0.6, 0.45, 0.3, 0.2), _brightness),
-    Corruption("jpeg", "JPEG compression", (50, 25, 15, 9, 5), _jpeg),
-    Corruption("elastic", "elastic deformation", (0.04, 0.07, 0.1, 0.125, 0.15), _elastic),
-    Corruption("pixelate", "large pixels", (1 / 14, 1 / 11, 1 / 9, 1 / 8, 1 / 7), _pixelate),
-    Corruption("static", "pixels replaced by noise", (0.2, 0.4, 0.6, 0.8, 1.0), _static),
-)
-CORRUPTIONS = {kind.name: kind for kind in _KINDS}
+CORRUPTIONS = {
+    "noise": Corruption((0.06, 0.12, 0.18, 0.26, 0.36), _noise),
+    "blur": Corruption((0.03, 0.045, 0.06, 0.07, 0.08), _blur),
+    "contrast": Corruption((0.8, 0.6, 0.45, 0.3, 0.2), _contrast),
+    "brightness": Corruption((0.8, 0.6, 0.45, 0.3, 0.2), _brightness),
+    "jpeg": Corruption((50, 25, 15, 9, 5), _jpeg),
+    "elastic": Corruption((0.04, 0.07, 0.1, 0.125, 0.15), _elastic),
+    "pixelate": Corruption((1 / 14, 1 / 11, 1 / 9, 1 / 8, 1 / 7), _pixelate),
+    "static": Corruption((0.2, 0.4, 0.6, 0.8, 1.0), _static),
+}
 """The kinds by name. Strengths: noise's standard deviation; blur's standard deviation, the deformation and the large pixels as
 shares of the shorter side; factors of contrast and brightness; JPEG's quality; the share of pixels replaced."""

@@ -99,7 +99,7 @@ def load(
     *,
     size: int | None = None,
     channels: int | None = None,
-    transform: Callable[[Image.Image], torch.Tensor] | None = None,
+    transform: Preprocessing | None = None,
 ) -> "Dataset":
     """Images with labels and ids, decoded when they are asked for.
 
@@ -117,9 +117,8 @@ def load(
         the spec goes over it.
     channels : int, or None
         1 (grey), 3 (colour), or None: 1 for grey files, 3 for others; transparency shows white.
-    transform : callable, or None
-        From the upright image in RGB to the float tensor (C, H, W) that a model wants, in place of size and channels. A
-        model's own `Preprocessing` is rebuilt for the size that the spec says.
+    transform : Preprocessing, or None
+        That of a model, in place of resizing; it is rebuilt for a size that the spec says.
 
     A corruption is of `corruptions.CORRUPTIONS`, and comes before any transform. Words in a column of labels become classes,
     numbered by alphabet.
@@ -149,10 +148,8 @@ def load(
     """
     name, options = check(spec, size=size, channels=channels)
     size, channels, seed = options["size"], options["channels"], options["seed"] or 0
-    if isinstance(transform, Preprocessing):
+    if transform is not None:
         transform = transform.at(size, channels)
-    elif transform is not None and (size, channels) != (None, None):
-        raise ValueError(f"transform takes the place of size and channels; got it with {size=}, {channels=}")
     images = _tidy(_open(name), name, options["label"])
     if options["n"] is not None:
         images = images.select(_stratified(name, images["label"][:], options["n"], seed))
@@ -176,16 +173,14 @@ def check(spec: str | Path, *, size: int | None = None, channels: int | None = N
     options: dict[str, Any] = dict.fromkeys(specs.IMAGES) | {"size": size, "channels": channels} | told
     if options["channels"] not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {options['channels']!r}")
-    if options["size"] is not None and options["size"] < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {options['size']!r}")
+    for key in ("size", "n", "per_class"):
+        if options[key] is not None and options[key] < 1:
+            raise ValueError(f"{key} must be at least 1, got {options[key]}; or leave it out")
     if options["n"] is not None and options["per_class"] is not None:
         raise ValueError(
             f"n and per_class both say how many images to take, got n={options['n']} and per_class={options['per_class']}; "
             "keep one"
         )
-    for key in ("n", "per_class"):
-        if options[key] is not None and options[key] < 1:
-            raise ValueError(f"{key} must be at least 1, got {options[key]}; leave it out to take all images")
     if (options["corruption"], options["severity"]) != (None, None):
         from eedkit.lab import corruptions  # torchvision takes seconds, and most images are not corrupted
 
@@ -625,12 +620,12 @@ class _Decoding:
     """What `with_transform` calls with columns, possibly not all of them, as lists; tells how images are made, in words."""
 
     options: dict[str, Any]
-    transform: Callable[[Image.Image], torch.Tensor] | None
+    transform: Preprocessing | None
 
     @property
     def preprocessing(self) -> str:
         if self.transform is not None:
-            return str(self.transform) if isinstance(self.transform, Preprocessing) else "by the transform given"
+            return str(self.transform)
         size, channels = self.options["size"], self.options["channels"]
         made = "in their own size" if size is None else f"central square resized to {size}×{size} (bilinear)"
         return ", ".join([made, *([_in_words(channels)] if channels else []), "values in [0, 1]"])
@@ -657,11 +652,7 @@ class _Decoding:
         if self.options["corruption"]:
             as_they_are = self.options | {"size": None, "channels": None}
             image = Image.fromarray(_bytes(_pixels(image, name, as_they_are)))
-        made = self.transform(image)
-        if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.ndim == 3):
-            got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
-            raise ValueError(f"transform must make a float tensor (C, H, W) of an image, got {got}")
-        return made
+        return self.transform(image)
 
 
 def _in_words(channels: int) -> str:

@@ -81,7 +81,14 @@ def _try(model: nn.Module, images: Any, options: Options, labels: Any) -> None:
     chain = deviation.chains(len(images), chain_length(options.action.group.order, options.null))[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come again
-        measure_block(model, images, options, places=chain, labels=labels)
+        values, _ = measure_block(model, images, options, places=chain, labels=labels)
+    reasons = []
+    for metric in options.metrics:
+        if values[metric.name].notnull().any():
+            return
+        reason = values[metric.name].attrs.get("nan_reason") or "no layer has one"
+        reasons.append(f"{metric.name}: {reason}")
+    raise ValueError(f"no metric would have a value for this model ({'; '.join(reasons)}); choose other metrics")
 
 
 measure = _by_specs(probe.measure)

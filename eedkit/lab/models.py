@@ -21,7 +21,7 @@ from eedkit.lab import images as lab_images
 from eedkit.lab import recipes, specs
 from eedkit.lab.images import Preprocessing, package_file
 from eedkit.lab.recipes import Recipe
-from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, fill_in_order, seeded
+from eedkit.lab.weights import CONVERT, ask_hub_once, fetching, fill, seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,24 +80,10 @@ class Origin:
 
 
 def load(spec: str, *, weights: bool = True) -> Loaded:
-    """The model that a spec stands for; torch's random state is left as found.
+    """The model that a spec stands for; without `weights` the same architecture with random ones.
 
-    Parameters
-    ----------
-    spec : str
-        As `resolve` takes it.
-    weights : bool
-        False builds the same architecture with random weights: nothing is trained, downloaded or read from files.
+    torch's random state is left as found. ConnectionError where weights are neither reachable nor cached.
 
-    Raises
-    ------
-    ValueError
-        A spec that `resolve` refuses, a head that the model does not have, or a file that does not fit its model.
-    ConnectionError
-        Named weights that are neither reachable nor cached; says which file to put where.
-
-    Examples
-    --------
     >>> loaded = load("recipe:random?seed=1")
     >>> loaded.size, loaded.channels, loaded.head, loaded.model.training
     (17, 1, 'head', False)
@@ -108,13 +94,8 @@ def load(spec: str, *, weights: bool = True) -> Loaded:
 def with_images(model: str, images: str | Path, *, weights: bool = True) -> tuple[Loaded, "Dataset"]:
     """A model and the images that it is to see, made as the model wants them; `?size=` of the images goes over its size.
 
-    Raises
-    ------
-    ValueError
-        As `resolve` and `images.load`; before the model is trained or fetched.
+    What `resolve` and `images.load` refuse is refused before the model is trained or fetched.
 
-    Examples
-    --------
     >>> loaded, digits = with_images("recipe:random?seed=1", "digits/test?n=20")
     >>> digits[0]["image"].shape
     torch.Size([1, 17, 17])
@@ -127,22 +108,9 @@ def with_images(model: str, images: str | Path, *, weights: bool = True) -> tupl
     return loaded, lab_images.load(images, **loaded.wants)
 
 
-def pool(
-    names: str | Sequence[str],
-    *,
-    seeds: int = 5,
-    group: str = "C4",
-    **changes: object,
-) -> list[str]:
+def pool(names: str | Sequence[str], *, seeds: int = 5, group: str = "C4", **changes: object) -> list[str]:
     """Specs of bundled recipes, each with the seeds 0 … seeds − 1; `changes` are fields of `Recipe`.
 
-    Raises
-    ------
-    ValueError
-        A recipe or a field is unknown (near names are listed), or a value is not what it should be.
-
-    Examples
-    --------
     >>> pool(["random", "plain"], seeds=1, epochs=4)
     ['recipe:random?seed=0&group=C4', 'recipe:plain?seed=0&group=C4&epochs=4']
     """
@@ -169,30 +137,15 @@ def _text(value: object) -> str:
 def resolve(spec: str) -> Origin:
     """What a spec of a model stands for; nothing is built, trained, downloaded or read. `HELP` lists what a spec may say.
 
-    | spec | model |
-    |---|---|
-    | `recipe:plain?seed=0` | of `recipes.recipes()`, any field of `Recipe` changed by an option; trained once |
-    | `torchvision:resnet50?weights=DEFAULT` | without weights: random ones, of `seed` |
-    | `timm:resnet50.a1_in1k` | without the tag: random ones, of `seed` |
-    | `package:efficientnet_lite0` | of `PACKAGED`, whose weights ship in a Python package; with `seed` random ones |
-    | `file:net.safetensors?model=timm:resnet50&classes=10` | a state dict (.safetensors, .pt, .pth) for the architecture and the preprocessing of another spec |
+    ValueError for an unknown kind, name, option, weights or file, and for a bad value; ImportError where a package is missing.
 
-    Raises
-    ------
-    ValueError
-        An unknown kind, name, option, weights or file, or a bad value.
-    ImportError
-        The package that has the architecture or the weights is not installed.
-
-    Examples
-    --------
     >>> resolve("recipe:plain?seed=2&epochs=3").about
     {'recipe': 'plain', 'seed': 2, 'changes': 'epochs=3'}
     >>> resolve("recipe:plain").source() == resolve("recipe:plain?group=D4").source() != resolve("recipe:plain?seed=2").source()
     True
     >>> resolve("recipe:augmentd")
     Traceback (most recent call last):
-    ValueError: no recipe 'augmentd'; did you mean 'augmented' or 'simclr_augmented'? (all 16: random, plain, ...)
+    ValueError: no recipe 'augmentd'; did you mean 'augmented' or 'vicreg_augmented'? (all 16: random, plain, ...)
     """
     kind, colon, _ = spec.partition(":")
     if not colon:
@@ -370,7 +323,7 @@ def _package(name: str, seed: int | None = None) -> Origin:
     def build(filled: bool, classes: int | None) -> Loaded:
         built = random.build(False, classes)
         if filled:
-            fill_in_order(built.model, path, read())
+            fill(built.model, path, read(), by_order=True)
         return built
 
     def source() -> str:

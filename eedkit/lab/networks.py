@@ -57,6 +57,7 @@ class GroupConv(nn.Module):
         per_field = 1 if lifts else self.action.group.order
         self.weight = nn.Parameter(torch.empty(fields, fields_in, per_field, size, size))
         nn.init.kaiming_normal_(self.weight.flatten(1, 2), nonlinearity="relu")
+        self.places: Tensor
         self.register_buffer("places", self._places(), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:

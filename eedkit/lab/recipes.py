@@ -201,12 +201,7 @@ def source(recipe: Recipe, *, seed: int = 0) -> str:
 def curves(recipe: Recipe, *, seed: int = 0) -> pd.DataFrame:
     """Stage, epoch, loss and accuracy (where the objective has one) as kept with the weights; no rows for random ones.
 
-    Raises
-    ------
-    FileNotFoundError
-        The network was not trained yet.
-    ValueError
-        Its file is torn.
+    FileNotFoundError where the network was not trained yet, ValueError where its file is torn.
     """
     kinds = {"stage": str, "epoch": int, "loss": float, "accuracy": float}
     if not recipe.epochs:

@@ -201,7 +201,8 @@ MODELS = {
     "recipe": Kind(
         "recipe:NAME",
         "a bundled network, trained once: random, plain, augmented, equivariant, from_same, from_letters, from_patches, "
-        "turns; simclr, barlow_twins, simsiam, vicreg, and each of these with _augmented",
+        "simclr, simclr_augmented, barlow_twins, barlow_twins_augmented, simsiam, simsiam_augmented, vicreg, "
+        "vicreg_augmented, turns",
         {"seed": Option(whole, "of weights and training, 0 if not given"), **RECIPE},
     ),
     "torchvision": Kind(

