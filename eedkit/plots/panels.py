@@ -95,14 +95,14 @@ def lines(
                 aside = (k + 0.5) / len(looks) - 0.5
                 if not places.ordered:
                     at = at + SPREAD * aside
-                # the data stay at their places, and what is drawn stands beside that of the other lines
-                across = ScaledTranslation(
-                    ASIDE * len(looks) * aside if places.ordered else 0, 0, ax.figure.dpi_scale_trans
-                )
                 bars = [mid - low, high - mid]
                 joined = "-" if places.ordered else ""
-                label = style.literal(name)
-                ax.errorbar(at, mid, bars, linestyle=joined, **look, label=label, transform=ax.transData + across)
+                drawn = ax.errorbar(at, mid, bars, linestyle=joined, **look, label=style.literal(name))
+                if places.ordered:
+                    # the data keep their places, and what is drawn stands beside the other lines
+                    across = ScaledTranslation(ASIDE * len(looks) * aside, 0, ax.figure.dpi_scale_trans)
+                    for artist in drawn.get_children():
+                        artist.set_transform(ax.transData + across)
             if line is not None:
                 ax.axhline(line, color="0.4", linewidth=1, linestyle="--")
             places.mark(ax)
