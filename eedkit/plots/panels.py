@@ -72,7 +72,7 @@ def lines(
     ValueError
         There is no such column, or no row with a value.
     """
-    rows = _rows(table, (x, y, by, *([panel] if panel else [])), y)
+    rows = _rows(table, (x, y, by, *([panel] if panel else [])), y).dropna(subset=[x])
     not_shown = 0
     if log:
         not_shown = int((rows[y].to_numpy() <= 0).sum())
