@@ -251,11 +251,14 @@ def test_where_all_models_fail_there_is_nothing_to_open(tmp_path, monkeypatch):
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch):
     file, compute, computed = write(tmp_path), workers.compute, []
 
-    def interrupted(work, *rest):
+    def interrupted(job, block, **rest):
         if len(computed) == 1:
             raise KeyboardInterrupt
-        computed.append(work)
-        return compute(work, *rest)
+        return counted(job, block, **rest)
+
+    def counted(job, block, **rest):
+        computed.append((job.cell, block))
+        return compute(job, block, **rest)
 
     monkeypatch.setattr(workers, "compute", interrupted)
     result = run("study", "run", file, "--quiet")
@@ -264,9 +267,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, monkeypatch):
     said = f"Stopped: 1 of 4 blocks are done and stay. The same command goes on from there: eedkit study run {file}"
     assert result.stderr.strip() == said
     assert "4 cells: 1 done, 3 unfinished. 1 of 4 blocks are done." in run("study", "status", file).stdout
-    monkeypatch.setattr(workers, "compute", lambda work, *rest: computed.append(work) or compute(work, *rest))
+    monkeypatch.setattr(workers, "compute", counted)
     assert run("study", "run", file, "--quiet").exit_code == 0
-    assert len({(work.cell, work.block) for work in computed}) == len(computed) == 4
+    assert len(set(computed)) == len(computed) == 4
 
 
 @pytest.mark.parametrize(
