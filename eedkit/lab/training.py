@@ -104,21 +104,21 @@ def fixed_arithmetic(threads: int = THREADS, *, warn_only: bool = True) -> Itera
     1
     """
     threads_before = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic
     fills = memory.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    # unlike use_deterministic_algorithms it does not import the compiler, which takes two seconds
+    torch.set_deterministic_debug_mode("warn" if warn_only else "error")
     memory.fill_uninitialized_memory = False  # for programs that read what they never wrote
     torch.backends.cudnn.benchmark = False
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when a GPU first multiplies
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only_before)
+        torch.set_deterministic_debug_mode(deterministic)
         memory.fill_uninitialized_memory = fills
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads_before)

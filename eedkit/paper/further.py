@@ -1,4 +1,4 @@
-"""Questions beyond the paper's *[ours]*: how well a measure without labels foretells the accuracy on moved images."""
+"""Questions beyond the paper's *[ours]*: how well a measure without labels predicts the accuracy on moved images."""
 
 from collections.abc import Sequence
 

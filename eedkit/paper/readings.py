@@ -20,7 +20,7 @@ from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
 from eedkit.paper.conclusions import accuracies
 from eedkit.results import schema
-from eedkit.results.labels import class_names
+from eedkit.results.labels import class_names, is_right
 
 WORDS = 25
 """A headline has no more of them."""
@@ -458,9 +458,11 @@ def extremes(
 def accuracy(ds: xr.Dataset) -> Reading:
     """Who reads moved images worse than upright ones, and how well each kind of network reads both.
 
+    The unit is the network, and the image for a kind of which there is one network.
+
     Parameters
     ----------
-    ds : with labels, predictions and recipes
+    ds : with labels and predictions; kinds are recipes, or models where there are none
 
     Examples
     --------
@@ -471,10 +473,17 @@ def accuracy(ds: xr.Dataset) -> Reading:
     >>> print(accuracy(ds.assign_coords(model=list("abc"))).headline)
     On moved images accuracy falls clearly for `plain` (by 0.50).
     """
-    rows = accuracies(ds).assign(recipe=ds.recipe.values)
+    by = "recipe" if "recipe" in ds.coords else "model"
+    rows = accuracies(ds).assign(kind=ds[by].values)
+    right = is_right(ds)
+    is_upright = right.element == right.element.attrs.get("identity", "e")
+    of_images = right.sel(element=is_upright).mean("element") - right.sel(element=~is_upright).mean("element")
     lost = {}
-    for name, of_kind in rows.groupby("recipe", sort=False):
-        lost[name] = Mean.of(name, of_kind.upright - of_kind.moved)
+    for name, of_kind in rows.groupby("kind", sort=False):
+        losses = of_kind.upright - of_kind.moved
+        if len(of_kind) == 1:
+            losses = of_images.sel(model=of_kind.index[0]).values
+        lost[name] = Mean.of(name, losses)
     signs = _clear(lost)
     losing = [f"{mean.name} (by {number(mean.value)})" for name, mean in lost.items() if signs[name] > 0]
     others = [mean.name for name, mean in lost.items() if signs[name] <= 0]
@@ -484,8 +493,8 @@ def accuracy(ds: xr.Dataset) -> Reading:
         f"On moved images accuracy {', and '.join(texts)}.",
         f"On moved images accuracy falls clearly for {len(losing)} of {len(lost)} kinds of network.",
     )
-    images = rows.melt("recipe", ["upright", "moved"], "images", "accuracy")
-    return Reading(headline, order(images, "accuracy", per="images").details)
+    images = rows.melt("kind", ["upright", "moved"], "images", "accuracy")
+    return Reading(headline, order(images, "accuracy", by="kind", per="images").details)
 
 
 def removed(

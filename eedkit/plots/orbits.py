@@ -211,7 +211,7 @@ def element_probe(table: pd.DataFrame, *, by: str | None = None, title: str = ""
 
 
 def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "") -> Figure:
-    """What averaging over the orbit gains in log-loss: foretold without labels (filled) and real (open).
+    """What averaging over the orbit gains in log-loss: predicted without labels (filled) and real (open).
 
     Parameters
     ----------
@@ -229,15 +229,15 @@ def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "
 
     Examples
     --------
-    >>> gain = {"model": ["m"], "foretold": [0.2], "real": [0.1], "n": [90]}
-    >>> ends = {f"{name}_{end}": [0.15] for name in ("foretold", "real") for end in ("low", "high")}
+    >>> gain = {"model": ["m"], "predicted": [0.2], "real": [0.1], "n": [90]}
+    >>> ends = {f"{name}_{end}": [0.15] for name in ("predicted", "real") for end in ("low", "high")}
     >>> averaging_gain(pd.DataFrame(gain | ends)).axes[0].get_xlabel()
     'gain in log-loss, nats'
     """
     by = _kinds_column(table, by)
-    rows = _with_values(table, "foretold")
+    rows = _with_values(table, "predicted")
     looks = style.looks(rows[by].tolist())
-    fills = {"foretold": None, "real": "white"}
+    fills = {"predicted": None, "real": "white"}
     with style.theme():
         fig = style.blank(0.7 + 0.36 * len(looks), title or "What would averaging over the orbit buy?")
         ax = fig.subplots()

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from eedkit.errors import unknown
 from eedkit.plots import style
@@ -20,7 +21,9 @@ from eedkit.results.intervals import mean_interval
 FEW = 8
 """Places on an axis that get a tick each."""
 SPREAD = 0.6
-"""The part of the room between two places over which the lines of a figure stand side by side, so that bars do not overlap."""
+"""The part of the room between two names over which their points stand side by side, so that bars do not overlap."""
+ASIDE = 0.07
+"""Inches between the lines of a figure that stand side by side at a number."""
 FAR = 10
 """An effect further from the panel's middle than so many times the usual distance is drawn at the panel's end, as an arrow."""
 CLAIMED = "0.9"
@@ -69,7 +72,7 @@ def lines(
     ValueError
         There is no such column, or no row with a value.
     """
-    rows = _rows(table, (x, y, by, *([panel] if panel else [])), y)
+    rows = _rows(table, (x, y, by, *([panel] if panel else [])), y).dropna(subset=[x])
     not_shown = 0
     if log:
         not_shown = int((rows[y].to_numpy() <= 0).sum())
@@ -89,9 +92,17 @@ def lines(
                 of_places = ours.groupby(places.of(ours.loc[:, x]))
                 points = [(at, *_interval(rows_there.loc[:, y], log, bounds)) for at, rows_there in of_places]
                 at, mid, low, high = np.array(points).T
-                at = at + SPREAD * places.gap * ((k + 0.5) / len(looks) - 0.5)
+                aside = (k + 0.5) / len(looks) - 0.5
+                if not places.ordered:
+                    at = at + SPREAD * aside
+                bars = [mid - low, high - mid]
                 joined = "-" if places.ordered else ""
-                ax.errorbar(at, mid, [mid - low, high - mid], linestyle=joined, **look, label=style.literal(name))
+                drawn = ax.errorbar(at, mid, bars, linestyle=joined, **look, label=style.literal(name))
+                if places.ordered:
+                    # the data keep their places, and what is drawn stands beside the other lines
+                    across = ScaledTranslation(ASIDE * len(looks) * aside, 0, ax.figure.dpi_scale_trans)
+                    for artist in drawn.get_children():
+                        artist.set_transform(ax.transData + across)
             if line is not None:
                 ax.axhline(line, color="0.4", linewidth=1, linestyle="--")
             places.mark(ax)
@@ -142,9 +153,6 @@ class _Places:
         elif not pd.api.types.is_numeric_dtype(column):
             self.names = list(dict.fromkeys(column))
             self.ordered = False
-        there = np.unique(self.of(column))
-        self.gap = float(np.diff(there).min()) if len(there) > 1 else 1.0
-        """The least room between two places."""
 
     def of(self, values: pd.Series) -> np.ndarray:
         """The places of some of the values."""

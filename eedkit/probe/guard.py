@@ -6,9 +6,10 @@ belong to the whole model and the flags to the whole process.
 
 import hashlib
 import pickle
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -101,8 +102,11 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
             model.eval()
         if moves:
             model.to(device)
+        # nothing is compiled where the compiler was never imported, which would take two seconds
+        is_imported = "torch._dynamo" in sys.modules
+        uncompiled = torch.compiler.set_stance("force_eager") if is_imported else nullcontext()
         # not inference_mode: what a module caches in here must still serve training afterwards
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), uncompiled:
             yield
     finally:
         for module, training in modes.items():

@@ -191,9 +191,9 @@ def best_action(features: xr.DataArray, *, random_state: int = 0) -> pd.DataFram
 
 
 def averaging_gain(results: xr.Dataset | xr.DataArray) -> pd.DataFrame:
-    """What averaging class probabilities over the orbit would gain in log-loss: foretold without labels, and real *[ours]*.
+    """What averaging class probabilities over the orbit would gain in log-loss: predicted without labels, and real *[ours]*.
 
-    p̄ is the mean of p_g = p(· | gx). Foretold: mean KL(p̄ ‖ p_g), the metric `softmax_reverse`; it is the gain that is
+    p̄ is the mean of p_g = p(· | gx). Predicted: mean KL(p̄ ‖ p_g), the metric `softmax_reverse`; it is the gain that is
     expected if labels are drawn from p̄. Real: mean over g of −log p_g(y), less −log p̄(y), for the labels y.
 
     Parameters
@@ -205,7 +205,7 @@ def averaging_gain(results: xr.Dataset | xr.DataArray) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row for each model: `model`, `foretold`, `foretold_low`, `foretold_high`, `real`, `real_low`, `real_high` in nats,
+        A row for each model: `model`, `predicted`, `predicted_low`, `predicted_high`, `real`, `real_low`, `real_high` in nats,
         with 95 % over images, and `n`, `n_labelled`, how many images are behind each.
 
     Raises
@@ -216,24 +216,24 @@ def averaging_gain(results: xr.Dataset | xr.DataArray) -> pd.DataFrame:
     Examples
     --------
     >>> probabilities = xr.DataArray([[[0.9, 0.1]], [[0.1, 0.9]]], dims=("element", "sample", "class"))
-    >>> averaging_gain(probabilities.assign_coords(label=("sample", [0])))[["foretold", "real"]].round(2).values.tolist()
+    >>> averaging_gain(probabilities.assign_coords(label=("sample", [0])))[["predicted", "real"]].round(2).values.tolist()
     [[0.51, 0.51]]
     """
     if isinstance(results, xr.Dataset):
         if REVERSE not in results:
             raise ValueError(
-                f"the gain is foretold by {REVERSE}; measure it, or pass ek.orbit_features(of='probabilities')"
+                f"the gain is predicted by {REVERSE}; measure it, or pass ek.orbit_features(of='probabilities')"
             )
         rows = []
         for model in np.atleast_1d(results.model.values):
             one = results[REVERSE].sel(model=model) if "model" in results.dims else results[REVERSE]
-            foretold = one.transpose("element", "sample").values.astype(float).mean(0)
-            rows.append({"model": model, **_gains(foretold[~np.isnan(foretold)], np.array([]))})
+            predicted = one.transpose("element", "sample").values.astype(float).mean(0)
+            rows.append({"model": model, **_gains(predicted[~np.isnan(predicted)], np.array([]))})
         return pd.DataFrame(rows)
     results = _complete(results, least=1)
     p = _values(results).clip(np.finfo(float).tiny)
     mean = p.mean(0)
-    foretold = (mean * (np.log(mean) - np.log(p))).sum(-1).mean(0)
+    predicted = (mean * (np.log(mean) - np.log(p))).sum(-1).mean(0)
     real = np.array([])
     if "label" in results.coords:
         labels = results.label.values
@@ -242,20 +242,20 @@ def averaging_gain(results: xr.Dataset | xr.DataArray) -> pd.DataFrame:
         known = np.flatnonzero(labels >= 0)
         of_label = p[:, known, labels[known]]
         real = np.log(of_label.mean(0)) - np.log(of_label).mean(0)
-    return _table(results, [_gains(foretold, real)])
+    return _table(results, [_gains(predicted, real)])
 
 
-def _gains(foretold: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+def _gains(predicted: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     """Means over images, with their intervals; NaN where there is no image, or one alone."""
     row: dict[str, Any] = {}
-    for name, values in (("foretold", foretold), ("real", real)):
+    for name, values in (("predicted", predicted), ("real", real)):
         mean, low, high = np.nan, np.nan, np.nan
         if len(values) == 1:
             mean = float(values[0])
         elif len(values) > 1:
             mean, low, high = mean_interval(values)
         row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-    return row | {"n": len(foretold), "n_labelled": len(real)}
+    return row | {"n": len(predicted), "n_labelled": len(real)}
 
 
 def _complete(features: xr.DataArray, *, least: int) -> xr.DataArray:

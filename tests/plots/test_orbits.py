@@ -96,12 +96,12 @@ def test_the_probe_stands_against_chance():
     np.testing.assert_allclose(segment[:, 0], [0.8, 0.9])
 
 
-def test_gains_foretold_and_real_stand_side_by_side():
+def test_gains_predicted_and_real_stand_side_by_side():
     def of_network(kind, seed):
-        foretold = 2.0 + 0.1 * seed if kind == "plain" else 0.02
+        predicted = 2.0 + 0.1 * seed if kind == "plain" else 0.02
         real = -0.004 if kind == "plain" else np.nan
-        ends = {f"{name}_{end}": 0.0 for name in ("foretold", "real") for end in ("low", "high")}
-        yield {"foretold": foretold, "real": real, **ends}
+        ends = {f"{name}_{end}": 0.0 for name in ("predicted", "real") for end in ("low", "high")}
+        yield {"predicted": predicted, "real": real, **ends}
 
     (ax,) = plots.averaging_gain(networks(of_network)).axes
     points = [(container[0].get_xdata()[0], container[0].get_markerfacecolor()) for container in ax.containers]

@@ -128,15 +128,15 @@ def test_the_action_is_found(draw):
 PROBABILITIES = [[[0.8, 0.2], [0.5, 0.5]], [[0.4, 0.6], [0.1, 0.9]]]
 
 
-def test_the_gain_is_foretold_and_real():
+def test_the_gain_is_predicted_and_real():
     row = orbits.averaging_gain(features(PROBABILITIES, [0, 1], dim="class")).iloc[0]
     means = [(0.6, 0.4), (0.3, 0.7)]
-    foretold, real = [], []
+    predicted, real = [], []
     for i, label in enumerate([0, 1]):
         of_elements = [PROBABILITIES[g][i] for g in range(2)]
-        foretold.append(sum(means[i][k] * math.log(means[i][k] / p[k]) for p in of_elements for k in range(2)) / 2)
+        predicted.append(sum(means[i][k] * math.log(means[i][k] / p[k]) for p in of_elements for k in range(2)) / 2)
         real.append(math.log(means[i][label]) - sum(math.log(p[label]) for p in of_elements) / 2)
-    assert row.foretold == pytest.approx(sum(foretold) / 2)
+    assert row.predicted == pytest.approx(sum(predicted) / 2)
     assert row.real == pytest.approx(sum(real) / 2)
     # Student's t at one degree of freedom
     assert row.real_high - row.real == pytest.approx(12.7062 * abs(real[0] - real[1]) / 2, rel=1e-4)
@@ -153,7 +153,7 @@ def test_results_of_measure_foretell_the_same():
     ds = ek.measure(model, data, metrics="softmax_reverse", **options)
     of_measure = orbits.averaging_gain(ds).iloc[0]
     of_probabilities = orbits.averaging_gain(ek.orbit_features(model, data, of="probabilities", **options)).iloc[0]
-    columns = ["foretold", "foretold_low", "foretold_high"]
+    columns = ["predicted", "predicted_low", "predicted_high"]
     assert of_measure[columns].tolist() == pytest.approx(of_probabilities[columns].tolist(), rel=1e-3)
     assert (of_measure.model, of_measure.n, of_measure.n_labelled) == (model, 24, 0)
 
@@ -175,7 +175,7 @@ def test_what_is_refused(draw):
         orbits.best_action(features(draw.normal(size=(1, 20, 3))))
     with pytest.raises(TypeError, match=r"expected an array \(element, sample, feature\)"):
         orbits.orbit_variance(few.isel(element=0))
-    with pytest.raises(ValueError, match="the gain is foretold by softmax_reverse"):
+    with pytest.raises(ValueError, match="the gain is predicted by softmax_reverse"):
         orbits.averaging_gain(xr.Dataset())
     with pytest.raises(ValueError, match="labels must be numbers of the 2 classes"):
         orbits.averaging_gain(features(PROBABILITIES, [0, 2], dim="class"))
