@@ -51,6 +51,8 @@ The core depends on torch, numpy, pandas, scipy, xarray, tqdm and lazy_loader. T
 | `real` | images and weights that other packages ship |
 | `all` | all of these, as `make` and `environment.yml` install them |
 
+`conda env create -f environment.yml` makes a conda environment with the same versions.
+
 Take `torch` and `torchvision` from the same index: a CPU build of one does not work with a CUDA build of the other
 (`operator torchvision::nms does not exist`). The ordinary builds run on machines without a GPU, too.
 """

@@ -16,8 +16,8 @@ STORED = Path(__file__).with_name("example.nc.gz")
 def example() -> xr.Dataset:
     """Four small networks, measured on 60 handwritten digits under quarter turns: a result to try every figure on.
 
-    `plain` was trained on upright digits, `augmented` on turned ones, `equivariant` has group convolutions, and `random` was
-    never trained. `attrs["made_by"]` says how, and `attrs["data"]` on which images.
+    `plain` was trained on upright digits, `augmented` on turned ones, `equivariant` has group convolutions, and
+    `random` was never trained. `attrs["made_by"]` says how, and `attrs["data"]` on which images.
 
     Returns
     -------

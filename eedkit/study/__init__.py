@@ -3,7 +3,7 @@
 # Many models: a study
 
 A study is models × data sets × groups. It is planned before any computation, and can be killed and resumed. What is
-done is one labelled Dataset.
+done so far opens as one labelled Dataset.
 
 ```yaml
 # first.yaml

@@ -1,4 +1,4 @@
-"""Makes again what `make gallery` makes: `ek.example()`, README.md's picture with its sentence, and the gallery's pictures.
+"""`make gallery`: `ek.example()`, README.md's picture with its sentence, and the pictures of the gallery.
 
 Trains 16 small networks on the bundled digits where they are not cached, which takes some minutes on two cores.
 """
@@ -70,7 +70,7 @@ def draw_first_picture(made_by: str) -> None:
         title="Does training with turned images make layers that turn?",
     )
     for ax, question in zip(figure.axes, ["Do the maps turn?", "Do the features stay?"], strict=True):
-        ax.set_title(question)
+        ax.title.set_text(question)
     save(figure, "maps_and_features.png")
 
     table = ek.summarise(ds, full=True)
@@ -78,9 +78,10 @@ def draw_first_picture(made_by: str) -> None:
     maps = table[(table.metric == "channelwise_matched") & (table.layer == "blocks.4")]
     sentence = (
         "Training with turned digits takes the relative deviation of the features from "
-        f"{mean_over_seeds(features, 'plain')} to {mean_over_seeds(features, 'augmented')}, that of the last block's maps "
-        f"from {mean_over_seeds(maps, 'plain')} to {mean_over_seeds(maps, 'augmented')}: means over {SEEDS} seeds with "
-        f"95 % intervals, {ds.sizes['sample']} images."
+        f"{mean_over_seeds(features, 'plain')} to {mean_over_seeds(features, 'augmented')}, "
+        "that of the last block's maps from "
+        f"{mean_over_seeds(maps, 'plain')} to {mean_over_seeds(maps, 'augmented')}: "
+        f"means over {SEEDS} seeds with 95 % intervals, {ds.sizes['sample']} images."
     )
     result = HERE / "result.md"
     readme = HERE.parents[1] / "README.md"

@@ -1,4 +1,4 @@
-"""The result that comes with the package is one of today's schema, says how it was made, and can be drawn by every figure."""
+"""The result that comes with the package has today's schema and values, says how it was made, and every figure draws it."""
 
 import inspect
 
