@@ -1,4 +1,4 @@
-"""README.md, the gallery and the pages of the built docs do what they say: their code runs, their links lead somewhere."""
+"""README.md, the gallery and the pages of the docs do what they say: their code runs, their links lead somewhere."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The result that comes with the package has today's schema and values, says how it was made, and every figure draws it."""
+"""The result that comes with the package has today's schema and values, says how it was made; every figure draws it."""
 
 import inspect
 
@@ -41,10 +41,12 @@ def test_it_has_the_bundled_kinds_labels_class_names_and_says_how_it_was_made():
     assert (upright.sel(model=["plain", "augmented", "equivariant"]) > 0.9).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*may be unable to read the images")
 def test_it_is_what_is_measured_today():
     stored = ek.example().sel(model=["random"])
     measured = ek.measure("recipe:random?seed=0", IMAGES, group="C4", metrics=["channelwise", "latent"], progress=False)
-    assert measured.sample.values.tolist() == stored.sample.values.tolist()
+    assert set(measured.sample.values) == set(stored.sample.values)
+    measured = measured.sel(sample=stored.sample.values)
     for name in ("channelwise", "channelwise_null", "latent", "latent_null", "latent_from_x"):
         np.testing.assert_allclose(measured[name].values, stored[name].values, atol=1e-4)
 
