@@ -45,5 +45,5 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab; they find what `make rep
 data: $(INSTALLED)  ## make the bundled images again
 	$(BIN)/python data/build.py
 
-gallery: $(INSTALLED)  ## make the pictures of README.md again
+gallery: $(INSTALLED)  ## make README.md's picture, the gallery and ek.example() again
 	$(BIN)/python notebooks/gallery/make.py

@@ -1,6 +1,14 @@
 """In what ways is a vision model invariant or equivariant, where, on which images, and is it more than insensitivity?
 
 The names below load what is behind them when they are first used (SPEC 1), so `import eedkit` itself is light.
+
+* `eedkit.probe`: your own model; layers, heads and outputs; while it trains
+* `eedkit.probe.metrics`: what is measured, null and intervals, a custom metric
+* `eedkit.theory`: groups and custom actions
+* `eedkit.plots`: the gallery
+* `eedkit.lab`: models and images by name, extras
+* `eedkit.study`: many models, from a laptop to a cluster
+* `eedkit.bridges`: beside other tools
 """
 
 import lazy_loader as _lazy
@@ -31,6 +39,7 @@ _load, __dir__, __all__ = _lazy.attach(
         "probe.measure": ["layers"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],
         "results": ["orbits"],
+        "results.example": ["example"],
         "results.summary": ["compare", "concat", "summarise"],
         "study.join": ["open"],
         "study": ["Study"],

@@ -19,6 +19,7 @@ from eedkit.probe.metrics import COMPARED as COMPARED
 from eedkit.probe.metrics import METRICS as METRICS
 from eedkit.probe.metrics import Metric as Metric
 from eedkit.results import orbits as orbits
+from eedkit.results.example import example as example
 from eedkit.results.summary import compare as compare
 from eedkit.results.summary import concat as concat
 from eedkit.results.summary import summarise as summarise

@@ -2,6 +2,40 @@
 
 Knows `measure`'s results and its loop. `prediction_consistency`, `effective_invariance` and `equivariance_psnr` read
 what was recorded; the others take a pass of their own, as statistics over the samples or as derivatives.
+
+# Beside other tools
+
+| | measures | is it insensitivity? | result |
+|---|---|---|---|
+| **eedkit** | G-EED with many metrics, of all layers at once | a null for every value | labelled Dataset |
+| tagtorch | G-EED of one layer, or of the output, for each call | not asked | one number |
+| tmeasures | invariance and same-equivariance of single units | variance over samples as the unit | arrays, plots |
+| lie-deriv | equivariance error under infinitesimal moves | not asked | tables |
+| escnn | `check_equivariance`: is a module equivariant, within tolerances? | not asked | passes, or an error |
+| SEIS | equivariance and invariance of a layer's subspaces, apart | loss and re-encoding are told apart | two scores |
+| probe-equivariance | whether a probe reads motion off frozen features | not asked | tables |
+
+* **eedkit** takes groups that move pixels exactly, groups that interpolate, products, and custom actions. Its Dataset
+  holds every value by model, layer, element and image.
+* [tagtorch](https://github.com/hkvinge/tagtorch) is by two of the paper's authors. It compares a layer by 1 − cosine
+  or Euclidean distance, the softmax also by KL. Images are rotated (by multiples of 360°/n, or by random angles) or
+  translated with wraparound; permutations, O(n) and SO(n) act on vectors. There are no mirrors of images, though its
+  README names them.
+* [tmeasures](https://github.com/facundoq/tmeasures) takes any set of transformations. It relates the variance over
+  these to that over samples, unit by unit; it also has Goodfellow's firing rates, and in its NumPy part ANOVA and
+  distances.
+* [lie-deriv](https://github.com/ngruver/lie-deriv) takes translations, rotations, scaling and saturation, at the
+  output also shears and stretches. The error of a layer is a squared L2 norm, estimated by random probes; at the
+  output it is the mean absolute value over the classes' probabilities.
+* [escnn](https://github.com/QUVA-Lab/escnn) checks its own modules, under the groups that they are built for.
+* [SEIS](https://arxiv.org/abs/2602.04054) (Lin et al. 2026, arXiv 2602.04054) needs no knowledge of the
+  transformation.
+* [probe-equivariance](https://github.com/turhancan97/probe-equivariance) fits regression probes for the motion of
+  camera and object in rendered scenes.
+
+Choose escnn to *build* equivariant networks and to test that they are, lie-deriv for infinitesimal moves, tmeasures
+for single units. Use eedkit to ask in what ways a trained network is invariant, where, and on which images. Some of
+what these report is here as well: `normalised_variance` as in tmeasures, `lie_derivative`, and `cka`.
 """
 
 import warnings

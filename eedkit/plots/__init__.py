@@ -1,6 +1,8 @@
 """The figures of eedkit's results, each a matplotlib Figure: `ek.plots`.
 
 Knows Datasets and tables of `summarise`; only `worst`, which shows images, also reads and moves them.
+
+.. include:: ../../notebooks/gallery/README.md
 """
 
 import lazy_loader as _lazy

@@ -1,6 +1,90 @@
 """The family of G-EED metrics as values: what is taken from a layer, how G acts there, which distance compares.
 
 Knows tensors, actions and distances; of a layer only what it says of itself. A custom metric is one more value.
+
+# What is measured
+
+The G-empirical equivariance deviation of Kvinge et al. 2022 (arXiv 2210.03773, eq. 4), and what it compares with (eq.
+2):
+
+    E(f, G) = 1/(|D| |G|) Σ_x Σ_g m(f(gx), g f̂(x))        f̂(x) = mean of f(kx) over the kernel
+
+f is the network up to a layer, m a distance. The kernel holds the elements that act as the identity on the layer's
+values; it is found by probing. Where invariance is asked for, it is all of G, and f̂(x) is the mean over the orbit.
+Where every element moves the values, as on feature maps, f̂(x) is f(x) itself.
+
+| metric | f(x), and what G does to it | m(a, b) | best |
+|---|---|---|---|
+| `channelwise` (eq. 5) | feature map; G moves each channel as the image | mean over channels of −cos(aᵢ, bᵢ) | −1 |
+| `channelwise_matched` *[ours]* | the same, after the exchange of channels that best fits other images | the same | −1 |
+| `channelwise_regular` *[ours]* | the same; G also permutes channels, as in group convolutions | the same | −1 |
+| `channelwise_field` *[ours]* | the same; G moves channels as e2cnn's and escnn's tensors say | the same | −1 |
+| `channelwise_centred` *[ours]* | the same, without each channel's mean over space | the same | −1 |
+| `channelwise_rms` | the same; `ek.bridges.equivariance_psnr` gives it in dB | √ mean (a − b)² | 0 |
+| `latent` (eq. 6) | input of the classifier; at other layers the map's mean over space | −cos(a, b) | −1 |
+| `latent_euclidean` | the same | Euclidean distance | 0 |
+| `softmax` | class probabilities | KL(a ‖ b) in nats | 0 |
+| `softmax_js` *[ours]* | the same | Jensen-Shannon divergence | 0 |
+| `softmax_tv` *[ours]* | the same | total variation | 0 |
+| `softmax_hellinger` *[ours]* | the same | Hellinger distance | 0 |
+| `dense` *[ours]* | an output that is a map; G moves it as it moves the image | as `channelwise` | −1 |
+| `segmentation` *[ours]* | class probabilities of pixels | mean KL | 0 |
+| `segmentation_iou` *[ours]* | masks of classes | 1 − IoU | 0 |
+| `boxes` *[ours]* | detections in torchvision's form | 1 − IoU of matched boxes | 0 |
+| `boxes_50`, `boxes_75` *[ours]* | the same | share of boxes without a match at this IoU | 0 |
+
+`channelwise_zero` and `channelwise_skip` (other readings of dead channels), `latent_unit`, `latent_flat` and
+`softmax_reverse` are variants. `ek.available.metrics()` shows all of them as a table.
+
+# Null and relative value
+
+Every value has a *null* beside it *[ours]*: the same deviation between different images. It is E of the *shuffled
+orbit*, in which the k-th element acts on the k-th next image, and the identity on x itself. Nothing else changes: the
+same f̂, the same m. With m* the best value,
+
+    relative = ((E − m*) / (E_null − m*)) ^ (1 / order)
+
+At 0 the model is equivariant; at 1, a transformed copy is as far away as a different image. `order` is 2 for
+distances that grow with the square of a small difference, as cosine and KL do, and 1 for the others, so that all
+metrics have one scale.
+
+A null needs at least |G| images, and two. With `null="within-class"` each image meets only images of its own class,
+which tells learned invariance from classes that have collapsed into points. It needs labels, and at least |G| images
+of every class (four for smaller groups); a study does not take it yet. Where even different images differ by rounding
+alone, the model cannot tell images apart, and the relative value is NaN with that reason. `ek.plots.calibration(ds)`
+draws the value against the null.
+
+*Intervals* are Student's t: that of E over images, that of a relative value over the chains of images that share
+their shuffled orbits. A nominal 95 % covers about 95 % from two images, or two chains, on.
+
+# A custom metric
+
+A metric is a value that says what is taken from a layer, and how it is compared.
+
+```python
+import torch, eedkit as ek
+
+
+def peaks(z):  # a layer's output, positions × channels: (b, P, C) -> (b, C)
+    return z.amax(dim=1)
+
+
+manhattan = ek.distances.Distance(
+    "manhattan",
+    lambda a, b: (a - b).abs().sum(-1),  # (…, C), (…, C) -> (…)
+    best=0.0,
+    upper=float("inf"),
+    scale="norm",  # as large as the features are long
+    order=1,  # grows with |δ|; 2 for distances that grow with its square
+    equation="‖a − b‖₁",
+)
+metric = ek.Metric("latent_peaks", "vectors", manhattan, title="largest value of each channel", features=peaks)
+model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(36, 3))
+ek.summarise(ek.measure(model, torch.rand(8, 1, 5, 5), group="C4", metrics=["latent", metric]))
+```
+
+The second argument is `"vectors"` for what the group does not move, `"maps"` for what it moves as it moves the image,
+and `"output"` for class scores, whose `features` get (b, k).
 """
 
 import re
