@@ -113,13 +113,16 @@ def measure(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a forward pass; changes no result.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", help="Save the results there.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Also print E itself, its interval and its null.")] = False,
     quiet: Quiet = False,
     _: Annotated[
         bool,
         typer.Option("--specs", callback=_specs, is_eager=True, help="Show all that MODEL and DATA may say, and exit."),
     ] = False,
 ) -> None:
-    """Measure one model on one data set and print E, its interval and its calibration for every metric and layer.
+    """Measure one model on one data set. Prints accuracy by element, then relative values with 95 % intervals.
+
+    Relative values are 0 where a layer is perfectly equivariant; at 1 a moved copy is as far away as a different image.
 
     Exit codes: 0 done; 1 the model failed on the images, or the results cannot be saved; 2 bad usage, nothing was measured.
     """
@@ -146,7 +149,9 @@ def measure(
             )
         except RuntimeError as error:
             raise _failed("measure", str(error)) from None
-        _say(tables.estimates(eedkit.summarise(ds)))
+        _say(ds.eed)
+        _say("")
+        _say(tables.estimates(eedkit.summarise(ds), full=full))
         if out is not None:
             try:
                 ds.eed.to_zarr(out)
@@ -279,7 +284,10 @@ def figures(
         _say(f"{len(files)} files, as {', '.join(format or Format)}")
 
 
-@app.command(epilog="Example: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'")
+@app.command(
+    epilog="\b\nExample: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'\n"
+    "         eedkit card net.zarr --require 'relative<=0.1' --require 'accuracy.moved>=0.9'"
+)
 def card(
     store: Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")],
     out: Annotated[Path, typer.Option(help="The page; its JSON twin stands beside it.")] = Path("card.html"),
@@ -292,10 +300,19 @@ def card(
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="NAME", help="Only this data set of the study.")] = None,
     group: Annotated[str | None, typer.Option(metavar="NAME", help="Only this group of the study.")] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER<=BOUND",
+            help="Exit with 1 if it is not so; can be repeated. Numbers: relative, relative.output, accuracy.upright, "
+            "accuracy.moved, accuracy.lowest, kept.",
+        ),
+    ] = None,
 ) -> None:
-    """Write one self-contained page about one model.
+    """Write one self-contained page about one model, which can pass or fail.
 
-    Exit codes: 0 done; 1 nothing is done yet, or the store is damaged; 2 bad usage.
+    Exit codes: 0 done, and all that was required is so; 1 something required is not so, and the page says what; or nothing
+    is done yet, or the store is damaged; 2 bad usage.
     """
     with _plainly("card"), _ends("Stopped; no page was written."):
         import eedkit
@@ -304,9 +321,14 @@ def card(
         if hasattr(results, "leaves"):
             raise ValueError("the store has several data sets or groups; choose with --data and --group")
         shown = eedkit.lab.images.load(images) if images else None
-        page = eedkit.card(results, shown, model=model).save(out)
+        made = eedkit.card(results, shown, model=model, require=require or ())
+        page = made.save(out)
         _say(page)
         _say(page.with_suffix(".json"))
+        for failure in made.failures:
+            _complain(f"eedkit card: {failure}")
+        if made.failures:
+            raise typer.Exit(1)
 
 
 @app.command(epilog="Example: eedkit report --profile quick --only 00_start_here -p seeds=3")

@@ -78,8 +78,10 @@ def accuracy_table(found: Predictions, names: list[str]) -> list[str]:
     rows = rows.copy()
     if len(moved) > 1:
         rows.loc["mean of moved"] = moved.mean()
-    width = max(len("element"), *(len(str(name)) for name in rows.index))
-    lines = [f"{'element':{width}}  {'accuracy  ' if has_accuracy else ''}same class as unmoved"]
+    width = max(map(len, ["element", *map(str, rows.index)]))
+    lines = []
+    if len(rows):
+        lines.append(f"{'element':{width}}  {'accuracy  ' if has_accuracy else ''}same class as unmoved")
     for name, row in rows.iterrows():
         cells = [f"{row.accuracy:8.2f}"] if has_accuracy else []
         cells.append("" if np.isnan(row.kept) else f"{row.kept:21.2f}")
