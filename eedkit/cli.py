@@ -160,6 +160,52 @@ def measure(
             _say(f'Saved: ek.open("{out}")')
 
 
+class Expected(StrEnum):
+    """What `check` can expect."""
+
+    EQUIVARIANT = "equivariant"
+    INVARIANT = "invariant"
+
+
+@app.command(
+    epilog="\b\nExample: eedkit check 'recipe:equivariant?epochs=0' 'digits/test?n=64' --group C4 --expect invariant"
+)
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `eedkit measure`.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="As for `eedkit measure`.")],
+    group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")] = "C4",
+    expect: Annotated[Expected, typer.Option(help="Of every layer with maps, or of features and output.")] = (
+        Expected.EQUIVARIANT
+    ),
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="The largest relative value that passes; 1 is as far as a different image.")
+    ] = 0.02,
+    layers: Annotated[str, typer.Option(help="all (default), blocks, or a regular expression.")] = "all",
+    head: Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier in the model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Check that a network is equivariant or invariant within a tolerance; if not, say where, why and what mends it.
+
+    Exit codes: 0 it is; 1 it is not, or the model failed on the images; 2 bad usage.
+    """
+    with _plainly("check"), _ends("Stopped; nothing was checked."):
+        import eedkit
+        from eedkit.report import tables
+
+        options = {"layers": layers, "device": device, "progress": not quiet} | ({"head": head} if head else {})
+        try:
+            found = eedkit.check(model, data, group, expect.value, tolerance, **options)
+        except AssertionError as error:
+            for line in str(error).splitlines():
+                _complain(line)
+            raise typer.Exit(1) from None
+        except RuntimeError as error:
+            raise _failed("check", str(error)) from None
+        _say(tables.checked(found))
+        _say(f"{model} is {expect.value} under {group} within {tolerance:g} at {len(found)} layers.")
+
+
 @study.command(epilog="Example: eedkit study plan first.yaml")
 def plan(file: File) -> None:
     """Say what there is to do and what it will cost. Nothing is trained, downloaded or written.

@@ -613,7 +613,7 @@ def test_measure_exits_1_where_the_model_fails_and_130_on_ctrl_c(tmp_path, monke
     assert not (tmp_path / "a.zarr").exists()
 
 
-COMMANDS = ["measure", "figures", "report", "study", "study plan", "study run", "study status"]
+COMMANDS = ["measure", "check", "card", "figures", "report", "study", "study plan", "study run", "study status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

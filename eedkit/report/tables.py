@@ -82,6 +82,19 @@ def estimates(summary: pd.DataFrame, *, full: bool = False) -> str:
     return table(shown, once=["model", "n"], right=right, width=WIDTH if full else NARROW)
 
 
+def checked(found: pd.DataFrame) -> str:
+    """A table of `check`: relative values, and the element under which each layer deviates most."""
+    columns = {
+        "metric": found.metric,
+        "layer": found.layer,
+        "relative": found.relative.map(number),
+        "95 %": _intervals(found.relative_low, found.relative_high),
+        "most under": found.element,
+        "reason": found.reason,
+    }
+    return table(pd.DataFrame(columns), right=["relative", "95 %"], width=NARROW)
+
+
 def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
     """Both ends as texts; empty where there are none."""
     texts = []
