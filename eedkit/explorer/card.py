@@ -153,7 +153,7 @@ def card(
     action: Any = None,
     require: Sequence[str] = (),
 ) -> Card:
-    """One page about one model: how accurate it is moved, how invariant, where, on which images, is it real, what to do?
+    """One page about one model: how accurate is it moved, how invariant, where, on which images, is it real, what to do?
 
     Every sentence is made from the numbers, and says no more than they do.
 
@@ -342,7 +342,8 @@ def _under_which_elements(one: xr.Dataset, by_element: pd.Series) -> Section:
     else:
         said = (
             f"From those of the unmoved image, the features deviate least under {ordered.index[0]} "
-            f"({ordered.iloc[0]:.2f}) and most under {ordered.index[-1]} ({ordered.iloc[-1]:.2f}), relative to other images."
+            f"({ordered.iloc[0]:.2f}) and most under {ordered.index[-1]} ({ordered.iloc[-1]:.2f}), relative to other "
+            "images."
         )
     return Section("Under which elements?", (said,), figure)
 
@@ -399,28 +400,17 @@ def _real(row: pd.Series, found: Predictions) -> str:
             )
         return f"That stays open: {row.reason}."
     moved = row.estimate - row.best
+    both = f"different images are {apart:.2g} apart, moved copies {moved:.2g}"
     is_at_one = row.relative >= NEAR_ONE or (row.relative_low <= 1 <= row.relative_high)
     if found.names_one_class and not is_at_one:
-        return (
-            f"Partly insensitivity: every image gets the same class, although the features of different images are "
-            f"{apart:.2g} apart, those of moved copies {moved:.2g}."
-        )
+        return f"Partly insensitivity: every image gets the same class, although the features differ ({both})."
     if row.relative < EXACT:
-        return f"Invariance, and exact within rounding: different images are {apart:.2g} apart, moved copies of one not at all."
+        return f"Invariance, exact within rounding: different images are {apart:.2g} apart, moved copies of one not at all."
     if is_at_one:
-        return (
-            f"Neither: moved copies are about as far apart as different images ({moved:.2g} and {apart:.2g}), so there is no "
-            "invariance to explain."
-        )
+        return f"Neither: moved copies are about as far apart as different images, so there is nothing to explain ({both})."
     if row.relative <= LOW:
-        return (
-            f"Invariance: different images are {apart:.2g} apart, moved copies {moved:.2g}, so the features tell images "
-            "apart and change little as these move."
-        )
-    return (
-        f"A part of invariance: different images are {apart:.2g} apart, moved copies {moved:.2g}, which is closer but far "
-        "from the same."
-    )
+        return f"Invariance: {both}, so the features tell images apart and change little as these move."
+    return f"A part of invariance: {both}, which is closer but far from the same."
 
 
 def _on_which_classes(one: xr.Dataset, by_class: pd.Series) -> Section:
@@ -445,8 +435,8 @@ def _on_which_classes(one: xr.Dataset, by_class: pd.Series) -> Section:
     else:
         least, most = (_class_name(one, ordered.index[at]) for at in (0, -1))
         sentences.append(
-            f"The features deviate most from those of the unmoved image on class {most} ({ordered.iloc[-1]:.2f} relative "
-            f"to other images) and least on class {least} ({ordered.iloc[0]:.2f})."
+            f"The features deviate most from those of the unmoved image on class {most} ({ordered.iloc[-1]:.2f} "
+            f"relative to other images) and least on class {least} ({ordered.iloc[0]:.2f})."
         )
     is_drawn = _has_values(labelled(one)) and len(by_class) <= plots.draw.CLASSES
     figure = plots.class_heatmap(one, title="") if is_drawn else None
@@ -522,8 +512,8 @@ def _advice(one: xr.Dataset, found: Predictions, latent: pd.Series) -> str:
         return "Nothing follows from these numbers: neither predictions nor features say what moving the images does."
     if latent.relative > LOW:
         return (
-            f"The features change under {moves}: if what is read off them must not depend on {moves}, train with them or "
-            f"average the features over the orbit; if it does depend on {moves}, do not."
+            f"The features change under {moves}: if what is read off them must not depend on {moves}, train with them "
+            f"or average the features over the orbit; if it does depend on {moves}, do not."
         )
     return (
         f"The features change little under {moves}: nothing needs to be done for {moves}, unless what is read off the "

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
@@ -32,7 +33,7 @@ METRICS = {
     "equivariant": ("channelwise", "channelwise_regular", "channelwise_field"),
     "invariant": ("latent", "softmax"),
 }
-"""What is compared: maps by three actions on channels, of which the smallest value counts; features and class scores."""
+"""What is compared: maps by three actions on channels, of which the smallest counts; features and class scores."""
 COLUMNS = (
     "layer",
     "metric",
@@ -74,12 +75,12 @@ def check(
     progress: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """Whether a network is equivariant or invariant within a tolerance; otherwise an AssertionError that says where and why.
+    """Whether a network is equivariant or invariant within a tolerance; if not, an AssertionError says where and why.
 
-    "equivariant" asks that every layer with maps has a relative value of at most the tolerance, its channels staying where
-    they are or being regular or steerable fields, whichever is closest. "invariant" asks it of the features before the
-    head and of the class probabilities. A relative value is 0 where nothing deviates and 1 where a moved copy is as far
-    away as a different image, so that what tells no image from another does not pass as invariant.
+    "equivariant" asks that every layer with maps has a relative value of at most the tolerance, its channels staying
+    where they are or being regular or steerable fields, whichever is closest. "invariant" asks it of the features
+    before the head and of the class probabilities. A relative value is 0 where nothing deviates and 1 where a moved
+    copy is as far away as a different image, so that what tells no image from another does not pass as invariant.
 
     Parameters
     ----------
@@ -101,8 +102,8 @@ def check(
     Returns
     -------
     DataFrame
-        A row for each layer that was judged: `layer`, `metric`, `relative` with its interval, `round_trip` where the group
-        interpolates, the `element` under which it deviates most and by how much (`of_element`), `n`, `reason`.
+        A row for each layer that was judged: `layer`, `metric`, `relative` with its interval, `round_trip` where the
+        group interpolates, the `element` under which it deviates most and by how much (`of_element`), `n`, `reason`.
 
     Raises
     ------
@@ -129,7 +130,7 @@ def check(
     table = _judged(ds, expect)
     required = Requirement("relative", "<=", float(tolerance))
     failing = []
-    for row in table.itertuples():
+    for row in _rows(table):
         # what is exact needs no null where maps are compared: they may be the same everywhere
         is_exact = expect == "equivariant" and row.estimate - row.best <= ds[row.metric].attrs["rounding"]
         if required.failure(row.relative, row.reason) and not is_exact:
@@ -150,7 +151,7 @@ def check(
             f"{required.failure(first.relative, first.reason)}{under}, by {first.metric}.\n"
             f"Cause: {cause}.\nMend: {mend}."
         )
-    return table[[column for column in COLUMNS if column in table]]
+    return table.loc[:, [column for column in COLUMNS if column in table]]
 
 
 def _loaded(model: nn.Module | str, images: Any) -> tuple[nn.Module, Any, dict[str, Any]]:
@@ -171,15 +172,23 @@ def _judged(ds: xr.Dataset, expect: str) -> pd.DataFrame:
     table = table[table.n > 0]
     if expect == "invariant":
         table = table[table.layer.isin(["latent", "output"])]
-    order = {layer: place for place, layer in enumerate([*ds.layer.values.tolist(), "output"])}
-    table = table.sort_values("relative", kind="stable").drop_duplicates("layer")
-    table = table.sort_values("layer", key=lambda layer: layer.map(order), kind="stable").reset_index(drop=True)
+    smallest = []
+    for layer in [*ds.layer.values.tolist(), "output"]:
+        of_layer = table.relative[table.layer == layer].fillna(np.inf)
+        if len(of_layer):
+            smallest.append(of_layer.idxmin())
+    table = table.loc[smallest].reset_index(drop=True)
     elements, values = [], []
-    for row in table.itertuples():
+    for row in _rows(table):
         by_element = _by_element(ds, row.metric, row.layer, "_from_x")
         elements.append(by_element.idxmax() if by_element.notna().any() else "")
         values.append(by_element.max())
     return table.assign(element=elements, of_element=values)
+
+
+def _rows(table: pd.DataFrame) -> list[Any]:
+    """The rows, whose columns are attributes."""
+    return list(table.itertuples())
 
 
 def _warn_of_unread_layers(ds: xr.Dataset) -> None:
@@ -232,9 +241,10 @@ class _Cause:
             there_and_back = _by_element(self.ds, row.metric, row.layer, "_round_trip")[row.element]
             beside = f"the round trip there and back reads {there_and_back:.2g} under {row.element}"
             if row.of_element <= there_and_back:
+                exact = "a group whose moves are exact (C4, D4, flip), larger or smoother images"
                 return (
                     f"interpolation: {beside}, which bounds from above what interpolation adds",
-                    f"a group whose moves are exact (C4, D4, flip), larger or smoother images, or a tolerance above {there_and_back:.2g}",
+                    f"{exact}, or a tolerance above {there_and_back:.2g}",
                 )
             itself += f", beyond interpolation: {beside}"
         return itself, self._mend_of_network(row)
@@ -243,8 +253,8 @@ class _Cause:
         if self.expect == "invariant":
             return "pool over the group, train with moved images, or average the output over the orbit"
         return (
-            f"make {row.layer} of layers that are equivariant, such as group convolutions; where its channels move by a "
-            "representation of their own, name it: metrics=[Metric(…, action=…)]"
+            f"make {row.layer} of layers that are equivariant, such as group convolutions; where its channels move by "
+            "a representation of their own, name it: metrics=[Metric(…, action=…)]"
         )
 
     def _in_float64(self, row: Any) -> float | None:
@@ -282,8 +292,8 @@ class _Cause:
         if stride.side % 2:
             side, suit = "an odd", "even sides suit strides with even kernels"
         cause = (
-            f"{side} grid under a stride: {stride.path} strides by {stride.step} over a side of {stride.side}, and its steps "
-            "do not fall on the same places when the image is turned, so that exact equivariance is impossible"
+            f"{side} grid under a stride: {stride.path} strides by {stride.step} over a side of {stride.side}, and its "
+            "steps do not fall on the same places when the image is turned, so that exact equivariance is impossible"
         )
         if fitting is None:
             return cause, f"a size on which the steps are symmetric: {suit}"

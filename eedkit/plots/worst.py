@@ -1,4 +1,4 @@
-"""The images that deviate most, above what the group made of them, with their classes and the model's predictions on both.
+"""The images that deviate most, above what the group made of them, with their classes and the predictions on both.
 
 The one module of `plots` that shows images, and so reads and moves them. Costs the images that are shown.
 """
@@ -51,12 +51,12 @@ def worst(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """The n images of largest deviation, each above its moved copy that differs most from it, with class and predictions.
+    """The n images of largest deviation, each above its moved copy that differs most, with class and predictions.
 
     Images are ranked by the mean over the elements but the identity of m(f(gx), g f(x)) above its best value *[ours]*.
-    Above an image stand its class and what it is taken for, with the probability; above its copy the element, how far the
-    copy is from the image relative to other images, and what the copy is taken for. The line below says how often the
-    class changed, among these copies and among all.
+    Above an image stand its class and what it is taken for, with the probability; above its copy the element, how far
+    the copy is from the image relative to other images, and what the copy is taken for. The line below says how often
+    the class changed, among these copies and among all.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def _note(one: xr.Dataset, metric: str, cases: Sequence[_Case]) -> str:
 
 
 def _changed(one: xr.Dataset, cases: Sequence[_Case]) -> int | None:
-    """How many of the copies that are shown are taken for another class than the image above; None without predictions."""
+    """How many of these copies are taken for another class than the image above; None without predictions."""
     identity = one.element.attrs.get("identity", "e")
     changed = 0
     for case in cases:
@@ -201,7 +201,7 @@ def _true_class(one: xr.Dataset, sample: Any, class_names: Sequence[str]) -> str
 
 
 def _predicted(one: xr.Dataset, sample: Any, element: str, class_names: Sequence[str]) -> str:
-    """What an image moved by an element is taken for, and with what probability; empty where the model gives no class."""
+    """What an image moved by an element is taken for, and with what probability; empty without a prediction."""
     number = _class_number(one, sample, element)
     if number is None:
         return ""

@@ -37,7 +37,7 @@ def describe(ds: xr.Dataset) -> list[str]:
 
 
 def _accuracies(ds: xr.Dataset) -> list[str]:
-    """How often predictions are right and stay: of one model by element, of several a line each; nothing without any."""
+    """How often predictions are right and stay: of one model by element, of several a line each; none without any."""
     if "prediction" not in ds or ds.prediction.chunks is not None:
         return []
     if ds.sizes["model"] == 1:
@@ -74,7 +74,7 @@ def accuracy_table(found: Predictions, names: list[str]) -> list[str]:
     is_cut = len(rows) > ROWS
     if is_cut:
         worst = moved.sort_values(column, kind="stable")[: ROWS - 1]
-        rows = pd.concat([rows[rows.index == found.identity], worst])
+        rows = rows.loc[[name for name in rows.index if name == found.identity] + worst.index.tolist()]
     rows = rows.copy()
     if len(moved) > 1:
         rows.loc["mean of moved"] = moved.mean()

@@ -19,7 +19,7 @@ class Predictions:
 
     accuracy : part of the images with a label that are right, by element; NaN for the reason `no_accuracy`
     kept : part of the images that get the class of their unmoved selves, by element but the identity; NaN without any
-    null : how often two different images, both unmoved, get the same class: what `kept` is for a model that sees no image
+    null : how often two different images, both unmoved, get the same class, which is what `kept` must be held against
     classes : how many images get each class, unmoved, the most frequent first
     n, n_labelled : images that have a prediction, and images that have a label, too
     """
@@ -36,7 +36,7 @@ class Predictions:
     @property
     def upright(self) -> float:
         """The accuracy on the unmoved images; NaN where there is none."""
-        return float(self.accuracy.get(self.identity, np.nan))
+        return float(self.accuracy[self.identity]) if self.identity in self.accuracy.index else np.nan
 
     @property
     def of_moved(self) -> pd.Series:

@@ -102,7 +102,7 @@ def _deviation(one: xr.Dataset, metric: str, chains: Chains, is_kept: np.ndarray
 
 
 def as_relative(ratio: Any, order: int) -> Any:
-    """A ratio, or arrays of them, on the scale of relative values; one below 0, as an interval's end may be, counts as 0.
+    """A ratio, or an array, on the scale of relative values; one below 0, as an interval's end may be, counts as 0.
 
     >>> as_relative(np.array([0.25, -0.25]), order=2)
     array([0.5, 0. ])
@@ -126,8 +126,9 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
     One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names.
-    Accuracy by element comes first: `ds.eed` shows it. Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the relative
-    value over the chains of images that share their shuffled orbits, from the residuals of E and of its null together.
+    Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the
+    relative value over the chains of images that share their shuffled orbits, from the residuals of E and of its
+    null together. Accuracy by element comes before: `ds.eed` shows it.
 
     Columns
     -------
