@@ -169,12 +169,12 @@ def _loaded(model: nn.Module | str, images: Any) -> tuple[nn.Module, Any, dict[s
 def _judged(ds: xr.Dataset, expect: str) -> pd.DataFrame:
     """The rows of `summarise` that count, the smallest of each layer, with the element under which it deviates most."""
     table = summarise(ds)
-    table = table[table.n > 0]
+    judged = table.n > 0
     if expect == "invariant":
-        table = table[table.layer.isin(["latent", "output"])]
+        judged &= table.layer.isin(["latent", "output"])
     smallest = []
     for layer in [*ds.layer.values.tolist(), "output"]:
-        of_layer = table.relative[table.layer == layer].fillna(np.inf)
+        of_layer = table.relative[judged & (table.layer == layer)].fillna(np.inf)
         if len(of_layer):
             smallest.append(of_layer.idxmin())
     table = table.loc[smallest].reset_index(drop=True)

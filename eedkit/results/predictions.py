@@ -36,7 +36,7 @@ class Predictions:
     @property
     def upright(self) -> float:
         """The accuracy on the unmoved images; NaN where there is none."""
-        return float(self.accuracy[self.identity]) if self.identity in self.accuracy.index else np.nan
+        return float(self.accuracy[self.accuracy.index == self.identity].mean())
 
     @property
     def of_moved(self) -> pd.Series:

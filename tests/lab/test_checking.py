@@ -105,6 +105,11 @@ def test_a_network_that_tells_nothing_apart_is_not_invariant(pooled):
     assert "the model tells no image from another here" in cause
 
 
+def test_maps_that_are_the_same_everywhere_are_equivariant_without_a_null():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Upsample(scale_factor=4), nn.Flatten(), nn.Linear(16, 3))
+    assert ek.check(net, images(9)).layer.tolist() == ["1"]
+
+
 def test_interpolation_is_named_with_its_round_trip(pooled):
     verdict, cause, mend = failure(pooled, images(9), "C8")
     table = ek.summarise(ek.measure(pooled, images(9), group="C8", layers="all", progress=False))
@@ -152,6 +157,7 @@ def test_noise_of_its_own_is_named():
         (nn.Conv2d(1, 1, 7, stride=2, padding=3), 224, 1),
         (nn.Conv2d(1, 1, 7, stride=2, padding=3), 225, 0),
         (nn.Conv2d(1, 1, 3, stride=2, padding=2, dilation=2), 17, 0),
+        (nn.Conv2d(1, 1, 2, stride=2, dilation=2), 17, 0),
         (nn.Conv2d(1, 1, 4, stride=4), 16, 0),
         (nn.Conv2d(1, 1, 4, stride=4), 17, 1),
         (nn.MaxPool2d(2), 16, 0),

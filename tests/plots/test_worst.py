@@ -51,14 +51,14 @@ def test_worst_images_come_first_above_their_moved_selves(results, images):
 
 def test_the_copy_below_differs_most_from_the_image_and_not_from_the_mean():
     images = torch.full((4, 1, 4, 4), 0.2)
-    # what the corner sees under e, r90, r180, r270: r180 is furthest from the mean of these, r90 from the first
-    images[2, 0, [0, 0, -1, -1], [0, -1, -1, 0]] = torch.tensor([0.0, 1.0, -0.9, 0.9])
+    # what the corner sees under e, r90, r180, r270: r180 is furthest from the mean of these, r270 from the first
+    images[2, 0, [0, 0, -1, -1], [0, -1, -1, 0]] = torch.tensor([0.0, 0.9, -0.9, 1.0])
     results = ek.measure(CornerClassifier(), images, group="C4", progress=False)
     moved = plots.worst(results, images, n=1).axes[1]
-    # the angle between (1, 0) and (1, 1), of cosine 1 / √2, relative to what r90 leaves between different images
-    null = results.latent_from_x_null.sel(layer="latent", element="r90").mean().item() + 1
+    # the angle between (1, 0) and (1, 1), of cosine 1 / √2, relative to what r270 leaves between different images
+    null = results.latent_from_x_null.sel(layer="latent", element="r270").mean().item() + 1
     relative = ((1 - 2**-0.5) / null) ** 0.5
-    assert moved.get_title().splitlines()[0] == f"r90: {relative:.2g}"
+    assert moved.get_title().splitlines()[0] == f"r270: {relative:.2g}"
 
 
 def test_class_and_predictions_with_confidence_stand_on_both(results, images):
