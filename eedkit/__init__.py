@@ -35,6 +35,7 @@ _load, __dir__, __all__ = _lazy.attach(
         "explorer.card": ["card"],
         "explorer.interactive": ["explore"],
         "errors": ["Undefined"],
+        "lab.checking": ["check"],
         "lab.measuring": ["interchange", "measure", "orbit_features"],
         "probe.measure": ["layers"],
         "probe.metrics": ["COMPARED", "METRICS", "Metric"],

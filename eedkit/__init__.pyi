@@ -11,6 +11,7 @@ from eedkit import theory as theory
 from eedkit.errors import Undefined as Undefined
 from eedkit.explorer.card import card as card
 from eedkit.explorer.interactive import explore as explore
+from eedkit.lab.checking import check as check
 from eedkit.lab.measuring import interchange as interchange
 from eedkit.lab.measuring import measure as measure
 from eedkit.lab.measuring import orbit_features as orbit_features

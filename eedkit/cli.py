@@ -130,17 +130,18 @@ def measure(
         int | None, typer.Option(min=1, help="Images in a forward pass; does not change the results.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", parser=_path, help="Save the results there.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Also print E itself, its interval and its null.")] = False,
     quiet: Quiet = False,
     _: Annotated[
         bool,
         typer.Option("--specs", callback=_specs, is_eager=True, help="Show what MODEL and DATA may be, and exit."),
     ] = False,
 ) -> None:
-    """Measure how far one model is from equivariant on one data set, and print a table.
+    """Measure one model on one data set. Prints accuracy by element, then relative values with 95 % intervals.
 
-    For every metric and layer it shows E, the mean deviation of f(gx) from what an equivariant model would give, with its
-    95 % interval; the null, the same for a different image in place of x; and relative, E on the scale from 0 (a perfectly
-    equivariant model) to 1 (the null).
+    Relative values are 0 where a layer is perfectly equivariant; at 1 a transformed copy is as far away as a different image.
+    With --full also E, the mean deviation of f(gx) from what an equivariant model would give, with its 95 % interval, and the
+    null, the same for a different image in place of x.
 
     Exit codes: 0 done; 1 the model failed on the images, or the results could not be saved; 2 wrong usage, nothing was
     measured.
@@ -168,13 +169,61 @@ def measure(
             )
         except RuntimeError as error:
             raise _failed("measure", str(error)) from None
-        _say(tables.estimates(eedkit.summarise(ds)))
+        _say(ds.eed)
+        _say("")
+        _say(tables.estimates(eedkit.summarise(ds), full=full))
         if out is not None:
             try:
                 ds.eed.to_zarr(out)
             except OSError as error:
                 raise _failed("measure", f"cannot save {out}: {error}") from None
             _say(f'Saved: ek.open("{out}")')
+
+
+class Expected(StrEnum):
+    """What `check` can expect."""
+
+    EQUIVARIANT = "equivariant"
+    INVARIANT = "invariant"
+
+
+@app.command(
+    epilog="\b\nExample: eedkit check 'recipe:equivariant?epochs=0' 'digits/test?n=64' --group C4 --expect invariant"
+)
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `eedkit measure`.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="As for `eedkit measure`.")],
+    group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")] = "C4",
+    expect: Annotated[Expected, typer.Option(help="Of every layer with maps, or of features and output.")] = (
+        Expected.EQUIVARIANT
+    ),
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="The largest relative value that passes; 1 is as far as a different image.")
+    ] = 0.02,
+    layers: Annotated[str, typer.Option(help="all (default), blocks, or a regular expression.")] = "all",
+    head: Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier in the model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Check that a network is equivariant or invariant within a tolerance; if not, say where, why and what mends it.
+
+    Exit codes: 0 it is; 1 it is not, or the model failed on the images; 2 wrong usage.
+    """
+    with _plainly("check", stopped="Stopped; nothing was checked."):
+        import eedkit
+        from eedkit.report import tables
+
+        options = {"layers": layers, "device": device, "progress": not quiet} | ({"head": head} if head else {})
+        try:
+            found = eedkit.check(model, data, group, expect.value, tolerance, **options)
+        except AssertionError as error:
+            for line in str(error).splitlines():
+                _complain(line)
+            raise typer.Exit(1) from None
+        except RuntimeError as error:
+            raise _failed("check", str(error)) from None
+        _say(tables.checked(found))
+        _say(f"{model} is {expect.value} under {group} within {tolerance:g} at {len(found)} layers.")
 
 
 @study.command(epilog="Example: eedkit study plan first.yaml")
@@ -309,7 +358,10 @@ def figures(
         _say(f"{len(files)} files, as {', '.join(format or Format)}")
 
 
-@app.command(epilog="Example: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'")
+@app.command(
+    epilog="\b\nExample: eedkit card runs/first --model 'recipe:plain?seed=0' --images 'digits/test?size=17'\n"
+    "         eedkit card net.zarr --require 'relative<=0.1' --require 'accuracy.moved>=0.9'"
+)
 def card(
     store: Store,
     out: Annotated[
@@ -325,10 +377,19 @@ def card(
     ] = None,
     data: OnlyData = None,
     group: OnlyGroup = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER<=BOUND",
+            help="Exit with 1 if it does not hold; can be repeated. Numbers: relative, relative.output, accuracy.upright, "
+            "accuracy.moved, accuracy.lowest, kept.",
+        ),
+    ] = None,
 ) -> None:
-    """Write one page about one model, which needs no other files.
+    """Write one page about one model, which needs no other files and can pass or fail.
 
-    Exit codes: 0 done; 1 nothing is measured yet, or the store is damaged; 2 wrong usage.
+    Exit codes: 0 done, and all that was required holds; 1 something required does not hold (the page says what), nothing is
+    measured yet, or the store is damaged; 2 wrong usage.
     """
     with _plainly("card", stopped="Stopped; no page was written."):
         import xarray as xr
@@ -340,9 +401,14 @@ def card(
         if isinstance(results, xr.DataTree):
             raise ValueError("the store has several data sets or groups; choose with --data and --group")
         shown = load(images) if images else None
-        page = eedkit.card(results, shown, model=model).save(out)
+        made = eedkit.card(results, shown, model=model, require=require or ())
+        page = made.save(out)
         _say(page)
         _say(page.with_suffix(".json"))
+        for failure in made.failures:
+            _complain(f"eedkit card: {failure}")
+        if made.failures:
+            raise typer.Exit(1)
 
 
 @app.command(epilog="Example: eedkit report --profile quick --only 00_start_here -p seeds=3")

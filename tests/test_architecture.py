@@ -65,7 +65,7 @@ def modules():
 
 
 MODULES = dict(modules())
-LAZY = {"images": "lab", "measure": "lab", "METRICS": "probe", "Metric": "probe", "verdicts": "paper",
+LAZY = {"images": "lab", "check": "lab", "measure": "lab", "METRICS": "probe", "Metric": "probe", "verdicts": "paper",
         "open": "study", "compare": "results", "concat": "results", "summarise": "results", "Study": "study", "Tracker": "tracker", "card": "explorer", "explore": "explorer",
         "actions": "theory", "distances": "theory", "groups": "theory", "Group": "theory"}  # fmt: skip
 

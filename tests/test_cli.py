@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import eedkit as ek
 from eedkit.cli import app
 from eedkit.lab import images, models, recipes
-from eedkit.report import notebooks
+from eedkit.report import notebooks, tables
 from eedkit.study import workers
 
 
@@ -433,7 +433,20 @@ def test_a_card_is_written_with_its_twin(done, tmp_path):
     result = run("card", done.parent / "a", "--out", page, *chosen)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [str(page), str(page.with_suffix(".json"))]
-    assert "On which images?" in page.read_text()
+    assert "On which images does it fail?" in page.read_text()
+
+
+def test_a_card_fails_by_what_is_required(done, tmp_path):
+    page = tmp_path / "net.html"
+    command = ["card", done.parent / "a", "--out", page, "--data", DATA, "--group", "D4", "--model", A, "--require"]
+    failed = run(*command, "relative<=1e-6", "--require", "accuracy.moved>=0")
+    assert failed.exit_code == 1
+    relative = ek.summarise(ek.open(done.parent / "a", group="D4")).query("model == @A and metric == 'latent'").relative
+    assert failed.stderr == f"eedkit card: relative is {relative.iloc[-1]:.2g}, required <= 1e-06\n"
+    assert "Fails: relative is" in page.read_text()
+    assert run(*command, "relative<=9").exit_code == 0
+    wrong = run(*command, "relativ<=9")
+    assert (wrong.exit_code, "did you mean 'relative'" in wrong.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -477,16 +490,33 @@ def test_measure_prints_the_summary_and_saves(tmp_path):
     )  # fmt: skip
     table = ek.summarise(expected)
     lines = result.stdout.splitlines()
-    assert lines[0] == f"model: {A}, n: 20"
+    accuracy = (expected.prediction == expected.label).mean("sample").values[0]
+    assert lines[0].startswith("1 model × ")
+    assert lines[1].split() == ["element", "accuracy", "same", "class", "as", "unmoved"]
+    assert lines[2].split() == ["e", f"{accuracy[0]:.2f}"]
+    assert lines[3].split()[:2] == ["r90", f"{accuracy[1]:.2f}"]
+    start = lines.index(f"model: {A}, n: 20")
     first = table.iloc[0]
-    numbers = [f"{first[name]:.4f}" for name in ("estimate", "low", "high", "null", "relative")]
-    assert lines[2].split() == ["channelwise", "blocks.0", *numbers[:2], "to", *numbers[2:]]
-    assert [line.split()[1] for line in lines[2:-1] if line[0] != "["] == table.layer.tolist()
+    numbers = [f"{first[name]:.4f}" for name in ("relative", "relative_low", "relative_high")]
+    assert lines[start + 2].split() == ["channelwise", "blocks.0", *numbers[:2], "to", numbers[2]]
+    rows = [line.split()[1] for line in lines[start + 2 : -1] if line[0] not in "[ "]
+    assert rows == table.layer.tolist()
     assert "the head's input" in result.stdout
+    assert max(map(len, lines[:-1])) <= 80
     assert lines[-1] == f'Saved: ek.open("{out}")'
     saved = ek.open(out)
     assert saved.model.values.tolist() == [A]
     assert saved.channelwise.values == pytest.approx(expected.channelwise.values, nan_ok=True)
+
+
+def test_measure_prints_e_and_its_null_in_full():
+    found = run("measure", A, DATA, "--group", "flip", "--metric", "softmax", "--quiet", "--full").stdout.splitlines()
+    row = ek.summarise(
+        ek.measure(A, DATA, group="flip", metrics=["softmax"], progress=False),
+    ).iloc[0]
+    columns = ("relative", "relative_low", "relative_high", "estimate", "low", "high", "null")
+    values = [tables.number(row[name]) for name in columns]
+    assert found[-1].replace(" to ", " ").split()[-7:] == values
 
 
 def test_measure_does_not_overwrite_and_asks_before_it_measures(tmp_path, monkeypatch):
@@ -591,7 +621,7 @@ def test_measure_exits_1_where_the_model_fails_and_130_on_ctrl_c(tmp_path, monke
     assert not (tmp_path / "a.zarr").exists()
 
 
-COMMANDS = ["measure", "figures", "card", "report", "study", "study plan", "study run", "study status"]
+COMMANDS = ["measure", "check", "card", "figures", "report", "study", "study plan", "study run", "study status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

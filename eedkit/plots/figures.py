@@ -172,7 +172,7 @@ def orbit_rose(
     elements = results.element.values
     mirrored = np.array([_is_mirrored(str(element)) for element in elements])
     turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
-    if len(set(angles.tolist())) == 1 or len(turns) < len(elements):
+    if np.isnan(angles).any() or len(set(angles.tolist())) == 1 or len(turns) < len(elements):
         angles = 360 * np.arange(len(elements)) / len(elements)
         mirrored = np.zeros(len(elements), dtype=bool)
     pointwise = pointwise_values(results, metric, layer)

@@ -1,4 +1,4 @@
-"""The images that deviate most, beside what the group made of them, with the model's predictions on both.
+"""The images that deviate most, above what the group made of them, with their classes and the predictions on both.
 
 The one module of `plots` that shows images, and so reads and moves them. Costs the images that are shown.
 """
@@ -16,6 +16,8 @@ from eedkit.plots import style
 from eedkit.plots.figures import pointwise_values
 from eedkit.probe import samples
 from eedkit.results import labels, schema
+from eedkit.results.predictions import predictions
+from eedkit.results.summary import as_relative, ratio_from_x
 
 ACROSS = 6
 """Pairs of images side by side."""
@@ -25,12 +27,16 @@ SPATIAL = "spatial"
 
 @dataclass(frozen=True)
 class _Case:
-    """A sample, its mean deviation, and the element other than the identity under which it deviates most."""
+    """A sample, its mean deviation from the unmoved image, and the element under which it deviates most, and how far.
+
+    `relative` says whether `largest` is on the scale of relative values, or is the deviation itself.
+    """
 
     sample: Any
     mean: float
     element: str
     largest: float
+    relative: bool
 
 
 def worst(
@@ -45,9 +51,12 @@ def worst(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """The n images of largest deviation, each above its moved copy that deviates most, with the predictions on both.
+    """The n images of largest deviation, each above its moved copy that differs most, with class and predictions.
 
     Images are ranked by the mean over the elements but the identity of m(f(gx), g f(x)) above its best value *[ours]*.
+    Above an image stand its class and what it is taken for, with the probability; above its copy the element, how far
+    the copy is from the image relative to other images, and what the copy is taken for. The line below says how often
+    the class changed, among these copies and among all.
 
     Parameters
     ----------
@@ -100,7 +109,7 @@ def worst(
     name = style.literal(one.model.item())
     with style.theme(grid=False):
         question = f"Which images does {name} treat most differently when they move?"
-        fig = style.blank(3.0 * rows, question if title is None else title)
+        fig = style.blank(3.1 * rows, question if title is None else title)
         axes = fig.subplots(2 * rows, across, squeeze=False)
         for ax in axes.ravel():
             ax.set_axis_off()
@@ -109,40 +118,104 @@ def worst(
             upright, moved = axes[2 * row : 2 * row + 2, k % across]
             _show(upright, upright_images[k])
             _show(moved, moved_images[k])
-            upright.set_title(_predicted(one, case.sample, identity, class_names), fontsize=7.5)
-            predicted = _predicted(one, case.sample, case.element, class_names)
-            moved.set_title(f"{style.literal(case.element)}: {case.largest:.2g}\n{predicted}", fontsize=7.5)
-        metric_name = style.literal(one[metric].attrs["long_name"])
-        note = f"below each image the moved copy that deviates most, with its {metric_name} above the best value"
-        style.finish(fig, [], note)
+            of_unmoved = [
+                _true_class(one, case.sample, class_names),
+                _predicted(one, case.sample, identity, class_names),
+            ]
+            upright.set_title("\n".join(filter(None, of_unmoved)), fontsize=7.5)
+            of_moved = [
+                f"{style.literal(case.element)}: {case.largest:.2g}",
+                _predicted(one, case.sample, case.element, class_names),
+            ]
+            moved.set_title("\n".join(filter(None, of_moved)), fontsize=7.5)
+        style.finish(fig, [], _note(one, metric, cases))
     return fig
 
 
 def _ranked(one: xr.Dataset, metric: str, layer: str | None) -> list[_Case]:
     """Every sample that has a value, from the largest mean deviation on."""
     values = pointwise_values(one, metric, layer).isel(model=0).transpose("sample", "element")
-    deviations = values.values.astype(float) - one[metric].attrs["best"]
     moves = values.element.values != one.element.attrs.get("identity", "e")
     if not moves.any():
         raise ValueError(
             f"there is no element but the identity, so no image moves; got {values.element.values.tolist()}"
         )
-    moving_elements = values.element.values[moves].tolist()
+    values = values.isel(element=moves)
+    deviations = values.astype(float) - one[metric].attrs["best"]
+    at = values.layer.item() if "layer" in values.coords else None
+    ratios = ratio_from_x(one, metric, at).sel(sample=values["sample"]).transpose("sample", "element")
+    has_relative = bool(ratios.notnull().all())
+    shown = as_relative(ratios, one[metric].attrs["order"]) if has_relative else deviations
+    elements = values.element.values.tolist()
     cases = []
-    for sample, of_sample in zip(values["sample"].values.tolist(), deviations, strict=True):
-        of_moves = of_sample[moves]
-        cases.append(_Case(sample, float(of_sample.mean()), moving_elements[of_moves.argmax()], float(of_moves.max())))
+    for sample, of_sample, of_sample_shown in zip(
+        values["sample"].values.tolist(), deviations.values, shown.values, strict=True
+    ):
+        place = of_sample.argmax()
+        largest = float(of_sample_shown[place])
+        cases.append(_Case(sample, float(of_sample.mean()), elements[place], largest, has_relative))
     return sorted(cases, key=lambda case: -case.mean)
 
 
-def _predicted(one: xr.Dataset, sample: Any, element: str, class_names: Sequence[str]) -> str:
-    """What the model says of a moved image; empty where it gives no class."""
+def _note(one: xr.Dataset, metric: str, cases: Sequence[_Case]) -> str:
+    """What the numbers are, and how often the class changed, of the copies that are shown and of all."""
+    note = f"below each image the moved copy that differs most from it, with its {metric.replace('_', ' ')} deviation"
+    if cases[0].relative:
+        note += " relative to other images (0: as the image above, 1: as far away as a different image)"
+    changed = _changed(one, cases)
+    kept = predictions(one).kept.mean()
+    if changed is not None and not np.isnan(kept):
+        note += f". The class changes for {changed} of these {len(cases)}, and for {1 - kept:.0%} of all moved copies"
+    return style.literal(note)
+
+
+def _changed(one: xr.Dataset, cases: Sequence[_Case]) -> int | None:
+    """How many of these copies are taken for another class than the image above; None without predictions."""
+    identity = one.element.attrs.get("identity", "e")
+    changed = 0
+    for case in cases:
+        upright = _class_number(one, case.sample, identity)
+        moved = _class_number(one, case.sample, case.element)
+        if upright is None or moved is None:
+            return None
+        changed += upright != moved
+    return changed
+
+
+def _class_number(one: xr.Dataset, sample: Any, element: str) -> int | None:
+    """The class that an image moved by an element is taken for; None where there is none."""
     if "prediction" not in one or element not in one.element.values:
+        return None
+    number = int(one.prediction.sel(sample=sample, element=element).values.item())
+    return None if number < 0 else number
+
+
+def _true_class(one: xr.Dataset, sample: Any, class_names: Sequence[str]) -> str:
+    """The class of an image by its label; empty where it has none."""
+    of_image = labels.labelled(one.sel(sample=[sample]))
+    if not of_image.sizes["sample"]:
         return ""
-    prediction = int(one.prediction.sel(sample=sample, element=element).values.item())
-    if prediction < 0:
+    label = of_image.label.item()
+    own_names = labels.class_names(one)
+    return style.literal(f"class {_name(label, own_names or class_names)}")
+
+
+def _predicted(one: xr.Dataset, sample: Any, element: str, class_names: Sequence[str]) -> str:
+    """What an image moved by an element is taken for, and with what probability; empty without a prediction."""
+    number = _class_number(one, sample, element)
+    if number is None:
         return ""
-    return style.literal(f"predicted {class_names[prediction] if len(class_names) else prediction}")
+    probability = ""
+    if "confidence" in one:
+        confidence = one.confidence.sel(sample=sample, element=element).values.item()
+        probability = "" if np.isnan(confidence) else f" ({confidence:.0%})"
+    return style.literal(f"predicted {_name(number, class_names)}{probability}")
+
+
+def _name(label: Any, class_names: Sequence[str]) -> Any:
+    """The name of a class, or its number where it has none."""
+    is_number = not isinstance(label, str) and label < len(class_names)
+    return class_names[int(label)] if is_number else label
 
 
 def _show(ax: Axes, image: Any) -> None:

@@ -14,6 +14,8 @@ from eedkit.errors import cut, printable
 
 WIDTH = 120
 """Columns of text in a line."""
+NARROW = 80
+"""The same for what is printed without being asked for in full."""
 ROWS = 120
 """Rows beyond which a table is summed up, and then cut."""
 REASON = 30
@@ -53,27 +55,62 @@ def status(found: pd.DataFrame) -> str:
     )
 
 
-def estimates(summary: pd.DataFrame) -> str:
-    """A table of `summarise` for one model: E, its interval, and what calibrates it."""
-    interval = [f"{number(row.low)} to {number(row.high)}" * (row.low == row.low) for row in summary.itertuples()]
-    shown = pd.DataFrame(
-        {
-            "model": summary.model,
-            # what is undefined altogether has its reason, and would make `n` differ from row to row
-            "n": summary.n.where(summary.n > 0),
-            "metric": summary.metric,
-            "layer": summary.layer,
-            "estimate": summary.estimate.map(number),
-            "95 % interval": interval,
-            "null": summary.null.map(number),
-            "relative": summary.relative.map(number),
-            "reason": summary.reason,
-        }
-    )
-    return table(shown, once=["model", "n"], right=["estimate", "95 % interval", "null", "relative"])
+def estimates(summary: pd.DataFrame, *, full: bool = False) -> str:
+    """A table of `summarise` for one model in 80 columns: relative values with their intervals; E itself where none has a null.
+
+    `full=True` adds E, its interval and its null.
+    """
+    has_relative = summary.relative.notna().any()
+    columns: dict[str, pd.Series | list[str]] = {
+        "model": summary.model,
+        # what is undefined altogether has its reason, and would make `n` differ from row to row
+        "n": summary.n.where(summary.n > 0),
+        "metric": summary.metric,
+        "layer": summary.layer,
+    }
+    right = []
+    if has_relative:
+        columns["relative"] = summary.relative.map(number)
+        columns["95 %"] = _intervals(summary.relative_low, summary.relative_high)
+        right += ["relative", "95 %"]
+    if full or not has_relative:
+        columns["E"] = summary.estimate.map(number)
+        columns["95 % of E"] = _intervals(summary.low, summary.high)
+        columns["null"] = summary.null.map(number)
+        right += ["E", "95 % of E", "null"]
+    shown = pd.DataFrame({**columns, "reason": summary.reason})
+    return table(shown, once=["model", "n"], right=right, width=WIDTH if full else NARROW)
 
 
-def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str] = (), reason: str = "reason") -> str:
+def checked(found: pd.DataFrame) -> str:
+    """A table of `check`: relative values, and the element under which each layer deviates most."""
+    columns = {
+        "metric": found.metric,
+        "layer": found.layer,
+        "relative": found.relative.map(number),
+        "95 %": _intervals(found.relative_low, found.relative_high),
+        "most under": found.element,
+        "reason": found.reason,
+    }
+    return table(pd.DataFrame(columns), right=["relative", "95 %"], width=NARROW)
+
+
+def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
+    """Both ends as texts; empty where there are none."""
+    texts = []
+    for from_, to in zip(low, high, strict=True):
+        texts.append("" if pd.isna(from_) else f"{number(from_)} to {number(to)}")
+    return texts
+
+
+def table(
+    frame: pd.DataFrame,
+    *,
+    once: Sequence[str] = (),
+    right: Sequence[str] = (),
+    reason: str = "reason",
+    width: int = WIDTH,
+) -> str:
     """The rows of a DataFrame as aligned text, without its index.
 
     Parameters
@@ -82,6 +119,7 @@ def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str]
     once : columns that are named in a line above the table where they hold one value alone
     right : columns of texts that stand at the right, as numbers do
     reason : column whose longer texts become numbered notes below the table; left out where it is empty
+    width : columns of text in a line
 
     Examples
     --------
@@ -95,9 +133,9 @@ def table(frame: pd.DataFrame, *, once: Sequence[str] = (), right: Sequence[str]
     """
     same = [name for name in once if name in frame and frame[name].nunique() == 1 and len(frame) > 1]
     above = [f"{', '.join(f'{name}: {_cell(frame[name].dropna().iloc[0])}' for name in same)}"] if same else []
-    left, below = _footnotes(frame[:ROWS].drop(columns=same), reason)
+    left, below = _footnotes(frame[:ROWS].drop(columns=same), reason, width)
     more = [f"… and {len(frame) - ROWS:,} more"] if len(frame) > ROWS else []
-    return "\n".join([*above, _aligned(left, right), *more, *below])
+    return "\n".join([*above, _aligned(left, right, width), *more, *below])
 
 
 def summed(frame: pd.DataFrame, reason: str = "reason") -> pd.DataFrame:
@@ -158,7 +196,7 @@ def number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
 
 
-def _footnotes(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, list[str]]:
+def _footnotes(frame: pd.DataFrame, column: str, width: int) -> tuple[pd.DataFrame, list[str]]:
     """The frame with numbers for long texts, and the texts."""
     if column not in frame:
         return frame, []
@@ -169,12 +207,12 @@ def _footnotes(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, list[str
     notes = [
         line
         for text, mark in long.items()
-        for line in textwrap.wrap(f"{mark} {text}", WIDTH, subsequent_indent=" " * (len(mark) + 1))
+        for line in textwrap.wrap(f"{mark} {text}", width, subsequent_indent=" " * (len(mark) + 1))
     ]
     return frame.assign(**{column: told.replace(long)}), notes
 
 
-def _aligned(frame: pd.DataFrame, right: Sequence[str]) -> str:
+def _aligned(frame: pd.DataFrame, right: Sequence[str], width: int) -> str:
     """Numbers to the right, texts to the left; texts that make the lines too long go on in the next line."""
     from rich.console import Console
     from rich.table import Table
@@ -186,7 +224,7 @@ def _aligned(frame: pd.DataFrame, right: Sequence[str]) -> str:
         lines.add_column(str(name), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in frame.itertuples(index=False):
         lines.add_row(*(Text(_cell(value)) for value in row))
-    console = Console(width=WIDTH, color_system=None, file=StringIO(), legacy_windows=False)
+    console = Console(width=width, color_system=None, file=StringIO(), legacy_windows=False)
     console.print(lines)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 

@@ -22,8 +22,9 @@ class EED:
         return "\n".join(self._described())
 
     def _repr_html_(self) -> str:
-        lines = [html.escape(printable(line)) for line in self._described()]
-        return f"<p><strong>{lines[0]}</strong><br>{'<br>'.join(lines[1:])}</p>{self._ds._repr_html_()}"
+        first, *others = (html.escape(printable(line)) for line in self._described())
+        below = "\n".join(others)
+        return f"<p><strong>{first}</strong></p><pre>{below}</pre>{self._ds._repr_html_()}"
 
     def _described(self) -> list[str]:
         try:

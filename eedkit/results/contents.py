@@ -1,4 +1,4 @@
-"""What a Dataset holds, said first: what was measured on what, and what has no value and why.
+"""What a Dataset holds, said first: what was measured on what, how accurate it is moved, and what has no value and why.
 
 Knows xarray and never torch. Reads the values of a Dataset in memory; those of a lazy one stay where they are.
 """
@@ -6,27 +6,102 @@ Knows xarray and never torch. Reads the values of a Dataset in memory; those of 
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from eedkit.results import schema
+from eedkit.results.labels import class_names
+from eedkit.results.predictions import Predictions, predictions
 
 SHOWN = 5
-"""Reasons that are listed."""
+"""Reasons and models that are listed."""
+ROWS = 12
+"""Elements in the table of accuracies; of more the first and the worst are shown."""
 
 
 def describe(ds: xr.Dataset) -> list[str]:
-    """What was measured, by which metrics, and how complete it is, a line each; SchemaError for another Dataset.
+    """What was measured, accuracy by element, by which metrics, and how complete it is, in lines of 80 characters.
+
+    Lines of names and reasons are as long as these. SchemaError for another Dataset.
 
     >>> import eedkit as ek, torch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", metrics=["latent"], progress=False)
-    >>> print(*describe(ds), sep="\\n")
+    >>> print(*describe(ds.drop_vars("prediction")), sep="\\n")
     1 model × 3 layers × 4 elements of C4 × 8 samples
     metrics: latent; with a null
     complete: every value is there
     """
     ds = schema.validate(ds)
-    return [_extent(ds), _metrics(ds), *_completeness(ds)]
+    return [_extent(ds), *_accuracies(ds), _metrics(ds), *_completeness(ds)]
+
+
+def _accuracies(ds: xr.Dataset) -> list[str]:
+    """How often predictions are right and stay: of one model by element, of several a line each; none without any."""
+    if "prediction" not in ds or ds.prediction.chunks is not None:
+        return []
+    if ds.sizes["model"] == 1:
+        return accuracy_table(predictions(ds), class_names(ds))
+    lines = []
+    for model in ds.model.values[:SHOWN]:
+        found = predictions(ds.sel(model=[model]))
+        if found.n:
+            accuracy = (
+                f"accuracy {found.upright:.2f} upright, {found.moved:.2f} moved; " if not found.no_accuracy else ""
+            )
+            lines.append(f"{model}: {accuracy}{_kept(found)}")
+    more = ds.sizes["model"] - SHOWN
+    return [*lines, f"and {more} more models"] if lines and more > 0 else lines
+
+
+def accuracy_table(found: Predictions, names: list[str]) -> list[str]:
+    """Accuracy, and how often the class stays, by element, as lines; none where there are no predictions.
+
+    >>> predicted = xr.DataArray([[0, 1, 1], [0, 0, 0]], dims=("element", "sample"), coords={"element": ["e", "m"]})
+    >>> print(*accuracy_table(predictions(xr.Dataset({"prediction": predicted})), []), sep="\\n")
+    element  same class as unmoved
+    m                         0.33
+    two different images get the same class in 0.33 of all pairs
+    no accuracy: the images have no labels
+    """
+    if not found.n:
+        return []
+    has_accuracy = not found.no_accuracy
+    table = pd.DataFrame({"accuracy": found.accuracy, "kept": found.kept}).reindex(found.accuracy.index)
+    column = "accuracy" if has_accuracy else "kept"
+    moved = table.drop(found.identity, errors="ignore")
+    rows = table[table.notna().any(axis=1)]
+    is_cut = len(rows) > ROWS
+    if is_cut:
+        worst = moved.sort_values(column, kind="stable")[: ROWS - 1]
+        rows = rows.loc[[name for name in rows.index if name == found.identity] + worst.index.tolist()]
+    rows = rows.copy()
+    if len(moved) > 1:
+        rows.loc["mean of moved"] = moved.mean()
+    width = max(map(len, ["element", *map(str, rows.index)]))
+    lines = []
+    if len(rows):
+        lines.append(f"{'element':{width}}  {'accuracy  ' if has_accuracy else ''}same class as unmoved")
+    for name, row in rows.iterrows():
+        cells = [f"{row.accuracy:8.2f}"] if has_accuracy else []
+        cells.append("" if np.isnan(row.kept) else f"{row.kept:21.2f}")
+        lines.append("  ".join([f"{name!s:{width}}", *cells]).rstrip())
+    if is_cut:
+        lines.append(f"the {ROWS - 1} lowest of {len(moved)} moved")
+    if found.names_one_class:
+        named = int(found.classes.index[0])
+        name = names[named] if named < len(names) else named
+        lines.append(f"every unmoved image gets class {name}, so that the class stays says nothing")
+    elif not np.isnan(found.null):
+        lines.append(f"two different images get the same class in {found.null:.2f} of all pairs")
+    if not has_accuracy:
+        lines.append(f"no accuracy: {found.no_accuracy}")
+    return lines
+
+
+def _kept(found: Predictions) -> str:
+    null = "" if np.isnan(found.null) else f" (two different images: {found.null:.2f})"
+    return f"same class as unmoved {found.kept.mean():.2f}{null}"
 
 
 def _extent(ds: xr.Dataset) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from eedkit.errors import Undefined, unknown
+from eedkit.errors import unknown
 from eedkit.results import schema
 from eedkit.results.intervals import Chains, mean_of, mean_residuals, ratio_residuals, sampling_error, t_interval
-from eedkit.results.labels import class_names, is_right
+from eedkit.results.predictions import predictions
 
 SMALL = 2**26
 """Bytes of results that are read at once."""
@@ -97,12 +97,16 @@ def _deviation(one: xr.Dataset, metric: str, chains: Chains, is_kept: np.ndarray
             below = f"E lies {best - of_layer:.2g} below the best value {best:g}"
             reason = f"{below}, which rounding ({within:.2g}) does not explain"
         reasons.append(reason)
-    relative = _rooted(ratio, order)
+    relative = as_relative(ratio, order)
     return _Deviation(values, n, estimate, null, best, order, rounding, ratio, relative, residuals, reasons)
 
 
-def _rooted(ratio: np.ndarray, order: int) -> np.ndarray:
-    """A ratio on the scale of relative values; one below 0, as an interval's end may be, counts as 0."""
+def as_relative(ratio: Any, order: int) -> Any:
+    """A ratio, or an array, on the scale of relative values; one below 0, as an interval's end may be, counts as 0.
+
+    >>> as_relative(np.array([0.25, -0.25]), order=2)
+    array([0.5, 0. ])
+    """
     return np.maximum(ratio, 0.0) ** (1 / order)
 
 
@@ -122,17 +126,18 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
 
     One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names.
-    Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the relative
-    value over the chains of images that share their shuffled orbits, from the residuals of E and of its null together.
+    Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the
+    relative value over the chains of images that share their shuffled orbits, from the residuals of E and of its
+    null together. Accuracy by element comes before: `ds.eed` shows it.
 
     Columns
     -------
+    relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order): 0 is perfectly equivariant; at 1 a
+        transformed copy is as far away as a different image *[ours]*
     estimate, low, high : E and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
     best : m*, the value of a perfectly equivariant model
     order : 2 for distances that grow with the square of a small difference, 1 for the others
-    relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order): 0 is perfectly equivariant; at 1 a
-        transformed copy is as far away as a different image *[ours]*
     round_trip : the same of m(f(g⁻¹gx), f(x)) in the place of E, for groups that interpolate, which bounds from above
         what interpolation adds to `relative` *[ours]*
     element_error : standard error of the estimate that comes from sampling elements of a continuous group
@@ -214,6 +219,28 @@ def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.Da
         for metric in schema.metrics_of(ds):
             tables.append(pd.DataFrame({**about, **_differences(one, base, metric, chains, confidence)}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def ratio_from_x(one: xr.Dataset, metric: str, layer: str | None = None, *, of: str = "_from_x") -> xr.DataArray:
+    """(m(f(gx), g f(x)) − m*) / (its null − m*) of every moved copy of one model, (element, sample) *[ours]*.
+
+    The null is the mean over the images under the same element, so that means over images, or over elements, are on the
+    scale of relative values when `as_relative` has taken their root. NaN where the null gap lies within rounding, and
+    where there is no null. `of="_round_trip"` puts m(f(g⁻¹gx), f(x)) in the place of m(f(gx), g f(x)).
+    """
+    name = schema.from_x(one, metric)
+    attrs = one[metric].attrs
+    scale, _ = _scale(one, metric)
+    values = one[name if of == "_from_x" else metric + of].isel(model=0)
+    null = one[f"{name}_null"].isel(model=0) if f"{name}_null" in one else xr.full_like(values, np.nan)
+    if "layer" in values.dims:
+        at = one.layer.values.tolist().index(layer)
+        values, null, scale = values.isel(layer=at), null.isel(layer=at), scale[[at]]
+    is_moved = one.element.values != one.element.attrs.get("identity", "e")
+    values = values.isel(element=is_moved).transpose("element", "sample").astype(float)
+    gap = null.isel(element=is_moved).transpose("element", "sample").astype(float).mean("sample") - attrs["best"]
+    rounding = attrs["rounding"] * (scale[0] if np.isfinite(scale[0]) else 1.0)
+    return (values - attrs["best"]).clip(min=0) / gap.where(gap > rounding)
 
 
 def concat(datasets: Iterable[xr.Dataset], **about: Sequence) -> xr.Dataset:
@@ -325,7 +352,7 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
     n = deviation.n
     low, high = t_interval(deviation.estimate, mean_residuals(deviation.values), confidence)
     of_ratio = t_interval(deviation.ratio, deviation.residuals, confidence)
-    relative_low, relative_high = (_rooted(end, deviation.order) for end in of_ratio)
+    relative_low, relative_high = (as_relative(end, deviation.order) for end in of_ratio)
     places = _places(one, metric)
     of_output = one.attrs.get("latent", "")
     reasons = [
@@ -340,7 +367,7 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
     if f"{metric}_round_trip" in one:
         round_trip = mean_of(_by_layer(one, f"{metric}_round_trip"))
         ratio = _ratio(round_trip, deviation.null, deviation.best, deviation.rounding)
-        of_group["round_trip"] = _rooted(ratio, deviation.order)
+        of_group["round_trip"] = as_relative(ratio, deviation.order)
     if "sampled" in one.element.attrs:
         of_group["element_error"], no_error = _element_error(one, metric)
         reasons.append([no_error] * len(n))
@@ -353,15 +380,15 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
         reasons += [[no_scale] * len(n), not_normalised]
     return {
         **places,
+        "relative": deviation.relative,
+        "relative_low": relative_low,
+        "relative_high": relative_high,
         "estimate": deviation.estimate,
         "low": low,
         "high": high,
         "null": deviation.null,
         "best": deviation.best,
         "order": deviation.order,
-        "relative": deviation.relative,
-        "relative_low": relative_low,
-        "relative_high": relative_high,
         **of_group,
         "n": n,
         "reason": _joined(reasons, n),
@@ -520,20 +547,8 @@ def _element_error(one: xr.Dataset, metric: str) -> tuple[np.ndarray, str]:
 
 def _accuracy(one: xr.Dataset) -> tuple[float, str]:
     """The part of the unmoved images whose label is predicted; or NaN, and why there is none."""
-    classes = one.classes.item() if "classes" in one.coords else None
-    try:
-        right = is_right(one.drop_vars("prediction") if classes == 0 else one)
-    except Undefined as why:
-        return np.nan, str(why)
     identity = one.element.attrs.get("identity", "e")
-    if identity not in one.element.values:
+    found = predictions(one)
+    if not found.no_accuracy and identity not in one.element.values:
         return np.nan, f"the identity {identity!r} is not among the elements, so no image is unmoved"
-    if classes is not None and right.size:
-        names = class_names(one)
-        if names and len(names) != classes:
-            return np.nan, f"the images are of {len(names)} classes, the model's scores of {classes}"
-        low, high = right.label.values.min(), right.label.values.max()
-        if low < 0 or high >= classes:
-            return np.nan, f"the labels run from {low} to {high}, the model's classes from 0 to {classes - 1}"
-    accuracy = right.sel(element=identity).mean().item()
-    return accuracy, "no image has both a label and a prediction" if np.isnan(accuracy) else ""
+    return found.upright, found.no_accuracy

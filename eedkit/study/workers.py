@@ -125,7 +125,7 @@ def on_cluster(client: "Client", works: Sequence[Work]) -> Iterator[tuple[Job, s
     Blocks that another process is at, and those whose workers ended before they began them, are sent again when all others
     are done, as long as there are fewer of them each time. A block that ends its workers is left for the next run.
     """
-    from distributed import KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
     from distributed.comm.core import CommClosedError
 
     packed = _packed_modules(works)
@@ -136,9 +136,10 @@ def on_cluster(client: "Client", works: Sequence[Work]) -> Iterator[tuple[Job, s
     left = list(works)
     share = True
     while left:
-        works_of = _submitted(client, left, sent, share=share)
+        works_of = {}
         again = []
         try:
+            works_of = _submitted(client, left, sent, share=share)
             for future in as_completed(list(works_of)):
                 job, block = works_of.pop(future)
                 error = None if future.cancelled() else future.exception()
@@ -153,7 +154,7 @@ def on_cluster(client: "Client", works: Sequence[Work]) -> Iterator[tuple[Job, s
                     again.append((job, block))
                 else:
                     yield job, future.result()
-        except CommClosedError as error:
+        except (CommClosedError, TimeoutError, CancelledError) as error:
             raise _lost(client, error) from error
         finally:
             with suppress(Exception):  # a scheduler that is gone has nothing to cancel
@@ -245,8 +246,11 @@ def connected(client: "Client | str | None") -> Iterator["Client | None"]:
             f"no Dask scheduler answers at {client} ({error}); start one with `dask scheduler`, or leave it out to run on this "
             "machine"
         ) from None
-    with own:
+    try:
         yield own
+    finally:
+        with suppress(Exception):  # a scheduler that is gone cannot be told goodbye
+            own.close()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A card says what the numbers say, loads nothing, and has a JSON twin."""
+"""A card answers its headings by the numbers, loads nothing, and has a JSON twin."""
 
 import json
 import re
@@ -21,50 +21,204 @@ def images():
 def results(images):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
-    return ek.measure(net, images, group="C4", labels=[0, 1, 2, 3] * 4, name="<b>net</b>", progress=False)
+    return ek.measure(net, images, group="C4", labels=[0, 1, 2, 0] * 4, name="<b>net</b>", progress=False)
+
+
+ACCURATE, INVARIANT, ELEMENTS, WHERE, REAL, CLASSES, PICTURES, AVERAGING, ADVICE = (
+    "How accurate is it, unmoved and moved?",
+    "How invariant is it?",
+    "Under which elements?",
+    "Where in the network does invariance arise?",
+    "Is it invariance, or insensitivity?",
+    "On which classes does it fail?",
+    "On which images does it fail?",
+    "What would averaging over the orbit buy?",
+    "What to do?",
+)
 
 
 def sentences(card, title):
     return " ".join(next(section.sentences for section in card.sections if section.title == title))
 
 
+def figure(card, title):
+    return next(section.figure for section in card.sections if section.title == title)
+
+
+def saying(results, *, accuracy=(1.0, 0.5), latent=None, null=-0.5):
+    """The results with so many right predictions, unmoved and moved, and with these latent values by layer."""
+    made = results.copy(deep=True)
+    labels = results.label.values
+    for element, part in zip((0, slice(1, None)), accuracy, strict=True):
+        is_right = np.arange(16) < round(part * 16)
+        made.prediction[0, element] = np.where(is_right, labels, (labels + 1) % 3)
+    for layer, value in (latent or {}).items():
+        for name in ("latent", "latent_from_x"):
+            made[name].loc[{"layer": layer}] = value
+        for name in ("latent_null", "latent_from_x_null"):
+            made[name].loc[{"layer": layer}] = null
+    made.latent_from_x.loc[{"element": "e"}] = -1
+    return made
+
+
 def test_sentences_hold_the_numbers_of_the_summary(results):
+    said = sentences(ek.card(results), INVARIANT)
+    for metric, layer, what in (("latent", "latent", "features"), ("softmax", "output", "class probabilities")):
+        row = ek.summarise(results).set_index(["metric", "layer"]).loc[(metric, layer)]
+        interval = f"({row.relative_low:.2f} to {row.relative_high:.2f})"
+        assert f"The {what} deviate by {row.relative:.2f} {interval} relative to other images" in said
+
+
+def test_accuracy_is_told_by_element_with_how_often_the_class_stays(results):
+    right = (results.prediction == results.label).mean("sample").isel(model=0).values
     card = ek.card(results)
-    row = ek.summarise(results).query("metric == 'latent' and layer == 'latent'").iloc[0]
-    said = sentences(card, "How invariant is it?")
-    assert f"the features deviate by {row.relative:.2f} ({row.relative_low:.2f} to {row.relative_high:.2f})" in said
+    said = sentences(card, ACCURATE)
+    assert f"Unmoved, {right[0]:.0%} of 16 images are classified correctly" in said
+    by_element = ", ".join(f"{name} {part:.0%}" for name, part in zip(("r90", "r180", "r270"), right[1:], strict=True))
+    assert f"Moved, {right[1:].mean():.0%} are: {by_element}." in said
     kept = float((results.prediction.isel(element=slice(1, None)) == results.prediction.isel(element=0)).mean())
-    assert f"stays for {kept:.0%} of the moved images" in said
+    assert f"stays for {kept:.0%} of the moved images; two different images get the same class in " in said
+    assert card.facts["numbers"]["accuracy.lowest"] == pytest.approx(right[1:].min())
 
 
 def test_extremes_are_named_as_they_lie(results):
-    tilted = results.copy(deep=True)
-    tilted["latent_from_x"] = results.latent.copy(deep=True)
-    tilted.latent_from_x.loc[{"element": "r90", "sample": [3, 7]}] = 0.9
-    tilted.latent_from_x.loc[{"element": "e"}] = -1
+    tilted = saying(results, latent={"latent": -0.8})
+    tilted.latent_from_x.loc[{"layer": "latent", "element": "r90", "sample": [2, 6]}] = 0.0
+    tilted.prediction[0, 1:, [2, 6, 10, 14]] = 0
     card = ek.card(tilted)
-    sentence = sentences(card, "Under which elements?")
-    assert "most under r90" in sentence
-    assert "least under r" in sentence  # the identity is no move
-    assert "most on class 3" in sentences(card, "On which classes?")
-    assert card.facts["by element"]["r90"] == max(card.facts["by element"].values())
+    # of 16 images 14 at .4 of the null's gap, and 2 at twice that gap
+    high = ((14 * 0.4 + 2 * 2.0) / 16) ** 0.5
+    assert f"least under r180 (0.63) and most under r90 ({high:.2f})" in sentences(card, ELEMENTS)
+    assert card.facts["relative by element"]["r90"] == pytest.approx(high, abs=1e-6)
+    on_classes = sentences(card, CLASSES)
+    assert "most from those of the unmoved image on class 2" in on_classes
+    assert "class 2 is right least often (0% of its copies)" in on_classes
 
 
-def test_the_layer_at_which_it_falls_most_is_named(results):
-    falling = results.copy(deep=True)
-    for layer, value in (("0", 0.0), ("1", -0.1), ("2", -0.8), ("3", -0.85), ("latent", -0.9)):
-        falling.latent.loc[{"layer": layer}] = value
-    falling.latent_null[:] = 0.0
-    # from √0.9 to √0.2
-    assert "falls most from 1 to 2, by 0.50" in sentences(ek.card(falling), "Where in the network?")
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        # from √0.9 / √0.5 to √0.2 / √0.5
+        ((-0.1, -0.1, -0.1, -0.8, -0.8), "It falls most from 2 to latent, by 0.71."),
+        ((-0.9, -0.8, -0.7, -0.6, -0.6), "is 0.45 at 0 and 0.89 at 3. It falls nowhere."),
+        ((-0.6, -0.61, -0.6, -0.6, -0.6), "From no layer to the next does it fall by 0.05 or more."),
+        ((-1, -1, -1, -1, -1), "At every layer: the features are the same for an image and its moved copies"),
+    ],
+    ids=["falls", "rises", "hardly changes", "exact everywhere"],
+)
+def test_where_it_arises_and_no_fall_by_nothing(results, values, said):
+    layers = dict(zip(("0", "1", "2", "latent", "3"), values, strict=True))  # 3 is the head, behind its input
+    found = sentences(ek.card(saying(results, latent=layers)), WHERE)
+    assert said in found
+    assert "0.00" not in found
 
 
-def test_a_model_that_tells_nothing_apart_is_said_to(images):
+def without_null(ds):
+    return ds.drop_vars([name for name in ds.data_vars if name.endswith("_null")])
+
+
+def one_class(ds):
+    return ds.assign(prediction=(ds.prediction * 0 + 2).astype("int32"))
+
+
+def undefined(ds):
+    made = ds.copy(deep=True)
+    for name in ds.data_vars:
+        if made[name].dtype.kind == "f":
+            made[name][:] = np.nan
+    made.prediction[:] = -1
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "real", "advice"),
+    [
+        (lambda ds: saying(ds, accuracy=(1, 1), latent={"latent": -1}), "Invariance, exact within rounding: different images are 0.5 apart, moved copies of one not at all.", "Accuracy is 1.00 unmoved and 1.00 under turns: nothing needs to be done for turns, unless the class depends on them."),
+        (lambda ds: saying(ds, latent={"latent": -0.95}), "Invariance: different images are 0.5 apart, moved copies 0.05, so", "Accuracy falls by 0.50 under turns, most under r90 (by 0.50): if turns occur in use, train with them; if the class depends on the turns, do not."),
+        (lambda ds: saying(ds, latent={"latent": -0.75}), "A part of invariance: different images are 0.5 apart, moved copies 0.25, which", "Accuracy falls by 0.50"),
+        (lambda ds: saying(ds, latent={"latent": -0.5}), "Neither: moved copies are about as far apart as different images, so there is nothing to explain (different images are 0.5 apart, moved copies 0.5).", "Accuracy falls by 0.50"),
+        (lambda ds: saying(ds, latent={"latent": -1}, null=-1), "Insensitivity: different images have the same features within rounding", "Accuracy falls by 0.50"),
+        (lambda ds: without_null(saying(ds)), "That stays open: there is no null", "Accuracy falls by 0.50"),
+        (lambda ds: one_class(saying(ds, latent={"latent": -0.95})), "Partly insensitivity: every image gets the same class, although the features differ (different images are 0.5 apart, moved copies 0.05)", "First see why every image gets the same class; until then nothing follows"),
+        (lambda ds: saying(ds, latent={"latent": -0.95}).drop_vars("label"), "Invariance: ", "The predicted class changes for 50% of the moved images: if turns occur in use, train with them; if the class depends on the turns, do not. Labels would tell"),
+        (lambda ds: one_class(saying(ds, latent={"latent": -0.95})).drop_vars("label"), "Partly insensitivity: ", "First see why every image gets the same class"),
+        (lambda ds: saying(ds, latent={"latent": -0.95}).drop_vars(["prediction", "confidence", "label"]), "Invariance: ", "The features change little under turns: nothing needs to be done for turns, unless what is read"),
+        (lambda ds: saying(ds, latent={"latent": -0.5}).drop_vars(["prediction", "confidence"]), "Neither: ", "The features change under turns: if what is read off them must not depend on turns, train with them or average"),
+        (undefined, "That stays open: ", "Nothing follows from these numbers"),
+        (lambda ds: ds.sel(element=["e"]), "That stays open: ", "Measure under a group that moves images."),
+    ],
+    ids=["exact", "low", "in part", "near one", "null within rounding", "no null", "one class", "no labels", "one class, no labels", "no head", "no head, not invariant", "NaN everywhere", "nothing moves"],
+)  # fmt: skip
+def test_every_case_reads_true(results, images, make, real, advice):
+    card = ek.card(make(results), images)
+    assert real in sentences(card, REAL)
+    assert advice in sentences(card, ADVICE)
+    assert "nan" not in " ".join(s for section in card.sections for s in section.sentences)
+    json.loads(card.json)
+    assert card.html.endswith("</html>")
+
+
+def test_one_class_is_not_called_a_class_that_stays(results):
+    said = sentences(ek.card(one_class(results)), ACCURATE)
+    assert said.endswith("Every unmoved image is taken for class 2, so that a class stays says nothing.")
+
+
+def test_a_model_without_a_head_and_without_labels_has_no_accuracy(images):
+    features = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(2))
+    card = ek.card(ek.measure(features, images, group="C4", progress=False), images)
+    assert sentences(card, ACCURATE) == "Its accuracy is not known: the images have no labels."
+    assert "The class probabilities have no value" in sentences(card, INVARIANT)
+    assert "how often" not in sentences(card, PICTURES)
+
+
+def test_a_model_that_tells_nothing_apart_is_called_insensitive(images):
     blind = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     nn.init.zeros_(blind[1].weight)
     head = nn.Sequential(blind, nn.Linear(3, 3))
     card = ek.card(ek.measure(head, images, group="C4", progress=False))
-    assert sentences(card, "Is it invariance, or insensitivity?").startswith("That stays open: the null gap")
+    assert sentences(card, REAL).startswith("Insensitivity: different images have the same features within rounding")
+
+
+def test_what_averaging_buys_is_told_where_it_was_measured(results, images):
+    assert all(section.title != AVERAGING for section in ek.card(results).sections)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 3))
+    ds = ek.measure(net, images, group="flip", metrics=["latent", "softmax_reverse"], progress=False)
+    gain = float(ds.softmax_reverse.mean())
+    assert f"Where mirrorings occur, averaging the class probabilities over the orbit would lower the log-loss by {gain:.2g} nats" in sentences(ek.card(ds), AVERAGING)  # fmt: skip
+
+
+def test_a_custom_action_is_asked_for_and_shown(images):
+    group = ek.groups.Group("up-down", elements=("e", "u"), table=((0, 1), (1, 0)))
+    action = ek.actions.Action("up-down", group, move=lambda e, z: z.flip(-2) if e else z)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    ds = ek.measure(net, images, group=action, progress=False)
+    card = ek.card(ds, images)
+    assert sentences(card, PICTURES).endswith("card(…, action=…) shows them moved.")
+    assert "moves of up-down" in sentences(card, ADVICE)
+    assert card.html.endswith("</html>")
+    shown = figure(ek.card(ds, images, action=action), PICTURES)
+    upright, moved = (np.asarray(ax.images[0].get_array()).squeeze() for ax in shown.axes[0:7:6])
+    np.testing.assert_allclose(moved, upright[::-1])
+
+
+def test_other_images_are_refused(results, images):
+    with pytest.raises(ValueError, match="there is no image with the id"):
+        ek.card(results, images[:3])
+
+
+def test_requirements_pass_or_name_the_number_that_failed(results):
+    made = saying(results, latent={"latent": -0.75})
+    card = ek.card(made, require=["relative<=0.8", "relative<=0.7", "accuracy.moved>=0.9", "kept>=0.5"])
+    assert card.failures == ["relative is 0.71, required <= 0.7", "accuracy.moved is 0.5, required >= 0.9"]
+    said = sentences(card, "Does it pass?")
+    assert said.startswith("Passes: relative <= 0.8. Fails: relative is 0.71, required <= 0.7.")
+    assert json.loads(card.json)["failures"] == card.failures
+    assert ek.card(made, require=["kept>=0.5"]).failures == []
+    unlabelled = ek.card(made.drop_vars("label"), require=["accuracy.moved>=0.9"])
+    assert unlabelled.failures == ["accuracy.moved has no value, required >= 0.9: the images have no labels"]
+    with pytest.raises(ValueError, match=r"did you mean 'accuracy.moved'"):
+        ek.card(made, require=["acuracy.moved>=0.9"])
 
 
 def test_the_page_loads_nothing_and_escapes_names(results, images):
@@ -102,6 +256,8 @@ def test_several_models_are_refused_unless_one_is_chosen(results):
 def test_a_card_says_how_images_were_made_and_whether_the_model_could_read_them(results):
     twice = xr.concat([results, results.assign_coords(sample=results.sample + 16)], "sample", data_vars="all")
     of_one_class = twice.assign(prediction=twice.prediction * 0).assign_attrs(preprocessing="resized to 33×33")
-    said = sentences(ek.card(of_one_class), "What was measured")
+    card = ek.card(of_one_class)
+    said = sentences(card, "What was measured")
     assert "Preprocessing: resized to 33×33." in said
     assert "predicts class 0 for 32 of 32 images: it may be unable to read the images, or untrained" in said
+    assert sentences(card, ADVICE).startswith("First see that the model can read these images")

@@ -49,19 +49,43 @@ def test_worst_images_come_first_above_their_moved_selves(results, images):
     np.testing.assert_allclose(panels[3], images[5, 0].flip(-1))
 
 
-def test_predictions_stand_on_both(results, images):
-    upright, moved = plots.worst(results, images, n=1, class_names=["dark", "bright"]).axes
-    assert upright.get_title() == "predicted bright"
+def test_the_copy_below_differs_most_from_the_image_and_not_from_the_mean():
+    images = torch.full((4, 1, 4, 4), 0.2)
+    # what the corner sees under e, r90, r180, r270: r180 is furthest from the mean of these, r270 from the first
+    images[2, 0, [0, 0, -1, -1], [0, -1, -1, 0]] = torch.tensor([0.0, 0.9, -0.9, 1.0])
+    results = ek.measure(CornerClassifier(), images, group="C4", progress=False)
+    moved = plots.worst(results, images, n=1).axes[1]
+    # the angle between (1, 0) and (1, 1), of cosine 1 / √2, relative to what r270 leaves between different images
+    null = results.latent_from_x_null.sel(layer="latent", element="r270").mean().item() + 1
+    relative = ((1 - 2**-0.5) / null) ** 0.5
+    assert moved.get_title().splitlines()[0] == f"r270: {relative:.2g}"
+
+
+def test_class_and_predictions_with_confidence_stand_on_both(results, images):
+    labels = ("sample", np.array([0, 0, 1, 0, 0, 1, 0, 1]), {"class_names": '["dark", "bright"]'})
+    upright, moved = plots.worst(results.assign_coords(label=labels), images, n=1).axes
+    # e / (√e + e) and √e / (√e + e^.2)
+    assert upright.get_title() == "class bright\npredicted bright (62%)"
     assert moved.get_title().startswith("m: ")
-    assert moved.get_title().endswith("predicted dark")
+    assert moved.get_title().endswith("\npredicted dark (57%)")
+    given = plots.worst(results, images, n=1, class_names=["night", "day"]).axes[0]
+    assert given.get_title() == "predicted day (62%)"
 
 
-def test_predictions_have_the_names_of_the_labels_where_these_are_the_models_classes(results, images):
+def test_predictions_have_the_names_of_the_labels_only_where_these_are_the_models_classes(results, images):
     names = {"class_names": '["dark", "bright"]'}
     named = results.assign_coords(label=("sample", np.zeros(results.sizes["sample"], dtype=int), names))
-    assert plots.worst(named, images, n=1).axes[0].get_title() == "predicted bright"
     of_others = named.assign_coords(classes=("model", [1000]))
-    assert plots.worst(of_others, images, n=1).axes[0].get_title() == "predicted 1"
+    assert plots.worst(of_others, images, n=1).axes[0].get_title() == "class dark\npredicted 1 (62%)"
+
+
+def test_the_sentence_below_says_how_often_the_class_changed(results, images):
+    note = " ".join(plots.worst(results, images, n=4).texts[-1].get_text().split())
+    # three of eight corners are bright, and none when they are mirrored
+    assert note.endswith("The class changes for 3 of these 4, and for 38% of all moved copies")
+    features = results.drop_vars(["prediction", "confidence"])
+    note = plots.worst(features, images, n=2).texts[-1].get_text()
+    assert "class changes" not in note
 
 
 def test_images_are_found_by_their_ids_after_a_selection(results, images):

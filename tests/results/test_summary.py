@@ -46,8 +46,8 @@ def test_the_short_table_is_the_full_one_without_five_columns(spread):
     further = ["scale", "pair_cosine", "normalised", "accuracy", "accuracy_reason"]
     assert list(full.columns) == [*short.columns, *further]
     assert list(short.columns) == [
-        "model", "recipe", "metric", "layer", "depth", "estimate", "low", "high", "null", "best", "order",
-        "relative", "relative_low", "relative_high", "n", "reason",
+        "model", "recipe", "metric", "layer", "depth", "relative", "relative_low", "relative_high", "estimate", "low",
+        "high", "null", "best", "order", "n", "reason",
     ]  # fmt: skip
     pd.testing.assert_frame_equal(full[short.columns].drop(columns="reason"), short.drop(columns="reason"))
     # a reason explains what is shown, and M is not
