@@ -163,8 +163,9 @@ class Study:
         try:
             read = yaml.load(path.read_text(encoding="utf-8"), Loader=Once)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date
-            hint = "specs within [ ] need quotes, or write them as `- spec` lines"
-            raise ValueError(f"{path} is not YAML: {cut(str(error), SHOWN)}; {hint}") from None
+            is_in_brackets = "flow sequence" in str(error)
+            hint = "; specs within [ ] need quotes, or write them as `- spec` lines" if is_in_brackets else ""
+            raise ValueError(f"{path} is not YAML: {cut(str(error), SHOWN)}{hint}") from None
         known = [field.name for field in fields(cls)]
         if not isinstance(read, dict):
             raise ValueError(f"{path}: expected `key: value` lines with the keys {', '.join(known)}")
