@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from subprocess import DEVNULL
 from typing import Any
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -96,10 +98,11 @@ class Client(NotebookClient):
         self.unfinished_line = ""
 
     def stop(self) -> None:
-        """Kill the kernel, if there is one by now; who waits for it gets a DeadKernelError."""
+        """Kill the kernel; who waits for it gets a DeadKernelError."""
         kernel = self.km
-        if kernel and kernel.has_kernel:
-            run_sync(kernel.signal_kernel)(signal.SIGKILL)
+        if isinstance(kernel, AsyncKernelManager):
+            with suppress(RuntimeError):  # it has not started yet, or has ended
+                run_sync(kernel.signal_kernel)(signal.SIGKILL)
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
         """Tell what is written to stderr, line by line; a carriage return ends a line, too."""
