@@ -3,6 +3,7 @@
 Knows nbclient and the executed file, nothing of pages. A second to import; the kernel ends when this process does.
 """
 
+import atexit
 import re
 import signal
 import time
@@ -137,6 +138,7 @@ def execute(run: Run, client: Client, environment: Mapping[str, str]) -> Run:
     except Exception as raised:
         # a time-out, a kernel that never started: none may stop the other notebooks
         error = f"{type(raised).__name__}: {raised}"
+    atexit.unregister(client._cleanup_kernel)  # nbclient forgets to, where a kernel never started
     seconds = time.monotonic() - begun
     nbformat.write(client.nb, run.executed)
     if not error:

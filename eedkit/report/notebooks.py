@@ -207,9 +207,11 @@ class _Report:
         """Run notebooks side by side, and write each one's page as it ends; stopped, their kernels end first."""
         earlier = {run.stem: kept.kept(run) for run in runs}
         with ThreadPoolExecutor(self.kernels) as threads:
-            waiting = [run for run in runs if earlier[run.stem] is None]
-            futures = [threads.submit(self._execute_one, run) for run in waiting]
+            futures = []
             try:
+                for run in runs:
+                    if earlier[run.stem] is None:
+                        futures.append(threads.submit(self._execute_one, run))
                 for run in filter(None, earlier.values()):
                     self._ended(run)
                 for future in as_completed(futures):
