@@ -18,25 +18,13 @@ _NOT_CONVERTED = re.compile(r"<m[io][^>]*>(?:\\[A-Za-z]+|&|[{}])</m[io]>")
 
 
 def markdown(source: str, attachments: dict | None = None) -> str:
-    r"""Markdown to HTML, its formulas to MathML.
-
-    Formulas are `$…$`, `$$…$$` and LaTeX environments; a dollar in code or after a backslash is a dollar.
-
-    >>> markdown(r"costs \$5, says `$x$`")
-    '<p>costs $5, says <code>$x$</code></p>\n'
-    """
+    """Markdown to HTML, its formulas (`$…$`, `$$…$$`, LaTeX environments) to MathML; a dollar in code stays a dollar."""
     renderer = _Renderer(escape=False, exclude_anchor_links=True, attachments=attachments or {})
     return MarkdownWithMath(renderer, inline=_Inline(hard_wrap=False)).render(source)
 
 
 def mathml(tex: str, *, block: bool = False) -> str:
-    """A formula as MathML; as code, readable, where it cannot be converted.
-
-    >>> mathml("x^2")
-    '<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline"><mrow><msup><mi>x</mi><mn>2</mn></msup></mrow></math>'
-    >>> mathml("x^")
-    '<code class="formula">$x^$</code>'
-    """
+    """A formula as MathML; as code, readable, where it cannot be converted."""
     known = re.sub(r"\\(begin|end)\{equation\*?\}", "", tex)
     known = re.sub(r"\\(begin|end)\{(?:aligned|gathered)\}", r"\\\1{split}", known)
     # Browsers know bold, script and double-struck letters as characters alone, which latex2mathml writes for the braced form.

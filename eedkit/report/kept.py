@@ -136,7 +136,7 @@ def _package() -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Of Python and of every library that eedkit asks for, but those of its developers."""
+    """Of every library that eedkit asks for, but those of its developers."""
     versions = {}
     for requirement in requires("eedkit") or []:
         name = re.split(r"[^\w.-]", requirement)[0]

@@ -1,28 +1,33 @@
-"""One notebook, run by papermill in a process of its own, which reports in lines of JSON what happens.
+"""One notebook, run in a kernel of its own: which cell runs, what it writes to stderr, and where it stopped.
 
-Knows papermill and the executed file, nothing of pages. A second to import papermill, and what the kernel itself costs.
+Knows nbclient and the executed file, nothing of pages. A second to import; the kernel ends when this process does.
 """
 
-import json
-import logging
-import os
+import atexit
+import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbconvert.filters.ansi import strip_ansi
 from nbformat import NotebookNode
+from papermill.translators import translate_parameters
 
 from eedkit.report.parameters import Parameter
 
-MARKS = {"injected-parameters", "papermill-error-cell-tag"}
-"""Tags of the cells that papermill adds, which the author does not count."""
+INJECTED = "injected-parameters"
+"""The tag of the cell that sets the parameters, which the author does not count."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Failure:
     traceback: str = ""
 
     def __str__(self) -> str:
-        first_line = (self.error.strip().splitlines() or ["unknown error"])[0]
+        first_line = self.error.strip().splitlines()[0]
         if self.cell:
             return f"cell {self.cell}: {first_line}"
         return f"before its first cell: {first_line}"
@@ -76,59 +81,78 @@ class Run:
         return bool(self.notebook.metadata.get("eedkit", {}).get("last", False))
 
 
-def execute(
-    run: Run, environment: Mapping[str, str], processes: list[subprocess.Popen], say: Callable[[str, str], None]
-) -> Run:
-    """Run a notebook and wait for its end: `done` or `failed`, with its time.
+class Client(NotebookClient):
+    """Executes a notebook with its parameters, and can be stopped from another thread.
 
-    Its process is added to `processes`: see `stop`, which happens as well when we are gone. `say` is
-    told which cell runs ("cell", "3/20") and what the kernel writes to stderr ("text", "training: 45%").
+    `say` is told which cell runs ("3/20", "") and every line that it writes to stderr ("3/20", "training: 45%").
     """
-    # an older one would be taken for this run's, should the kernel not even start
-    run.executed.unlink(missing_ok=True)
-    task = {"source": str(run.source), "executed": str(run.executed), "parameters": run.parameters}
+
+    def __init__(self, run: Run, say: Callable[[str, str], None]) -> None:
+        notebook = nbformat.v4.upgrade(deepcopy(run.notebook))
+        tagged = next(place for place, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
+        assignments = translate_parameters("python3", "python", run.parameters, "Parameters")
+        injected = nbformat.v4.new_code_cell(assignments, metadata={"tags": [INJECTED]})
+        notebook.cells.insert(tagged + 1, injected)
+        super().__init__(notebook, kernel_name="python3", on_cell_start=self._starts)
+        self.say = say
+        self.cell_number = 0
+        self.unfinished_line = ""
+
+    def stop(self) -> None:
+        """Kill the kernel; who waits for it gets a DeadKernelError."""
+        kernel = self.km
+        if isinstance(kernel, AsyncKernelManager):
+            with suppress(RuntimeError):  # it has not started yet, or has ended
+                run_sync(kernel.signal_kernel)(signal.SIGKILL)
+
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        """Tell what is written to stderr, line by line; a carriage return ends a line, too."""
+        output = super().process_message(msg, cell, cell_index)
+        if output and output.get("name") == "stderr":
+            *lines, self.unfinished_line = re.split(r"[\r\n]", self.unfinished_line + output.text)
+            for line in lines:
+                if line.strip():
+                    self.say(self.place, line.strip())
+        return output
+
+    def _starts(self, *, cell: NotebookNode, cell_index: int) -> None:
+        self.cell = cell
+        self.cell_number = len(_authors(self.nb.cells[: cell_index + 1]))
+        self.place = f"{self.cell_number}/{len(_authors(self.nb.cells))}"
+        self.say(self.place, "")
+
+
+def execute(run: Run, client: Client, environment: Mapping[str, str]) -> Run:
+    """Execute a notebook and write it, as far as it came: `done` or `failed`, with its time."""
     begun = time.monotonic()
-    error, traceback = "its process died: killed, crashed or out of memory", ""
-    cell_number = 0
-    with subprocess.Popen(
-        [sys.executable, "-m", "eedkit.report.kernel", json.dumps(task)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=dict(environment),
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,  # a terminal's Ctrl-C reaches us alone
-    ) as process:
-        processes.append(process)
-        for line in process.stdout or ():
-            kind, content = json.loads(line)
-            if kind == "ended":
-                error, traceback = content
-            elif kind == "cell":
-                cell_number, cells = content
-                say("cell", f"{cell_number}/{cells}")
-            else:
-                say("text", content)
+    error = traceback = ""
+    try:
+        client.execute(env=environment, stdout=DEVNULL, stderr=DEVNULL)
+    except CellExecutionError as raised:
+        error = f"{raised.ename}: {raised.evalue}"
+        for output in client.cell.outputs:
+            if output.output_type == "error":
+                traceback = "\n".join(output.traceback)
+    except DeadKernelError:
+        error = "the kernel died: killed, crashed or out of memory"
+    except Exception as raised:
+        # a time-out, a kernel that never started: none may stop the other notebooks
+        error = f"{type(raised).__name__}: {raised}"
+    atexit.unregister(client._cleanup_kernel)  # nbclient forgets to, where a kernel never started
     seconds = time.monotonic() - begun
+    nbformat.write(client.nb, run.executed)
     if not error:
         return replace(run, state="done", seconds=seconds)
-    source = run.notebook.cells[cell_number - 1].source if cell_number else ""
-    return replace(run, state="failed", seconds=seconds, failure=Failure(cell_number, source, error, traceback))
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End the process of a notebook, and its kernel before it."""
-    if process.stdin:
-        process.stdin.close()
+    source = run.notebook.cells[client.cell_number - 1].source if client.cell_number else ""
+    failure = Failure(client.cell_number, source, strip_ansi(error), strip_ansi(traceback))
+    return replace(run, state="failed", seconds=seconds, failure=failure)
 
 
 def executed_cells(run: Run) -> list[NotebookNode]:
     """The author's cells with their outputs, as far as the notebook was run; none where no kernel started."""
     if not run.has_ended or not run.executed.exists():
         return []
-    notebook = nbformat.read(run.executed, as_version=4)
-    cells = [cell for cell in notebook.cells if MARKS.isdisjoint(tags(cell))]
+    cells = _authors(nbformat.read(run.executed, as_version=4).cells)
     return cells[: run.failure.cell] if run.failure else cells
 
 
@@ -137,80 +161,6 @@ def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-class _Stderr:
-    """What the kernel writes to stderr, line by line; a carriage return ends a line, too."""
-
-    def __init__(self) -> None:
-        self.rest = ""
-
-    def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text).replace("\r", "\n").split("\n")
-        for line in lines:
-            if line.strip():
-                _report("text", line.strip())
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-
-def _report(kind: str, content: Any) -> None:
-    print(json.dumps([kind, content]), flush=True)
-
-
-def _literal(path: str) -> str:
-    """A path that papermill leaves alone: it formats what it finds in braces."""
-    return path.replace("{", "{{").replace("}", "}}")
-
-
-def _main(source: str, executed: str, parameters: dict[str, Any]) -> tuple[str, str]:
-    """Execute a notebook in this process and say which cell runs; gives the error and its traceback, or nothing."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import strip_color
-
-    # Its inference by regular expression calls `x: str | None = None` unknown; our check has looked at every name already.
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    cells = nbformat.read(source, as_version=4).cells
-    tagged = next(place for place, cell in enumerate(cells) if "parameters" in tags(cell))
-
-    def starts(*, cell_index: int, **_: Any) -> None:
-        is_behind_injected = cell_index > tagged
-        _report("cell", [cell_index + 1 - is_behind_injected, len(cells)])
-
-    try:
-        papermill.execute_notebook(
-            _literal(source),
-            _literal(executed),
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            stderr_file=_Stderr(),
-            on_cell_start=starts,
-        )
-    except papermill.PapermillExecutionError as raised:
-        return strip_color(f"{raised.ename}: {raised.evalue}"), strip_color("\n".join(raised.traceback))
-    except DeadKernelError:
-        return "the kernel died: killed, crashed or out of memory", ""
-    return "", ""
-
-
-def _end_with_stdin() -> None:
-    """Interrupt this process when its stdin ends."""
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-if __name__ == "__main__":
-    # who starts us in the background has interrupts ignored, and children inherit that
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        end = _main(**json.loads(sys.argv[1]))
-    except KeyboardInterrupt:
-        os._exit(1)
-    except Exception as raised:
-        # a time-out, a kernel that never started: none may stop the other notebooks
-        end = f"{type(raised).__name__}: {raised}", ""
-    _report("ended", end)
+def _authors(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """The cells without the injected one."""
+    return [cell for cell in cells if INJECTED not in tags(cell)]

@@ -5,7 +5,6 @@ Knows files and processes; must not know models, results or what a notebook comp
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,11 +21,9 @@ from rich.table import Column
 from eedkit.errors import printable, short, unknown
 from eedkit.progress import TEXT_ON_STDERR
 from eedkit.report import kept, pages
-from eedkit.report.kernel import Run, execute, stop
+from eedkit.report.kernel import Client, Run, execute
 from eedkit.report.parameters import ReportError, check, parameters, read, read_yaml
 
-EVERY = "all"
-"""In a profile: for every notebook."""
 KERNELS = 2
 """How many notebooks run at once, where there are as many cores."""
 _BAR = re.compile(r"\[(\d+:)?\d\d:\d\d")
@@ -97,24 +94,25 @@ def plan(
     """
     out = Path(out).resolve()
     runs, left_out = _runs(out)
+    name, of_notebook = _profile(profile)
+    of_all = of_notebook.pop("all", {})
     given = parameters or {}
-    file = _profile_file(profile)
-    of_profile = _profile(file)
-    shared = of_profile.pop(EVERY, None) or {}
-    for values in (shared, given):
-        every = {name: parameter for run in runs.values() for name, parameter in run.declared.items()}
-        unheard = {name: value for name, value in values.items() if name not in every or name == "out"}
-        check(file.name, every, unheard)
-    for stem in of_profile:
+    declared_anywhere = {}
+    for run in runs.values():
+        declared_anywhere.update(run.declared)
+    for values in (of_all, given):
+        unheard = {key: value for key, value in values.items() if key not in declared_anywhere or key == "out"}
+        check(name, declared_anywhere, unheard)
+    for stem in of_notebook:
         if stem not in runs:
-            raise ReportError(f"{file.name}: {unknown('notebook', stem, runs)}")
+            raise ReportError(f"{name}: {unknown('notebook', stem, runs)}")
     for stem in notebooks or ():
         if stem in left_out:
             raise ReportError(left_out[stem])
         if stem not in runs:
             raise ReportError(unknown("notebook", stem, runs))
     for stem, run in runs.items():
-        for values in (_of(run, shared), of_profile.get(stem) or {}, _of(run, given)):
+        for values in (_of(run, of_all), of_notebook.get(stem, {}), _of(run, given)):
             check(stem, run.declared, values)
             run.parameters.update(values)
         run.parameters["out"] = str(out)
@@ -175,9 +173,10 @@ class _Report:
         self.profile = profile
         self.code = code
         self.out = runs[0].executed.parent
-        self.numbers = {run.stem: f"[{number}/{len(runs)}]" for number, run in enumerate(runs, 1)}
+        self.names = {run.stem: f"[{number}/{len(runs)}] {run.stem}" for number, run in enumerate(runs, 1)}
         self.pages = {run.stem: pages.page_of(run) for run in runs}
         self.kernels = min(KERNELS, os.cpu_count() or 1)
+        self.clients: list[Client] = []  # of the notebooks that were begun
         console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
         what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
         columns = SpinnerColumn(), TimeElapsedColumn(), what
@@ -207,11 +206,12 @@ class _Report:
     def _execute(self, runs: Sequence[Run]) -> None:
         """Run notebooks side by side, and write each one's page as it ends; stopped, their kernels end first."""
         earlier = {run.stem: kept.kept(run) for run in runs}
-        processes: list[subprocess.Popen] = []  # of the notebooks that were begun
         with ThreadPoolExecutor(self.kernels) as threads:
-            waiting = [run for run in runs if earlier[run.stem] is None]
-            futures = [threads.submit(self._execute_one, run, processes) for run in waiting]
+            futures = []
             try:
+                for run in runs:
+                    if earlier[run.stem] is None:
+                        futures.append(threads.submit(self._execute_one, run))
                 for run in filter(None, earlier.values()):
                     self._ended(run)
                 for future in as_completed(futures):
@@ -219,32 +219,29 @@ class _Report:
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in futures):
-                    while processes:
-                        stop(processes.pop())
+                    for client in self.clients:
+                        client.stop()
                     time.sleep(0.05)
                 raise
 
-    def _execute_one(self, run: Run, processes: list[subprocess.Popen]) -> Run:
+    def _execute_one(self, run: Run) -> Run:
         """Run a notebook and say how far it is."""
-        number = self.numbers[run.stem]
-        self._say(f"{number} {run.stem}")
+        name = self.names[run.stem]
+        number = name.partition(" ")[0]
+        self._say(name)
         self.pages[run.stem].run = replace(run, state="running")
-        task = self.progress.add_task(f"{number} {run.stem}", total=None)
-        cell = ""
+        task = self.progress.add_task(name, total=None)
 
-        def say(kind: str, text: str) -> None:
-            nonlocal cell
-            if kind == "cell":
-                cell, text = text, ""
-            elif self.progress.disable or not _BAR.search(text):
-                self._say(f"    {number} {text}")
-            self.progress.update(task, description=printable(f"{number} {run.stem}, cell {cell} {text}"))
+        def say(cell: str, line: str) -> None:
+            if line and (self.progress.disable or not _BAR.search(line)):
+                self._say(f"    {number} {line}")
+            self.progress.update(task, description=printable(f"{name}, cell {cell} {line}"))
 
+        client = Client(run, say)
+        self.clients.append(client)
         began = time.time()
-        try:
-            ended = execute(run, self.environment, processes, say)
-        finally:
-            self.progress.remove_task(task)
+        ended = execute(run, client, self.environment)
+        self.progress.remove_task(task)
         if ended.state == "done":
             ended = replace(ended, facts=pages.provenance(self.profile, self.environment["OMP_NUM_THREADS"]))
             kept.remember(ended, began)
@@ -252,11 +249,11 @@ class _Report:
 
     def _ended(self, run: Run) -> None:
         """Make a notebook's page, and the index anew."""
-        self.pages[run.stem] = pages.page_of(run, code=self.code)
+        page = pages.page_of(run, code=self.code)
+        self.pages[run.stem] = page
         self._write(run.stem, running=True)
-        took = self.pages[run.stem].time
-        how = {"done": f"done in {took}", "kept": "kept", "failed": f"FAILED after {took} in {run.failure}"}
-        self._say(f"{self.numbers[run.stem]} {run.stem}: {how[run.state]}")
+        how = {"done": f"done in {page.time}", "kept": "kept", "failed": f"FAILED after {page.time} in {run.failure}"}
+        self._say(f"{self.names[run.stem]}: {how[run.state]}")
 
     def _write(self, *stems: str, running: bool) -> Path:
         """Write the pages of some notebooks, and the index."""
@@ -296,28 +293,24 @@ def _of(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in run.declared}
 
 
-def _profile_file(name_or_path: str | Path) -> Path:
-    """Where a profile is written down."""
-    path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"}:
-        return path
-    known = {file.stem: file for file in sorted((folder() / "profiles").glob("*.yaml"))}
-    if str(name_or_path) not in known:
-        raise ReportError(unknown("profile", str(name_or_path), known) + "; a path ends in .yaml")
-    return known[str(name_or_path)]
-
-
-def _profile(file: Path) -> dict[str, Any]:
-    """What a profile says: `notebook: {parameter: value}`."""
+def _profile(name_or_path: str | Path) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The name of a profile's file and what it says: `notebook: {parameter: value}`."""
+    file = Path(name_or_path)
+    if file.suffix not in {".yaml", ".yml"}:
+        known = {file.stem: file for file in sorted((folder() / "profiles").glob("*.yaml"))}
+        if str(name_or_path) not in known:
+            raise ReportError(unknown("profile", str(name_or_path), known) + "; a path ends in .yaml")
+        file = known[str(name_or_path)]
     try:
         content = read_yaml(file.read_text(encoding="utf-8")) or {}
-        return TypeAdapter(dict[str, dict[str, Any] | None]).validate_python(content)
+        of_notebook = TypeAdapter(dict[str, dict[str, Any] | None]).validate_python(content)
     except FileNotFoundError:
         raise ReportError(f"no profile file {file}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ReportError(f"{file.name} is not YAML: {error}") from None
     except ValidationError:
         raise ReportError(f"{file.name}: expected `notebook: {{parameter: value}}`, got {short(content)}") from None
+    return file.name, {stem: values or {} for stem, values in of_notebook.items()}
 
 
 def _environment(kernels: int, *, live: bool) -> dict[str, str]:

@@ -31,10 +31,6 @@ from eedkit.report import kept
 from eedkit.report.formulas import markdown
 from eedkit.report.kernel import Run, executed_cells, tags
 
-ANSWER = "answer"
-"""The tag of the cells whose outputs a page and its card begin with."""
-INDEX = "index"
-"""The tag of the cells whose outputs the report's index begins with."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 """What needs scripts."""
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.M)
@@ -53,18 +49,14 @@ class Page:
     title: Markup
     question: Markup
     answer: Markup
+    """The outputs of its cells tagged `answer`, which page and card begin with."""
     opening: Markup
-    """What its cells tagged `index` show."""
+    """The outputs of its cells tagged `index`, which the index begins with."""
     body: Markup
     sections: list[tuple[str, Markup]]
     """Anchor and heading of each section of the body."""
     stores: list[str]
     """The stores that its code names and that there are."""
-
-    @property
-    def plain_title(self) -> str:
-        """The title without markup."""
-        return html.unescape(re.sub(r"<[^>]+>", "", self.title))
 
     @property
     def time(self) -> str:
@@ -85,15 +77,16 @@ def page_of(run: Run, *, code: bool = False) -> Page:
     title = heading[1] if heading else run.stem
     question = re.sub(r"^ {0,3}> ?", "", quoted[0], flags=re.M) if quoted else ""
     cells = executed_cells(run)
-    _take_out(cells, heading, quoted)
+    _take_out(heading, cells)
+    _take_out(quoted, cells)
     latest_heading = title
     for cell in cells:
         if cell.cell_type == "markdown":
             latest_heading = [latest_heading, *_HEADING.findall(cell.source)][-1]
         elif cell.cell_type == "code":
             cell.outputs = _outputs(cell, out, latest_heading)
-    answers = [cell for cell in cells if ANSWER in tags(cell) and cell.cell_type == "code"]
-    opening = _exported([cell for cell in cells if INDEX in tags(cell)], code=False)
+    answers = [cell for cell in cells if "answer" in tags(cell) and cell.cell_type == "code"]
+    opening = _exported([cell for cell in cells if "index" in tags(cell)], code=False)
     answer = _exported(answers, code=False)
     for cell in answers:
         cell.outputs = []  # they stand above
@@ -116,7 +109,8 @@ def write_page(page: Page, pages: Sequence[Page], profile: str, *, running: bool
     While the report is `running`, a page that waits looks for news by itself.
     """
     place = pages.index(page)
-    text = _template("page.html.j2").render(
+    template = _environment().get_template("page.html.j2")
+    text = template.render(
         page=page,
         run=page.run,
         before=pages[place - 1] if place else None,
@@ -135,13 +129,14 @@ def write_index(pages: Sequence[Page], out: Path, profile: str, *, running: bool
     """
     opening = None
     for page in pages:
-        if any(INDEX in tags(cell) for cell in page.run.notebook.cells):
+        if any("index" in tags(cell) for cell in page.run.notebook.cells):
             opening = page
     further = []
     for other in sorted(out.glob("*/index.html")):
         title = _TITLE.search(other.read_text(encoding="utf-8"))
         further.append((html.unescape(title[1]) if title else other.parent.name, _address(other, out)))
-    text = _template("index.html.j2").render(
+    template = _environment().get_template("index.html.j2")
+    text = template.render(
         pages=pages,
         opening=opening,
         answers=[Markup(_DETAILS.sub("", page.answer)) for page in pages],
@@ -158,15 +153,13 @@ def write_index(pages: Sequence[Page], out: Path, profile: str, *, running: bool
 
 
 def provenance(profile: str, threads: str) -> dict[str, str]:
-    """What the numbers of a run were made with: profile, date, machine, threads, versions and commit.
+    """What the numbers of a run were made with: profile, date, machine, threads, versions and commit."""
+    import torch  # two seconds, and only a report that runs something needs it
 
-    >>> provenance("quick", "1")["profile"]
-    'quick'
-    """
     return {
         "profile": profile,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "device": _device(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "processor": f"{processor_name()}, {os.cpu_count()} cores",
         "threads": threads,
         "eedkit": _eedkit_version(),
@@ -176,33 +169,29 @@ def provenance(profile: str, threads: str) -> dict[str, str]:
     }
 
 
-def _take_out(cells: list[NotebookNode], heading: re.Match | None, quoted: re.Match | None) -> None:
-    """Remove title and question, which the page's head shows, from the cells that hold them."""
-    for match in (heading, quoted):
-        for cell in cells:
-            if match and cell.cell_type == "markdown" and match[0] in cell.source:
-                cell.source = cell.source.replace(match[0], "", 1)
-                break
+def _take_out(match: re.Match | None, cells: list[NotebookNode]) -> None:
+    """Remove what the page's head shows, title or question, from the cell that holds it."""
+    for cell in cells:
+        if match and cell.cell_type == "markdown" and match[0] in cell.source:
+            cell.source = cell.source.replace(match[0], "", 1)
+            return
 
 
 def _outputs(cell: NotebookNode, out: Path, heading: str) -> list[NotebookNode]:
     """A cell's outputs as a page shows them."""
     outputs = []
     for output in cell.outputs:
-        if output.output_type == "stream":
-            if output.name == "stdout":
-                outputs.append(output)
-        elif output.output_type != "error" and WIDGET not in output.data:
-            image = next((kind for kind in _IMAGES if kind in output.data), None)
-            table = output.data.get("text/html")
-            if table:
-                output.data = NotebookNode({"text/html": f'<div class="scroll" tabindex="0">{table}</div>'})
-            elif image and "text/markdown" not in output.data:
-                picture = _picture(image, output, out, f"Figure: {heading}")
-                output.data = NotebookNode({"text/html": picture})
-            elif "text/latex" in output.data:
-                output.data.setdefault("text/markdown", output.data["text/latex"])
-            outputs.append(output)
+        data = output.get("data", {})
+        if output.output_type == "error" or output.get("name") == "stderr" or WIDGET in data:
+            continue
+        image = next((kind for kind in _IMAGES if kind in data), None)
+        if data.get("text/html"):
+            data["text/html"] = f'<div class="scroll" tabindex="0">{data["text/html"]}</div>'
+        elif image and "text/markdown" not in data:
+            data["text/html"] = _picture(image, output, out, f"Figure: {heading}")
+        elif "text/latex" in data:
+            data.setdefault("text/markdown", data["text/latex"])
+        outputs.append(output)
     return outputs
 
 
@@ -220,18 +209,17 @@ def _picture(kind: str, output: NotebookNode, out: Path, otherwise: str) -> str:
     return f'<span class="figure"><img alt="{alt}" src="data:{kind};base64,{escape(content.strip())}"></span>'
 
 
-class _Exporter(HTMLExporter):
-    """nbconvert's `basic` cells with our markdown, and without what needs scripts."""
-
-    @jinja2.pass_context
-    def markdown2html(self, context, source):
-        return markdown(source, context.get("cell", {}).get("attachments"))
+@jinja2.pass_context
+def _cell_markdown(context: jinja2.runtime.Context, source: str) -> str:
+    return markdown(source, context.get("cell", {}).get("attachments"))
 
 
 @cache
-def _exporter(code: bool) -> _Exporter:
-    return _Exporter(
+def _exporter(code: bool) -> HTMLExporter:
+    """nbconvert's `basic` cells with our Markdown, and without what needs scripts."""
+    return HTMLExporter(
         template_name="basic",
+        filters={"markdown2html": _cell_markdown},
         exclude_input=not code,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
@@ -272,29 +260,16 @@ def _write(file: Path, text: str) -> None:
     beside.replace(file)
 
 
-def _template(name: str) -> jinja2.Template:
-    return _environment().get_template(name)
-
-
 @cache
 def _environment() -> jinja2.Environment:
     folder = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = jinja2.FileSystemLoader(folder)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals["highlight"] = {
         "light": HtmlFormatter(style="default").get_style_defs(".highlight"),
         "dark": HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
     }
     return environment
-
-
-@cache
-def _device() -> str:
-    """The graphics card's name, or CPU."""
-    import torch  # two seconds, and only a report that runs something needs it
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 @cache

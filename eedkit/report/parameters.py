@@ -5,6 +5,7 @@ Knows a notebook's cells and Python's literals, not papermill. Everything that c
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,11 +37,7 @@ class Parameter:
     comment: str = ""
 
     def refusal(self, value: Any) -> str:
-        """Why a value does not fit the annotation; nothing if it does. An integer fits a float.
-
-        >>> Parameter(5, "int").refusal(True)
-        'takes int, got bool True'
-        """
+        """Why a value does not fit the annotation; nothing if it does. An integer fits a float."""
         hint = eval(self.hint, {"__builtins__": {}}, TYPES)
         try:
             TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
@@ -63,10 +60,6 @@ def parameters(notebook: NotebookNode, stem: str) -> dict[str, Parameter]:
 
     The cell holds `name: type = literal` lines and comments, and nothing else, so that reading it runs nothing. A comment is
     of the line that it ends, or of the line below it. ReportError, which names the notebook `stem`, for all else.
-
-    >>> cell = nbformat.v4.new_code_cell("seeds: int = 5  # of a kind", metadata={"tags": ["parameters"]})
-    >>> parameters(nbformat.v4.new_notebook(cells=[cell]), "00_story")
-    {'seeds': Parameter(default=5, hint='int', comment='of a kind')}
     """
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     if len(tagged) != 1:
@@ -84,17 +77,16 @@ def parameters(notebook: NotebookNode, stem: str) -> dict[str, Parameter]:
     last_line = 0
     for statement in statements:
         lines = range(last_line + 1, statement.end_lineno + 1)
+        last_line = statement.end_lineno
         comment = " ".join(comments[line] for line in lines if line in comments)
         try:
             name, hint, default = _line(statement)
-            parameter = Parameter(default, hint, comment)
-            refusal = parameter.refusal(default)
+            declared[name] = Parameter(default, hint, comment)
+            refusal = declared[name].refusal(default)
         except (ValueError, TypeError) as error:
             raise ReportError(f"{stem}: its parameters cell: {error}") from None
         if refusal:
             raise ReportError(f"{stem}: the default of {name} does not fit: it {refusal}")
-        declared[name] = parameter
-        last_line = statement.end_lineno
     return declared
 
 
@@ -111,11 +103,7 @@ def check(stem: str, declared: Mapping[str, Parameter], given: Mapping[str, Any]
 
 
 def read_yaml(text: str) -> Any:
-    """YAML without aliases, a few of which, nested, stand for gigabytes; yaml.YAMLError where it is none.
-
-    >>> read_yaml("[C4, D4]")
-    ['C4', 'D4']
-    """
+    """YAML without aliases, a few of which, nested, stand for gigabytes; yaml.YAMLError where it is none."""
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("aliases such as *name are not read here; write the value out")
@@ -130,8 +118,6 @@ def _line(statement: ast.stmt) -> tuple[str, str, Any]:
             hint = ast.unparse(annotation)
         case _:
             raise ValueError(f"it may hold `name: type = literal` lines alone, got `{line}`")
-    for node in ast.walk(annotation):
-        is_allowed = isinstance(node, ast.Subscript | ast.BinOp | ast.BitOr | ast.Tuple | ast.Load)
-        if not is_allowed and ast.unparse(node) not in TYPES:
-            raise ValueError(f"the annotation of {name} is made of {', '.join(TYPES)}, | and [], got `{hint}`")
+    if not set(re.split(r"[\[\]|, ]+", hint.rstrip("]"))) <= set(TYPES):
+        raise ValueError(f"the annotation of {name} is made of {', '.join(TYPES)}, | and [], got `{hint}`")
     return name, hint, ast.literal_eval(value)

@@ -24,34 +24,34 @@ NOTE = 600
 """Characters of a reason there, which may be a whole log."""
 
 
-def plan(found: pd.DataFrame) -> str:
+def plan(cells: pd.DataFrame) -> str:
     """What `Study.plan` found, with totals: one row per cell, or per model where there are very many."""
-    rows = summed(found, "note")
-    shown = rows.assign(bytes=rows.bytes.map(size), seconds=rows.seconds.map(duration))
-    shown = shown.rename(columns={"bytes": "size", "seconds": "time"})
-    total = found[["blocks", "done", "forwards", "bytes"]].sum()
+    rows = _summed(cells, "note")
+    rows = rows.assign(bytes=rows.bytes.map(_size), seconds=rows.seconds.map(duration))
+    rows = rows.rename(columns={"bytes": "size", "seconds": "time"})
+    total = cells[["blocks", "done", "forwards", "bytes"]].sum()
     return (
-        f"{table(shown, once=['data', 'group', 'images'], right=['size', 'time'], reason='note')}\n\n"
-        f"{len(found):,} cells, {total.blocks:,.0f} blocks ({total.done:,.0f} done), {total.forwards:,.0f} forwards to do, "
-        f"{size(total.bytes)} on disk before compression."
+        f"{table(rows, once=['data', 'group', 'images'], right=['size', 'time'], reason='note')}\n\n"
+        f"{len(cells):,} cells, {total.blocks:,.0f} blocks ({total.done:,.0f} done), {total.forwards:,.0f} forwards to do, "
+        f"{_size(total.bytes)} on disk before compression."
     )
 
 
-def status(found: pd.DataFrame) -> str:
+def status(cells: pd.DataFrame) -> str:
     """What `Study.status` found, with totals: one row per cell, or per model where there are very many."""
-    computed, failed = found.done + found.flawed, found.failed > 0
-    whole = (found.blocks > 0) & (found.done == found.blocks)
-    kinds = {
-        "done": whole.sum(),
+    failed = cells.failed > 0
+    counts = {
+        "done": ((cells.blocks > 0) & (cells.done == cells.blocks)).sum(),
         "failed": failed.sum(),
-        "lacking samples": ((found.flawed > 0) & ~failed).sum(),
-        "not begun": (found.blocks == 0).sum(),
+        "lacking samples": ((cells.flawed > 0) & ~failed).sum(),
+        "not begun": (cells.blocks == 0).sum(),
     }
-    kinds["unfinished"] = len(found) - sum(kinds.values())
-    told = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+    counts["unfinished"] = len(cells) - sum(counts.values())
+    counted = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    computed = (cells.done + cells.flawed).sum()
     return (
-        f"{table(summed(found), once=['data', 'group'])}\n\n"
-        f"{len(found):,} cells: {told}. {computed.sum():,} of {found.blocks.sum():,} blocks are done."
+        f"{table(_summed(cells, 'reason'), once=['data', 'group'])}\n\n"
+        f"{len(cells):,} cells: {counted}. {computed:,} of {cells.blocks.sum():,} blocks are done."
     )
 
 
@@ -111,61 +111,28 @@ def table(
     reason: str = "reason",
     width: int = WIDTH,
 ) -> str:
-    """The rows of a DataFrame as aligned text, without its index.
+    """The rows of a DataFrame as aligned text, without its index: whole numbers with separators, nothing for NaN.
 
-    Parameters
-    ----------
-    frame : texts, and whole numbers, which get thousands separators; empty cells for NaN
-    once : columns that are named in a line above the table where they hold one value alone
-    right : columns of texts that stand at the right, as numbers do
-    reason : column whose longer texts become numbered notes below the table; left out where it is empty
-    width : columns of text in a line
-
-    Examples
-    --------
-    >>> frame = pd.DataFrame({"data": ["digits"] * 2, "model": ["a", "b"], "n": [5, 5000], "reason": ["", "so " * 20]})
-    >>> print(table(frame, once=["data"]))
-    data: digits
-    model     n reason
-    a         5
-    b     5,000 [1]
-    [1] so so so so so so so so so so so so so so so so so so so so
+    Columns named in `once` stand above the table where they hold one value alone; those in `right` are texts that stand at
+    the right, as numbers do. Long texts of the column `reason` become numbered notes below; an empty one is left out.
     """
     same = [name for name in once if name in frame and frame[name].nunique() == 1 and len(frame) > 1]
-    above = [f"{', '.join(f'{name}: {_cell(frame[name].dropna().iloc[0])}' for name in same)}"] if same else []
-    left, below = _footnotes(frame[:ROWS].drop(columns=same), reason, width)
-    more = [f"… and {len(frame) - ROWS:,} more"] if len(frame) > ROWS else []
-    return "\n".join([*above, _aligned(left, right, width), *more, *below])
-
-
-def summed(frame: pd.DataFrame, reason: str = "reason") -> pd.DataFrame:
-    """The rows as they are, or where they are more than a reader wants, the sums of each model's, with its first reason.
-
-    >>> rows = pd.DataFrame({"model": ["a"] * 90 + ["b"] * 90, "group": "C4", "blocks": 2, "reason": ["", "odd"] * 90})
-    >>> summed(rows).values.tolist()
-    [['a', 90, 180, 'odd'], ['b', 90, 180, 'odd']]
-    """
-    if len(frame) <= ROWS or frame.model.nunique() == len(frame):
-        return frame
-    by = frame.groupby("model", sort=False)
-    first = by[reason].agg(lambda texts: next(filter(None, texts), ""))
-    sums = by.sum(numeric_only=True, min_count=1).drop(columns="images", errors="ignore")  # the same ones in many cells
-    return pd.concat([by.size().rename("cells"), sums, first], axis=1).reset_index()
-
-
-def size(n: float) -> str:
-    """Bytes for people; empty for NaN.
-
-    >>> size(5000), size(3 * 2**20), size(7.25 * 2**40)
-    ('4.9 KiB', '3.0 MiB', '7.2 TiB')
-    """
-    if pd.isna(n):
-        return ""
-    for unit in ("KiB", "MiB", "GiB"):
-        n /= 1024
-        if n < 1000:
-            return f"{n:.1f} {unit}"
-    return f"{n / 1024:,.1f} TiB"
+    rows = frame[:ROWS].drop(columns=same)
+    lines = []
+    if same:
+        lines.append(", ".join(f"{name}: {_cell(frame[name].dropna().iloc[0])}" for name in same))
+    notes = {}
+    if reason in rows:
+        reasons = rows[reason].fillna("").map(lambda text: cut(_cell(text), NOTE))
+        long = [text for text in reasons.unique() if len(text) > REASON]
+        notes = {text: f"[{place}]" for place, text in enumerate(long, 1)}
+        rows = rows.assign(**{reason: reasons.replace(notes)}) if reasons.any() else rows.drop(columns=reason)
+    lines.append(_aligned(rows, right, width))
+    if len(frame) > ROWS:
+        lines.append(f"… and {len(frame) - ROWS:,} more")
+    for text, mark in notes.items():
+        lines += textwrap.wrap(f"{mark} {text}", width, subsequent_indent=" " * (len(mark) + 1))
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
@@ -176,8 +143,8 @@ def duration(seconds: float) -> str:
     """
     if pd.isna(seconds):
         return ""
-    if seconds < 1:
-        return "under 1 s" if seconds else "0 s"
+    if 0 < seconds < 1:
+        return "under 1 s"
     whole = round(seconds)
     for large, small, step, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
         if whole >= step:
@@ -185,31 +152,33 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def number(value: float) -> str:
-    """Four decimals, or so many digits of a small or large value; empty for NaN.
+def _summed(cells: pd.DataFrame, reason: str) -> pd.DataFrame:
+    """The rows as they are, or where they are more than a reader wants, the sums of each model's, with its first reason."""
+    if len(cells) <= ROWS or cells.model.nunique() == len(cells):
+        return cells
+    of_model = cells.groupby("model", sort=False)
+    first = of_model[reason].agg(lambda texts: next(filter(None, texts), ""))
+    sums = of_model.sum(numeric_only=True, min_count=1)
+    sums = sums.drop(columns="images", errors="ignore")  # the same images are in many cells
+    return pd.concat([of_model.size().rename("cells"), sums, first], axis=1).reset_index()
 
-    >>> number(-0.98765), number(1.25e-7), number(0.0), number(float("nan"))
-    ('-0.9877', '1.2e-07', '0.0000', '')
-    """
+
+def _size(count: float) -> str:
+    """Bytes for people; empty for NaN."""
+    if pd.isna(count):
+        return ""
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:,.1f} TiB"
+
+
+def number(value: float) -> str:
+    """Four decimals, or two digits of a small or large value; empty for NaN."""
     if pd.isna(value):
         return ""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
-
-
-def _footnotes(frame: pd.DataFrame, column: str, width: int) -> tuple[pd.DataFrame, list[str]]:
-    """The frame with numbers for long texts, and the texts."""
-    if column not in frame:
-        return frame, []
-    told = frame[column].fillna("").map(lambda text: cut(_cell(text), NOTE))
-    if not told.any():
-        return frame.drop(columns=column), []
-    long = {text: f"[{k}]" for k, text in enumerate(dict.fromkeys(t for t in told if len(t) > REASON), 1)}
-    notes = [
-        line
-        for text, mark in long.items()
-        for line in textwrap.wrap(f"{mark} {text}", width, subsequent_indent=" " * (len(mark) + 1))
-    ]
-    return frame.assign(**{column: told.replace(long)}), notes
 
 
 def _aligned(frame: pd.DataFrame, right: Sequence[str], width: int) -> str:
@@ -218,18 +187,19 @@ def _aligned(frame: pd.DataFrame, right: Sequence[str], width: int) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    lines = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="", highlight=False)
+    grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
     for name in frame:
-        numeric = name in right or pd.api.types.is_numeric_dtype(frame[name])
-        lines.add_column(str(name), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        is_number = name in right or pd.api.types.is_numeric_dtype(frame[name])
+        grid.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in frame.itertuples(index=False):
-        lines.add_row(*(Text(_cell(value)) for value in row))
+        grid.add_row(*[Text(_cell(value)) for value in row])
     console = Console(width=width, color_system=None, file=StringIO(), legacy_windows=False)
-    console.print(lines)
+    console.print(grid)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 def _cell(value: object) -> str:
+    """A value in one line, without control characters."""
     if not isinstance(value, str) and pd.isna(value):
         return ""
     if pd.api.types.is_number(value):

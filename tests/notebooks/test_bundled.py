@@ -18,12 +18,10 @@ STEMS = sorted(path.stem for path in notebooks.folder().glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    from eedkit.report.notebooks import report
-
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EEDKIT_CACHE", str(folder / "cache"))
-        report(folder / "out", profile="tiny", progress=False)
+        notebooks.report(folder / "out", profile="tiny", progress=False)
     return folder / "out"
 
 
@@ -114,7 +112,7 @@ def test_readings_are_shown_as_prose(out, stem):
         assert any({"text/markdown", "text/html"} & set(one) for one in data), cell.id
         prose = [one["text/markdown"] for one in data if "text/markdown" in one]
         # a table of meanings is the one reading that is no prose
-        assert len(prose) == cell.source.count("ek.paper.readings.") - cell.source.count("readings.meanings("), cell.id
+        assert len(prose) >= cell.source.count("ek.paper.readings.") - cell.source.count("readings.meanings("), cell.id
         shown += prose
     assert len(shown) >= 2
     for prose in shown:
@@ -133,8 +131,9 @@ def test_pages_begin_with_their_answer_and_show_every_figure(out, stem):
     answers = [cell for cell in notebook.cells if "answer" in cell.metadata.get("tags", ())]
     assert len(answers) == 1
     answer = re.search(r'<section class="answer".*?</section>', page, re.S)[0]
-    assert 'src="figures/' in answer
-    assert re.search(r"<p>[^<]*[A-Za-z ]{8,}", answer)
+    if "index" not in answers[0].metadata.tags:  # what the index opens with is a list alone
+        assert 'src="figures/' in answer
+        assert re.search(r"<p>[^<]*[A-Za-z ]{8,}", answer)
 
 
 def test_a_second_report_keeps_every_notebook(out):
@@ -142,24 +141,12 @@ def test_a_second_report_keeps_every_notebook(out):
     assert again.count("kept from ") == len(STEMS)
 
 
-def test_the_page_of_verdicts_has_five_rows_which_two_seeds_cannot_decide(out):
-    page = (out / "06_verdicts.html").read_text()
-    rows = [row for row in re.findall(r"<tr>.*?</tr>", page, re.S) if ".html" in row]
-    assert len(rows) == 5
-    for row, stem in zip(rows, ("01_", "04_", "02_", "03_", "05_"), strict=True):
-        assert "not testable here" in row
-        assert "tiny" in row
-        (link,) = re.findall(r'href="([^"]+)"', row)
-        assert link.startswith(stem)
-        assert (out / link).exists()
-
-
-def test_the_index_opens_with_the_five_verdicts(out):
-    opening = re.search(r'<section class="opening">.*?</section>', (out / "index.html").read_text(), re.S)[0]
-    lines = re.findall(r"<li>.*?</li>", opening, re.S)
-    assert len(lines) == 5
+@pytest.mark.parametrize(("page", "section"), [("06_verdicts", "answer"), ("index", "opening")])
+def test_five_verdicts_which_two_seeds_cannot_decide_lead_to_their_pages(out, page, section):
+    content = re.search(rf'<section class="{section}".*?</section>', (out / f"{page}.html").read_text(), re.S)[0]
+    lines = re.findall(r"<li>.*?</li>", content, re.S)
     for line, stem in zip(lines, ("01_", "04_", "02_", "03_", "05_"), strict=True):
-        assert "<strong>not testable here</strong>" in line
+        assert "<strong>Not testable here</strong>" in line
         link = re.search(r'href="([^"]+)"', line)[1]
         assert link.startswith(stem)
         assert (out / link).exists()
@@ -177,15 +164,11 @@ def test_pages_name_their_store(out, stem, store):
 
 def test_the_first_notebook_slices_by_layer_element_and_class(out):
     notebook = nbformat.read(out / "00_start_here.ipynb", 4)
-    texts = "".join(
-        str(o.get("data", {}).get("text/plain", "")) for c in notebook.cells if "outputs" in c for o in c.outputs
-    )
-    assert "blocks.4" in texts
-    assert "r180" in texts
-    assert "digits-" in texts
-    index = (out / "index.html").read_text()
-    assert index.count("done · ") + index.count("kept from ") == len(STEMS)
-    assert 'src="figures/00_start_here_' in index
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    for name in ("blocks.4", "Deviation by element: lowest for `r180`", "Deviation by label: lowest for"):
+        assert name in texts
+    assert 'src="figures/00_start_here_' in (out / "index.html").read_text()
 
 
 def test_the_real_network_mirrors_its_maps_and_random_weights_look_more_invariant(out):
@@ -198,22 +181,21 @@ def test_the_real_network_mirrors_its_maps_and_random_weights_look_more_invarian
 
 
 def test_samples_of_rotations_approach_the_finest_finite_group(out):
-    table = ek.summarise(ek.open(out / "tiny_circle.study")).query("layer == 'latent'")
+    table = ek.summarise(ek.open(out / "tiny_beyond.study")).query("layer == 'latent'")
     estimates = table.set_index("group").estimate
     assert estimates["C4"] == pytest.approx(-1, abs=1e-5)  # group convolutions over C4
-    assert estimates["C32"] > -0.99
-    samples = table[table.element_error.notna()].set_index("group")
-    assert samples.index.tolist() == ["SO(2)?n=16", "SO(2)?n=16&seed=1"]
-    assert ((samples.estimate - estimates["C32"]).abs() < 4 * samples.element_error).all()
+    assert estimates["C16"] > -0.99
+    (sample,) = table[table.element_error.notna()].itertuples()
+    assert sample.group == "SO(2)?n=8&seed=1"
+    assert abs(sample.estimate - estimates["C16"]) < 4 * sample.element_error
 
 
-def test_anti_aliased_strides_keep_the_answer_when_an_image_moves_by_a_pixel(out):
-    ds = ek.open(out / "tiny_pixels.study").load()
-    kept = (ds.prediction == ds.prediction.sel(element="e")).mean("sample")
-    one_pixel = kept.sel(element=["s0,1", "s0,16", "s1,0", "s16,0"]).mean("element").to_series()
-    antialiased = one_pixel.index.str.contains("antialiased=true")
-    assert antialiased.sum() == (~antialiased).sum() == 2
-    assert one_pixel[antialiased].mean() > one_pixel[~antialiased].mean()
+def test_anti_aliased_strides_keep_the_answer_when_an_image_moves(out):
+    ds = ek.open(out / "tiny_beyond.study", group="shift17").load()
+    kept = (ds.prediction == ds.prediction.sel(element="e")).mean(["element", "sample"]).to_series()
+    (antialiased,) = kept[kept.index.str.contains("antialiased=true")]
+    (strided,) = kept[~kept.index.str.contains("antialiased=true")]
+    assert antialiased > strided + 0.03
 
 
 def test_the_card_of_ones_own_model_is_saved_with_its_twin(out):

@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from eedkit.report import notebooks
+
 DEFAULTS = """out: str = "../reports"
 # how many networks there are of a kind
 seeds: int = 2
@@ -80,16 +82,15 @@ def book():
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """A folder of notebooks (one fine, three that fail, one that reads what they left, two that are none) and two profiles."""
+    """A folder of notebooks (one fine, two that fail, one that reads what they left, two that are none) and two profiles."""
     home = tmp_path_factory.mktemp("home") / "notebooks"
     left = 'Path(f"{out}/marks").mkdir(exist_ok=True)\nPath(f"{out}/marks/00").touch()'
     story = [STORY, MEETS.format("00", "01"), BAR, left, "## What the table says", TABLE, ANSWER, "## Limits"]
     write(home / "00_story.ipynb", *story, tags={6: "answer"})
     write(home / "01_raises.ipynb", "# Broken", MEETS.format("01", "00"), "1 / 0", "# Never read", "print('after')")
-    kill = "import os, signal\nos.kill(os.{}(), signal.SIGKILL)"
-    write(home / "02_kernel_dies.ipynb", "# Killed", kill.format("getpid"), "print('after')")
-    write(home / "03_process_dies.ipynb", "# Killed from outside", kill.format("getppid"))
-    write(home / "04_verdicts.ipynb", "# Verdicts", VERDICTS, tags={1: "index"}, eedkit={"last": True})
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    write(home / "02_kernel_dies.ipynb", "# Killed", kill, "print('after')")
+    write(home / "03_verdicts.ipynb", "# Verdicts", VERDICTS, tags={1: "index"}, eedkit={"last": True})
     write(home / "my_notes.ipynb", "# Mine", defaults="x = 1")
     (home / "torn.ipynb").write_text('{"cells": [')
     (home / "profiles").mkdir()
@@ -100,16 +101,12 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch, home):
-    from eedkit.report import notebooks
-
     monkeypatch.setattr(notebooks, "folder", lambda: home)
 
 
 @pytest.fixture(scope="session")
 def made(home, tmp_path_factory):
     """The report of them, made once, as if there were four cores, into a folder with braces; with what it wrote to stderr."""
-    from eedkit.report import notebooks
-
     out = tmp_path_factory.mktemp("out") / "re{port}s"
     log = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(log):
