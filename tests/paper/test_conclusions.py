@@ -38,19 +38,8 @@ def table(cells, *, noise=0.005, seeds=6, **columns):
         for seed in range(seeds):
             value = relative + noise * rng.standard_normal()
             row = {"model": f"{recipe}-{seed}", "recipe": recipe, "seed": seed, "metric": metric, "layer": layer}
-            rows.append(
-                {
-                    **row,
-                    "relative": value,
-                    "estimate": value - 1,
-                    "best": -1.0,
-                    "order": 1,
-                    "null": 0.0,
-                    "scale": 1.0,
-                    **columns,
-                }
-            )
-    return pd.DataFrame(rows)
+            rows.append({**row, "relative": value, "estimate": value - 1})
+    return pd.DataFrame(rows).assign(best=-1.0, order=1, null=0.0, scale=1.0, **columns)
 
 
 def part_verdicts(found):
@@ -81,13 +70,11 @@ def layers(one=0.1, two=0.3, *, features=0.9, equivariant=None, metric="channelw
 def turned(augmented=(0.5, 0.3), plain=(0.9, 0.8), equivariant=(0.0, 0.0), **made):
     """Relative values of the features after an interchange at two layers; under the real turn, see `layers`."""
     cells = {("plain", "latent", "image"): 0.95, ("augmented", "latent", "image"): 0.095}
-    for layer, of_augmented, of_plain, of_equivariant in zip(
-        ("one", "two"), augmented, plain, equivariant, strict=True
-    ):
-        cells[("plain", "latent", layer)] = of_plain
-        cells[("augmented", "latent", layer)] = of_augmented
-        if of_equivariant is not None:
-            cells[("equivariant", "latent", layer)] = of_equivariant
+    for place, layer in enumerate(("one", "two")):
+        cells[("plain", "latent", layer)] = plain[place]
+        cells[("augmented", "latent", layer)] = augmented[place]
+        if equivariant is not None:
+            cells[("equivariant", "latent", layer)] = equivariant[place]
     return table(cells, **made)
 
 
@@ -100,6 +87,9 @@ def first(made, matched=None, as_they_are=None, **options):
     return augmentation_or_layers(made, interchanged, **{"fall": 0.3, "rise": 0.1, **options})
 
 
+WORKED = "augmentation makes the features more invariant"
+
+
 @pytest.mark.parametrize(
     ("made", "verdict", "decided_by"),
     [
@@ -110,11 +100,11 @@ def first(made, matched=None, as_they_are=None, **options):
         ({"one": 0.9, "two": 0.7}, CONTRADICTED, "maps of augmented at one"),
         ({"two": 0.48, "noise": 0.03}, INCONCLUSIVE, "maps of augmented at two"),
         ({"two": 0.3, "features": 0.4}, CONTRADICTED, "maps of augmented at two"),
-        ({"features": 0.2}, NOT_TESTABLE, "augmentation makes the features more invariant"),
-        ({"features": 0.3}, NOT_TESTABLE, "augmentation makes the features more invariant"),
-        ({"features": -0.5}, NOT_TESTABLE, "augmentation makes the features more invariant"),
-        ({"features": 0.4, "noise": 0.2}, NOT_TESTABLE, "augmentation makes the features more invariant"),
-        ({"seeds": 4}, NOT_TESTABLE, "augmentation makes the features more invariant"),
+        ({"features": 0.2}, NOT_TESTABLE, WORKED),
+        ({"features": 0.3}, NOT_TESTABLE, WORKED),
+        ({"features": -0.5}, NOT_TESTABLE, WORKED),
+        ({"features": 0.4, "noise": 0.2}, NOT_TESTABLE, WORKED),
+        ({"seeds": 4}, NOT_TESTABLE, WORKED),
     ],
 )
 def test_conclusion_1_comes_out_as_the_table_was_made(made, verdict, decided_by):
@@ -192,7 +182,7 @@ def test_conclusion_1_names_the_metrics_there_are(metric, chosen):
         ({"plain": (0.3, 0.2)}, NOT_TESTABLE, "after some interchange, channels as they are, plain keeps half"),
         ({"equivariant": (0.0, 0.5)}, NOT_TESTABLE, "features of equivariant stay after an interchange at two"),
         ({"equivariant": (0.0, 0.1)}, SUPPORTED, ""),
-        ({"equivariant": (None, None)}, SUPPORTED, ""),
+        ({"equivariant": None}, SUPPORTED, ""),
     ],
 )  # fmt: skip
 def test_conclusion_1_is_asked_by_interchange_too(made, verdict, decided_by):
@@ -286,11 +276,9 @@ def table_of_corruptions(
             augmented = 0.1 + part * more
             places.append(("digits/test", kind, severity, augmented + part * gain, augmented, 9.0, 9.0))
     places.append(("digits/test", "static", 3, 0.1 + static, 0.1, 9.0, 9.0))
-    places += [
-        (source, "", 0, of_plain, of_augmented, raw_plain, raw)
-        for source, of_augmented, raw, of_plain, raw_plain in far
-    ]
-    places += [("digits/test", "static", 5, 0.7, 0.1, 0.7, 0.6)]
+    for source, of_augmented, raw_augmented, of_plain, raw_plain in far:
+        places.append((source, "", 0, of_plain, of_augmented, raw_plain, raw_augmented))
+    places.append(("digits/test", "static", 5, 0.7, 0.1, 0.7, 0.6))
     parts = []
     for place, (source, corruption, severity, of_plain, of_augmented, raw_plain, raw_augmented) in enumerate(places):
         domain = "noise" if (corruption, severity) == ("static", 5) else source.partition("/")[0]
@@ -434,12 +422,6 @@ def test_conclusion_2_says_which_images_or_recipes_it_lacks(chosen, message):
         second(table_of_corruptions().query(chosen))
 
 
-@pytest.mark.parametrize("column", ["data", "source", "corruption", "domain", "null", "best", "order"])
-def test_conclusion_2_says_which_column_it_lacks(column):
-    with pytest.raises(ValueError, match=f"none called {column}:"):
-        second(table_of_corruptions().drop(columns=column))
-
-
 # Conclusion 3
 
 
@@ -521,9 +503,9 @@ def pool(plain=1, augmented=-1, networks=6, seeds=8, noise=0.2, **columns):
     return pd.DataFrame(rows)
 
 
-def ranks(made, **options):
-    found = rank_correlations(made, **{"margin": 0.3, "least": 0.2, "values": ["estimate"], **options})
-    return found.set_index("networks")
+def ranks(made, value="estimate", **options):
+    found = rank_correlations(made, margin=0.3, least=0.2, **options)
+    return found[found.value == value].set_index("networks")
 
 
 def test_rank_correlations_within_kinds_and_over_all_can_differ():
@@ -574,13 +556,10 @@ def test_rank_correlations_leave_out_networks_that_did_not_train():
 
 def test_rank_correlations_are_of_each_value_and_each_accuracy():
     made = pool().assign(moved_accuracy=lambda t: -t.accuracy)
-    found = ranks(made, values=["estimate", "relative"], accuracies=["accuracy", "moved_accuracy"]).loc["plain"]
-    signs = np.sign(found.effect).tolist()
-    assert found[["value", "performance"]].values.tolist() == [
-        *[["estimate", "accuracy"], ["estimate", "moved_accuracy"]],
-        *[["relative", "accuracy"], ["relative", "moved_accuracy"]],
-    ]
-    assert signs == [1, -1, -1, 1]
+    for value, signs in {"estimate": [1, -1], "relative": [-1, 1]}.items():
+        found = ranks(made, value, accuracies=["accuracy", "moved_accuracy"]).loc["plain"]
+        assert found.performance.tolist() == ["accuracy", "moved_accuracy"]
+        assert np.sign(found.effect).tolist() == signs
 
 
 def test_rank_correlations_have_one_row_per_network():
@@ -686,8 +665,8 @@ def self_supervised(augmented=0.6, *, noise=0.005, seeds=6, **gains):
     return table(cells, noise=noise, seeds=seeds)
 
 
-def fifth(made, **options):
-    return self_supervision(made, **{"margin": 0.1, **options})
+def fifth(made):
+    return self_supervision(made, margin=0.1)
 
 
 NONE = dict.fromkeys(("barlow_twins_augmented", "vicreg_augmented"), 0.0)
@@ -725,14 +704,6 @@ def test_no_number_of_seeds_decides_what_a_word_leaves_open():
     assert not found.duplicated(["test", "beside"]).any()
 
 
-def test_conclusion_5_is_supported_where_both_meanings_say_so():
-    made = self_supervised(**NONE)
-    found = fifth(made, disputed=["simsiam_augmented"], without_contrast=["barlow_twins_augmented"])
-    assert found.iloc[-1].verdict == INCONCLUSIVE
-    found = fifth(made, disputed=[], without_contrast=list(NONE))
-    assert found.iloc[-1].verdict == SUPPORTED
-
-
 @pytest.mark.parametrize(("augmented", "verdict"), [(0.75, SUPPORTED), (0.5, CONTRADICTED), (0.6, INCONCLUSIVE)])
 def test_supervised_training_with_the_group_stands_beside_conclusion_5(augmented, verdict):
     found = fifth(self_supervised(augmented))
@@ -754,16 +725,9 @@ def test_conclusion_5_is_paired_by_seed_where_recipes_have_different_seeds():
     assert found.loc["turns is not more invariant than plain", "n"] == 6
 
 
-def test_conclusion_5_can_be_asked_of_raw_values():
-    made = self_supervised()
-    made.loc[made.recipe == "turns", "estimate"] -= 0.4
-    assert part_verdicts(fifth(made))["without the group not more invariant"] == SUPPORTED
-    assert fifth(made, value="estimate").iloc[-1].verdict == CONTRADICTED
-
-
 def test_conclusion_5_names_the_recipes_that_it_lacks():
-    with pytest.raises(ValueError, match="no recipe 'byol_augmented'"):
-        fifth(self_supervised(), without_contrast=["byol_augmented"])
+    with pytest.raises(ValueError, match="no recipe 'simsiam_augmented'"):
+        fifth(self_supervised().query("recipe != 'simsiam_augmented'"))
 
 
 # All
@@ -787,7 +751,17 @@ def test_every_table_has_the_columns_that_are_promised(found):
     assert not rows[texts].isna().any().any()
 
 
-@pytest.mark.parametrize("ask", [lambda t: first(t), lambda t: third(t), lambda t: fourth(t), lambda t: fifth(t)])
-def test_every_conclusion_needs_recipes_and_seeds(ask):
-    with pytest.raises(ValueError, match="none called recipe"):
-        ask(layers().drop(columns="recipe"))
+@pytest.mark.parametrize(
+    ("ask", "made", "columns"),
+    [
+        (lambda made: first(made, turned()), layers(), ["recipe", "seed", "relative"]),
+        (second, table_of_corruptions(), ["data", "source", "corruption", "domain", "null", "best", "order"]),
+        (third, learned(), ["recipe", "seed", "scale"]),
+        (fourth, started(), ["recipe", "seed", "relative"]),
+        (fifth, self_supervised(), ["recipe", "seed", "relative"]),
+    ],
+)
+def test_every_conclusion_says_which_column_it_lacks(ask, made, columns):
+    for column in columns:
+        with pytest.raises(ValueError, match=f"no column '{column}'"):
+            ask(made.drop(columns=column))
