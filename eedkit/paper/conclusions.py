@@ -33,18 +33,7 @@ import xarray as xr
 
 from eedkit.errors import unknown
 from eedkit.paper import verdicts
-from eedkit.paper.verdicts import (
-    Agreed,
-    Claim,
-    Comparison,
-    Effect,
-    Every,
-    Some,
-    concluded,
-    mean_effect,
-    needs,
-    seed_values,
-)
+from eedkit.paper.verdicts import Claim, Comparison, Effect, Every, Some, concluded, mean_effect, needs, seed_values
 from eedkit.results.intervals import mean_interval
 from eedkit.results.labels import is_right
 
@@ -149,11 +138,8 @@ def dose_response(table: pd.DataFrame) -> pd.DataFrame:
     """The share of the relative deviation that is removed, by the share of turned training images.
 
     Each share above 0 has two rows, `what` "features" or "best map", with `effect`, `low`, `high` (Student's t) and `n`. A
-    network's best map is the layer that loses most, seed by seed.
-
-    Parameters
-    ----------
-    table : with a column `share` of turned images; each seed's network of share 0 is what its others are compared with
+    network's best map is the layer that loses most, seed by seed. Each seed's network of share 0 is what its others are
+    compared with.
     """
     needs(table, "share", "seed", "relative")
     layers = _layers(table, "channelwise")
@@ -215,11 +201,11 @@ def out_of_distribution(table: pd.DataFrame, *, source: str, margin: float) -> p
         relative_there = _mean_over_data(domains[domain], recipe, "relative")
         relative_change = relative_there - _mean_over_data(home, recipe, "relative")
         says = {below: "is not above home's", above: "is above home's"}
-        raw_test = f"{domain}: {recipe}'s raw E {says[raw]}"
-        relative_test = f"{domain}: {recipe}'s relative value {says[relative]}"
+        of_raw = f"{domain}: {recipe}'s raw E {says[raw]}"
+        of_relative = f"{domain}: {recipe}'s relative value {says[relative]}"
         return [
-            _comparison(raw_test, raw, raw_change, "raw EED difference / null gap"),
-            _comparison(relative_test, relative, relative_change),
+            _comparison(of_raw, raw, raw_change, "raw EED difference / null gap"),
+            _comparison(of_relative, relative, relative_change),
         ]
 
     plain_at_home = _mean_over_data(home, "plain", "relative")
@@ -256,20 +242,15 @@ def without_learning(table: pd.DataFrame, *, margins: Mapping[str, float]) -> pd
     """Conclusion 3: models with random weights can look more invariant than learned or built-in invariance.
 
     Claim: under some uncalibrated metric E(opponent) − E(random), as a share of the metric's scale, is above the margin, for
-    some opponent, "augmented" or "equivariant".
-
-    Parameters
-    ----------
-    table : with the recipes "random", "augmented" and "equivariant"
-    margins : metric -> the share of its scale that counts
+    some opponent, "augmented" or "equivariant". `margins` says for each metric which share of its scale counts.
     """
     needs(table, "recipe", "seed", "scale")
     cases = []
     for metric, margin in margins.items():
         of = {"metric": metric, "layer": _end(table, metric)}
+        values = table.loc[(table.metric == metric) & (table.layer == of["layer"])]
         for opponent in OPPONENTS:
-            both = table.loc[table.recipe.isin(["random", opponent])]
-            scale = both.loc[(both.metric == metric) & (both.layer == of["layer"]), "scale"].mean()
+            scale = values.loc[values.recipe.isin(["random", opponent])].scale.mean()
             advantage = _advantage(table, "random", opponent, "estimate", **of) / scale
             test = f"random looks more invariant than {opponent} in {metric}"
             cases.append(_comparison(test, Claim("above", margin), advantage, "raw EED difference / scale", **of))
@@ -388,9 +369,7 @@ def self_supervision(table: pd.DataFrame, *, margin: float) -> pd.DataFrame:
 
     Premise: supervised training with the group is above the margin, so that the measure can see such a thing.
 
-    Parameters
-    ----------
-    margin : the difference of relative values that counts
+    `margin` is the difference of relative values that counts.
     """
     needs(table, "recipe", "seed", "relative")
     above, below = Claim("above", margin), Claim("below", margin)
@@ -407,7 +386,7 @@ def self_supervision(table: pd.DataFrame, *, margin: float) -> pd.DataFrame:
     with_group = "with the group contrastive ones, and only those"
     parts = {
         "without the group not more invariant": Every(gains(WITHOUT_GROUP, below)),
-        with_group: Agreed(list(meanings.values())),
+        with_group: verdicts.Agreed(list(meanings.values())),
     }
     text = "self-supervised is not more invariant, but for contrast with the group"
     premises = gains(["augmented"], above)

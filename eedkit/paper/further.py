@@ -14,15 +14,9 @@ RESAMPLES = 1999
 def determination(table: pd.DataFrame, predictors: Sequence[str], outcome: str) -> pd.DataFrame:
     """R², the share of the outcome's variance over networks that a straight line through each predictor explains.
 
-    Beside it stand the bounds of its 95 % percentile bootstrap interval. NaN where a side is the same for all networks.
+    The table has one row per network. Beside R² stand the bounds of its 95 % percentile bootstrap interval. NaN where a side
+    is the same for all networks.
 
-    Parameters
-    ----------
-    table : one row per network
-    predictors, outcome : columns
-
-    Examples
-    --------
     >>> table = pd.DataFrame({"x": range(9), "y": [2.0 * x for x in range(9)]})
     >>> determination(table, ["x"], "y").r2.item()
     1.0

@@ -38,7 +38,6 @@ RANGES = {
     **dict.fromkeys(["accuracy", "consistency", "share"], (0.0, 1.0)),
 }
 """Column -> the values that it can have, in which intervals stay."""
-VERDICTS = (verdicts.SUPPORTED, verdicts.CONTRADICTED, verdicts.INCONCLUSIVE, verdicts.NOT_TESTABLE)
 
 
 @dataclass(frozen=True)
@@ -167,10 +166,11 @@ def order(
     is_clear = _clear_pairs(means)
     details = _orders(means, is_clear, rows)
     if per:
+        all_tiers = [_tiers(of_group, is_clear, name) for name, of_group in means.items()]
         ends = []
         for end, place in (("lowest", 0), ("highest", -1)):
-            names = [_outlying(ordered, is_clear, name, place) for name, ordered in means.items()]
-            names = [name for name in names if name]
+            end_tiers = [tiers[place] for tiers in all_tiers if len(tiers) > 1]
+            names = [tier[0].name for tier in end_tiers if len(tier) == 1]
             if names:
                 most = max(names, key=names.count)
                 ends.append(f"{most} is clearly {end} in {names.count(most)}")
@@ -226,13 +226,8 @@ def ranks(rows: pd.DataFrame, value: str, *, one: str, by: str = "recipe", what:
 def depth_profile(table: pd.DataFrame, *, metric: str) -> Reading:
     """At how many layers each recipe's relative values lie clearly below or above plain's, seed by seed, and by how much.
 
-    Parameters
-    ----------
-    table : of `summarise`, with recipes and seeds; without "plain" the order of the recipes at the deepest layer is read
-    metric : the metric that is drawn
+    Without "plain" the order of the recipes at the deepest layer is read.
 
-    Examples
-    --------
     >>> table = pd.DataFrame({"recipe": ["plain"] * 3 + ["augmented"] * 3, "seed": [0, 1, 2] * 2, "metric": "latent"})
     >>> table = table.assign(layer="latent", depth=1.0, relative=[0.9, 0.91, 0.92, 0.1, 0.12, 0.11])
     >>> print(depth_profile(table, metric="latent").headline)
@@ -318,13 +313,8 @@ def lines(table: pd.DataFrame, *, x: str, y: str, by: str = "recipe", what: str 
 def calibration(table: pd.DataFrame, *, metric: str = "latent") -> Reading:
     """Which recipes change places between the raw value, above its best, and the relative one.
 
-    Parameters
-    ----------
-    table : of `summarise`
-    metric : read at the layer `latent`, or at the output
+    A metric is read at the layer `latent`, or at the output.
 
-    Examples
-    --------
     >>> table = pd.DataFrame({"recipe": ["a"] * 3 + ["b"] * 3, "metric": "latent", "layer": "latent", "best": -1.0})
     >>> table = table.assign(estimate=[-0.99] * 3 + [-0.9] * 3, relative=[0.9] * 3 + [0.1] * 3)
     >>> print(calibration(table).headline)
@@ -350,21 +340,15 @@ def calibration(table: pd.DataFrame, *, metric: str = "latent") -> Reading:
         for low, high in swapped
     ]
     count = f"{len(swapped)} pairs of kinds change places between the raw and the relative value"
-    first = texts[0] if len(texts) == 1 else f"{count}, among them {_joined(swapped[0])}."
-    return Reading(_headline(first, f"{count}."), f"{_listed(texts)}\n{details}")
+    text = texts[0] if len(texts) == 1 else f"{count}, among them {_joined(swapped[0])}."
+    return Reading(_headline(text, f"{count}."), f"{_listed(texts)}\n{details}")
 
 
 def extremes(ds: xr.Dataset, over: str, *, metric: str = "latent") -> Reading:
     """For which class, or under which element but the identity, each kind of network deviates least and most.
 
-    Parameters
-    ----------
-    ds : of `measure` or a study
-    over : "label" or "element"
-    metric : what is averaged, of the features or of an output
+    The metric is one of the features or of an output; `over` is "label" or "element".
 
-    Examples
-    --------
     >>> import eedkit as ek, torch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", name="net", progress=False)
@@ -408,15 +392,15 @@ def accuracy(ds: xr.Dataset) -> Reading:
     On moved images accuracy falls clearly for `plain` (by 0.50).
     """
     by = "recipe" if "recipe" in ds.coords else "model"
-    rows = accuracies(ds).assign(kind=ds[by].values)
     right = is_right(ds)
     is_upright = right.element == right.element.attrs.get("identity", "e")
-    of_images = right.sel(element=is_upright).mean("element") - right.sel(element=~is_upright).mean("element")
+    lost_on_images = right.sel(element=is_upright).mean("element") - right.sel(element=~is_upright).mean("element")
+    rows = accuracies(ds).assign(kind=ds[by].values)
     lost = {}
     for name, of_kind in rows.groupby("kind", sort=False):
         losses = of_kind.upright - of_kind.moved
         if len(of_kind) == 1:
-            losses = of_images.sel(model=of_kind.index[0]).values
+            losses = lost_on_images.sel(model=of_kind.index[0])
         lost[name] = Mean.of(name, losses)
     signs = _clear(lost)
     losing = [f"{mean.name} (by {number(mean.value)})" for name, mean in lost.items() if signs[name] > 0]
@@ -435,15 +419,8 @@ def accuracy(ds: xr.Dataset) -> Reading:
 
 
 def removed(table: pd.DataFrame, *, metrics: Sequence[str] = ("latent", "channelwise")) -> Reading:
-    """Which share of plain's relative value augmentation removes, seed by seed, at the layer that lost most.
+    """Which share of plain's relative value augmentation removes, seed by seed, at each metric's layer that lost most.
 
-    Parameters
-    ----------
-    table : of `summarise`, with recipes and seeds
-    metrics : each is read at its own layer of the largest share
-
-    Examples
-    --------
     >>> table = pd.DataFrame({"recipe": ["plain", "plain", "augmented", "augmented"], "seed": [0, 1, 0, 1]})
     >>> table = table.assign(metric="latent", layer="latent", relative=[1.0, 1.0, 0.1, 0.1])
     >>> print(removed(table, metrics=["latent"]).headline)
@@ -479,8 +456,8 @@ def comparisons(rows: pd.DataFrame) -> Reading:
     - it is: **supported**, 3.00 (3.00 to 3.00), margin 1.00, 5 seeds
     """
     needs(rows, *verdicts.COLUMNS)
-    counts = {verdict: (rows.verdict == verdict).sum() for verdict in VERDICTS}
-    texts = [f"{count} **{verdict}**" for verdict, count in counts.items() if count]
+    counts = [(verdict, (rows.verdict == verdict).sum()) for verdict in verdicts.VERDICTS]
+    texts = [f"{count} **{verdict}**" for verdict, count in counts if count]
     return Reading(f"{', '.join(texts)}.", _compared(rows))
 
 
@@ -512,12 +489,8 @@ def conclusion(rows: pd.DataFrame) -> Reading:
 def headlines(page: pd.DataFrame) -> Reading:
     """Each conclusion in a line of at most 25 words: its verdict, the claim, which leads to its page, and what decides.
 
-    Parameters
-    ----------
-    page : of `verdicts.load`, with the stem of each row's notebook (`notebook`); only conclusions are read
+    The page is what `verdicts.load` gives, with a column `notebook`: the stem of each row's notebook.
 
-    Examples
-    --------
     >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
     >>> it_is = Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5), {"value": "size"})
     >>> print(headlines(concluded("9", "it is large", {"size": it_is}).assign(notebook="09_size")).headline)
@@ -556,14 +529,13 @@ def _numbers(row: pd.Series) -> str:
     """The effect with the bounds that there are, and how many seeds there are and would be needed."""
     if row.n < verdicts.MIN_SEEDS:
         return f"{row.n:g} seeds, fewer than {verdicts.MIN_SEEDS}"
-    ends = []
+    bounds = ""
     if np.isfinite([row.low, row.high]).all():
-        ends = [f"{number(row.low)} to {number(row.high)}"]
+        bounds = f" ({number(row.low)} to {number(row.high)})"
     elif np.isfinite(row.low):
-        ends = [f"at least {number(row.low)}"]
+        bounds = f" (at least {number(row.low)})"
     elif np.isfinite(row.high):
-        ends = [f"at most {number(row.high)}"]
-    bounds = f" ({ends[0]})" if ends else ""
+        bounds = f" (at most {number(row.high)})"
     needed = "" if np.isnan(row.seeds_needed) else f"; {row.seeds_needed:,.0f} would decide"
     return f"{number(row.effect)}{bounds}, margin {number(row.margin)}, {row.n:g} seeds{needed}"
 
@@ -615,41 +587,32 @@ def _means(rows: pd.DataFrame, value: str, by: str) -> list[Mean]:
     return sorted(means, key=lambda mean: (mean.n == 0, mean.value))
 
 
+def _tiers(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable) -> list[list[Mean]]:
+    """Kinds with values in their order, cut where everything before lies clearly below everything after."""
+    known = [mean for mean in means if mean.n]
+    tiers: list[list[Mean]] = []
+    for place, mean in enumerate(known):
+        pairs = itertools.product(known[:place], known[place:])
+        if all(is_clear[group, before.name, after.name] for before, after in pairs):
+            tiers.append([])
+        tiers[-1].append(mean)
+    return tiers
+
+
 def _orders(groups: Mapping[Any, Sequence[Mean]], is_clear: Mapping[tuple, bool], rows: pd.DataFrame) -> str:
     """The kinds of each group in their order, and what the intervals in brackets are over."""
     texts = []
     for group, means in groups.items():
         start = f"{_code(group)}: " if group != "" else ""
-        texts.append(f"{start}{_ordered(means, is_clear, group)}")
+        tiers = []
+        for tier in _tiers(means, is_clear, group):
+            unclear = " in no clear order" if len(tier) > 1 else ""
+            tiers.append(f"{_joined([str(mean) for mean in tier])}{unclear}")
+        missing = [mean.name for mean in means if not mean.n]
+        missing_text = f"; no value: {_joined(missing)}" if missing else ""
+        order_text = f"lowest first: {', then '.join(tiers)}{missing_text}" if tiers else "no value for any of them"
+        texts.append(f"{start}{order_text}")
     return f"{_listed(texts)}\n\n{_replicates(rows, groups)}".strip()
-
-
-def _ordered(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable) -> str:
-    """Kinds in their order, cut where everything before lies clearly below everything after."""
-    known = [mean for mean in means if mean.n]
-    missing = [mean.name for mean in means if not mean.n]
-    if not known:
-        return "no value for any of them"
-    tiers: list[list[str]] = []
-    for place, mean in enumerate(known):
-        pairs = itertools.product(known[:place], known[place:])
-        if all(is_clear[group, before.name, after.name] for before, after in pairs):
-            tiers.append([])
-        tiers[-1].append(str(mean))
-    texts = [_joined(tier) + (" in no clear order" if len(tier) > 1 else "") for tier in tiers]
-    missing_text = f"; no value: {_joined(missing)}" if missing else ""
-    return f"lowest first: {', then '.join(texts)}{missing_text}"
-
-
-def _outlying(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable, place: int) -> str:
-    """The kind at one end of an order, if it lies clearly beyond all others; "" if not."""
-    known = [mean for mean in means if mean.n]
-    if len(known) < 2:
-        return ""
-    name = known[place].name
-    others = [mean.name for mean in known if mean.name != name]
-    pairs = [(name, other) if place == 0 else (other, name) for other in others]
-    return name if all(is_clear[group, low, high] for low, high in pairs) else ""
 
 
 def _replicates(rows: pd.DataFrame, groups: Mapping[Any, Sequence[Mean]]) -> str:

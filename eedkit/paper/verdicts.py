@@ -30,6 +30,7 @@ SUPPORTED = "supported"
 CONTRADICTED = "contradicted"
 INCONCLUSIVE = "inconclusive"
 NOT_TESTABLE = "not testable here"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE)
 MIN_SEEDS = 5
 """With fewer seeds a comparison, and any conclusion that needs it, is `not testable here`."""
 ROOM = 0.2
@@ -38,11 +39,7 @@ LEVEL = 0.05
 """How likely a verdict on a whole may be wrong, in either direction."""
 POWER = 0.84
 """The standard normal quantile of 80 %: how likely the seeds that are said to be needed are to decide."""
-DIRECTIONS = {
-    "above": "the effect is larger than the margin",
-    "below": "the effect is smaller than the margin",
-    "beyond": "the effect lies further from 0 than the margin, on either side",
-}
+DIRECTIONS = ("above", "below", "beyond")
 
 
 @dataclass(frozen=True)
@@ -206,27 +203,25 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Every:
+class Joined:
+    """Claims that are put together."""
+
+    parts: Sequence["Claimed"]
+
+
+class Every(Joined):
     """All of these."""
 
-    parts: Sequence["Claimed"]
 
-
-@dataclass(frozen=True)
-class Some:
+class Some(Joined):
     """At least one of these."""
 
-    parts: Sequence["Claimed"]
 
-
-@dataclass(frozen=True)
-class Agreed:
+class Agreed(Joined):
     """One claim in several meanings, each tested at the full level: it is decided where all of them say the same."""
 
-    parts: Sequence["Claimed"]
 
-
-Claimed = Comparison | Every | Some | Agreed
+Claimed = Comparison | Joined
 UNTESTED = {"verdict": NOT_TESTABLE, "critical_margin": np.nan, "seeds_needed": np.nan}
 """What a row says where nothing can be tested."""
 
@@ -518,13 +513,8 @@ def seed_values(table: pd.DataFrame, value: str, **keys: object) -> pd.Series:
 def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
     """The rows of networks that learned their task; those that did not are left out, with a warning that names them.
 
-    Parameters
-    ----------
-    table : with the columns `model`, `recipe` and `accuracy`
-    least : accuracy under which a network counts as not trained, unless its recipe is "random"
+    A network counts as not trained if its accuracy is under `least`, unless its recipe is "random".
 
-    Examples
-    --------
     >>> table = pd.DataFrame({"model": ["a", "b"], "recipe": ["random", "plain"], "accuracy": [0.1, 0.9]})
     >>> len(trained(table, least=0.5))
     2

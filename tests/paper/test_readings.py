@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from eedkit.paper import conclusions, readings
+from eedkit.paper import conclusions, readings, verdicts
 from eedkit.paper.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE, SUPPORTED
 
 NEAR = (-0.02, -0.01, 0.0, 0.01, 0.02)
@@ -103,7 +103,7 @@ SHORT = ["plain", "augmented", "equivariant", "random"]
 
 def every_reading(names):
     """Name -> each reading over these recipes, where all of them differ and where none does."""
-    means = {name: 0.1 * k for k, name in enumerate(names)}
+    means = {name: 0.1 + 0.1 * k for k, name in enumerate(names)}
     for kind, of_kind in {"apart": means, "alike": dict.fromkeys(names, 0.5)}.items():
         flat = seeds(of_kind, FAR if kind == "alike" else NEAR)
         points = pd.concat([flat.assign(x=1), flat.assign(x=9, relative=flat.relative + (kind == "apart"))])
@@ -124,10 +124,10 @@ def every_reading(names):
         yield f"extremes {kind}", readings.extremes(measured({"e": (0, 0), "r180": (0.2, 0.8)}, names), "label")
         yield f"accuracy {kind}", readings.accuracy(predicted(right, recipes))
         yield f"removed {kind}", readings.removed(layers, metrics=["latent"] * 4)
-    rows = [judged(verdict, f"{name} is more invariant") for name in names for verdict in readings.VERDICTS]
+    rows = [judged(verdict, f"{name} is more invariant") for name in names for verdict in verdicts.VERDICTS]
     yield "comparisons", readings.comparisons(pd.DataFrame(rows))
     open_row = judged(INCONCLUSIVE, " ".join(["word"] * 11), seeds_needed=1234.0, n=20)
-    for verdict in readings.VERDICTS:
+    for verdict in verdicts.VERDICTS:
         last = concluded({**open_row, "verdict": verdict}, *rows)
         yield f"conclusion {verdict}", readings.conclusion(last)
         yield f"headlines {verdict}", readings.headlines(last.assign(notebook="01_a_page"))
