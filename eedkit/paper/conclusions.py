@@ -204,7 +204,7 @@ def out_of_distribution(table: pd.DataFrame, *, source: str, margin: float) -> p
         of_raw = f"{domain}: {recipe}'s raw E {says[raw]}"
         of_relative = f"{domain}: {recipe}'s relative value {says[relative]}"
         return [
-            _comparison(of_raw, raw, raw_change, "raw EED difference / null gap"),
+            _comparison(of_raw, raw, raw_change, "raw difference / null gap"),
             _comparison(of_relative, relative, relative_change),
         ]
 

@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from eedkit.paper import readings
 from eedkit.paper.conclusions import (
     accuracies,
     augmentation_or_layers,
@@ -743,6 +744,25 @@ def test_every_table_has_the_columns_that_are_promised(found):
     assert set(COLUMNS) <= set(rows.columns)
     texts = [name for name in COLUMNS if name not in ("critical_margin", "seeds_needed", "effect", "low", "high")]
     assert rows[texts].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("ask", "made"),
+    [
+        (first, layers()),
+        (second, table_of_corruptions()),
+        (third, learned()),
+        (fourth, started()),
+        (fifth, self_supervised()),
+    ],
+)
+def test_the_index_has_room_for_what_the_number_is(ask, made):
+    rows = ask(made)
+    last = rows.tail(1).assign(verdict=SUPPORTED, seeds_needed=np.nan, notebook="01_page")
+    for value in rows.value[~rows.part.isin(["premise", "control"])].unique():
+        line = readings.headlines(last.assign(value=value)).headline
+        assert f". {value[0].upper()}{value[1:]}: " in line
+        assert len(line.split()) <= 25, line
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,10 @@ def test_intervals_stay_within_the_range_of_the_value(value, mean, interval):
 
 def test_one_order_for_each_value_of_another_column():
     rows = pd.concat([seeds({"a": 0, "b": 1}, domain=name) for name in ("near", "far")])
-    rows = pd.concat([rows, seeds({"a": 1, "b": 0}, domain="odd")])
+    rows = pd.concat([rows, seeds({"a": 1, "b": 0}, domain="odd"), seeds({"a": 0, "c": 0, "b": 1}, domain="tied")])
+    rows = pd.concat([rows, seeds({"a": 0}, domain="alone")])
     said = readings.order(rows, "relative", per="domain")
-    assert said.headline == "Relative: `a` is clearly lowest in 2, `b` is clearly highest in 2 of 3 by `domain`."
+    assert said.headline == "Relative: `a` is clearly lowest in 2, `b` is clearly highest in 3 of 5 by `domain`."
     near, far, odd = said.details.splitlines()[:3]
     assert near.startswith("- `near`: lowest first: `a`")
     assert far.startswith("- `far`: lowest first: `a`")

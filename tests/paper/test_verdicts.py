@@ -88,10 +88,6 @@ def test_so_many_seeds_decide_with_a_power_of_80_percent(direction, shift):
     values = 0.1 + shift + np.array([-0.1, 0.12, 0.05, -0.08, 0.02, -0.05, 0.06, -0.02])
     row = judge(Comparison("it", Claim(direction, 0.1), mean_effect(values))).row()
     assert row["verdict"] == INCONCLUSIVE
-    edge = 0.08 if shift < 0 else 0.12
-    student = stats.t.ppf(0.95, 7)
-    by_hand = ((student + 0.84) * values.std(ddof=1) / abs(values.mean() - edge)) ** 2
-    assert row["seeds_needed"] == np.ceil(by_hand)
     assert 0.75 < power(values, 0.1, direction, int(row["seeds_needed"])) < 0.92
 
 
