@@ -18,7 +18,7 @@ n : seeds
 confidence, confidence_against : of the bound that may support the claim, and of the one that may contradict it
 critical_margin : the margin at which the verdict would flip; NaN where none would do
 seeds_needed : of inconclusive rows, the seeds that decide with 80 % power if the effect stays; NaN where none would do
-metric, layer, value : what was compared; `value` is a column of the table, or says what was made of it
+metric, layer, value : what was compared; `value` says what the effect is, in words
 decided_by : of a part's and of the conclusion's own row, the `test` of the comparison that it repeats; else ""
 
 Contradicted means for a claim about *all* that some part of it is contradicted, which is a union and so is Holm-corrected. For
@@ -33,7 +33,7 @@ import xarray as xr
 
 from eedkit.errors import unknown
 from eedkit.paper import verdicts
-from eedkit.paper.verdicts import Agreed, Claim, Comparison, Every, Some, concluded, mean_effect, needs, seed_values
+from eedkit.paper.verdicts import Claim, Comparison, Effect, Every, Some, concluded, mean_effect, needs, seed_values
 from eedkit.results.intervals import mean_interval
 from eedkit.results.labels import is_right
 
@@ -46,8 +46,17 @@ CAN_FAIL = 0.5
 """An interchange at a layer can tell something where the plain network keeps this part of its deviation."""
 NO_IMAGE = "static"
 """The corruption that replaces pixels by noise: no common corruption, and at the last severity no image."""
+OPPONENTS = ("augmented", "equivariant")
+"""The recipes than which random weights can look more invariant."""
 LEAST_NETWORKS = 4
 """A rank correlation over fewer networks of a seed gets no verdict."""
+PRETRAINED = ("from_letters", "from_patches")
+WITHOUT_GROUP = ("simclr", "barlow_twins", "vicreg", "simsiam", "turns")
+CONTRASTIVE = ("simclr_augmented",)
+DISPUTED = ("barlow_twins_augmented", "vicreg_augmented")
+"""Methods that some call contrastive."""
+NOT_CONTRASTIVE = ("simsiam_augmented",)
+DIFFERENCE = "relative EED difference"
 
 
 def augmentation_or_layers(
@@ -58,14 +67,12 @@ def augmentation_or_layers(
     rise: float,
     ratio: float = 0.5,
     metric: str = "channelwise",
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Conclusion 1: augmentation does not tend to induce invariance through equivariant layers.
 
     Attribution. The share of the plain network's relative deviation that augmentation removes is, by seed,
     1 − relative(augmented) / relative(plain). Claim: at every layer the maps' share is below `ratio` of the features' share.
-    The effect is the ratio of the mean shares with Fieller's bounds (`verdicts.ratio_effect`). Premise: the features' share
-    is above `fall`.
+    The effect is the ratio of the mean shares with Fieller's bounds. Premise: the features' share is above `fall`.
 
     Interchange *[ours]*. Turned maps take the place of the turned image's at one layer, the rest of the network runs, and the
     features' relative deviation is compared with that under the real turn, by seed. Claim: with the best exchange of channels
@@ -76,37 +83,25 @@ def augmentation_or_layers(
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        With recipes "plain" and "augmented". With "equivariant" too, a metric of `SEES_EXCHANGES` must find that the maps of
-        *that* network lose at least `ratio` at every layer, or the metric could not have contradicted the claim.
-    interchanged : mapping
-        "as they are" and "matched", what `interchange` calls `channels` -> the table of
-        `summarise(concat([interchange(…), …]), full=True)` for the same seeds; `layer` is where maps were exchanged, or
-        "image", which is left out.
-    fall : float
-        The share of the features' deviation beyond which augmentation has worked.
-    rise : float
-        The difference of relative values that counts after an interchange.
-    ratio : float
-        The part of the features' share that would count as "through layers".
-    metric : str
-        "channelwise" (eq. 5), or another of the maps, such as `channelwise_matched` [ours].
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns of this module, and `share`: what augmentation removes there.
+    table : with recipes "plain" and "augmented". With "equivariant" too, a metric of `SEES_EXCHANGES` must find that the maps
+        of *that* network lose at least `ratio` at every layer, or the metric could not have contradicted the claim.
+    interchanged : "as they are" and "matched", what `interchange` calls `channels` -> the table of
+        `summarise(concat([interchange(…), …]), full=True)` for the same seeds
+    fall : the share of the features' deviation beyond which augmentation has worked
+    rise : the difference of relative values that counts after an interchange
+    ratio : the part of the features' share that would count as "through layers"
+    metric : "channelwise" (eq. 5), or another of the maps, such as `channelwise_matched` [ours]
     """
-    needs(table, "recipe", "seed", "relative")
     as_they_are, matched = interchanged["as they are"], interchanged["matched"]
-    needs(as_they_are, "recipe", "seed", "relative")
-    needs(matched, "recipe", "seed", "relative")
+    for needed in (table, as_they_are, matched):
+        needs(needed, "recipe", "seed", "relative")
     of_features = _share_removed(table, {"recipe": "augmented"}, {"recipe": "plain"}, **FEATURES)
-    worked = Comparison(
+    worked = _comparison(
         "augmentation makes the features more invariant",
         Claim("above", fall),
         mean_effect(of_features, within=(-np.inf, 1)),
-        FEATURES | {"value": "share removed", "share": of_features.mean()},
+        "share removed",
+        share=of_features.mean(),
     )
     layers = _layers(table, metric)
     maps = [_maps_against_features(table, "augmented", metric, layer, Claim("below", ratio)) for layer in layers]
@@ -122,9 +117,9 @@ def augmentation_or_layers(
     telling_layers = [layer for layer, effect in kept.items() if effect.value >= CAN_FAIL]
     if not telling_layers:
         best = max(kept, key=lambda layer: kept[layer].value)
-        about = {"metric": "latent", "layer": best, "value": "relative, interchanged / real turn"}
         test = "after some interchange, channels as they are, plain keeps half of its deviation"
-        premises.append(Comparison(test, Claim("above", CAN_FAIL), kept[best], about))
+        value = "relative EED, interchanged / real turn"
+        premises.append(_comparison(test, Claim("above", CAN_FAIL), kept[best], value, layer=best))
         telling_layers = exchanged_layers
     exchanges = [_rise(table, matched, "augmented", layer, Claim("above", rise)) for layer in telling_layers]
     if has_equivariant and "equivariant" in set(matched.recipe):
@@ -136,49 +131,33 @@ def augmentation_or_layers(
         {"attribution at every layer": Every(maps), "interchange at every layer": Every(exchanges)},
         premises=premises,
         controls=controls,
-        confidence=confidence,
     )
 
 
-def dose_response(table: pd.DataFrame, *, metric: str = "channelwise", confidence: float = 0.95) -> pd.DataFrame:
+def dose_response(table: pd.DataFrame) -> pd.DataFrame:
     """The share of the relative deviation that is removed, by the share of turned training images.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With a column `share` of turned images; each seed's network of share 0 is what its others are compared with.
-    metric : str
-        Of the maps. A network's best map is the layer that loses most, seed by seed.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Two rows for each share above 0, `what` "features" or "best map", with `effect`, `low`, `high` (Student's t) and `n`.
+    Each share above 0 has two rows, `what` "features" or "best map", with `effect`, `low`, `high` (Student's t) and `n`. A
+    network's best map is the layer that loses most, seed by seed. Each seed's network of share 0 is what its others are
+    compared with.
     """
     needs(table, "share", "seed", "relative")
-    layers = _layers(table, metric)
+    layers = _layers(table, "channelwise")
     rows = []
     for share in sorted(set(table.share) - {0}):
         shares = [{"share": share}, {"share": 0}]
         features = _share_removed(table, *shares, **FEATURES)
-        maps = [_share_removed(table, *shares, metric=metric, layer=layer) for layer in layers]
+        maps = [_share_removed(table, *shares, metric="channelwise", layer=layer) for layer in layers]
         best_map = pd.concat(maps, axis=1, join="inner").max(axis=1)
         for what, values in {"features": features, "best map": best_map}.items():
-            effect, low, high = mean_interval(values.dropna().tolist(), confidence=confidence)
+            effect, low, high = mean_interval(values.dropna().tolist(), confidence=0.95)
             # more than all cannot be gone
             row = {"share": share, "what": what, "effect": effect, "low": low, "high": min(high, 1.0)}
-            rows.append({**row, "n": values.notna().sum(), "confidence": confidence})
+            rows.append({**row, "n": values.notna().sum(), "confidence": 0.95})
     return pd.DataFrame(rows)
 
 
-def out_of_distribution(
-    table: pd.DataFrame,
-    *,
-    source: str,
-    margin: float,
-    metric: str = "latent",
-    confidence: float = 0.95,
-) -> pd.DataFrame:
+def out_of_distribution(table: pd.DataFrame, *, source: str, margin: float) -> pd.DataFrame:
     """Conclusion 2: learned invariance generalises mildly to corruptions; on far domains it may be insensitivity.
 
     Corruptions are judged by kind, each a mean over its severities, by seed. *Still*: relative(plain) − relative(augmented)
@@ -192,17 +171,13 @@ def out_of_distribution(
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        With recipes "plain", "augmented" and "equivariant", and the columns of `specs.labelled`.
-    source : str
-        The images of the training's kind. Their rows without corruption are home; those of other sources, or in which no
+    table : with recipes "plain", "augmented" and "equivariant", and the columns of `specs.labelled`
+    source : the images of the training's kind. Their rows without corruption are home; those of other sources, or in which no
         image is left (the domain "noise"), are far. "static" is no kind of corruption: it only makes the domain "noise".
-    margin : float
-        The difference of relative values that counts.
+    margin : the difference of relative values that counts
     """
     needs(table, "recipe", "seed", "data", "source", "corruption", "domain", "null", "best", "order")
-    layer = _end(table, metric)
-    table = table.loc[(table.metric == metric) & (table.layer == layer)]
+    table = table.loc[(table.metric == "latent") & (table.layer == "latent")]
     near = (table.source == source) & (table.domain != "noise")
     home = table.loc[near & (table["corruption"] == "")]
     corrupted = table.loc[near & ~table["corruption"].isin(["", NO_IMAGE])]
@@ -211,15 +186,11 @@ def out_of_distribution(
         if rows.empty:
             known = ", ".join(table.source.unique())
             raise ValueError(f"the table has no {what} where the source is {source!r}; its sources are {known}")
-    kinds = {str(kind): rows for kind, rows in corrupted.groupby("corruption", sort=False)}
     domains = {str(domain): rows for domain, rows in far.groupby("domain", sort=False)}
+    above, below = Claim("above", margin), Claim("below", margin)
 
-    def compared(test: str, direction: str, effects: pd.Series, value: str = "relative") -> Comparison:
-        about = {"metric": metric, "layer": layer, "value": value}
-        return Comparison(test, Claim(direction, margin), mean_effect(effects), about)
-
-    def from_home(recipe: str, domain: str, raw: str, relative: str) -> list[Comparison]:
-        """How far raw and relative values of a recipe lie above home's, each with the direction that is claimed."""
+    def looks_invariant(recipe: str, domain: str, raw: Claim, relative: Claim) -> list[Comparison]:
+        """Claims about how far raw and relative values of a recipe lie above home's on a domain."""
         best = _mean_over_data(home, recipe, "best")
         gap_at_home = _mean_over_data(home, recipe, "null") - best
         raw_values = []
@@ -229,22 +200,24 @@ def out_of_distribution(
         raw_change = raw_values[1] - raw_values[0]
         relative_there = _mean_over_data(domains[domain], recipe, "relative")
         relative_change = relative_there - _mean_over_data(home, recipe, "relative")
-        says = {"below": "is not above home's", "above": "is above home's"}
+        says = {below: "is not above home's", above: "is above home's"}
+        of_raw = f"{domain}: {recipe}'s raw E {says[raw]}"
+        of_relative = f"{domain}: {recipe}'s relative value {says[relative]}"
         return [
-            compared(f"{domain}: {recipe}'s raw E {says[raw]}", raw, raw_change, "raw, by the null gap at home"),
-            compared(f"{domain}: {recipe}'s relative value {says[relative]}", relative, relative_change),
+            _comparison(of_raw, raw, raw_change, "raw difference / null gap"),
+            _comparison(of_relative, relative, relative_change),
         ]
 
     plain_at_home = _mean_over_data(home, "plain", "relative")
     augmented_at_home = _mean_over_data(home, "augmented", "relative")
     still = []
     not_fully = []
-    for kind, rows in kinds.items():
+    for kind, rows in corrupted.groupby("corruption", sort=False):
         plain = _mean_over_data(rows, "plain", "relative")
         augmented = _mean_over_data(rows, "augmented", "relative")
-        still.append(compared(f"{kind}: augmented is more invariant than plain", "above", plain - augmented))
+        still.append(_comparison(f"{kind}: augmented is more invariant than plain", above, plain - augmented))
         changed = augmented - augmented_at_home
-        not_fully.append(compared(f"{kind}: augmented is less invariant than at home", "above", changed))
+        not_fully.append(_comparison(f"{kind}: augmented is less invariant than at home", above, changed))
     equivariant = [_mean_over_data(rows, "equivariant", "relative") for rows in [home, *domains.values()]]
     worst = pd.concat(equivariant, axis=1, join="inner").max(axis=1)
     return concluded(
@@ -254,61 +227,38 @@ def out_of_distribution(
             "still, on every kind of corruption": Every(still),
             "not fully, on some kind": Some(not_fully),
             "some far domain looks invariant by its null alone": Some(
-                [Every(from_home("augmented", domain, raw="below", relative="above")) for domain in domains]
+                [Every(looks_invariant("augmented", domain, raw=below, relative=above)) for domain in domains]
             ),
         },
         premises=[
-            compared("augmentation gains in distribution", "above", plain_at_home - augmented_at_home),
-            compared("the equivariant network stays invariant on all domains", "below", worst),
+            _comparison("augmentation gains in distribution", above, plain_at_home - augmented_at_home),
+            _comparison("the equivariant network stays invariant on all domains", below, worst, "relative EED"),
         ],
-        controls=[Some(from_home("plain", domain, raw="above", relative="below")) for domain in domains],
-        confidence=confidence,
+        controls=[Some(looks_invariant("plain", domain, raw=above, relative=below)) for domain in domains],
     )
 
 
-def without_learning(
-    table: pd.DataFrame,
-    *,
-    margins: Mapping[str, float],
-    against: Sequence[str] = ("augmented", "equivariant"),
-    confidence: float = 0.95,
-) -> pd.DataFrame:
+def without_learning(table: pd.DataFrame, *, margins: Mapping[str, float]) -> pd.DataFrame:
     """Conclusion 3: models with random weights can look more invariant than learned or built-in invariance.
 
     Claim: under some uncalibrated metric E(opponent) − E(random), as a share of the metric's scale, is above the margin, for
-    some opponent.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With the recipe "random" and those in `against`.
-    margins : mapping
-        Metric -> the share of its scale that counts; "latent" is taken at the layer `latent`.
+    some opponent, "augmented" or "equivariant". `margins` says for each metric which share of its scale counts.
     """
     needs(table, "recipe", "seed", "scale")
     cases = []
     for metric, margin in margins.items():
         of = {"metric": metric, "layer": _end(table, metric)}
-        about = of | {"value": "estimate, as a share of the scale"}
-        for opponent in against:
-            both = table.loc[table.recipe.isin(["random", opponent])]
-            scale = both.loc[(both.metric == metric) & (both.layer == of["layer"]), "scale"].mean()
+        values = table.loc[(table.metric == metric) & (table.layer == of["layer"])]
+        for opponent in OPPONENTS:
+            scale = values.loc[values.recipe.isin(["random", opponent])].scale.mean()
             advantage = _advantage(table, "random", opponent, "estimate", **of) / scale
             test = f"random looks more invariant than {opponent} in {metric}"
-            cases.append(Comparison(test, Claim("above", margin), mean_effect(advantage), about))
-    text = "random weights can look more invariant"
-    return concluded("3", text, {"some metric and opponent": Some(cases)}, confidence=confidence)
+            cases.append(_comparison(test, Claim("above", margin), advantage, "raw EED difference / scale", **of))
+    return concluded("3", "random weights can look more invariant", {"some metric and opponent": Some(cases)})
 
 
 def rank_correlations(
-    table: pd.DataFrame,
-    *,
-    margin: float,
-    least: float,
-    metric: str = "latent",
-    values: Sequence[str] = ("estimate", "relative"),
-    accuracies: Sequence[str] = ("accuracy",),
-    confidence: float = 0.95,
+    table: pd.DataFrame, *, margin: float, least: float, accuracies: Sequence[str] = ("accuracy",)
 ) -> pd.DataFrame:
     """Conclusion 3, its other half: does invariance track performance? Spearman's ρ of invariance (−value) and accuracy.
 
@@ -317,42 +267,35 @@ def rank_correlations(
     over all; over all, the order of the kinds may decide (Simpson's paradox). Each row is a test by itself. With fewer than
     5 seeds, or fewer than 4 networks in one of them, there is a ρ and no verdict.
 
+    Further columns are `networks`, the kind or "all", `networks_of_seed`, the fewest of a seed, and `performance`, the column
+    of accuracies; `value` is "estimate" or "relative".
+
     Parameters
     ----------
-    table : pandas.DataFrame
-        One row per network, metric and layer, with the columns `kind` and `seed`.
-    least : float
-        Networks whose accuracy is lower did not train, and are left out (`verdicts.trained`).
-    accuracies : sequence of str
-        Columns; "accuracy" is that on upright images, `accuracies` makes another.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns of this module, and `networks`, `networks_of_seed` and `performance`: the kind, or "all", the fewest
-        networks of a seed, and the column of accuracies.
+    table : one row per network, metric and layer, with the columns `kind` and `seed`
+    least : networks whose accuracy is lower did not train, and are left out (`verdicts.trained`)
+    accuracies : columns; "accuracy" is that on upright images, the function `accuracies` makes another
 
     Examples
     --------
     >>> table = pd.DataFrame({"seed": [0] * 4 + [1] * 4, "accuracy": [0.6, 0.7, 0.8, 0.9] * 2, "recipe": "plain"})
     >>> table = table.assign(model=range(8), kind="plain", metric="latent", layer="latent", estimate=-table.accuracy)
-    >>> rank_correlations(table, margin=0.3, least=0.1, values=["estimate"])[["effect", "n", "verdict"]].values.tolist()
-    [[1.0, 2, 'not testable here'], [1.0, 2, 'not testable here']]
+    >>> ranks = rank_correlations(table.assign(relative=table.accuracy), margin=0.3, least=0.1)
+    >>> ranks.loc[ranks.networks == "plain", ["value", "effect", "n", "verdict"]].values.tolist()
+    [['estimate', 1.0, 2, 'not testable here'], ['relative', -1.0, 2, 'not testable here']]
     """
-    needs(table, "model", "kind", "seed", *values, *accuracies)
-    layer = _end(table, metric)
-    rows = verdicts.trained(table.loc[(table.metric == metric) & (table.layer == layer)], least=least)
+    needs(table, "model", "kind", "seed", "estimate", "relative", *accuracies)
+    rows = verdicts.trained(table.loc[(table.metric == "latent") & (table.layer == "latent")], least=least)
     if rows.model.duplicated().any():
-        raise ValueError(f"{metric} has several rows of one network; select one data set and one group")
+        raise ValueError("latent has several rows of one network; select one data set and one group")
     judged = []
     for name, networks in [*rows.groupby("kind", sort=False), ("all", rows)]:
-        for value in values:
+        for value in ("estimate", "relative"):
             for accuracy in accuracies:
                 effect, fewest = _rank_effect(networks, value, accuracy)
-                about = {"metric": metric, "layer": layer, "value": value, "networks": name, "performance": accuracy}
+                about = {"networks": name, "performance": accuracy, "networks_of_seed": fewest}
                 test = f"{name}: {value} need not track {accuracy}"
-                comparison = Comparison(test, Claim("below", margin), effect, about | {"networks_of_seed": fewest})
-                row = verdicts.judge(comparison, 1 - confidence, 1 - confidence).row()
+                row = verdicts.judge(_comparison(test, Claim("below", margin), effect, value, **about)).row()
                 if fewest < LEAST_NETWORKS:
                     row |= verdicts.UNTESTED
                 judged.append({"conclusion": "3", "part": "ranks", "beside": "", **row, "decided_by": ""})
@@ -362,13 +305,6 @@ def rank_correlations(
 def accuracies(ds: xr.Dataset) -> pd.DataFrame:
     """By model, the part of the images whose label is predicted: `upright`, and `moved` by an element but the identity.
 
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        With labels and predictions.
-
-    Examples
-    --------
     >>> ds = xr.Dataset({"prediction": (("model", "element", "sample"), [[[0, 1], [0, 0]]])})
     >>> ds = ds.assign_coords(model=["net"], element=["e", "r180"], label=("sample", [0, 1]))
     >>> accuracies(ds).loc["net"].tolist()
@@ -381,121 +317,89 @@ def accuracies(ds: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame({"upright": upright.to_series(), "moved": moved.to_series()})
 
 
-def pretraining(
-    table: pd.DataFrame,
-    *,
-    margin: float,
-    metrics: Sequence[str],
-    pretrained: Sequence[str] = ("from_letters", "from_patches"),
-    scratch: str = "plain",
-    control: str = "from_same",
-    confidence: float = 0.95,
-) -> pd.DataFrame:
+def pretraining(table: pd.DataFrame, *, margin: float, metrics: Sequence[str]) -> pd.DataFrame:
     """Conclusion 4: pre-training changes invariance, and the distance decides which model looks more invariant.
 
-    The paper's comparison is with training from scratch. The same comparison with `control`, equally long training on the
+    The paper's comparison is with training from scratch. The same comparison with `from_same`, equally long training on the
     same images, stands beside it as "controlled for training length". The effect is relative(base) − relative(pretrained).
     Two parts: some fine-tuned network differs under some distance (two-sided); and for some of them two distances *on the
     same vector*, the features or the class probabilities, see opposite differences, both beyond the margin.
 
     Parameters
     ----------
-    margin : float
-        The difference of relative values that counts.
-    metrics : sequence of str
-        Distances; those of the same layer look at the same vector.
+    margin : the difference of relative values that counts
+    metrics : distances; those of the same layer look at the same vector
     """
     needs(table, "recipe", "seed", "relative")
 
     def compared_with(base: str) -> pd.DataFrame:
         changes = []
         oppositions = []
-        for name in pretrained:
+        for name in PRETRAINED:
             of_vector = {}
             for metric in metrics:
                 of = {"metric": metric, "layer": _end(table, metric)}
                 effect = mean_effect(_advantage(table, name, base, "relative", **of))
                 test = f"{name} differs from {base} in {metric}"
-                changes.append(Comparison(test, Claim("beyond", margin), effect, of | {"value": "relative"}))
+                changes.append(_comparison(test, Claim("beyond", margin), effect, **of))
                 of_vector.setdefault(of["layer"], {})[metric] = effect
             for layer, effects in of_vector.items():
                 if len(effects) > 1:
                     opposed = verdicts.opposed_effect(list(effects.values()))
-                    about = {"metric": ", ".join(effects), "layer": layer, "value": "relative"}
+                    of = {"metric": ", ".join(effects), "layer": layer}
                     test = f"distances at {layer} disagree about {name} and {base}"
-                    oppositions.append(Comparison(test, Claim("above", margin), opposed, about))
+                    value = "smaller opposite EED difference"
+                    oppositions.append(_comparison(test, Claim("above", margin), opposed, value, **of))
         if not oppositions:
             raise ValueError(f"whether distances disagree takes two or more on the same vector, got {list(metrics)}")
         parts = {"pre-training changes invariance": Some(changes), "the distance decides how": Some(oppositions)}
-        text = "pre-training changes invariance, and the distance decides how"
-        return concluded("4", text, parts, confidence=confidence)
+        return concluded("4", "pre-training changes invariance, and the distance decides how", parts)
 
-    return _with_beside(compared_with(scratch), {"controlled for training length": compared_with(control)})
+    return _with_beside(compared_with("plain"), {"controlled for training length": compared_with("from_same")})
 
 
-def self_supervision(
-    table: pd.DataFrame,
-    *,
-    margin: float,
-    metric: str = "latent",
-    value: str = "relative",
-    without: Sequence[str] = ("simclr", "barlow_twins", "vicreg", "simsiam", "turns"),
-    contrastive: Sequence[str] = ("simclr_augmented",),
-    disputed: Sequence[str] = ("barlow_twins_augmented", "vicreg_augmented"),
-    without_contrast: Sequence[str] = ("simsiam_augmented",),
-    confidence: float = 0.95,
-) -> pd.DataFrame:
+def self_supervision(table: pd.DataFrame, *, margin: float) -> pd.DataFrame:
     """Conclusion 5: self-supervised models are not more invariant, except contrastive ones with augmentations from G.
 
-    The effect is value(plain) − value(method). Two parts: no method `without` the group is above the margin; and with the
-    group contrastive ones are, and *only* those. The second is asked in both meanings of the word: those `disputed` are
+    The effect is relative(plain) − relative(method). Two parts: no method without the group is above the margin; and with the
+    group contrastive ones are, and *only* those. The second is asked in both meanings of the word: the `DISPUTED` ones are
     contrastive (dimension-contrastive, Garrido et al. 2022, arXiv 2206.02574), or they are not, as by their authors. It is
     supported where it holds in both meanings and contradicted where it fails in both; each meaning's own verdict stands
     beside, and so does that supervised training with the group is more invariant than every method with it.
 
     Premise: supervised training with the group is above the margin, so that the measure can see such a thing.
 
-    Parameters
-    ----------
-    margin : float
-        The difference that counts.
-    without, contrastive, disputed, without_contrast : sequence of str
-        Recipes, of which the last three have the group in their views.
+    `margin` is the difference of relative values that counts.
     """
-    needs(table, "recipe", "seed")
-    of = {"metric": metric, "layer": _end(table, metric)}
+    needs(table, "recipe", "seed", "relative")
+    above, below = Claim("above", margin), Claim("below", margin)
 
-    def gain(name: str, direction: str, base: str = "plain") -> Comparison:
-        effect = mean_effect(_advantage(table, name, base, value, **of))
-        says = {"above": "is more invariant than", "below": "is not more invariant than"}
-        return Comparison(f"{name} {says[direction]} {base}", Claim(direction, margin), effect, of | {"value": value})
+    def gains(names: Sequence[str], claim: Claim) -> list[Comparison]:
+        return [_gain(table, name, "plain", claim) for name in names]
 
-    def only(are_contrastive: Sequence[str], are_not: Sequence[str]) -> Every:
-        more = [gain(name, "above") for name in are_contrastive]
-        return Every([*more, *(gain(name, "below") for name in are_not)])
-
+    counted = [*gains([*CONTRASTIVE, *DISPUTED], above), *gains(NOT_CONTRASTIVE, below)]
+    not_counted = [*gains(CONTRASTIVE, above), *gains([*DISPUTED, *NOT_CONTRASTIVE], below)]
     meanings = {
-        "disputed ones count as contrastive": only([*contrastive, *disputed], without_contrast),
-        "disputed ones do not count as contrastive": only(contrastive, [*disputed, *without_contrast]),
+        "disputed ones count as contrastive": Every(counted),
+        "disputed ones do not count as contrastive": Every(not_counted),
     }
     with_group = "with the group contrastive ones, and only those"
     parts = {
-        "without the group not more invariant": Every([gain(name, "below") for name in without]),
-        with_group: Agreed(list(meanings.values())),
+        "without the group not more invariant": Every(gains(WITHOUT_GROUP, below)),
+        with_group: verdicts.Agreed(list(meanings.values())),
     }
     text = "self-supervised is not more invariant, but for contrast with the group"
-    premises = [gain("augmented", "above")]
-    rows = concluded("5", text, parts, premises=premises, confidence=confidence)
+    premises = gains(["augmented"], above)
+    rows = concluded("5", text, parts, premises=premises)
     # the comparisons with the group stand with each meaning of the word, not twice in one part
     rows = rows.loc[(rows.part != with_group) | (rows.decided_by != "")]
     beside = {}
     for name, claim in meanings.items():
-        of_meaning = concluded("5", text, parts | {with_group: claim}, premises=premises, confidence=confidence)
+        of_meaning = concluded("5", text, parts | {with_group: claim}, premises=premises)
         beside[name] = of_meaning.loc[of_meaning.part.isin([with_group, "conclusion"])]
-    methods = [*contrastive, *disputed, *without_contrast]
-    supervised = {"labels with the group": Every([gain("augmented", "above", base=name) for name in methods])}
+    supervised = [_gain(table, "augmented", name, above) for name in [*CONTRASTIVE, *DISPUTED, *NOT_CONTRASTIVE]]
     text = "supervised training with the group is more invariant than all with it"
-    beside["supervised with the group"] = concluded("5", text, supervised, confidence=confidence)
+    beside["supervised with the group"] = concluded("5", text, {"labels with the group": Every(supervised)})
     return _with_beside(rows, beside)
 
 
@@ -536,23 +440,48 @@ def _share_removed(table: pd.DataFrame, changed: Mapping, base: Mapping, **of: s
     return 1 - seed_values(table, "relative", **changed, **of) / deviation.where(deviation > 0)
 
 
+def _comparison(
+    test: str,
+    claim: Claim,
+    effect: Effect | pd.Series,
+    value: str = DIFFERENCE,
+    *,
+    metric: str = "latent",
+    layer: str = "latent",
+    **about: object,
+) -> Comparison:
+    """A claim about an effect, or about the mean of one by seed, with what was compared."""
+    if not isinstance(effect, Effect):
+        effect = mean_effect(effect)
+    return Comparison(test, claim, effect, {"metric": metric, "layer": layer, "value": value, **about})
+
+
+def _gain(table: pd.DataFrame, recipe: str, base: str, claim: Claim) -> Comparison:
+    """How much more invariant the features of a recipe are than those of another."""
+    says = {"above": "is more invariant than", "below": "is not more invariant than"}[claim.direction]
+    return _comparison(f"{recipe} {says} {base}", claim, _advantage(table, recipe, base, "relative", **FEATURES))
+
+
 def _maps_against_features(table: pd.DataFrame, recipe: str, metric: str, layer: str, claim: Claim) -> Comparison:
+    """The share that is removed from the maps of a layer, over that removed from the features."""
     recipes = [{"recipe": recipe}, {"recipe": "plain"}]
     of_maps = _share_removed(table, *recipes, metric=metric, layer=layer)
     of_features = _share_removed(table, *recipes, **FEATURES)
-    both = pd.concat([of_maps, of_features], axis=1, join="inner").dropna().to_numpy()
     says = {"below": "less", "above": "more"}[claim.direction]
-    value = "share removed, maps / features"
-    about = {"metric": metric, "layer": layer, "value": value, "share": of_maps.mean()}
     test = f"maps of {recipe} at {layer} lose {says} than {claim.margin:g} of what its features lose"
-    return Comparison(test, claim, verdicts.ratio_effect(*both.T), about)
+    about = {"metric": metric, "layer": layer, "share": of_maps.mean()}
+    return _comparison(test, claim, _ratio(of_maps, of_features), "share removed, maps / features", **about)
 
 
-def _kept(table: pd.DataFrame, interchanged: pd.DataFrame, layer: str) -> verdicts.Effect:
+def _kept(table: pd.DataFrame, interchanged: pd.DataFrame, layer: str) -> Effect:
     """The part of the plain network's deviation under the real turn that is there after an interchange at a layer."""
     after = seed_values(interchanged, "relative", recipe="plain", metric="latent", layer=layer)
-    real_turn = seed_values(table, "relative", recipe="plain", **FEATURES)
-    both = pd.concat([after, real_turn], axis=1, join="inner").to_numpy()
+    return _ratio(after, seed_values(table, "relative", recipe="plain", **FEATURES))
+
+
+def _ratio(numerators: pd.Series, denominators: pd.Series) -> Effect:
+    """The ratio of means over the seeds that both have."""
+    both = pd.concat([numerators, denominators], axis=1, join="inner").to_numpy()
     return verdicts.ratio_effect(*both.T)
 
 
@@ -562,8 +491,7 @@ def _rise(table: pd.DataFrame, interchanged: pd.DataFrame, recipe: str, layer: s
     rise = after - seed_values(table, "relative", recipe=recipe, **FEATURES)
     says = {"above": "rise", "below": "stay"}[claim.direction]
     test = f"features of {recipe} {says} after an interchange at {layer}"
-    about = {"metric": "latent", "layer": layer, "value": "relative, interchanged − real turn"}
-    return Comparison(test, claim, mean_effect(rise), about)
+    return _comparison(test, claim, rise, "rise of relative EED", layer=layer)
 
 
 def _rank_effect(networks: pd.DataFrame, value: str, accuracy: str) -> tuple[verdicts.Effect, int]:

@@ -6,6 +6,7 @@ table without any difference is read as having one about one time in twenty, how
 
 import itertools
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from scipy.special import stdtr, stdtrit
 from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
 from eedkit.paper.conclusions import accuracies
+from eedkit.paper.verdicts import needs
 from eedkit.results import schema
 from eedkit.results.labels import class_names, is_right
 
@@ -33,10 +35,9 @@ LONGEST_NAME = 40
 ANY = (-math.inf, math.inf)
 RANGES = {
     **dict.fromkeys(["relative", "deviation", "gap"], (0.0, math.inf)),
-    **dict.fromkeys(["accuracy", "moved_accuracy", "consistency", "confidence", "share"], (0.0, 1.0)),
+    **dict.fromkeys(["accuracy", "consistency", "share"], (0.0, 1.0)),
 }
 """Column -> the values that it can have, in which intervals stay."""
-VERDICTS = (verdicts.SUPPORTED, verdicts.CONTRADICTED, verdicts.INCONCLUSIVE, verdicts.NOT_TESTABLE)
 
 
 @dataclass(frozen=True)
@@ -141,24 +142,16 @@ def number(value: float) -> str:
 
 
 def order(
-    rows: pd.DataFrame,
-    value: str,
-    *,
-    by: str = "recipe",
-    per: str | None = None,
-    what: str | None = None,
-    within: tuple[float, float] | None = None,
+    rows: pd.DataFrame, value: str, *, by: str = "recipe", per: str | None = None, what: str | None = None
 ) -> Reading:
     """Which kind has the lowest mean, which the highest, and between which there is no clear order.
 
     Parameters
     ----------
     rows : one row per replicate (seed), or a single one with its own interval; rows without a value do not count
-    value : the column that is read
-    by : the column that names the kinds
+    value, by : the columns that are read and that name the kinds
     per : a column for each of whose values the order is read by itself
     what : what the column holds, in words
-    within : the values that there can be; those of the columns in `RANGES` are known
 
     Examples
     --------
@@ -166,34 +159,34 @@ def order(
     >>> print(order(rows, "accuracy").headline)
     Accuracy: lowest for `a` 0.51 (0.49 to 0.53), highest for `b` 0.91 (0.89 to 0.93).
     """
-    _needs(rows, value, by, *([per] if per else []))
-    what = _capital(what or value.replace("_", " "))
+    needs(rows, value, by, *([per] if per else []))
+    start = f"{_capital(what or value.replace('_', ' '))}: "
     groups = dict(iter(rows.groupby(per, sort=False))) if per else {"": rows}
-    means = {name: _means(of_group, value, by, within) for name, of_group in groups.items()}
+    means = {name: _means(of_group, value, by) for name, of_group in groups.items()}
     is_clear = _clear_pairs(means)
     details = _orders(means, is_clear, rows)
     if per:
+        all_tiers = [_tiers(of_group, is_clear, name) for name, of_group in means.items()]
         ends = []
         for end, place in (("lowest", 0), ("highest", -1)):
-            names = [_outlying(ordered, is_clear, name, place) for name, ordered in means.items()]
-            names = [name for name in names if name]
+            end_tiers = [tiers[place] for tiers in all_tiers if len(tiers) > 1]
+            names = [tier[0].name for tier in end_tiers if len(tier) == 1]
             if names:
                 most = max(names, key=names.count)
                 ends.append(f"{most} is clearly {end} in {names.count(most)}")
         said = f"{', '.join(ends) or 'none is clearly lowest or highest'} of {len(means)} by {_code(per)}."
-        return Reading(_headline(f"{what}: {said}", _capital(said), f"{len(means)} orders by {_code(per)}."), details)
+        return Reading(_headline(said, f"{len(means)} orders by {_code(per)}.", start), details)
     known = [mean for mean in means[""] if mean.n]
     if not known:
-        return Reading(f"{what}: no value for any of them.")
+        return Reading(f"{start}no value for any of them.")
     lowest, highest = known[0], known[-1]
     if len(known) == 1:
-        said = str(lowest)
+        said = f"{lowest}."
     elif is_clear["", lowest.name, highest.name]:
-        said = f"lowest for {lowest}, highest for {highest}"
+        said = f"lowest for {lowest}, highest for {highest}."
     else:
-        said = f"no clear order, from {lowest} to {highest}"
-    span = f"From {number(lowest.value)} to {number(highest.value)}."
-    return Reading(_headline(f"{what}: {said}.", _capital(f"{said}."), span), details)
+        said = f"no clear order, from {lowest} to {highest}."
+    return Reading(_headline(said, f"From {number(lowest.value)} to {number(highest.value)}.", start), details)
 
 
 def ranks(rows: pd.DataFrame, value: str, *, one: str, by: str = "recipe", what: str | None = None) -> Reading:
@@ -212,7 +205,7 @@ def ranks(rows: pd.DataFrame, value: str, *, one: str, by: str = "recipe", what:
     >>> print(ranks(rows, "relative", one="trained").headline)
     Relative: `trained` 0.10; 0 of 5 `random` lie below it.
     """
-    _needs(rows, value, by)
+    needs(rows, value, by)
     rows = rows.dropna(subset=[value])
     others = rows.loc[rows[by] != one]
     if len(rows) - len(others) != 1 or others.empty:
@@ -224,101 +217,69 @@ def ranks(rows: pd.DataFrame, value: str, *, one: str, by: str = "recipe", what:
         values = of_kind.loc[:, value]
         counts.append(f"{(values < its_value).sum()} of {len(values)} {_code(name)}")
         spans.append(f"{_code(name)} from {number(values.min())} to {number(values.max())}")
-    what = _capital(what or value.replace("_", " "))
-    text = f"{what}: {_code(one)} {number(its_value)}; {_joined(counts)} lie below it."
+    start = f"{_capital(what or value.replace('_', ' '))}: "
+    text = f"{_code(one)} {number(its_value)}; {_joined(counts)} lie below it."
     short = f"{(others[value] < its_value).sum()} of {len(others)} others lie below {number(its_value)}."
-    return Reading(_headline(text, short), _listed(spans))
+    return Reading(_headline(text, short, start), _listed(spans))
 
 
-def depth_profile(
-    table: pd.DataFrame,
-    *,
-    metric: str,
-    value: str = "relative",
-    against: str = "plain",
-) -> Reading:
-    """At how many layers each recipe lies clearly lower or higher than one of them, seed by seed, and by how much.
+def depth_profile(table: pd.DataFrame, *, metric: str) -> Reading:
+    """At how many layers each recipe's relative values lie clearly below or above plain's, seed by seed, and by how much.
 
-    Parameters
-    ----------
-    table : of `summarise`, with recipes and seeds
-    metric : the metric that is drawn
-    value : "relative" or "estimate"
-    against : the recipe that the others are compared with
+    Without "plain" the order of the recipes at the deepest layer is read.
 
-    Examples
-    --------
     >>> table = pd.DataFrame({"recipe": ["plain"] * 3 + ["augmented"] * 3, "seed": [0, 1, 2] * 2, "metric": "latent"})
     >>> table = table.assign(layer="latent", depth=1.0, relative=[0.9, 0.91, 0.92, 0.1, 0.12, 0.11])
     >>> print(depth_profile(table, metric="latent").headline)
-    Against `plain`: `augmented` lower at 1 of 1 layers, most at `latent`: −0.80 (−0.82 to −0.78).
+    Against `plain`: `augmented` lower at 1 of 1 layers (most at `latent`: −0.80, −0.82 to −0.78).
     """
-    _needs(table, "recipe", "seed", "metric", "layer", "depth", value)
-    rows = table.loc[(table.metric == metric) & table[value].notna() & ~table.layer.str.endswith("[class]")]
+    needs(table, "recipe", "seed", "metric", "layer", "depth", "relative")
+    rows = table.loc[(table.metric == metric) & table.relative.notna() & ~table.layer.str.endswith("[class]")]
     if rows.empty:
-        known = table[table[value].notna()].metric.unique()
-        raise ValueError(unknown(f"metric with {value} values", metric, known))
+        raise ValueError(unknown("metric with relative values", metric, table[table.relative.notna()].metric.unique()))
     layers = list(dict.fromkeys(rows.sort_values(by="depth", kind="stable").layer))
-    by_seed = rows.pivot(index=["layer", "seed"], columns="recipe", values=value)
-    others = [recipe for recipe in dict.fromkeys(rows.recipe) if recipe != against]
-    if against not in by_seed or not others:
-        what = f"{value} {metric.replace('_', ' ')} EED at {_code(layers[-1])}"
-        return order(rows.loc[rows.layer == layers[-1]], value, what=what)
+    by_seed = rows.pivot(index=["layer", "seed"], columns="recipe", values="relative")
+    others = [recipe for recipe in dict.fromkeys(rows.recipe) if recipe != "plain"]
+    if "plain" not in by_seed or not others:
+        what = f"relative {metric.replace('_', ' ')} EED at {_code(layers[-1])}"
+        return order(rows.loc[rows.layer == layers[-1]], "relative", what=what)
     differences = {}
     for recipe, layer in itertools.product(others, layers):
         of_layer = by_seed.loc[layer]
-        differences[recipe, layer] = Mean.of(layer, of_layer[recipe] - of_layer[against])
+        differences[recipe, layer] = Mean.of(layer, of_layer[recipe] - of_layer["plain"])
     signs = _clear(differences)
     texts = []
-    counts = []
     lines_of_details = []
     for recipe in others:
-        apart = {}
+        ways = []
+        all_apart = []
         for way, sign in (("lower", -1), ("higher", 1)):
             means = [differences[recipe, layer] for layer in layers if signs[recipe, layer] == sign]
             if means:
-                apart[way] = means
+                ways.append(f"{way} at {len(means)}")
+                all_apart += means
                 lines_of_details.append(f"{_code(recipe)} {way}: {_joined([str(mean) for mean in means])}")
-        all_apart = list(itertools.chain.from_iterable(apart.values()))
-        if not all_apart:
+        if all_apart:
+            most = max(all_apart, key=lambda mean: abs(mean.value))
+            size = f"most at {most.name}: {number(most.value)}, {most.interval.strip(' ()')}"
+            texts.append(f"{_code(recipe)} {', '.join(ways)} of {len(layers)} layers ({size})")
+        else:
             texts.append(f"{_code(recipe)} nowhere clearly apart")
-            counts.append(texts[-1])
-            continue
-        ways = ", ".join(f"{way} at {len(means)}" for way, means in apart.items())
-        most = max(all_apart, key=lambda mean: abs(mean.value))
-        counts.append(f"{_code(recipe)} {ways} of {len(layers)} layers")
-        texts.append(f"{counts[-1]}, most at {most.name}: {most.numbers}")
     leaving = {recipe for (recipe, _), sign in signs.items() if sign}
-    headline = _headline(
-        f"Against {_code(against)}: {'; '.join(texts)}.",
-        f"Against {_code(against)}: {'; '.join(counts)}.",
-        f"{len(leaving)} of {len(others)} recipes leave {_code(against)} clearly at some layer.",
-        f"{len(leaving)} of {len(others)} recipes leave the other clearly at some layer.",
-    )
-    note = f"Differences from {_code(against)}, seed by seed, over {rows.seed.nunique()} seeds."
+    short = f"{len(leaving)} of {len(others)} recipes leave `plain` clearly at some layer."
+    note = f"Differences from `plain`, seed by seed, over {rows.seed.nunique()} seeds."
+    headline = _headline(f"Against `plain`: {'; '.join(texts)}.", short)
     return Reading(headline, f"{_listed(lines_of_details)}\n\n{note}".strip())
 
 
-def lines(
-    table: pd.DataFrame,
-    *,
-    x: str,
-    y: str,
-    by: str = "recipe",
-    line: float | None = None,
-    line_label: str = "the line",
-    what: str | None = None,
-    within: tuple[float, float] | None = None,
-) -> Reading:
-    """Whether each line of a figure clearly rises or falls from its first point to its last, and what lies beyond a line.
+def lines(table: pd.DataFrame, *, x: str, y: str, by: str = "recipe", what: str | None = None) -> Reading:
+    """Whether each line of a figure clearly rises or falls from its first point to its last.
 
     Parameters
     ----------
     table : one row per replicate, as `plots.lines` draws it, or one per point with its own `low` and `high`
     x, y, by : the columns of the axes, and the one that names the lines
-    line, line_label : the height of a horizontal line, and what it is called
     what : what `y` holds, in words
-    within : the values that there can be; those of the columns in `RANGES` are known
 
     Examples
     --------
@@ -326,75 +287,47 @@ def lines(
     >>> print(lines(table, x="epoch", y="loss").headline)
     From epoch 1 to 9, loss falls for `plain` (2.10 to 0.20).
     """
-    _needs(table, x, y, by)
+    needs(table, x, y, by)
     rows = table.dropna(subset=[x, y])
     if rows.empty:
         raise ValueError(f"no row of the table has a value of {x} and of {y}")
     points = {}
-    compared = {}
     for name, of_line in rows.groupby(by, sort=False):
-        points[name] = [_mean(place, at, y, within) for place, at in of_line.groupby(x)]
-        compared[name, "change"] = points[name][-1].minus(points[name][0])
-        if line is not None:
-            height = Mean("", line, 0.0, math.inf, 1)
-            compared |= {(name, point.name): point.minus(height) for point in points[name]}
-    signs = _clear(compared)
+        points[name] = [_mean(place, at, y) for place, at in of_line.groupby(x)]
+    signs = _clear({name: at[-1].minus(at[0]) for name, at in points.items()})
     ways = {1: "rises", -1: "falls", 0: "no clear change"}
-    by_way: dict[str, list[tuple[str, str]]] = {}
+    by_way: dict[str, list[str]] = {}
     ends = []
-    beyond = {"above": [], "below": []}
     for name, at in points.items():
-        way = ways[signs[name, "change"]]
-        by_way.setdefault(way, []).append((_code(name), f"{number(at[0].value)} to {number(at[-1].value)}"))
+        way = ways[signs[name]]
+        by_way.setdefault(way, []).append(f"{_code(name)} ({number(at[0].value)} to {number(at[-1].value)})")
         ends.append(f"{_code(name)}: {way}, from {at[0].numbers} to {at[-1].numbers}")
-        for side, sign in (("above", 1), ("below", -1)):
-            places = [point.name for point in at if signs.get((name, point.name)) == sign]
-            if places:
-                beyond[side].append(f"{_code(name)} at {', '.join(places)}")
-    if line is not None:
-        for side, names in beyond.items():
-            ends.append(f"Clearly {side} {line_label} ({number(line)}): {'; '.join(names) or 'none'}")
-    start = f"From {x} {rows[x].min():g} to {rows[x].max():g}, {what or y}"
-    with_values = []
-    named = []
-    counted = []
-    for way, of_way in by_way.items():
-        with_values.append(f"{way} for {_joined([f'{name} ({span})' for name, span in of_way])}")
-        named.append(f"{way} for {_joined([name for name, _ in of_way])}")
-        counted.append(f"{way} for {len(of_way)}")
-    headline = _headline(
-        f"{start} {'; '.join(with_values)}.",
-        f"{start} {'; '.join(named)}.",
-        f"{start} {', '.join(counted)} of {len(points)} lines.",
-        f"{_capital(', '.join(counted))} of {len(points)} lines.",
-    )
+    texts = [f"{way} for {_joined(of_way)}" for way, of_way in by_way.items()]
+    counts = [f"{way} for {len(of_way)}" for way, of_way in by_way.items()]
+    span = f"From {x} {rows[x].min():g} to {rows[x].max():g},"
+    short = f"{span} {', '.join(counts)} of {len(points)} lines."
+    headline = _headline(f"{span} {what or y} {'; '.join(texts)}.", short)
     return Reading(headline, f"{_listed(ends)}\n\n{_replicates(rows, points)}")
 
 
-def calibration(table: pd.DataFrame, *, metric: str = "latent", by: str = "recipe") -> Reading:
-    """Which kinds change places between the raw value, above its best, and the relative one.
+def calibration(table: pd.DataFrame, *, metric: str = "latent") -> Reading:
+    """Which recipes change places between the raw value, above its best, and the relative one.
 
-    Parameters
-    ----------
-    table : of `summarise`
-    metric : read at the layer `latent`, or at the output
-    by : the column that names the kinds
+    A metric is read at the layer `latent`, or at the output.
 
-    Examples
-    --------
     >>> table = pd.DataFrame({"recipe": ["a"] * 3 + ["b"] * 3, "metric": "latent", "layer": "latent", "best": -1.0})
     >>> table = table.assign(estimate=[-0.99] * 3 + [-0.9] * 3, relative=[0.9] * 3 + [0.1] * 3)
     >>> print(calibration(table).headline)
     `a` looks more invariant than `b` by the raw value, and less relative to other images.
     """
-    _needs(table, "metric", "layer", "estimate", "best", "relative", by)
+    needs(table, "metric", "layer", "estimate", "best", "relative", "recipe")
     layer = "latent" if metric.startswith("latent") else "output"
     rows = table.loc[(table.metric == metric) & (table.layer == layer)]
     if rows.empty:
         raise ValueError(unknown("metric", f"{metric} at {layer}", table.metric + " at " + table.layer))
     means = {
-        "raw": _means(rows.assign(deviation=rows.estimate - rows.best), "deviation", by, None),
-        "relative": _means(rows, "relative", by, None),
+        "raw": _means(rows.assign(deviation=rows.estimate - rows.best), "deviation", "recipe"),
+        "relative": _means(rows, "relative", "recipe"),
     }
     is_clear = _clear_pairs(means)
     pairs = itertools.combinations([mean.name for mean in means["raw"]], 2)
@@ -402,30 +335,20 @@ def calibration(table: pd.DataFrame, *, metric: str = "latent", by: str = "recip
     details = _orders(means, is_clear, rows)
     if not swapped:
         return Reading("No two kinds clearly change places between the raw and the relative value.", details)
-    texts = [f"{low} looks more invariant than {high} by the raw value, and less" for low, high in swapped]
-    texts = [f"{text} relative to other images." for text in texts]
+    texts = [
+        f"{low} looks more invariant than {high} by the raw value, and less relative to other images."
+        for low, high in swapped
+    ]
     count = f"{len(swapped)} pairs of kinds change places between the raw and the relative value"
-    first = texts[0] if len(texts) == 1 else f"{count}, among them {_joined(swapped[0])}."
-    return Reading(_headline(first, f"{count}."), f"{_listed(texts)}\n{details}")
+    text = texts[0] if len(texts) == 1 else f"{count}, among them {_joined(swapped[0])}."
+    return Reading(_headline(text, f"{count}."), f"{_listed(texts)}\n{details}")
 
 
-def extremes(
-    ds: xr.Dataset,
-    over: str,
-    *,
-    metric: str = "latent",
-    layer: str = "latent",
-) -> Reading:
+def extremes(ds: xr.Dataset, over: str, *, metric: str = "latent") -> Reading:
     """For which class, or under which element but the identity, each kind of network deviates least and most.
 
-    Parameters
-    ----------
-    ds : of `measure` or a study
-    over : "label" or "element"
-    metric, layer : what is averaged; an output metric has no layer
+    The metric is one of the features or of an output; `over` is "label" or "element".
 
-    Examples
-    --------
     >>> import eedkit as ek, torch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", name="net", progress=False)
@@ -436,7 +359,7 @@ def extremes(
         raise ValueError(f'extremes are read over "label" or "element", got {over!r}')
     values = ds[schema.from_x(ds, metric)] - ds[metric].attrs["best"]
     if "layer" in values.dims:
-        values = values.sel(layer=layer)
+        values = values.sel(layer="latent")
     if over == "element":
         # an image that is not moved does not deviate from itself
         values = values.sel(element=ds.element != ds.element.attrs.get("identity", "e"))
@@ -458,14 +381,9 @@ def extremes(
 def accuracy(ds: xr.Dataset) -> Reading:
     """Who reads moved images worse than upright ones, and how well each kind of network reads both.
 
-    The unit is the network, and the image for a kind of which there is one network.
+    The unit is the network, and the image for a kind of which there is one network. Kinds are recipes, or models where there
+    are none.
 
-    Parameters
-    ----------
-    ds : with labels and predictions; kinds are recipes, or models where there are none
-
-    Examples
-    --------
     >>> right = np.zeros((3, 2, 10), dtype=int)
     >>> right[:, 1, ::2] = 1
     >>> ds = xr.Dataset({"prediction": (("model", "element", "sample"), right)})
@@ -474,21 +392,24 @@ def accuracy(ds: xr.Dataset) -> Reading:
     On moved images accuracy falls clearly for `plain` (by 0.50).
     """
     by = "recipe" if "recipe" in ds.coords else "model"
-    rows = accuracies(ds).assign(kind=ds[by].values)
     right = is_right(ds)
     is_upright = right.element == right.element.attrs.get("identity", "e")
-    of_images = right.sel(element=is_upright).mean("element") - right.sel(element=~is_upright).mean("element")
+    lost_on_images = right.sel(element=is_upright).mean("element") - right.sel(element=~is_upright).mean("element")
+    rows = accuracies(ds).assign(kind=ds[by].values)
     lost = {}
     for name, of_kind in rows.groupby("kind", sort=False):
         losses = of_kind.upright - of_kind.moved
         if len(of_kind) == 1:
-            losses = of_images.sel(model=of_kind.index[0]).values
+            losses = lost_on_images.sel(model=of_kind.index[0])
         lost[name] = Mean.of(name, losses)
     signs = _clear(lost)
     losing = [f"{mean.name} (by {number(mean.value)})" for name, mean in lost.items() if signs[name] > 0]
     others = [mean.name for name, mean in lost.items() if signs[name] <= 0]
-    texts = [f"falls clearly for {_joined(losing)}"] if losing else []
-    texts += [f"shows no clear loss for {_joined(others)}"] if others else []
+    texts = []
+    if losing:
+        texts.append(f"falls clearly for {_joined(losing)}")
+    if others:
+        texts.append(f"shows no clear loss for {_joined(others)}")
     headline = _headline(
         f"On moved images accuracy {', and '.join(texts)}.",
         f"On moved images accuracy falls clearly for {len(losing)} of {len(lost)} kinds of network.",
@@ -497,62 +418,36 @@ def accuracy(ds: xr.Dataset) -> Reading:
     return Reading(headline, order(images, "accuracy", by="kind", per="images").details)
 
 
-def removed(
-    table: pd.DataFrame,
-    *,
-    metrics: Sequence[str] = ("latent", "channelwise"),
-    trained: str = "augmented",
-    plain: str = "plain",
-) -> Reading:
-    """Which share of the plain network's relative value is gone after another training, at the layer that lost most.
+def removed(table: pd.DataFrame, *, metrics: Sequence[str] = ("latent", "channelwise")) -> Reading:
+    """Which share of plain's relative value augmentation removes, seed by seed, at each metric's layer that lost most.
 
-    The share is 1 − relative(trained) / relative(plain), seed by seed.
-
-    Parameters
-    ----------
-    table : of `summarise`, with recipes and seeds
-    metrics : each is read at its own layer of the largest share
-    trained, plain : the two recipes
-
-    Examples
-    --------
     >>> table = pd.DataFrame({"recipe": ["plain", "plain", "augmented", "augmented"], "seed": [0, 1, 0, 1]})
     >>> table = table.assign(metric="latent", layer="latent", relative=[1.0, 1.0, 0.1, 0.1])
     >>> print(removed(table, metrics=["latent"]).headline)
     Of the relative value of `plain`, `augmented` lacks at most: latent 0.90.
     """
-    _needs(table, "recipe", "seed", "metric", "layer", "relative")
+    needs(table, "recipe", "seed", "metric", "layer", "relative")
     texts = []
     ends = []
     for metric in metrics:
         shares = []
         for layer, of_layer in table.loc[table.metric == metric].groupby("layer", sort=False):
             by_seed = of_layer.pivot(index="seed", columns="recipe", values="relative")
-            if {trained, plain} <= set(by_seed):
-                shares.append(Mean.of(layer, 1 - by_seed[trained] / by_seed[plain], (-math.inf, 1.0)))
+            if {"augmented", "plain"} <= set(by_seed):
+                shares.append(Mean.of(layer, 1 - by_seed.augmented / by_seed.plain, (-math.inf, 1.0)))
         shares = [share for share in shares if share.n]
         if not shares:
-            raise ValueError(f"{metric} has no layer at which {trained} and {plain} share a seed with a relative value")
+            raise ValueError(f"{metric} has no layer at which augmented and plain share a seed with a relative value")
         most = max(shares, key=lambda share: share.value)
         texts.append(f"{metric.replace('_', ' ')} {number(most.value)}")
         ends.append(f"{metric.replace('_', ' ')}: {', '.join(map(str, shares))}")
-    headline = _headline(
-        f"Of the relative value of {_code(plain)}, {_code(trained)} lacks at most: {', '.join(texts)}.",
-        f"Of the relative value is gone at most: {', '.join(texts)}.",
-        f"Most is gone of the relative value of {texts[0]}.",
-    )
-    return Reading(headline, _listed(ends))
+    start = "Of the relative value of `plain`, `augmented` lacks at most:"
+    return Reading(_headline(f"{start} {', '.join(texts)}.", f"{start} {texts[0]}."), _listed(ends))
 
 
 def comparisons(rows: pd.DataFrame) -> Reading:
-    """How many comparisons got which verdict, and each of them with the numbers that it was read off.
+    """How many comparisons of `conclusions` got which verdict, and each of them with the numbers that it was read off.
 
-    Parameters
-    ----------
-    rows : of `conclusions`
-
-    Examples
-    --------
     >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
     >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
     >>> print(comparisons(rows.head(1)))
@@ -560,69 +455,68 @@ def comparisons(rows: pd.DataFrame) -> Reading:
     <BLANKLINE>
     - it is: **supported**, 3.00 (3.00 to 3.00), margin 1.00, 5 seeds
     """
-    _needs(rows, *verdicts.COLUMNS)
-    counts = {verdict: (rows.verdict == verdict).sum() for verdict in VERDICTS}
-    texts = [f"{count} **{verdict}**" for verdict, count in counts.items() if count]
+    needs(rows, *verdicts.COLUMNS)
+    counts = [(verdict, (rows.verdict == verdict).sum()) for verdict in verdicts.VERDICTS]
+    texts = [f"{count} **{verdict}**" for verdict, count in counts if count]
     return Reading(f"{', '.join(texts)}.", _compared(rows))
 
 
 def conclusion(rows: pd.DataFrame) -> Reading:
-    """The verdict on a conclusion, the effect that decides it, and where it is open how many seeds would decide.
+    """The verdict on one of the `conclusions`, the effect that decides it, and how many seeds would where it is open.
 
-    Parameters
-    ----------
-    rows : of one of the `conclusions`; the last row is the conclusion
-
-    Examples
-    --------
     >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
-    >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
-    >>> print(conclusion(rows).headline)
-    **Supported**: it is large. 3.00 (3.00 to 3.00), margin 1.00, 5 seeds.
+    >>> it_is = Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5), {"value": "size"})
+    >>> print(conclusion(concluded("9", "it is large", {"size": it_is})).headline)
+    **Supported**: it is large. Size: 3.00 (3.00 to 3.00), margin 1.00, 5 seeds.
     """
-    _needs(rows, *verdicts.COLUMNS)
+    needs(rows, *verdicts.COLUMNS)
     last = rows.iloc[-1]
     ends = [f"What decides: {printable(last.decided_by)}."]
     if not np.isnan(last.critical_margin):
         ends.append(f"The verdict would flip at a margin of {number(last.critical_margin)}.")
-    if last.verdict == verdicts.INCONCLUSIVE and np.isnan(last.seeds_needed):
+    if last.seeds_needed > 0:
+        ends.append(f"{last.seeds_needed:,.0f} seeds would decide it.")
+    elif last.verdict == verdicts.INCONCLUSIVE:
         ends.append("No number of seeds is known to decide it.")
     parts = [" ".join(ends)]
     for _, of_part in rows.iloc[:-1].groupby(["beside", "part"], sort=False):
         beside, part = of_part.beside.iloc[0], of_part.part.iloc[0]
         name = part if beside in ("", part) else f"{beside}, {part}"
         parts.append(f"{_capital(printable(name))}:\n\n{_compared(of_part)}")
-    return Reading(_verdict(last, f": {last.test}"), "\n\n".join(parts))
+    return Reading(_verdict(last, last.test), "\n\n".join(parts))
 
 
 def headlines(page: pd.DataFrame) -> Reading:
     """Each conclusion in a line of at most 25 words: its verdict, the claim, which leads to its page, and what decides.
 
-    Parameters
-    ----------
-    page : of `verdicts.load`, with the stem of each row's notebook (`notebook`); only conclusions are read
+    The page is what `verdicts.load` gives, with a column `notebook`: the stem of each row's notebook.
 
-    Examples
-    --------
     >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
-    >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
-    >>> print(headlines(rows.assign(notebook="09_size")).headline)
-    9. **Supported**: [it is large](09_size.html). 3.00 (3.00 to 3.00), margin 1.00, 5 seeds.
+    >>> it_is = Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5), {"value": "size"})
+    >>> print(headlines(concluded("9", "it is large", {"size": it_is}).assign(notebook="09_size")).headline)
+    9. **Supported**: [it is large](09_size.html). Size: 3.00 (3.00 to 3.00), margin 1.00, 5 seeds.
     """
-    _needs(page, "notebook", *verdicts.COLUMNS)
+    needs(page, "notebook", *verdicts.COLUMNS)
     texts = []
     for _, row in page[page.part == "conclusion"].iterrows():
-        texts.append(f"{row.conclusion}. {_verdict(row, f': [{row.test}]({row.notebook}.html)', words=WORDS - 1)}")
+        texts.append(_verdict(row, f"[{row.test}]({row.notebook}.html)", f"{row.conclusion}. "))
     return Reading("\n".join(texts))
 
 
-def _verdict(row: pd.Series, claim: str, words: int = WORDS) -> str:
-    """A conclusion's verdict, its claim and its numbers, as a headline."""
-    verdict = f"**{row.verdict.capitalize()}**"
-    numbers = f"{_capital(_numbers(row))}."
-    if row.verdict == verdicts.NOT_TESTABLE and row.n >= verdicts.MIN_SEEDS:
-        numbers = "A premise or a control is not met."
-    return _headline(f"{verdict}{claim}. {numbers}", f"{verdict}. {numbers}", words=words)
+def _verdict(row: pd.Series, claim: str, start: str = "") -> str:
+    """A conclusion's verdict, its claim and its numbers with what they are, as a headline."""
+    verdict = f"{start}**{row.verdict.capitalize()}**"
+    numbers = _capital(_numbers(row))
+    if row.verdict == verdicts.NOT_TESTABLE:
+        if row.n >= verdicts.MIN_SEEDS:
+            numbers = "A premise or a control is not met"
+    elif row.value:
+        numbers = f"{_capital(row.value)}: {_numbers(row)}"
+    text = f"{verdict}: {claim}. {numbers}."
+    if len(text.split()) > WORDS:
+        # how many seeds would decide stands in the details, too
+        text = f"{text.partition(';')[0]}."
+    return text
 
 
 def _compared(rows: pd.DataFrame) -> str:
@@ -635,14 +529,13 @@ def _numbers(row: pd.Series) -> str:
     """The effect with the bounds that there are, and how many seeds there are and would be needed."""
     if row.n < verdicts.MIN_SEEDS:
         return f"{row.n:g} seeds, fewer than {verdicts.MIN_SEEDS}"
-    ends = []
+    bounds = ""
     if np.isfinite([row.low, row.high]).all():
-        ends = [f"{number(row.low)} to {number(row.high)}"]
+        bounds = f" ({number(row.low)} to {number(row.high)})"
     elif np.isfinite(row.low):
-        ends = [f"at least {number(row.low)}"]
+        bounds = f" (at least {number(row.low)})"
     elif np.isfinite(row.high):
-        ends = [f"at most {number(row.high)}"]
-    bounds = f" ({ends[0]})" if ends else ""
+        bounds = f" (at most {number(row.high)})"
     needed = "" if np.isnan(row.seeds_needed) else f"; {row.seeds_needed:,.0f} would decide"
     return f"{number(row.effect)}{bounds}, margin {number(row.margin)}, {row.n:g} seeds{needed}"
 
@@ -676,9 +569,9 @@ def _clear_pairs(groups: Mapping[Any, Sequence[Mean]]) -> dict[tuple, bool]:
     return is_below
 
 
-def _mean(name: object, rows: pd.DataFrame, value: str, within: tuple[float, float] | None) -> Mean:
+def _mean(name: object, rows: pd.DataFrame, value: str) -> Mean:
     """One kind's mean over its rows; a single row may bring its own interval."""
-    within = within or RANGES.get(value, ANY)
+    within = RANGES.get(value, ANY)
     values = rows.loc[:, value].dropna()
     low, high = ("low", "high") if value in ("estimate", "effect") else (f"{value}_low", f"{value}_high")
     if len(values) == 1 and low in rows and high in rows:
@@ -688,10 +581,22 @@ def _mean(name: object, rows: pd.DataFrame, value: str, within: tuple[float, flo
     return Mean.of(name, values, within)
 
 
-def _means(rows: pd.DataFrame, value: str, by: str, within: tuple[float, float] | None) -> list[Mean]:
+def _means(rows: pd.DataFrame, value: str, by: str) -> list[Mean]:
     """The kinds' means, the lowest first; kinds without a value last."""
-    means = [_mean(name, of_kind, value, within) for name, of_kind in rows.groupby(by, sort=False)]
+    means = [_mean(name, of_kind, value) for name, of_kind in rows.groupby(by, sort=False)]
     return sorted(means, key=lambda mean: (mean.n == 0, mean.value))
+
+
+def _tiers(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable) -> list[list[Mean]]:
+    """Kinds with values in their order, cut where everything before lies clearly below everything after."""
+    known = [mean for mean in means if mean.n]
+    tiers: list[list[Mean]] = []
+    for place, mean in enumerate(known):
+        pairs = itertools.product(known[:place], known[place:])
+        if all(is_clear[group, before.name, after.name] for before, after in pairs):
+            tiers.append([])
+        tiers[-1].append(mean)
+    return tiers
 
 
 def _orders(groups: Mapping[Any, Sequence[Mean]], is_clear: Mapping[tuple, bool], rows: pd.DataFrame) -> str:
@@ -699,36 +604,15 @@ def _orders(groups: Mapping[Any, Sequence[Mean]], is_clear: Mapping[tuple, bool]
     texts = []
     for group, means in groups.items():
         start = f"{_code(group)}: " if group != "" else ""
-        texts.append(f"{start}{_ordered(means, is_clear, group)}")
+        tiers = []
+        for tier in _tiers(means, is_clear, group):
+            unclear = " in no clear order" if len(tier) > 1 else ""
+            tiers.append(f"{_joined([str(mean) for mean in tier])}{unclear}")
+        missing = [mean.name for mean in means if not mean.n]
+        missing_text = f"; no value: {_joined(missing)}" if missing else ""
+        order_text = f"lowest first: {', then '.join(tiers)}{missing_text}" if tiers else "no value for any of them"
+        texts.append(f"{start}{order_text}")
     return f"{_listed(texts)}\n\n{_replicates(rows, groups)}".strip()
-
-
-def _ordered(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable) -> str:
-    """Kinds in their order, cut where everything before lies clearly below everything after."""
-    known = [mean for mean in means if mean.n]
-    missing = [mean.name for mean in means if not mean.n]
-    if not known:
-        return "no value for any of them"
-    tiers: list[list[str]] = []
-    for place, mean in enumerate(known):
-        pairs = itertools.product(known[:place], known[place:])
-        if all(is_clear[group, before.name, after.name] for before, after in pairs):
-            tiers.append([])
-        tiers[-1].append(str(mean))
-    texts = [_joined(tier) + (" in no clear order" if len(tier) > 1 else "") for tier in tiers]
-    missing_text = f"; no value: {_joined(missing)}" if missing else ""
-    return f"lowest first: {', then '.join(texts)}{missing_text}"
-
-
-def _outlying(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable, place: int) -> str:
-    """The kind at one end of an order, if it lies clearly beyond all others; "" if not."""
-    known = [mean for mean in means if mean.n]
-    if len(known) < 2:
-        return ""
-    name = known[place].name
-    others = [mean.name for mean in known if mean.name != name]
-    pairs = [(name, other) if place == 0 else (other, name) for other in others]
-    return name if all(is_clear[group, low, high] for low, high in pairs) else ""
 
 
 def _replicates(rows: pd.DataFrame, groups: Mapping[Any, Sequence[Mean]]) -> str:
@@ -743,18 +627,13 @@ def _replicates(rows: pd.DataFrame, groups: Mapping[Any, Sequence[Mean]]) -> str
     return f"In brackets: 95 % intervals over {over} {unit}."
 
 
-def _headline(*texts: str, words: int = WORDS) -> str:
-    """The first of some texts, from the fullest to the shortest, that has few enough words."""
-    for text in texts:
-        if len(text.split()) <= words:
-            return text
-    return texts[-1]
-
-
-def _needs(table: pd.DataFrame, *columns: str) -> None:
-    for name in columns:
-        if name not in table:
-            raise ValueError(unknown("column", name, table.columns))
+def _headline(text: str, short: str, start: str = "") -> str:
+    """A text of at most `WORDS` words: without its start or its intervals where it is longer, else the short one."""
+    without_intervals = re.sub(r" \([^()]* to [^()]*\)", "", text)
+    for wording in (f"{start}{text}", text, f"{start}{without_intervals}", without_intervals):
+        if len(wording.split()) <= WORDS:
+            return _capital(wording)
+    return short
 
 
 def _code(name: object) -> str:

@@ -1,7 +1,7 @@
 """Verdicts: what bounds over seeds say of claims whose margins were declared beforehand.
 
 A `Comparison` holds one claim about one effect. `Every` and `Some` put claims together, and `judge` gives each of them the error
-that it may make, so that a wrong verdict on the whole is no likelier than 1 − confidence:
+that it may make, so that a wrong verdict on the whole is no likelier than `LEVEL`:
 
 * "All of these" is supported where each part is, at the full level (an intersection-union test). It is contradicted where *some*
   part is, and that is a union over the parts: it takes Holm's correction.
@@ -30,17 +30,16 @@ SUPPORTED = "supported"
 CONTRADICTED = "contradicted"
 INCONCLUSIVE = "inconclusive"
 NOT_TESTABLE = "not testable here"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE)
 MIN_SEEDS = 5
 """With fewer seeds a comparison, and any conclusion that needs it, is `not testable here`."""
 ROOM = 0.2
 """A bound within this part of the margin from the margin decides nothing."""
+LEVEL = 0.05
+"""How likely a verdict on a whole may be wrong, in either direction."""
 POWER = 0.84
 """The standard normal quantile of 80 %: how likely the seeds that are said to be needed are to decide."""
-DIRECTIONS = {
-    "above": "the effect is larger than the margin",
-    "below": "the effect is smaller than the margin",
-    "beyond": "the effect lies further from 0 than the margin, on either side",
-}
+DIRECTIONS = ("above", "below", "beyond")
 
 
 @dataclass(frozen=True)
@@ -204,40 +203,45 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Every:
+class Joined:
+    """Claims that are put together."""
+
+    parts: Sequence["Claimed"]
+
+
+class Every(Joined):
     """All of these."""
 
-    parts: Sequence["Claimed"]
 
-
-@dataclass(frozen=True)
-class Some:
+class Some(Joined):
     """At least one of these."""
 
-    parts: Sequence["Claimed"]
 
-
-@dataclass(frozen=True)
-class Agreed:
+class Agreed(Joined):
     """One claim in several meanings, each tested at the full level: it is decided where all of them say the same."""
 
-    parts: Sequence["Claimed"]
 
-
-Claimed = Comparison | Every | Some | Agreed
+Claimed = Comparison | Joined
 UNTESTED = {"verdict": NOT_TESTABLE, "critical_margin": np.nan, "seeds_needed": np.nan}
 """What a row says where nothing can be tested."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """How far on the claimed side the whole lies at least and at most, in margins; which comparisons say so; and all rows."""
+    """How far on the claimed side a claim lies at least and at most, in margins; which comparisons say so; and its parts."""
 
     least: float
     most: float
     least_row: dict
     most_row: dict
-    rows: list[dict]
+    parts: Sequence["Judged"] = ()
+
+    @property
+    def rows(self) -> list[dict]:
+        """All comparisons."""
+        if not self.parts:
+            return [self.least_row]
+        return list(itertools.chain.from_iterable(part.rows for part in self.parts))
 
     @property
     def verdict(self) -> str:
@@ -258,9 +262,11 @@ class Judged:
         ends = []
         for end, (distance, row) in enumerate([(self.least, self.least_row), (self.most, self.most_row)]):
             critical = Claim(row["claim"], row["margin"]).critical_margins(row["low"], row["high"])[end]
-            # no margin is negative or infinite, so such an end can flip nothing
-            can_flip = 0 <= critical < np.inf
-            ends.append((abs(distance) if can_flip else np.inf, critical if can_flip else np.nan, row))
+            if 0 <= critical < np.inf:
+                ends.append((abs(distance), critical, row))
+            else:
+                # no margin is negative or infinite, so such an end can flip nothing
+                ends.append((np.inf, np.nan, row))
         if verdict == SUPPORTED:
             ends = ends[:1]
         elif verdict == CONTRADICTED:
@@ -299,7 +305,7 @@ def _seeds_needed(row: dict) -> float:
     return float(np.ceil(((student + POWER) * spread / distance) ** 2))
 
 
-def judge(claim: "Claimed", level: float, level_against: float) -> Judged:
+def judge(claim: "Claimed", level: float = LEVEL, level_against: float = LEVEL) -> Judged:
     """A claim at the probabilities with which it may wrongly be supported and wrongly be contradicted.
 
     The rows below `Every` and `Some` come at Holm's levels; the whole is settled by the first step of Holm.
@@ -308,47 +314,47 @@ def judge(claim: "Claimed", level: float, level_against: float) -> Judged:
         return _compared(claim, level, level_against)
     if not claim.parts:
         raise ValueError("there is nothing to compare: expected at least one recipe and one metric")
-    count = len(claim.parts)
     if isinstance(claim, Every):
-        steps = _holm(claim.parts, level_against, lambda part, step: judge(part, level, step).most < 0)
-        first = [judge(part, level, level_against / count) for part in claim.parts]
-        shown = [judge(part, level, step) for part, step in zip(claim.parts, steps, strict=True)]
-        weakest = min(first, key=lambda part: part.least)
-        strongest = min(first, key=lambda part: part.most)
+        first, parts = _holm(
+            claim.parts, level_against, lambda part, step: judge(part, level, step), lambda part: part.most < 0
+        )
+        least_of, most_of = min, min
     elif isinstance(claim, Some):
-        steps = _holm(claim.parts, level, lambda part, step: judge(part, step, level_against).least > 0)
-        first = [judge(part, level / count, level_against) for part in claim.parts]
-        shown = [judge(part, step, level_against) for part, step in zip(claim.parts, steps, strict=True)]
-        weakest = max(first, key=lambda part: part.least)
-        strongest = max(first, key=lambda part: part.most)
+        first, parts = _holm(
+            claim.parts, level, lambda part, step: judge(part, step, level_against), lambda part: part.least > 0
+        )
+        least_of, most_of = max, max
     else:
-        shown = [judge(part, level, level_against) for part in claim.parts]
-        weakest = min(shown, key=lambda part: part.least)
-        strongest = max(shown, key=lambda part: part.most)
-    rows = list(itertools.chain.from_iterable(part.rows for part in shown))
-    return Judged(weakest.least, strongest.most, weakest.least_row, strongest.most_row, rows)
+        first = parts = [judge(part, level, level_against) for part in claim.parts]
+        least_of, most_of = min, max
+    least = least_of(first, key=lambda part: part.least)
+    most = most_of(first, key=lambda part: part.most)
+    return Judged(least.least, most.most, least.least_row, most.most_row, parts)
 
 
-def _holm(parts: Sequence, level: float, decided: Callable) -> list[float]:
-    """Holm's step-down: the level of each part; those that are left when none is decided share the last one."""
-    levels = [0.0] * len(parts)
-    left = list(range(len(parts)))
-    while left:
-        step = level / len(left)
-        for place in left:
-            levels[place] = step
-        undecided = [place for place in left if not decided(parts[place], step)]
-        if len(undecided) == len(left):
-            break
-        left = undecided
-    return levels
+def _holm(
+    claims: Sequence["Claimed"],
+    level: float,
+    judge_at: Callable[["Claimed", float], Judged],
+    is_decided: Callable[[Judged], bool],
+) -> tuple[list[Judged], list[Judged]]:
+    """Holm's step-down: all claims at its first step, and each at its last; those left when none is decided share one."""
+    first = [judge_at(claim, level / len(claims)) for claim in claims]
+    last = list(first)
+    undecided = [place for place, judged in enumerate(last) if not is_decided(judged)]
+    left = len(claims)
+    while 0 < len(undecided) < left:
+        left = len(undecided)
+        for place in undecided:
+            last[place] = judge_at(claims[place], level / left)
+        undecided = [place for place in undecided if not is_decided(last[place])]
+    return first, last
 
 
 def _compared(comparison: Comparison, level: float, level_against: float) -> Judged:
     claim = comparison.claim
     effect = comparison.effect
     low, high = effect.bounds(*claim.tails(level, level_against))
-    least, most = claim.distances(low, high)
     row = {
         "test": comparison.test,
         "claim": claim.direction,
@@ -359,10 +365,12 @@ def _compared(comparison: Comparison, level: float, level_against: float) -> Jud
         "n": effect.n,
         "confidence": 1 - level,
         "confidence_against": 1 - level_against,
+        "value": "",
         **comparison.about,
     }
-    row = Judged(least, most, row, row, [row]).row()
-    return Judged(least, most, row, row, [row])
+    least, most = claim.distances(low, high)
+    row = Judged(least, most, row, row).row()
+    return Judged(least, most, row, row)
 
 
 def concluded(
@@ -372,44 +380,29 @@ def concluded(
     *,
     premises: Sequence["Claimed"] = (),
     controls: Sequence["Claimed"] = (),
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """All comparisons and, as the last row, the conclusion that every part holds, with the comparison that decides it.
 
+    The columns are those that `conclusions` describes. A part of several comparisons gets a row with its own verdict.
+
     Parameters
     ----------
-    conclusion, text : str
-        Its number, and what it says.
-    parts : dict
-        Name of a part -> its claim. One that consists of several comparisons gets a row with its own verdict.
-    premises : sequence of claims
-        Without their support nothing is testable. They are not paid for.
-    controls : sequence of claims
-        If one is contradicted, nothing is testable either.
-    confidence : float
-        One minus the probability of a wrong verdict, in either direction.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns that `conclusions` describes.
+    conclusion, text : its number, and what it says
+    parts : name of a part -> its claim
+    premises : without their support nothing is testable; they are not paid for
+    controls : if one is contradicted, nothing is testable either
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    level = 1 - confidence
     # one row for each, which shows the comparison that decides it
-    premise_rows = [{**judge(one, level, level).row(), "part": "premise"} for one in premises]
-    control_rows = [{**judge(one, level, level).row(), "part": "control"} for one in controls]
+    premise_rows = [{**judge(claim).row(), "part": "premise"} for claim in premises]
+    control_rows = [{**judge(claim).row(), "part": "control"} for claim in controls]
     rows = [*premise_rows, *control_rows]
-    # each part may wrongly be contradicted at Holm's level, as a part of all
-    steps = _holm(list(parts.values()), level, lambda part, step: judge(part, level, step).most < 0)
-    for (name, part), step in zip(parts.items(), steps, strict=True):
-        judged = judge(part, level, step)
+    whole = judge(Every(list(parts.values())))
+    for name, judged in zip(parts, whole.parts, strict=True):
         rows += [{**row, "part": name} for row in judged.rows]
         if len(parts) > 1 and len(judged.rows) > 1:
             deciding = judged.row()
             rows.append({**deciding, "part": name, "test": name, "decided_by": deciding["test"]})
-    last = judge(Every(list(parts.values())), level, level).row()
+    last = whole.row()
     failed = [row for row in premise_rows if row["verdict"] != SUPPORTED]
     failed += [row for row in control_rows if row["verdict"] in (CONTRADICTED, NOT_TESTABLE)]
     if failed:
@@ -431,6 +424,7 @@ COLUMNS = (
     "n",
     "seeds_needed",
     "decided_by",
+    "value",
 )
 """What a stored table of verdicts has at least."""
 
@@ -438,20 +432,8 @@ COLUMNS = (
 def save(rows: pd.DataFrame, folder: str | os.PathLike) -> None:
     """Write a table of verdicts, one JSON file for each conclusion, in the place of an older one and all at once.
 
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Of `conclusions`, of one or several of them, with any further columns of texts and numbers.
-    folder : path
-        Made where it is missing; the conclusion "1" is its file `1.json`.
+    Conclusion "1" is the file `1.json` of the folder, which is made where it is missing.
 
-    Raises
-    ------
-    ValueError
-        A column is missing, or a conclusion's name cannot be that of a file.
-
-    Examples
-    --------
     >>> import tempfile
     >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -473,22 +455,7 @@ def save(rows: pd.DataFrame, folder: str | os.PathLike) -> None:
 
 
 def load(folder: str | os.PathLike) -> pd.DataFrame:
-    """All tables of verdicts of a folder, one below the other, as `save` wrote them.
-
-    Parameters
-    ----------
-    folder : path
-
-    Returns
-    -------
-    pandas.DataFrame
-        Conclusions in the order of their names, each one's last row being the conclusion.
-
-    Raises
-    ------
-    ValueError
-        The folder holds no verdicts, or a file, which is named, is not what `save` writes.
-    """
+    """All tables of verdicts that `save` wrote into a folder, in the order of their files' names, one below the other."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise ValueError(f"no verdicts in {folder}; run the notebooks that judge first")
@@ -508,25 +475,17 @@ def needs(table: pd.DataFrame, *columns: str) -> None:
 
     >>> needs(pd.DataFrame({"seed": [0]}), "seed")
     """
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise ValueError(
-            f"the table needs columns {' and '.join(columns)}, got none called {' or '.join(missing)}: "
-            "recipe and seed come from concat(…, recipe=[…], seed=[…]), source, corruption and domain from "
-            "specs.labelled, all others from summarise(…, full=True)"
-        )
+    for name in columns:
+        if name not in table:
+            raise ValueError(
+                f"{unknown('column', name, table.columns)}; recipe and seed come from concat(…, recipe=[…], seed=[…]), "
+                "source, corruption and domain from specs.labelled, all others from summarise(…, full=True)"
+            )
 
 
 def seed_values(table: pd.DataFrame, value: str, **keys: object) -> pd.Series:
     """One column by seed, of the rows whose columns are `keys`; seeds without a value are left out, with a warning.
 
-    Raises
-    ------
-    ValueError
-        The table lacks a column or one of the keys, or has a seed more than once.
-
-    Examples
-    --------
     >>> table = pd.DataFrame({"recipe": "plain", "seed": [0, 1], "metric": "m", "estimate": [0.5, 0.7]})
     >>> seed_values(table, "estimate", recipe="plain", metric="m").to_dict()
     {0: 0.5, 1: 0.7}
@@ -554,15 +513,8 @@ def seed_values(table: pd.DataFrame, value: str, **keys: object) -> pd.Series:
 def trained(table: pd.DataFrame, *, least: float) -> pd.DataFrame:
     """The rows of networks that learned their task; those that did not are left out, with a warning that names them.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With the columns `model`, `recipe` and `accuracy`.
-    least : float
-        Accuracy under which a network counts as not trained, unless its recipe is "random".
+    A network counts as not trained if its accuracy is under `least`, unless its recipe is "random".
 
-    Examples
-    --------
     >>> table = pd.DataFrame({"model": ["a", "b"], "recipe": ["random", "plain"], "accuracy": [0.1, 0.9]})
     >>> len(trained(table, least=0.5))
     2
