@@ -217,10 +217,6 @@ class Some(Joined):
     """At least one of these."""
 
 
-class Agreed(Joined):
-    """One claim in several meanings, each tested at the full level: it is decided where all of them say the same."""
-
-
 Claimed = Comparison | Joined
 UNTESTED = {"verdict": NOT_TESTABLE, "critical_margin": np.nan, "seeds_needed": np.nan}
 """What a row says where nothing can be tested."""
@@ -272,9 +268,7 @@ class Judged:
         elif verdict == CONTRADICTED:
             ends = ends[1:]
         _, critical, row = min(ends, key=lambda end: end[0])
-        # where two meanings of a claim disagree, a comparison that is decided leaves the whole open
-        is_open = verdict == INCONCLUSIVE and row.get("verdict", INCONCLUSIVE) == INCONCLUSIVE
-        seeds = _seeds_needed(row) if is_open else np.nan
+        seeds = _seeds_needed(row) if verdict == INCONCLUSIVE else np.nan
         return row | {"verdict": verdict, "critical_margin": critical, "seeds_needed": seeds}
 
 
@@ -319,14 +313,11 @@ def judge(claim: "Claimed", level: float = LEVEL, level_against: float = LEVEL) 
             claim.parts, level_against, lambda part, step: judge(part, level, step), lambda part: part.most < 0
         )
         least_of, most_of = min, min
-    elif isinstance(claim, Some):
+    else:
         first, parts = _holm(
             claim.parts, level, lambda part, step: judge(part, step, level_against), lambda part: part.least > 0
         )
         least_of, most_of = max, max
-    else:
-        first = parts = [judge(part, level, level_against) for part in claim.parts]
-        least_of, most_of = min, max
     least = least_of(first, key=lambda part: part.least)
     most = most_of(first, key=lambda part: part.most)
     return Judged(least.least, most.most, least.least_row, most.most_row, parts)

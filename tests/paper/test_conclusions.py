@@ -672,16 +672,16 @@ NONE = dict.fromkeys(("barlow_twins_augmented", "vicreg_augmented"), 0.0)
 @pytest.mark.parametrize(
     ("made", "without", "counted", "not_counted", "verdict"),
     [
-        # one word decides: Barlow Twins and VICReg become invariant, a method without any contrast does not
-        ({}, SUPPORTED, SUPPORTED, CONTRADICTED, INCONCLUSIVE),
-        (NONE, SUPPORTED, CONTRADICTED, SUPPORTED, INCONCLUSIVE),
+        # one meaning is enough: Barlow Twins and VICReg become invariant or not, a method without any contrast does not
+        ({}, SUPPORTED, SUPPORTED, CONTRADICTED, SUPPORTED),
+        (NONE, SUPPORTED, CONTRADICTED, SUPPORTED, SUPPORTED),
         ({"simsiam_augmented": 0.4}, SUPPORTED, CONTRADICTED, CONTRADICTED, CONTRADICTED),
         ({"simclr_augmented": 0.0}, SUPPORTED, CONTRADICTED, CONTRADICTED, CONTRADICTED),
         ({"simclr_augmented": 0.1}, SUPPORTED, INCONCLUSIVE, CONTRADICTED, INCONCLUSIVE),
         ({"simclr_augmented": -0.5}, SUPPORTED, CONTRADICTED, CONTRADICTED, CONTRADICTED),
         ({"turns": 0.3}, CONTRADICTED, CONTRADICTED, CONTRADICTED, CONTRADICTED),
         ({"simclr": 0.1}, INCONCLUSIVE, INCONCLUSIVE, CONTRADICTED, INCONCLUSIVE),
-        ({"simclr": -0.3}, SUPPORTED, SUPPORTED, CONTRADICTED, INCONCLUSIVE),
+        ({"simclr": -0.3}, SUPPORTED, SUPPORTED, CONTRADICTED, SUPPORTED),
         ({"augmented": 0.0}, SUPPORTED, NOT_TESTABLE, NOT_TESTABLE, NOT_TESTABLE),
         ({"seeds": 4}, NOT_TESTABLE, NOT_TESTABLE, NOT_TESTABLE, NOT_TESTABLE),
     ],
@@ -692,11 +692,8 @@ def test_conclusion_5_comes_out_as_the_table_was_made(made, without, counted, no
     assert [found[part] for part in parts] == [without, counted, not_counted, verdict]
 
 
-def test_no_number_of_seeds_decides_what_a_word_leaves_open():
-    found = fifth(self_supervised())
-    assert found.iloc[-1].verdict == INCONCLUSIVE
-    assert np.isnan(found.iloc[-1].seeds_needed)
-    assert not found.duplicated(["test", "beside"]).any()
+def test_comparisons_stand_once_with_each_meaning():
+    assert not fifth(self_supervised()).duplicated(["test", "beside"]).any()
 
 
 @pytest.mark.parametrize(("augmented", "verdict"), [(0.75, SUPPORTED), (0.5, CONTRADICTED), (0.6, INCONCLUSIVE)])
