@@ -430,8 +430,6 @@ def report(
 
     Exit codes: 0 done; 1 a notebook failed, the report says where; 2 something asked for does not exist, nothing was run.
     """
-    import yaml
-
     from eedkit.report.parameters import read_yaml
 
     given = {}
@@ -441,7 +439,7 @@ def report(
             raise _usage("report", f"-p takes NAME=VALUE, got {short(text)}")
         try:
             given[name] = read_yaml(value)
-        except yaml.YAMLError as error:
+        except ValueError as error:
             raise _usage("report", f"-p {short(text)}: the value is not YAML ({str(error).splitlines()[0]})") from None
 
     from eedkit.report.notebooks import NotebooksFailed

@@ -17,7 +17,8 @@ EXTRA_OF = {
     ),
     **dict.fromkeys(("dask", "distributed", "fsspec", "psutil", "rich", "typer", "yaml", "zarr"), "study"),
     **dict.fromkeys(
-        ("IPython", "ipywidgets", "latex2mathml", "nbconvert", "nbformat", "papermill", "pydantic"), "notebooks"
+        ("IPython", "ipywidgets", "latex2mathml", "nbclient", "nbconvert", "nbformat", "papermill", "pydantic"),
+        "notebooks",
     ),
     "lightning": "lightning",
     "timm": "timm",

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -306,10 +305,10 @@ def _profile(name_or_path: str | Path) -> tuple[str, dict[str, dict[str, Any]]]:
         of_notebook = TypeAdapter(dict[str, dict[str, Any] | None]).validate_python(content)
     except FileNotFoundError:
         raise ReportError(f"no profile file {file}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ReportError(f"{file.name} is not YAML: {error}") from None
     except ValidationError:
         raise ReportError(f"{file.name}: expected `notebook: {{parameter: value}}`, got {short(content)}") from None
+    except ValueError as error:
+        raise ReportError(f"{file.name} is not YAML: {error}") from None
     return file.name, {stem: values or {} for stem, values in of_notebook.items()}
 
 

@@ -103,11 +103,14 @@ def check(stem: str, declared: Mapping[str, Parameter], given: Mapping[str, Any]
 
 
 def read_yaml(text: str) -> Any:
-    """YAML without aliases, a few of which, nested, stand for gigabytes; yaml.YAMLError where it is none."""
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError("aliases such as *name are not read here; write the value out")
-    return yaml.safe_load(text)
+    """YAML without aliases, a few of which, nested, stand for gigabytes; ValueError where it is none."""
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases such as *name are not read here; write the value out")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
 
 
 def _line(statement: ast.stmt) -> tuple[str, str, Any]:
