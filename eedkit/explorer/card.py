@@ -469,12 +469,12 @@ def _averaging(one: xr.Dataset) -> Section | None:
     if REVERSE not in one:
         return None
     row = averaging_gain(one).iloc[0]
-    if np.isnan(row.foretold):
+    if np.isnan(row.predicted):
         return None
     said = (
         f"Where {_moves(one)} occur, averaging the class probabilities over the orbit would lower the log-loss by "
-        f"{row.foretold:.2g} nats{_interval(row.foretold_low, row.foretold_high)}, at {one.sizes['element']} times the "
-        "cost. This is foretold from the probabilities, without labels."
+        f"{row.predicted:.2g} nats{_interval(row.predicted_low, row.predicted_high)}, at {one.sizes['element']} times the "
+        "cost. This is predicted from the probabilities, without labels."
     )
     return Section("What would averaging over the orbit buy?", (said,))
 

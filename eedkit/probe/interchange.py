@@ -124,6 +124,7 @@ def interchange(
 
     Examples
     --------
+    >>> _ = torch.manual_seed(6)
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
     >>> ds = interchange(net, torch.rand(8, 1, 5, 5), group="C4", layers=["0"], progress=False)
     >>> (ds.latent.mean(["element", "sample"]) < -0.9999).to_series().droplevel("model").to_dict()

@@ -147,7 +147,7 @@ def test_the_gain_is_predicted_and_real():
 
 
 @pytest.mark.filterwarnings("ignore:.* predicts class")
-def test_results_of_measure_foretell_the_same():
+def test_results_of_measure_predict_the_same():
     options = {"group": "C4", "progress": False, "device": "cpu"}
     model, data = "recipe:random?seed=0", "digits/test?n=24"
     ds = ek.measure(model, data, metrics="softmax_reverse", **options)
