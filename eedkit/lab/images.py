@@ -147,7 +147,9 @@ def load(
     (20, torch.Size([1, 17, 17]), 'digits-...')
     """
     name, options = check(spec, size=size, channels=channels)
-    size, channels, seed = options["size"], options["channels"], options["seed"] or 0
+    size = options["size"]
+    channels = options["channels"]
+    seed = options["seed"] or 0
     if transform is not None:
         transform = transform.at(size, channels)
     images = _tidy(_open(name), name, options["label"])

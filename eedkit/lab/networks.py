@@ -53,7 +53,9 @@ class GroupConv(nn.Module):
     ) -> None:
         super().__init__()
         self.action: Action = on_filters(group, size)
-        self.stride, self.padding, self.lifts = stride, size // 2, lifts
+        self.stride = stride
+        self.padding = size // 2
+        self.lifts = lifts
         per_field = 1 if lifts else self.action.group.order
         self.weight = nn.Parameter(torch.empty(fields, fields_in, per_field, size, size))
         nn.init.kaiming_normal_(self.weight.flatten(1, 2), nonlinearity="relu")

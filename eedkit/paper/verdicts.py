@@ -287,9 +287,13 @@ def _seeds_needed(row: dict) -> float:
     low, high = claim.outward(row["low"], row["high"])
     lower_edge, upper_edge = claim.edges
     if effect > upper_edge:
-        tail, half, distance = tail_low, effect - low, effect - upper_edge
+        tail = tail_low
+        half = effect - low
+        distance = effect - upper_edge
     elif effect < lower_edge:
-        tail, half, distance = tail_high, high - effect, lower_edge - effect
+        tail = tail_high
+        half = high - effect
+        distance = lower_edge - effect
     else:
         return np.nan
     if not np.isfinite(half):

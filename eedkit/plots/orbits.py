@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from eedkit.errors import unknown
 from eedkit.plots import style
+from eedkit.plots.panels import rows_with_values
 from eedkit.results.intervals import mean_interval
 from eedkit.results.summary import summarise
 
@@ -130,7 +131,7 @@ def orbit_variance(table: pd.DataFrame, *, by: str | None = None, title: str = "
     3
     """
     by = _kinds_column(table, by)
-    rows = _with_values(table, "share")
+    rows = rows_with_values(table, ("share",), "share")
     kinds = list(dict.fromkeys(rows[by]))
     parts = [part for part in PART_COLOURS if part in set(rows.part)]
     with style.theme(grid=False):
@@ -192,7 +193,7 @@ def element_probe(table: pd.DataFrame, *, by: str | None = None, title: str = ""
     'accuracy of the probe'
     """
     by = _kinds_column(table, by)
-    rows = _with_values(table, "accuracy")
+    rows = rows_with_values(table, ("accuracy",), "accuracy")
     looks = style.looks(rows[by].tolist())
     with style.theme():
         fig = style.blank(0.7 + 0.3 * len(looks), title or "Is the element gone from the features, or only small?")
@@ -235,7 +236,7 @@ def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "
     'gain in log-loss, nats'
     """
     by = _kinds_column(table, by)
-    rows = _with_values(table, "predicted")
+    rows = rows_with_values(table, ("predicted",), "predicted")
     looks = style.looks(rows[by].tolist())
     fills = {"predicted": None, "real": "white"}
     with style.theme():
@@ -289,15 +290,6 @@ def _kinds_column(table: pd.DataFrame, by: str | None) -> str:
     if by not in table:
         raise ValueError(unknown("column", by, table.columns))
     return by
-
-
-def _with_values(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    if column not in table:
-        raise ValueError(unknown("column", column, table.columns))
-    rows = table.dropna(subset=[column])
-    if rows.empty:
-        raise ValueError(f"no row has a value of {column}")
-    return rows
 
 
 def _of_kind(rows: pd.DataFrame, by: str, kind: object) -> pd.DataFrame:

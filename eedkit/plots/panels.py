@@ -72,11 +72,11 @@ def lines(
     ValueError
         There is no such column, or no row with a value.
     """
-    rows = _rows(table, (x, y, by, *([panel] if panel else [])), y).dropna(subset=[x])
+    rows = rows_with_values(table, (x, y, by, *([panel] if panel else [])), y).dropna(subset=[x])
     not_shown = 0
     if log:
         not_shown = int((rows[y].to_numpy() <= 0).sum())
-        rows = _rows(rows.where(rows[y] > 0), (), y)
+        rows = rows_with_values(rows.where(rows[y] > 0), (), y)
     best = _best(rows, y)
     bounds = (max(bounds[0], best), bounds[1])
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
@@ -226,7 +226,7 @@ def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
     ValueError
         A column is missing, or no row has a value.
     """
-    rows = _rows(rows, ("share", "what", "effect", "low", "high", "n"), "effect")
+    rows = rows_with_values(rows, ("share", "what", "effect", "low", "high", "n"), "effect")
     looks = style.looks(rows.what)
     shares = sorted(rows.share.unique())
     with style.panels(1, title) as (fig, (ax,)):
@@ -259,7 +259,7 @@ def cloud(
     ylabel: str | None = None,
 ) -> Figure:
     """One point per row of a table: `y` against `x`, coloured by `by`; a network may have several, told by `model`."""
-    rows = _rows(table, (x, y, by), y).dropna(subset=[x])
+    rows = rows_with_values(table, (x, y, by), y).dropna(subset=[x])
     looks = _looks(rows.loc[:, by])
     with style.panels(1, title) as (fig, (ax,)):
         for name, look in looks.items():
@@ -398,7 +398,8 @@ def pictures(images: Mapping[str, Sequence], *, columns: Sequence, title: str = 
     return fig
 
 
-def _rows(table: pd.DataFrame, columns: tuple[str, ...], y: str) -> pd.DataFrame:
+def rows_with_values(table: pd.DataFrame, columns: tuple[str, ...], y: str) -> pd.DataFrame:
+    """The rows that have a value of `y`; ValueError for a column that is not there, and where there is no such row."""
     for name in columns:
         if name not in table:
             raise ValueError(unknown("column", name, table.columns))

@@ -30,7 +30,9 @@ from eedkit.theory.groups import Group
 
 IMAGE = "image"
 """The layer at depth 0, where the image itself is turned."""
-AS_THEY_ARE, MATCHED, PERTURBED = "as they are", "matched", "perturbed"
+AS_THEY_ARE = "as they are"
+MATCHED = "matched"
+PERTURBED = "perturbed"
 CHANNELS = {
     AS_THEY_ARE: METRICS["channelwise"],
     MATCHED: METRICS["channelwise_matched"],

@@ -249,7 +249,7 @@ def _gains(predicted: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     """Means over images, with their intervals; NaN where there is no image, or one alone."""
     row: dict[str, Any] = {}
     for name, values in (("predicted", predicted), ("real", real)):
-        mean, low, high = np.nan, np.nan, np.nan
+        mean = low = high = np.nan
         if len(values) == 1:
             mean = float(values[0])
         elif len(values) > 1:

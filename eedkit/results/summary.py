@@ -235,7 +235,9 @@ def ratio_from_x(one: xr.Dataset, metric: str, layer: str | None = None, *, of: 
     null = one[f"{name}_null"].isel(model=0) if f"{name}_null" in one else xr.full_like(values, np.nan)
     if "layer" in values.dims:
         at = one.layer.values.tolist().index(layer)
-        values, null, scale = values.isel(layer=at), null.isel(layer=at), scale[[at]]
+        values = values.isel(layer=at)
+        null = null.isel(layer=at)
+        scale = scale[[at]]
     is_moved = one.element.values != one.element.attrs.get("identity", "e")
     values = values.isel(element=is_moved).transpose("element", "sample").astype(float)
     gap = null.isel(element=is_moved).transpose("element", "sample").astype(float).mean("sample") - attrs["best"]
