@@ -9,7 +9,7 @@ the standard error of K units. So an estimate made of several others has their r
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 
 class Chains:
@@ -86,6 +86,21 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0
         return float(mean), float("-inf"), float("inf")
     low, high = t_interval(mean, mean_residuals(array), confidence)
     return float(mean), float(low), float(high)
+
+
+def share_interval(share: np.ndarray, n: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of shares of n units, which has a width at 0 and 1, too; NaN where n is 0.
+
+    >>> low, high = share_interval(np.array([1.0]), 10, 0.95)
+    >>> low.round(2), high
+    (array([0.72]), array([1.]))
+    """
+    if n == 0:
+        return np.full(share.shape, np.nan), np.full(share.shape, np.nan)
+    z = ndtri((1 + confidence) / 2)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return middle - half, middle + half
 
 
 def sampling_error(values: np.ndarray, circles: int) -> np.ndarray:

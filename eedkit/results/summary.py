@@ -16,7 +16,8 @@ import xarray as xr
 from eedkit.errors import unknown
 from eedkit.results import schema
 from eedkit.results.intervals import Chains, mean_of, mean_residuals, ratio_residuals, sampling_error, t_interval
-from eedkit.results.predictions import predictions
+from eedkit.results.predictions import by_element, predictions
+from eedkit.results.text import Summary
 
 SMALL = 2**26
 """Bytes of results that are read at once."""
@@ -123,18 +124,24 @@ def _ratio(estimate: np.ndarray, null: np.ndarray, best: float, rounding: np.nda
 
 
 def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: float = 0.95) -> pd.DataFrame:
-    """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
+    """How accurate each model is moved, and E(f, G), the mean of the integrand (Kvinge et al. 2022, eq. 4), calibrated.
 
-    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names.
-    Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the
-    relative value over the chains of images that share their shuffled orbits, from the residuals of E and of its
-    null together. Accuracy by element comes before: `ds.eed` shows it.
+    First, accuracy by element where images have labels, and the part of predictions that stay as the image moves: rows of
+    the metrics "accuracy" and "prediction kept", which are at no layer and have no relative value; the element "moved" is
+    the mean over all but the identity. The null of a prediction kept is how often two different images get the same class.
+
+    Then one row per metric and layer, at no element, since E is the mean over all; of a tree also per data set (by its
+    spec) and group, in columns of these names. Means are over the samples that have a value. Intervals are Student's t:
+    that of E over images, that of the relative value over the chains of images that share their shuffled orbits, from the
+    residuals of E and of its null together.
+
+    The table shows itself in 80 columns; `ek.to_latex` makes one for a paper.
 
     Columns
     -------
     relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order): 0 is perfectly equivariant; at 1 a
         transformed copy is as far away as a different image *[ours]*
-    estimate, low, high : E and its interval
+    estimate, low, high : E, or a share of the images, and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
     best : m*, the value of a perfectly equivariant model
     order : 2 for distances that grow with the square of a small difference, 1 for the others
@@ -176,15 +183,19 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
             spec = str(leaf.attrs.get("data", "")).rpartition(" [")[0]
             table = summarise(leaf.to_dataset(), full=full, confidence=confidence)
             tables.append(table.assign(data=spec or path, group=group))
-        return pd.concat(tables, ignore_index=True)
+        table = pd.concat(tables, ignore_index=True)
+        return table if full else Summary(table)
     ds = schema.validate(ds)
     chains = _chains(ds)
     tables = []
     for about, one in _each_model(ds):
         accuracy = dict(zip(("accuracy", "accuracy_reason"), _accuracy(one), strict=True)) if full else {}
+        tables.append(by_element(one, confidence).assign(**about, **accuracy))
         for metric in schema.metrics_of(ds):
             tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy}))
-    return pd.concat(tables, ignore_index=True)
+    columns = tables[-1].columns
+    table = pd.concat([part for part in tables if len(part)], ignore_index=True)[columns]
+    return table if full else Summary(table)
 
 
 def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.DataFrame:
@@ -457,8 +468,8 @@ def _no_interval(low: np.ndarray, relative: np.ndarray, relative_low: np.ndarray
 def _places(one: xr.Dataset, metric: str) -> dict[str, Any]:
     """The columns that say where a metric was taken."""
     if "layer" not in one[metric].dims:
-        return {"metric": metric, "layer": ["output"], "depth": [1.0]}
-    return {"metric": metric, "layer": one.layer.values, "depth": one.depth.values}
+        return {"metric": metric, "layer": ["output"], "element": "", "depth": [1.0]}
+    return {"metric": metric, "layer": one.layer.values, "element": "", "depth": one.depth.values}
 
 
 def _by_layer(one: xr.Dataset, name: str, *, over: str = "element") -> np.ndarray:
