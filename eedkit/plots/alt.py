@@ -3,6 +3,8 @@
 Knows matplotlib, never results.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -21,7 +23,7 @@ SHOWN_LABELS = 12
 
 
 def alt_text(fig: Figure) -> str:
-    """Title, axes, and of every series its ends, lowest and highest value.
+    """The figure's caption, and of its axes every series with its ends, lowest and highest value.
 
     >>> import matplotlib.pyplot as plt
     >>> fig, ax = plt.subplots()
@@ -30,34 +32,42 @@ def alt_text(fig: Figure) -> str:
     >>> alt_text(fig)
     'EED against depth. plain: from 0.5 at 0 to 0.25 at 1.'
     """
-    sentences = [_words(fig.get_suptitle())]
+    said = [getattr(fig, "caption", fig.get_suptitle())]
     for ax in fig.axes:
         if ax.get_visible():
-            sentences += _of_axes(ax)
+            said += _of_axes(ax)
     images = sum(len(ax.images) for ax in fig.axes)
     if images:
-        sentences.append(f"{images} images")
-    return " ".join(
-        sentence if sentence.endswith(("?", ".", "!")) else f"{sentence}." for sentence in sentences if sentence
-    )
+        said.append(f"{images} images")
+    return sentences(said)
+
+
+def sentences(texts: Sequence[str]) -> str:
+    """Texts as sentences, each with its end, and without what matplotlib alone reads.
+
+    >>> sentences(["Why", "", "Because."])
+    'Why. Because.'
+    """
+    words = [_words(text) for text in texts]
+    return " ".join(text if text.endswith(("?", ".", "!")) else f"{text}." for text in words if text)
 
 
 def _of_axes(ax: Axes) -> list[str]:
     """Sentences on one axes; none on the scale of colours."""
     if ax.get_label() == "<colorbar>":
         return []
-    sentences = [_words(ax.get_title()) or _words(ax.get_title(loc="left"))]
+    said = [_words(ax.get_title()) or _words(ax.get_title(loc="left"))]
     if ax.get_ylabel() and ax.get_xlabel():
-        sentences.append(f"{_words(ax.get_ylabel())} against {_words(ax.get_xlabel())}")
+        said.append(f"{_words(ax.get_ylabel())} against {_words(ax.get_xlabel())}")
     for mesh in ax.collections:
         if isinstance(mesh, QuadMesh):
-            sentences.append(_of_cells(ax, mesh))
+            said.append(_of_cells(ax, mesh))
     handles, labels = ax.get_legend_handles_labels()
     for handle, label in list(zip(handles, labels, strict=True))[:SHOWN_LABELS]:
-        said = _of_series(ax, handle)
-        if said:
-            sentences.append(f"{_words(label)}: {said}")
-    return sentences
+        of_series = _of_series(ax, handle)
+        if of_series:
+            said.append(f"{_words(label)}: {of_series}")
+    return said
 
 
 def _of_series(ax: Axes, handle: object) -> str:

@@ -237,13 +237,17 @@ def ratio_from_x(one: xr.Dataset, metric: str, layer: str | None = None, *, of: 
 
     The null is the mean over the images under the same element, so that means over images, or over elements, are on the
     scale of relative values when `as_relative` has taken their root. NaN where the null gap lies within rounding, and
-    where there is no null. `of="_round_trip"` puts m(f(g⁻¹gx), f(x)) in the place of m(f(gx), g f(x)).
+    where there is no null. `of="_round_trip"` puts m(f(g⁻¹gx), f(x)) in the place of m(f(gx), g f(x)), and
+    `of="_from_x_null"` that of another image.
     """
-    name = schema.from_x(one, metric)
+    one = one.isel(model=0)
     attrs = one[metric].attrs
     scale, _ = _scale(one, metric)
-    values = one[name if of == "_from_x" else metric + of].isel(model=0)
-    null = one[f"{name}_null"].isel(model=0) if f"{name}_null" in one else xr.full_like(values, np.nan)
+    from_x = one[schema.from_x(one, metric)]
+    null = one.get(f"{from_x.name}_null", xr.full_like(from_x, np.nan))
+    values = {"_from_x": from_x, "_from_x_null": null}.get(of)
+    if values is None:
+        values = one[metric + of]
     if "layer" in values.dims:
         at = one.layer.values.tolist().index(layer)
         values = values.isel(layer=at)
