@@ -1,6 +1,6 @@
 """The figures of eedkit's results, each a matplotlib Figure: `ek.plots`.
 
-Knows Datasets and tables of `summarise`; only `worst`, which shows images, also reads and moves them.
+Knows Datasets and tables of `summarise`; only `worst` and `flipbook`, which show images, also move them.
 
 .. include:: ../../notebooks/gallery/README.md
 """
@@ -18,6 +18,7 @@ _load, __dir__, __all__ = _lazy.attach(
         "panels": ["cloud", "dose_response", "effects", "lines", "pictures"],
         "alt": ["alt_text"],
         "style": ["FORMATS", "save", "width"],
+        "flipbook": ["flipbook"],
         "worst": ["worst"],
     },
 )
