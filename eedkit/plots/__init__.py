@@ -16,7 +16,6 @@ _load, __dir__, __all__ = _lazy.attach(
         "figures": ["calibration", "class_heatmap", "depth_profile", "histogram", "orbit_rose"],
         "orbits": ["averaging_gain", "element_probe", "interchange", "orbit_variance"],
         "panels": ["cloud", "dose_response", "effects", "lines", "pictures"],
-        "alt": ["alt_text"],
         "style": ["FORMATS", "save", "width"],
         "flipbook": ["flipbook"],
         "worst": ["worst"],

@@ -301,7 +301,6 @@ def class_heatmap(
     metric: str = "latent",
     layer: str | None = None,
     by: str | None = None,
-    class_names: Sequence[str] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -325,8 +324,8 @@ def class_heatmap(
         far = from_unmoved(ds, metric, layer)
         by_class = far.on_scale(labels_of_results.labelled(far.values).groupby("label").mean("sample"))
         by_class = _with_identity(by_class, ds)
-        own_names = labels_of_results.class_names(ds) if class_names is None else class_names
-        classes = [style.literal(own_names[k] if len(own_names) else k) for k in by_class.label.values]
+        class_names = labels_of_results.class_names(ds)
+        classes = [style.literal(class_names[k] if class_names else k) for k in by_class.label.values]
         elements = [style.literal(element) for element in by_class.element.values]
         for kind in dict.fromkeys(names.tolist()):
             of_kind = by_class.isel(model=np.flatnonzero(names == kind)).mean("model").transpose("label", "element")

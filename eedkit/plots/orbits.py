@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
-from eedkit.errors import unknown
 from eedkit.plots import style
 from eedkit.plots.panels import rows_with_values
 from eedkit.results.intervals import mean_interval
@@ -39,7 +38,6 @@ LINEAR_NATS = 0.01
 def interchange(
     results: Mapping[str, xr.Dataset | pd.DataFrame],
     *,
-    by: str | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -52,8 +50,6 @@ def interchange(
     ----------
     results : mapping
         Title of a panel -> what `ek.interchange` gave, joined over networks, or the table of `summarise`.
-    by : str, or None
-        Column whose values are a line each, over their networks; None takes `recipe` where there is one, else `model`.
     title : str, or None
         None asks the figure's question, "" leaves it out.
     ax : Axes, or None
@@ -62,7 +58,7 @@ def interchange(
     Raises
     ------
     ValueError
-        There is no such column, no layer `image`, or no relative value of `latent`.
+        There is no layer `image`, or no relative value of `latent`.
 
     Examples
     --------
@@ -78,7 +74,7 @@ def interchange(
     rows = pd.concat(tables.values())
     if IMAGE not in set(rows.layer):
         raise ValueError("no relative value of latent at the layer 'image'; pass results of ek.interchange")
-    by = _kinds_column(rows, by)
+    by = _kinds_column(rows)
     looks = style.looks(rows[by].tolist())
     depths = rows.loc[rows.layer != IMAGE].groupby("layer")["depth"].mean().sort_values()
     layers = depths.index.tolist()
@@ -116,17 +112,13 @@ def _draw_exchanged(
     ax.axhline(turned, color=look["color"], linestyle="--", linewidth=1.1, zorder=0.9)
 
 
-def orbit_variance(
-    table: pd.DataFrame, *, by: str | None = None, title: str | None = None, ax: Axes | None = None
-) -> Figure:
+def orbit_variance(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """What the variance of features over an orbit is made of: one bar for each kind, its parts one after the other.
 
     Parameters
     ----------
     table : DataFrame
         Of `ek.orbits.orbit_variance`, of one or more networks.
-    by : str, or None
-        Column whose values are a bar each; None takes `recipe` where there is one, else `model`.
     title : str, or None
         None asks the figure's question, "" leaves it out.
     ax : Axes, or None
@@ -135,7 +127,7 @@ def orbit_variance(
     Raises
     ------
     ValueError
-        There is no such column, or no row has a share.
+        No row has a share.
 
     Examples
     --------
@@ -143,7 +135,7 @@ def orbit_variance(
     >>> len(orbit_variance(table).axes[0].patches)
     3
     """
-    by = _kinds_column(table, by)
+    by = _kinds_column(table)
     rows = rows_with_values(table, ("share",), "share")
     kinds = list(dict.fromkeys(rows[by]))
     parts = [part for part in PART_COLOURS if part in set(rows.part)]
@@ -181,17 +173,13 @@ def _draw_bar(ax: Axes, place: int, shares: pd.DataFrame) -> None:
         start = mid
 
 
-def element_probe(
-    table: pd.DataFrame, *, by: str | None = None, title: str | None = None, ax: Axes | None = None
-) -> Figure:
+def element_probe(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """How often a linear probe reads the element off the features; dashed, by chance: there the element is gone.
 
     Parameters
     ----------
     table : DataFrame
         Of `ek.orbits.element_probe`, of one or more networks.
-    by : str, or None
-        Column whose values are a point each; None takes `recipe` where there is one, else `model`.
     title : str, or None
         None asks the figure's question, "" leaves it out.
     ax : Axes, or None
@@ -200,7 +188,7 @@ def element_probe(
     Raises
     ------
     ValueError
-        There is no such column, or no row has an accuracy.
+        No row has an accuracy.
 
     Examples
     --------
@@ -208,7 +196,7 @@ def element_probe(
     >>> element_probe(table).axes[0].get_xlabel()
     'accuracy of the probe'
     """
-    by = _kinds_column(table, by)
+    by = _kinds_column(table)
     rows = rows_with_values(table, ("accuracy",), "accuracy")
     looks = style.looks(rows[by].tolist())
     question = "Is the element gone from the features, or only small?"
@@ -226,17 +214,13 @@ def element_probe(
     return fig.figure
 
 
-def averaging_gain(
-    table: pd.DataFrame, *, by: str | None = None, title: str | None = None, ax: Axes | None = None
-) -> Figure:
+def averaging_gain(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """What averaging over the orbit gains in log-loss: predicted without labels (filled) and real (open).
 
     Parameters
     ----------
     table : DataFrame
         Of `ek.orbits.averaging_gain`, of one or more networks.
-    by : str, or None
-        Column whose values are a line each; None takes `recipe` where there is one, else `model`.
     title : str, or None
         None asks the figure's question, "" leaves it out.
     ax : Axes, or None
@@ -245,7 +229,7 @@ def averaging_gain(
     Raises
     ------
     ValueError
-        There is no such column, or no row has a value.
+        No row has a value.
 
     Examples
     --------
@@ -254,7 +238,7 @@ def averaging_gain(
     >>> averaging_gain(pd.DataFrame(gain | ends)).axes[0].get_xlabel()
     'gain in log-loss, nats'
     """
-    by = _kinds_column(table, by)
+    by = _kinds_column(table)
     rows = rows_with_values(table, ("predicted",), "predicted")
     looks = style.looks(rows[by].tolist())
     fills = {"predicted": None, "real": "white"}
@@ -303,11 +287,9 @@ def _mark_kinds(ax: Axes, looks: Mapping) -> None:
     ax.grid(visible=False, axis="y")
 
 
-def _kinds_column(table: pd.DataFrame, by: str | None) -> str:
-    by = by or ("recipe" if "recipe" in table else "model")
-    if by not in table:
-        raise ValueError(unknown("column", by, table.columns))
-    return by
+def _kinds_column(table: pd.DataFrame) -> str:
+    """The column whose values have a line, bar or point each, over their networks."""
+    return "recipe" if "recipe" in table else "model"
 
 
 def _of_kind(rows: pd.DataFrame, by: str, kind: object) -> pd.DataFrame:

@@ -85,7 +85,14 @@ def lines(
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
     looks = _looks(rows.loc[:, by])
     places = _Places(rows.loc[:, x])
-    with style.panels(len(kinds), title, ax=ax, at_most=2 if len(kinds) == 4 else 3, shared=shared) as (fig, axes):
+    with style.panels(
+        len(kinds),
+        title or "",
+        question=f"{style.literal(y)} against {style.literal(x)}",
+        ax=ax,
+        at_most=2 if len(kinds) == 4 else 3,
+        shared=shared,
+    ) as (fig, axes):
         for ax, kind in zip(axes, kinds, strict=True):
             part = rows if kind is None else rows.loc[rows[panel] == kind]
             for k, (name, look) in enumerate(looks.items()):
@@ -266,7 +273,8 @@ def cloud(
     """One point per row of a table: `y` against `x`, coloured by `by`; a network may have several, told by `model`."""
     rows = rows_with_values(table, (x, y, by), y).dropna(subset=[x])
     looks = _looks(rows.loc[:, by])
-    with style.panels(1, title, ax=ax) as (fig, (ax,)):
+    question = f"{style.literal(y)} against {style.literal(x)}"
+    with style.panels(1, title or "", question=question, ax=ax) as (fig, (ax,)):
         for name, look in looks.items():
             ours = rows[rows[by] == name]
             ax.plot(ours[x], ours[y], linestyle="", alpha=0.85, **look, label=style.literal(name))

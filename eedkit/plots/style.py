@@ -24,7 +24,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from eedkit.errors import printable, unknown
-from eedkit.plots.alt import alt_text, sentences
 
 WIDTHS = {"column": 3.5, "neurips": 5.5, "page": 7.2}
 """Inches of one column of a two-column paper, of NeurIPS' single one, and of both columns."""
@@ -201,8 +200,13 @@ def blank(height: float, title: str | None, question: str = "") -> Figure:
 
 
 def _add_to_caption(fig: Any, text: str) -> None:
-    """`figure.caption` says in words what the figure asks and how it is read, also where its title is left out."""
-    fig.caption = sentences([getattr(fig, "caption", ""), text[:1].upper() + text[1:]])
+    """`figure.caption` says what the figure asks and how it is read, also where its title is left out.
+
+    Texts become sentences, without what matplotlib alone reads.
+    """
+    words = " ".join(text.replace(r"\$", "$").split())
+    sentence = words[:1].upper() + words[1:] + ("" if words.endswith(("?", ".", "!")) else ".")
+    fig.caption = " ".join(filter(None, (getattr(fig, "caption", ""), sentence if words else "")))
 
 
 def finish(fig: Figure | Axes, entries: Sequence[Artist], note: str = "", *, legend_below: bool = False) -> None:
@@ -361,8 +365,8 @@ def literal(name: object) -> str:
 def save(fig: Figure, path: str | PathLike, formats: str | Sequence[str] = "svg") -> Path:
     """Write a figure in some of the formats "svg", "png", "pdf", the same bytes every time; gives the first one's path.
 
-    Fonts are embedded, and each file says in words what is seen (`alt_text`). In a notebook the figure then shows that SVG
-    or PNG file, so that it is drawn once.
+    Fonts are embedded, and each file holds `figure.caption`. In a notebook the figure then shows that SVG or PNG file, so
+    that it is drawn once.
 
     Parameters
     ----------
@@ -397,7 +401,7 @@ def save(fig: Figure, path: str | PathLike, formats: str | Sequence[str] = "svg"
             raise ValueError(unknown("format", name, FORMATS))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    words = alt_text(fig)
+    words = getattr(fig, "caption", fig.get_suptitle())
     with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path", "pdf.fonttype": 42}):
         for name in formats:
             metadata = {FORMATS[name]: None, DESCRIPTIONS[name]: words}

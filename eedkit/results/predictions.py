@@ -93,7 +93,7 @@ def predictions(one: xr.Dataset) -> Predictions:
     return Predictions(accuracy, no_accuracy, kept, null, classes, int(classes.sum()), n_labelled, str(identity))
 
 
-def by_element(one: xr.Dataset, confidence: float) -> pd.DataFrame:
+def by_element(one: xr.Dataset) -> pd.DataFrame:
     """Rows of `summarise`: accuracy by element where images have labels, and the part of predictions kept with its null.
 
     The row "moved" is the mean over the elements but the identity. The intervals are Wilson's of so many images, which
@@ -111,7 +111,7 @@ def by_element(one: xr.Dataset, confidence: float) -> pd.DataFrame:
     for metric, (share, of_moved, null, n, reason) in shares.items():
         if len(share) > 1:
             share = pd.concat([share, pd.Series({MOVED: of_moved})])
-        low, high = share_interval(share.to_numpy(), n, confidence)
+        low, high = share_interval(share.to_numpy(), n)
         rows = {
             "metric": metric,
             "layer": "",

@@ -123,7 +123,7 @@ def _ratio(estimate: np.ndarray, null: np.ndarray, best: float, rounding: np.nda
     return np.divide(above_best, gap, out=np.full(gap.shape, np.nan), where=is_known)
 
 
-def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: float = 0.95) -> pd.DataFrame:
+def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False) -> pd.DataFrame:
     """How accurate each model is moved, and E(f, G), the mean of the integrand (Kvinge et al. 2022, eq. 4), calibrated.
 
     First, accuracy by element where images have labels, and the part of predictions that stay as the image moves: rows of
@@ -163,7 +163,7 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     Raises
     ------
     ValueError
-        The Dataset is not of eedkit's schema (`SchemaError`), or the confidence is not between 0 and 1.
+        The Dataset is not of eedkit's schema (`SchemaError`).
 
     Examples
     --------
@@ -173,15 +173,13 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     >>> ek.summarise(ds).query("metric == 'latent' and layer == 'latent'").n.item()
     8
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if isinstance(ds, xr.DataTree):
         tables = []
         for leaf in ds.leaves:
             path, _, group = leaf.path.strip("/").rpartition("/")
             # the images' spec, where the tree tells it: a path of their own would be another in a tree
             spec = str(leaf.attrs.get("data", "")).rpartition(" [")[0]
-            table = summarise(leaf.to_dataset(), full=full, confidence=confidence)
+            table = summarise(leaf.to_dataset(), full=full)
             tables.append(table.assign(data=spec or path, group=group))
         table = pd.concat(tables, ignore_index=True)
         return table if full else Summary(table)
@@ -190,15 +188,15 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     tables = []
     for about, one in _each_model(ds):
         accuracy = dict(zip(("accuracy", "accuracy_reason"), _accuracy(one), strict=True)) if full else {}
-        tables.append(by_element(one, confidence).assign(**about, **accuracy))
+        tables.append(by_element(one).assign(**about, **accuracy))
         for metric in schema.metrics_of(ds):
-            tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy}))
+            tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, full=full), **accuracy}))
     columns = tables[-1].columns
     table = pd.concat([part for part in tables if len(part)], ignore_index=True)[columns]
     return table if full else Summary(table)
 
 
-def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.DataFrame:
+def compare(ds: xr.Dataset, baseline: str) -> pd.DataFrame:
     """Paired differences of E between every model and a baseline, on the same samples.
 
     Positive means less invariant than the baseline. One row per other model, metric and layer that both have, with the
@@ -228,7 +226,7 @@ def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.Da
     tables = []
     for about, one in _each_model(ds.sel(model=[name for name in names if name != baseline])):
         for metric in schema.metrics_of(ds):
-            tables.append(pd.DataFrame({**about, **_differences(one, base, metric, chains, confidence)}))
+            tables.append(pd.DataFrame({**about, **_differences(one, base, metric, chains)}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -363,12 +361,12 @@ def _each_model(ds: xr.Dataset) -> Iterator[tuple[dict[str, object], xr.Dataset]
         yield {name: one[name].item() for name in about}, one
 
 
-def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *, full: bool) -> dict[str, object]:
+def _summary(one: xr.Dataset, metric: str, chains: Chains, *, full: bool) -> dict[str, object]:
     """The columns of `summarise` for one metric of one model."""
     deviation = _deviation(one, metric, chains)
     n = deviation.n
-    low, high = t_interval(deviation.estimate, mean_residuals(deviation.values), confidence)
-    of_ratio = t_interval(deviation.ratio, deviation.residuals, confidence)
+    low, high = t_interval(deviation.estimate, mean_residuals(deviation.values))
+    of_ratio = t_interval(deviation.ratio, deviation.residuals)
     relative_low, relative_high = (as_relative(end, deviation.order) for end in of_ratio)
     places = _places(one, metric)
     of_output = one.attrs.get("latent", "")
@@ -413,9 +411,7 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
     }
 
 
-def _differences(
-    one: xr.Dataset, base: xr.Dataset, metric: str, chains: Chains, confidence: float
-) -> dict[str, object]:
+def _differences(one: xr.Dataset, base: xr.Dataset, metric: str, chains: Chains) -> dict[str, object]:
     """The columns of `compare` for one metric of a model and the baseline, at the layers that both have."""
     if "layer" in one[metric].dims:
         shared = [layer for layer in one.layer.values if layer in base.layer.values]
@@ -427,10 +423,10 @@ def _differences(
     of_one = _deviation(one, metric, chains, ~np.isnan(differences))
     of_base = _deviation(base, metric, chains, ~np.isnan(differences))
     difference = mean_of(differences)
-    low, high = t_interval(difference, mean_residuals(differences), confidence)
+    low, high = t_interval(difference, mean_residuals(differences))
     relative_difference = of_one.relative - of_base.relative
     residuals = of_one.relative_residuals() - of_base.relative_residuals()
-    relative_low, relative_high = t_interval(relative_difference, residuals, confidence)
+    relative_low, relative_high = t_interval(relative_difference, residuals)
     missing = []
     for of_model, of_baseline in zip(
         _missing(one, metric, values), _missing(base, metric, of_base_values), strict=True

@@ -1,8 +1,10 @@
 """Figures show the numbers of the table, and are the same bytes every time."""
 
+import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from torch import nn
 
 import eedkit as ek
@@ -187,7 +190,8 @@ def test_heatmap_names_the_classes_of_the_labels_and_leaves_out_images_without_o
 
 
 def test_heatmap_shows_class_means_on_one_scale(results):
-    figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
+    results = results.assign_coords(label=("sample", results.label.values, {"class_names": '["ape", "bee", "cat"]'}))
+    figure = plots.class_heatmap(results)
     values = relative_from_x(results, "label")
     panels = {ax.get_title().split()[0]: ax for ax in figure.axes if ax.get_title()}
     assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim"}
@@ -235,6 +239,19 @@ def test_saved_pdfs_are_the_same_bytes_at_another_time_and_in_another_process(re
     assert (tmp_path / "1.pdf").read_bytes().startswith(b"%PDF")
     for kind in ("pdf", "svg"):
         assert (tmp_path / f"1.{kind}").read_bytes() == (tmp_path / f"2.{kind}").read_bytes()
+
+
+def test_every_file_holds_the_caption(results, tmp_path):
+    figure = plots.orbit_rose(results, title="Cost $5 & <more>?")
+    assert figure.caption.startswith("Cost $5 & <more>? Radius: ")
+    plots.save(figure, tmp_path / "rose", ["svg", "png", "pdf"])
+    words = [element.text for element in ET.parse(tmp_path / "rose.svg").iter() if element.tag.endswith("description")]
+    assert words == [figure.caption]
+    assert Image.open(tmp_path / "rose.png").text["Description"] == figure.caption
+    assert b"/Subject" in (tmp_path / "rose.pdf").read_bytes()
+    unnamed = plots.cloud(ek.summarise(results), x="estimate", y="relative")
+    assert unnamed.caption == "Relative against estimate. 4 networks."
+    assert unnamed.get_suptitle() == ""
 
 
 def test_save_writes_what_is_asked_for_and_gives_the_first(results, tmp_path):
@@ -330,7 +347,8 @@ def test_elements_and_classes_are_shown_as_they_are(results, odd_names, drawn_te
     named = results.assign_coords(element=odd_names + list(results.element.values[4:]))
     assert shown(odd_names) <= drawn_texts(plots.orbit_rose(named))
     assert shown(odd_names) <= drawn_texts(plots.class_heatmap(named))
-    assert shown(odd_names[:3]) <= drawn_texts(plots.class_heatmap(results, class_names=odd_names))
+    classes = ("sample", results.label.values, {"class_names": json.dumps(odd_names[:3])})
+    assert shown(odd_names[:3]) <= drawn_texts(plots.class_heatmap(results.assign_coords(label=classes)))
 
 
 def test_metrics_and_units_are_shown_as_they_are(results, drawn_texts):
@@ -579,13 +597,12 @@ def test_a_tree_has_a_panel_for_each_data_set_and_group(results, draw):
     assert "digits" not in single.get_title()
 
 
-def test_a_caption_asks_and_says_how_to_read_it_and_begins_the_alternative_text(results):
+def test_a_caption_asks_and_says_how_to_read_it(results):
     figure = plots.depth_profile(results, metric="latent", title="")
     assert figure.caption == (
         "Where in the network is it equivariant? (latent negative cosine). 0: perfectly equivariant, 1: as far away as a "
         "different image; bands: 95 % over 2 seeds; 24 images."
     )
-    assert plots.alt_text(figure).startswith(figure.caption)
     assert plots.depth_profile(results, metric="latent", title="Mine").caption.startswith("Mine. 0: ")
     mine, axes = plt.subplots(1, 2)
     plt.close(mine)
@@ -631,8 +648,8 @@ def test_a_notebook_shows_the_file_that_was_saved_until_the_figure_changes(resul
     file = plots.save(figure, tmp_path / "a", ["pdf", "png", "svg"]).with_suffix(".svg")
     figure._ipython_display_()
     ((bundle,), how) = display.pop()
-    assert bundle == {"image/svg+xml": file.read_text(), "text/plain": plots.alt_text(figure)}
-    assert how["metadata"] == {"image/svg+xml": {"alt": plots.alt_text(figure), "file": str(file)}}
+    assert bundle == {"image/svg+xml": file.read_text(), "text/plain": figure.caption}
+    assert how["metadata"] == {"image/svg+xml": {"alt": figure.caption, "file": str(file)}}
     figure.axes[0].set_title("another")
     figure._ipython_display_()
     assert display == [((figure,), {})]

@@ -98,15 +98,6 @@ def test_estimate_and_null_are_judged_together():
     assert (found.relative_low, found.relative_high) == pytest.approx((0.3, 0.3), abs=1e-5)
 
 
-def test_wider_confidence_gives_a_wider_interval(spread):
-    ds = result(*spread)
-    narrow, wide = row(ds, confidence=0.5), row(ds, confidence=0.99)
-    assert wide.low < narrow.low < narrow.high < wide.high
-    assert wide.relative_low < narrow.relative_low < narrow.relative_high < wide.relative_high
-    with pytest.raises(ValueError, match="between 0 and 1, got 95"):
-        ek.summarise(ds, confidence=95)
-
-
 def test_an_estimate_below_the_best_value_counts_as_best_within_rounding():
     null = np.zeros((2, 2, 9))
     values = np.full((2, 2, 9), -1 - 9e-8)
