@@ -75,7 +75,9 @@ def depth_profile(
         for part_name, part in _parts(drawn[drawn.metric == name]).items():
             titles = [part_name] if len(metrics) == 1 else [style.literal(name.replace("_", " ")), part_name]
             panels.append((" · ".join(filter(None, titles)), name, part))
-    question = f"Where in the network is it equivariant? {_title(results, metrics[0])}"
+    question = "Where in the network is it equivariant?"
+    if len(metrics) == 1:
+        question += f" {_title(results, metrics[0])}"
     at_most = 2 if len(panels) == 4 else 3
     with style.panels(len(panels), title, question=question, ax=ax, at_most=at_most, shared=relative) as (fig, axes):
         for ax, (panel_title, name, part) in zip(axes, panels, strict=True):
