@@ -76,9 +76,9 @@ class Run:
         return self.state in ("done", "kept", "failed")
 
     @property
-    def is_last(self) -> bool:
-        """Whether it runs alone after all others, since it reads what they leave: `"eedkit": {"last": true}`."""
-        return bool(self.notebook.metadata.get("eedkit", {}).get("last", False))
+    def start(self) -> str:
+        """Its metadata's `"eedkit": {"start": …}`: `first`, before others, or `last`, alone, since it reads what they leave."""
+        return self.notebook.metadata.get("eedkit", {}).get("start", "")
 
 
 class Client(NotebookClient):

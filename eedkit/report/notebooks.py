@@ -133,8 +133,9 @@ def report(
     """Run the notebooks, two at a time where there are two cores, and make their report.
 
     Leaves in `out`: `index.html`, and for each notebook the executed `<stem>.ipynb`, `<stem>.html` and what it draws into
-    `figures/`. The index is there from the start and grows. A notebook that fails stops none of the others. One whose
-    metadata say `"eedkit": {"last": true}` waits for all others. One that was executed before is kept if neither its
+    `figures/`. The index is there from the start and grows. A notebook that fails stops none of the others. Those
+    whose metadata say `"eedkit": {"start": "first"}`, as the longest should, start before the others, which go by their names; `"last"`
+    waits for all. One that was executed before is kept if neither its
     parameters, its source, eedkit and the libraries nor the files that it named have changed.
 
     Parameters
@@ -190,8 +191,9 @@ class _Report:
             self._say(f"left out: {why}")
         try:
             with self.progress:
-                self._execute([page.run for page in self.pages.values() if not page.run.is_last])
-                self._execute([page.run for page in self.pages.values() if page.run.is_last])
+                runs = sorted((page.run for page in self.pages.values()), key=lambda run: run.start != "first")
+                self._execute([run for run in runs if run.start != "last"])
+                self._execute([run for run in runs if run.start == "last"])
         finally:
             for page in self.pages.values():
                 if not page.run.has_ended:

@@ -89,8 +89,8 @@ def home(tmp_path_factory) -> Path:
     write(home / "00_story.ipynb", *story, tags={6: "answer"})
     write(home / "01_raises.ipynb", "# Broken", MEETS.format("01", "00"), "1 / 0", "# Never read", "print('after')")
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
-    write(home / "02_kernel_dies.ipynb", "# Killed", kill, "print('after')")
-    write(home / "03_verdicts.ipynb", "# Verdicts", VERDICTS, tags={1: "index"}, eedkit={"last": True})
+    write(home / "02_kernel_dies.ipynb", "# Killed", kill, "print('after')", eedkit={"start": "first"})
+    write(home / "03_verdicts.ipynb", "# Verdicts", VERDICTS, tags={1: "index"}, eedkit={"start": "last"})
     write(home / "my_notes.ipynb", "# Mine", defaults="x = 1")
     (home / "torn.ipynb").write_text('{"cells": [')
     (home / "profiles").mkdir()
