@@ -328,6 +328,7 @@ def pretraining(table: pd.DataFrame, *, margin: float, metrics: Sequence[str]) -
     margin : the difference of relative values that counts
     metrics : distances; those of the same layer look at the same vector
     """
+
     def compared_with(base: str) -> pd.DataFrame:
         changes = []
         oppositions = []

@@ -439,10 +439,10 @@ def save(rows: pd.DataFrame, folder: str | os.PathLike) -> None:
 
 def load(folder: str | os.PathLike) -> pd.DataFrame:
     """All tables of verdicts that `save` wrote into a folder, in the order of their files' names, one below the other."""
-    tables = [pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(Path(folder).glob("*.json"))]
-    if not tables:
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.json"))]
+    if not texts:
         raise ValueError(f"no verdicts in {folder}; run the notebooks that judge first")
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([pd.DataFrame(json.loads(text)) for text in texts], ignore_index=True)
 
 
 def needs(table: pd.DataFrame, *columns: str) -> None:
