@@ -4,7 +4,7 @@ Knows files and processes; must not know models, results or what a notebook comp
 """
 
 import os
-import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column
 
 from eedkit.errors import printable, short, unknown
 from eedkit.progress import TEXT_ON_STDERR
@@ -25,9 +22,6 @@ from eedkit.report.parameters import ReportError, check, parameters, read, read_
 
 KERNELS = 2
 """How many notebooks run at once, where there are as many cores."""
-_BAR = re.compile(r"\[(\d+:)?\d\d:\d\d")
-"""What a line of tqdm's has, and a warning has not."""
-
 __all__ = ["NotebooksFailed", "ReportError", "folder", "plan", "report"]
 
 
@@ -145,7 +139,7 @@ def report(
     code : bool
         Show the notebooks' code on their pages.
     progress : bool
-        Tell on stderr what runs.
+        Say on stderr what runs, and what it writes there.
 
     Returns
     -------
@@ -177,11 +171,8 @@ class _Report:
         self.pages = {run.stem: pages.page_of(run) for run in runs}
         self.kernels = min(KERNELS, os.cpu_count() or 1)
         self.clients: list[Client] = []  # of the notebooks that were begun
-        console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
-        what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-        columns = SpinnerColumn(), TimeElapsedColumn(), what
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.environment = _environment(self.kernels, live=console.is_terminal)
+        self.progress = progress
+        self.environment = _environment(self.kernels)
 
     def make(self) -> Path:
         """Run everything; a report that is stopped half-way says on its pages what was not run."""
@@ -190,10 +181,9 @@ class _Report:
         for why in self.left_out:
             self._say(f"left out: {why}")
         try:
-            with self.progress:
-                runs = sorted((page.run for page in self.pages.values()), key=lambda run: run.start != "first")
-                self._execute([run for run in runs if run.start != "last"])
-                self._execute([run for run in runs if run.start == "last"])
+            runs = sorted((page.run for page in self.pages.values()), key=lambda run: run.start != "first")
+            self._execute([run for run in runs if run.start != "last"])
+            self._execute([run for run in runs if run.start == "last"])
         finally:
             for page in self.pages.values():
                 if not page.run.has_ended:
@@ -226,23 +216,15 @@ class _Report:
                 raise
 
     def _execute_one(self, run: Run) -> Run:
-        """Run a notebook and say how far it is."""
+        """Run a notebook, and pass on what it writes to stderr."""
         name = self.names[run.stem]
         number = name.partition(" ")[0]
         self._say(name)
         self.pages[run.stem].run = replace(run, state="running")
-        task = self.progress.add_task(name, total=None)
-
-        def say(cell: str, line: str) -> None:
-            if line and (self.progress.disable or not _BAR.search(line)):
-                self._say(f"    {number} {line}")
-            self.progress.update(task, description=printable(f"{name}, cell {cell} {line}"))
-
-        client = Client(run, say)
+        client = Client(run, lambda line: self._say(f"    {number} {line}"))
         self.clients.append(client)
         began = time.time()
         ended = execute(run, client, self.environment)
-        self.progress.remove_task(task)
         if ended.state == "done":
             ended = replace(ended, facts=pages.provenance(self.profile, self.environment["OMP_NUM_THREADS"]))
             kept.remember(ended, began)
@@ -260,12 +242,13 @@ class _Report:
         """Write the pages of some notebooks, and the index."""
         every = list(self.pages.values())
         for stem in stems:
-            pages.write_page(self.pages[stem], every, self.profile, running=running)
+            pages.write_page(self.pages[stem], every, self.profile)
         return pages.write_index(every, self.out, self.profile, running=running, left_out=self.left_out)
 
     def _say(self, line: str) -> None:
-        """One line above what is live."""
-        self.progress.console.print(printable(line))
+        """One line on stderr."""
+        if self.progress:
+            sys.stderr.write(f"{printable(line)}\n")
 
 
 def _runs(out: Path) -> tuple[dict[str, Run], dict[str, str]]:
@@ -314,10 +297,10 @@ def _profile(name_or_path: str | Path) -> tuple[str, dict[str, dict[str, Any]]]:
     return file.name, {stem: values or {} for stem, values in of_notebook.items()}
 
 
-def _environment(kernels: int, *, live: bool) -> dict[str, str]:
-    """What kernels inherit: their share of the cores, and bars that refresh at a bearable rate."""
+def _environment(kernels: int) -> dict[str, str]:
+    """What kernels inherit: their share of the cores, and bars of which each refresh is a line here."""
     values = {
-        "TQDM_MININTERVAL": "0.5" if live else "10",
+        "TQDM_MININTERVAL": "10",
         "TQDM_NCOLS": "60",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         # threads that spin at every barrier make small networks ten times slower as soon as another program wants a core

@@ -124,7 +124,7 @@ def site(measured, tmp_path_factory):
         )
         made.append(pages.page_of(run, code=stem == "00_story"))
     for page in made:
-        pages.write_page(page, made, "tiny", running=False)
+        pages.write_page(page, made, "tiny")
     pages.write_index(made, out, "tiny", running=False, left_out=["my_notes: no parameters"])
     ek.card(measured.results, measured.images).save(out / "card.html")
     return out

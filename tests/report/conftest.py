@@ -13,8 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from eedkit.report import notebooks
 
 DEFAULTS = """out: str = "../reports"
-# how many networks there are of a kind
-seeds: int = 2
+seeds: int = 2  # how many networks there are of a kind
 margin: float = 0.1  # declared beforehand
 name: str | None = None
 groups: list[str] = ["C4"]"""
