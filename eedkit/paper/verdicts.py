@@ -75,11 +75,10 @@ class Claim:
     def distances(self, low: float, high: float) -> tuple[float, float]:
         """How far the effect lies from the room about the margin at least and at most, in margins; claimed is positive."""
         lower_edge, upper_edge = self.edges
-        unit = self.margin or 1.0
-        if self.direction == "below":
-            return (lower_edge - high) / unit, (upper_edge - low) / unit
         low, high = self.outward(low, high)
-        return (low - upper_edge) / unit, (high - lower_edge) / unit
+        unit = self.margin or 1.0
+        past, short_of = (low - upper_edge) / unit, (high - lower_edge) / unit
+        return (-short_of, -past) if self.direction == "below" else (past, short_of)
 
     def outward(self, low: float, high: float) -> tuple[float, float]:
         """An interval of the effect, or of its distance from 0 where the claim has two sides."""
@@ -90,11 +89,8 @@ class Claim:
     def critical_margins(self, low: float, high: float) -> tuple[float, float]:
         """The margins at which these bounds would just support the claim, and just contradict it."""
         low, high = self.outward(low, high)
-        from_low = low / (1 + ROOM)
-        from_high = high / (1 - ROOM)
-        if self.direction == "below":
-            return from_high, from_low
-        return from_low, from_high
+        critical = low / (1 + ROOM), high / (1 - ROOM)
+        return critical[::-1] if self.direction == "below" else critical
 
 
 @dataclass(frozen=True)
