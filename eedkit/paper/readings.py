@@ -156,20 +156,19 @@ def order(
     groups = dict(iter(rows.groupby(per, sort=False))) if per else {"": rows}
     means = {name: _lowest_first(of_group, value, by) for name, of_group in groups.items()}
     is_clear = _clear_pairs(means)
-    details = _orders(means, is_clear, rows)
+    cuts = {name: _cuts(name, of_group, is_clear) for name, of_group in means.items()}
+    details = _orders(means, cuts, rows)
     lacking = [_code(name) for name, of_kind in rows.groupby(by, sort=False) if of_kind[value].isna().any()]
     if lacking:
         details += f" Values are missing for {_joined(lacking)}."
     if per:
         ends = []
-        for way, place in (("lowest", 0), ("highest", -1)):
+        for way, end in (("lowest", 0), ("highest", -1)):
             names = []
-            for group, of_group in means.items():
-                end = of_group[place].name if of_group else ""
-                others = [mean.name for mean in of_group if mean.name != end]
-                pairs = [(end, other) if way == "lowest" else (other, end) for other in others]
-                if others and all(is_clear[group, below, above] for below, above in pairs):
-                    names.append(end)
+            for name, of_group in means.items():
+                # nobody is beside it on its side of the first or the last cut
+                if (1 if end == 0 else len(of_group) - 1) in cuts[name]:
+                    names.append(of_group[end].name)
             if names:
                 most = max(names, key=names.count)
                 ends.append(f"{most} is clearly {way} in {names.count(most)}")
@@ -479,19 +478,24 @@ def _lowest_first(rows: pd.DataFrame, value: str, by: str) -> list[Mean]:
     return sorted(means, key=lambda mean: mean.value)
 
 
-def _orders(groups: Mapping[Any, Sequence[Mean]], is_clear: Mapping[tuple, bool], rows: pd.DataFrame) -> str:
-    """The kinds of each group in their order, and what the intervals in brackets are over.
+def _cuts(group: object, means: Sequence[Mean], is_clear: Mapping[tuple, bool]) -> list[int]:
+    """The places at which all before lie clearly below all from there on."""
+    cuts = []
+    for place in range(1, len(means)):
+        pairs = itertools.product(means[:place], means[place:])
+        if all(is_clear[group, before.name, after.name] for before, after in pairs):
+            cuts.append(place)
+    return cuts
 
-    A "then" stands where all before lie clearly below all after.
-    """
+
+def _orders(groups: Mapping[Any, Sequence[Mean]], cuts: Mapping[Any, list[int]], rows: pd.DataFrame) -> str:
+    """The kinds of each group in their order, with a "then" at its cuts, and what the intervals in brackets are over."""
     texts = []
     for group, means in groups.items():
         text = f"{_code(group)}, lowest first: " if group != "" else "lowest first: "
         for place, mean in enumerate(means):
             if place:
-                pairs = itertools.product(means[:place], means[place:])
-                is_cut = all(is_clear[group, before.name, after.name] for before, after in pairs)
-                text += ", then " if is_cut else ", "
+                text += ", then " if place in cuts[group] else ", "
             text += str(mean)
         texts.append(text if means else f"{_code(group)}: no value for any of them")
     return f"{_listed(texts)}\n\n{_replicates(groups, rows)} “Then” stands where the order is clear."
