@@ -50,40 +50,9 @@ def plan(
     notebooks: Sequence[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> tuple[list[Run], list[str]]:
-    """What a report would run, with which parameters; nothing runs, and everything that can be refused is refused here.
+    """The runs of a report by the notebooks' names, and which notebooks cannot be run and why; takes what `report` takes.
 
-    A notebook is given its own defaults, over them what the profile says under `all` as far as the notebook has such
-    parameters, then what the profile says under its name, then `parameters`.
-
-    Parameters
-    ----------
-    out : str or Path
-        Folder of the report; every notebook gets its absolute path as its parameter `out`.
-    profile : str or Path
-        A name ("quick": `profiles/quick.yaml` beside the notebooks) or the path of a `.yaml` file.
-    notebooks : sequence of str, optional
-        Stems of those to run; all when None, but those that cannot be run.
-    parameters : mapping of str to object, optional
-        Values over the profile's, for every notebook that has the parameter.
-
-    Returns
-    -------
-    runs : list of Run
-        By the notebooks' names.
-    left_out : list of str
-        Notebooks that cannot be run, and why.
-
-    Raises
-    ------
-    ReportError
-        Something asked for does not exist or has another type.
-
-    Examples
-    --------
-    >>> import eedkit as ek
-    >>> runs, _ = ek.report.notebooks.plan(profile="tiny")
-    >>> runs[0].stem
-    '00_start_here'
+    Nothing runs, and everything that can be refused is refused here, by a ReportError.
     """
     out = Path(out).resolve()
     runs, left_out = _runs(out)
@@ -126,16 +95,24 @@ def report(
 ) -> Path:
     """Run the notebooks, two at a time where there are two cores, and make their report.
 
-    Leaves in `out`: `index.html`, and for each notebook the executed `<stem>.ipynb`, `<stem>.html` and what it draws into
-    `figures/`. The index is there from the start and grows. A notebook that fails stops none of the others. Those
-    whose metadata say `"eedkit": {"start": "first"}`, as the longest should, start before the others, which go by their names; `"last"`
-    waits for all. One that was executed before is kept if neither its
-    parameters, its source, eedkit and the libraries nor the files that it named have changed.
+    Leaves in `out`: `index.html`, which is there from the start and grows, and for each notebook the executed `<stem>.ipynb`,
+    `<stem>.html` and what it draws into `figures/`. A notebook that fails stops none of the others. One that was executed
+    before is kept if neither its parameters, its source, eedkit and the libraries nor the files that it named have changed.
+
+    Notebooks start by their names. Those whose metadata say `"eedkit": {"start": "first"}`, as the longest should, come before
+    the others; those that say "last" come after all, alone.
 
     Parameters
     ----------
-    out, profile, notebooks, parameters
-        See `plan`.
+    out : str or Path
+        Folder of the report; every notebook gets its absolute path as its parameter `out`.
+    profile : str or Path
+        A name ("quick": `profiles/quick.yaml` beside the notebooks) or the path of a `.yaml` file. What it says under `all` is
+        for every notebook that has such parameters, over the notebook's own defaults; then comes what stands under its name.
+    notebooks : sequence of str, optional
+        Stems of those to run; all when None, but those that cannot be run.
+    parameters : mapping of str to object, optional
+        Values over the profile's, for every notebook that has the parameter.
     code : bool
         Show the notebooks' code on their pages.
     progress : bool
