@@ -19,7 +19,6 @@ from scipy.special import stdtr, stdtrit
 
 from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
-from eedkit.paper.conclusions import accuracies
 from eedkit.paper.verdicts import needs
 from eedkit.results import schema
 from eedkit.results.labels import class_names, is_right
@@ -286,26 +285,15 @@ def extremes(ds: xr.Dataset, over: str, *, metric: str = "latent") -> Reading:
     if over == "element":
         # an image that is not moved does not deviate from itself
         values = values.sel(element=ds.element != ds.element.attrs.get("identity", "e"))
-    by = "recipe" if "recipe" in ds.coords else "model"
-    names = dict(enumerate(class_names(ds))) if over == "label" else {}
-    tables = []
-    for kind in dict.fromkeys(ds[by].values.tolist()):
-        of_kind = values.isel(model=np.flatnonzero(ds[by].values == kind))
-        # over networks where there are several of a kind, else over images
-        kept = "model" if of_kind.sizes["model"] > 1 else "sample"
-        for name, part in of_kind.groupby(over):
-            means = part.mean([dim for dim in part.dims if dim != kept]).values
-            tables.append(pd.DataFrame({"kind": kind, over: names.get(name, name), "deviation": means}))
-    rows = pd.concat(tables)
+    rows = _by_kind(values, over, "deviation")
+    if over == "label":
+        rows["label"] = rows.label.replace(dict(enumerate(class_names(ds))))
     per = "kind" if rows.kind.nunique() > 1 else None
     return order(rows, "deviation", by=over, per=per, what=f"deviation by {over}")
 
 
 def accuracy(ds: xr.Dataset) -> Reading:
     """Who reads moved images worse than upright ones, and how well each kind of network reads both.
-
-    The unit is the network, and the image for a kind of which there is one network. Kinds are recipes, or models where there
-    are none.
 
     >>> right = np.zeros((3, 2, 10), dtype=int)
     >>> right[:, 1, ::2] = 1
@@ -314,17 +302,14 @@ def accuracy(ds: xr.Dataset) -> Reading:
     >>> print(accuracy(ds.assign_coords(model=list("abc"))).headline)
     On moved images accuracy falls clearly for `plain` (by 0.50).
     """
-    by = "recipe" if "recipe" in ds.coords else "model"
     right = is_right(ds)
     is_upright = right.element == right.element.attrs.get("identity", "e")
-    lost_on_images = right.sel(element=is_upright).mean("element") - right.sel(element=~is_upright).mean("element")
-    rows = accuracies(ds).assign(kind=ds[by].values)
+    right = right.assign_coords(images=("element", np.where(is_upright, "upright", "moved")))
+    rows = _by_kind(right, "images", "accuracy")
     lost = {}
     for name, of_kind in rows.groupby("kind", sort=False):
-        losses = of_kind.upright - of_kind.moved
-        if len(of_kind) == 1:
-            losses = lost_on_images.sel(model=of_kind.index[0])
-        lost[name] = Mean.of(name, losses)
+        by_images = {images: part.accuracy.to_numpy() for images, part in of_kind.groupby("images")}
+        lost[name] = Mean.of(name, by_images["upright"] - by_images["moved"])
     signs = _clear(lost)
     losing = [f"{mean.name} (by {number(mean.value)})" for name, mean in lost.items() if signs[name] > 0]
     others = [mean.name for name, mean in lost.items() if signs[name] <= 0]
@@ -337,8 +322,7 @@ def accuracy(ds: xr.Dataset) -> Reading:
         f"On moved images accuracy {', and '.join(texts)}.",
         f"On moved images accuracy falls clearly for {len(losing)} of {len(lost)} kinds of network.",
     )
-    images = rows.melt("kind", ["upright", "moved"], "images", "accuracy")
-    return Reading(headline, order(images, "accuracy", by="kind", per="images").details)
+    return Reading(headline, order(rows, "accuracy", by="kind", per="images").details)
 
 
 def comparisons(rows: pd.DataFrame) -> Reading:
@@ -457,6 +441,22 @@ def _clear_pairs(groups: Mapping[Any, Sequence[Mean]]) -> dict[tuple, bool]:
         is_below[group, one, other] = sign > 0
         is_below[group, other, one] = sign < 0
     return is_below
+
+
+def _by_kind(values: xr.DataArray, over: str, column: str) -> pd.DataFrame:
+    """Means by kind and `over`, one row for each network, or for each image where there is one network of the kind.
+
+    Kinds are recipes, or models where there are none.
+    """
+    by = "recipe" if "recipe" in values.coords else "model"
+    tables = []
+    for kind in dict.fromkeys(values[by].values.tolist()):
+        of_kind = values.isel(model=np.flatnonzero(values[by].values == kind))
+        unit = "model" if of_kind.sizes["model"] > 1 else "sample"
+        for name, part in of_kind.groupby(over):
+            means = part.mean([dim for dim in part.dims if dim != unit]).values
+            tables.append(pd.DataFrame({"kind": kind, over: name, column: means}))
+    return pd.concat(tables)
 
 
 def _mean(name: object, rows: pd.DataFrame, value: str) -> Mean:
