@@ -90,7 +90,6 @@ def report(
     profile: str | Path = "quick",
     notebooks: Sequence[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
-    code: bool = False,
     progress: bool = True,
 ) -> Path:
     """Run the notebooks, two at a time where there are two cores, and make their report.
@@ -113,8 +112,6 @@ def report(
         Stems of those to run; all when None, but those that cannot be run.
     parameters : mapping of str to object, optional
         Values over the profile's, for every notebook that has the parameter.
-    code : bool
-        Show the notebooks' code on their pages.
     progress : bool
         Say on stderr what runs, and what it writes there.
 
@@ -131,18 +128,15 @@ def report(
         Some notebooks failed: their pages and the index say where.
     """
     runs, left_out = plan(out, profile=profile, notebooks=notebooks, parameters=parameters)
-    return _Report(runs, left_out, Path(profile).stem, code=code, progress=progress).make()
+    return _Report(runs, left_out, Path(profile).stem, progress=progress).make()
 
 
 class _Report:
     """A report while it is made: what ran, the pages, and what is told of it."""
 
-    def __init__(
-        self, runs: Sequence[Run], left_out: Sequence[str], profile: str, *, code: bool, progress: bool
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], left_out: Sequence[str], profile: str, *, progress: bool) -> None:
         self.left_out = left_out
         self.profile = profile
-        self.code = code
         self.out = runs[0].executed.parent
         self.names = {run.stem: f"[{number}/{len(runs)}] {run.stem}" for number, run in enumerate(runs, 1)}
         self.pages = {run.stem: pages.page_of(run) for run in runs}
@@ -209,7 +203,7 @@ class _Report:
 
     def _ended(self, run: Run) -> None:
         """Make a notebook's page, and the index anew."""
-        page = pages.page_of(run, code=self.code)
+        page = pages.page_of(run)
         self.pages[run.stem] = page
         self._write(run.stem, running=True)
         how = {"done": f"done in {page.time}", "kept": "kept", "failed": f"FAILED after {page.time} in {run.failure}"}

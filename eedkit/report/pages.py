@@ -55,12 +55,12 @@ class Page:
         return str(timedelta(seconds=math.ceil(self.run.seconds)))
 
 
-def page_of(run: Run, *, code: bool = False) -> Page:
+def page_of(run: Run) -> Page:
     """The parts of a notebook's page; title and question alone where it was not run.
 
-    Code is shown where `code` or the notebook's metadata `"eedkit": {"code": true}` say so.
+    Code is shown where the notebook's metadata say `"eedkit": {"code": true}`.
     """
-    code = code or run.notebook.metadata.get("eedkit", {}).get("code", False)
+    code = run.notebook.metadata.get("eedkit", {}).get("code", False)
     prose = [cell.source for cell in run.notebook.cells if cell.cell_type == "markdown"]
     heading = _HEADING.search("\n\n".join(prose))
     quoted = _QUOTE.search(prose[0] if prose else "")

@@ -47,12 +47,12 @@ def test_no_page_loads_anything(made):
 def written(tmp_path):
     """Writes page and index of one executed notebook; gives their texts, without styles."""
 
-    def write(*cells, code=False, running=False, metadata=None, **about):
+    def write(*cells, code=False, running=False, **about):
         path = tmp_path / "a.ipynb"
-        notebook = new_notebook(cells=list(cells), metadata=metadata or {})
+        notebook = new_notebook(cells=list(cells), metadata={"eedkit": {"code": True}} if code else {})
         nbformat.write(notebook, path)
         about = {"state": "done", "seconds": 3.2, "facts": FACTS, "declared": {}, "parameters": {}} | about
-        page = pages.page_of(Run(source=path, notebook=notebook, executed=path, **about), code=code)
+        page = pages.page_of(Run(source=path, notebook=notebook, executed=path, **about))
         pages.write_page(page, [page], "tiny")
         index = pages.write_index([page], tmp_path, "tiny", running=running, left_out=["<b>: broken"])
         assert not list(tmp_path.glob(".*"))
@@ -236,13 +236,13 @@ def test_scripts_and_widgets_do_not_reach_a_page(written):
     assert "HBox" not in page
 
 
-@pytest.mark.parametrize(("code", "metadata"), [(True, {}), (False, {"eedkit": {"code": True}}), (False, {})])
-def test_code_is_shown_where_it_is_asked_for(written, code, metadata):
+@pytest.mark.parametrize("code", [True, False])
+def test_code_is_shown_where_it_is_asked_for(written, code):
     cells = [shown("before"), shown("measured", display({"text/plain": "answered"}), tag="answer")]
     injected = shown("out = '/home/me/reports'", tag="injected-parameters")
-    page, _ = written(injected, *cells, code=code, metadata=metadata)
-    assert ("before" in page) is bool(code or metadata)
-    assert ("measured" in page) is bool(code or metadata)
+    page, _ = written(injected, *cells, code=code)
+    assert ("before" in page) is code
+    assert ("measured" in page) is code
     assert "answered" in page
     assert "/home/me" not in page
 
