@@ -418,7 +418,6 @@ def report(
     only: Annotated[
         list[str] | None, typer.Option(metavar="STEM", help="Run only this notebook; can be repeated.")
     ] = None,
-    code: Annotated[bool, typer.Option("--code/--no-code", help="Show the notebooks' code on their pages.")] = False,
     parameter: Annotated[
         list[str] | None,
         typer.Option(
@@ -447,7 +446,7 @@ def report(
 
     with _plainly("report", stopped=f"Stopped. {out / 'index.html'} says what was run."):
         try:
-            index = run(out, profile=profile, notebooks=only or None, parameters=given, code=code)
+            index = run(out, profile=profile, notebooks=only or None, parameters=given)
         except NotebooksFailed as failed:
             _say(f"{len(failed.failed)} failed:", err=True)
             for line in str(failed).splitlines():
