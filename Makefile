@@ -14,12 +14,17 @@ help:  ## this text
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 	@echo "  VENV=path uses another environment, PROFILE=name another profile of notebooks/profiles/"
 
-$(INSTALLED): pyproject.toml constraints.txt
+# An environment that another clone made stays that clone's.
+.PHONY: owner
+owner:
+	@test ! -s $(INSTALLED) || grep -qxF '$(CURDIR)' $(INSTALLED) || { echo "$(VENV) is the environment of $$(cat $(INSTALLED)); name another with VENV=path, or delete it"; exit 2; }
+
+$(INSTALLED): pyproject.toml constraints.txt | owner
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "eedkit needs Python 3.11 or newer; name one with PYTHON=path"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+	@echo '$(CURDIR)' > $@
 
 # What the index links to is made before it.
 report: $(INSTALLED) docs  ## run the bundled study on real images, leave an illustrated report in reports/

@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-STUDY = """Measure models × data sets × groups into one store: plan it, run it, look at its progress.
+STUDY = """Measure models × data sets × groups into one store.
 
 \b
 A study is a YAML file, such as first.yaml:
@@ -201,7 +201,9 @@ def check(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Check that a network is equivariant or invariant within a tolerance; if not, say where, why and what mends it.
+    """Check that a network is equivariant or invariant.
+
+    If a layer exceeds the tolerance, says which one, under which element, why, and how to fix it.
 
     Exit codes: 0 it is; 1 it is not, or the model failed on the images; 2 wrong usage.
     """
@@ -338,7 +340,9 @@ def figures(
         typer.Option(metavar="COORDINATE", help="Average over models that share it, such as recipe; model: over none."),
     ] = None,
 ) -> None:
-    """Draw the figures of a store: depth profiles, calibration, and deviation by group element and by class.
+    """Draw the figures of a store.
+
+    Depth profiles, calibration, and deviation by group element and by class.
 
     Exit codes: 0 done, with a note on what cannot be drawn; 1 nothing is measured yet, or the store is damaged; 2 wrong
     usage.
@@ -382,7 +386,9 @@ def card(
         ),
     ] = None,
 ) -> None:
-    """Write one page about one model, which needs no other files and can pass or fail.
+    """Write a one-page report on one model.
+
+    The page needs no other files. With --require it passes or fails.
 
     Exit codes: 0 done, and all that was required holds; 1 something required does not hold (the page says what), nothing is
     measured yet, or the store is damaged; 2 wrong usage.
@@ -414,7 +420,6 @@ def report(
     only: Annotated[
         list[str] | None, typer.Option(metavar="STEM", help="Run only this notebook; can be repeated.")
     ] = None,
-    code: Annotated[bool, typer.Option("--code/--no-code", help="Show the notebooks' code on their pages.")] = False,
     parameter: Annotated[
         list[str] | None,
         typer.Option(
@@ -422,7 +427,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Run the notebooks and write their results as illustrated web pages.
+    """Run the notebooks and build the HTML report.
 
     Exit codes: 0 done; 1 a notebook failed, the report says where; 2 something asked for does not exist, nothing was run.
     """
@@ -443,7 +448,7 @@ def report(
 
     with _plainly("report", stopped=f"Stopped. {out / 'index.html'} says what was run."):
         try:
-            index = run(out, profile=profile, notebooks=only or None, parameters=given, code=code)
+            index = run(out, profile=profile, notebooks=only or None, parameters=given)
         except NotebooksFailed as failed:
             _say(f"{len(failed.failed)} failed:", err=True)
             for line in str(failed).splitlines():

@@ -5,6 +5,7 @@ when it is made, and keeps its results in memory.
 """
 
 import inspect
+import re
 import time
 import warnings
 from contextlib import AbstractContextManager
@@ -68,7 +69,7 @@ class Tracker:
         self.model = model
         self.images = samples.by_number(images)
         self.options = {"progress": False, **options, "group": how.action}
-        self.name = options.get("name") or how.action.group.name
+        self.name = "/".join(filter(None, [how.action.group.name, options.get("name")]))
         self._results: list[xr.Dataset] = []
         self._tables: list[pd.DataFrame] = []
         order = how.action.group.order
@@ -106,13 +107,18 @@ class Tracker:
         return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame({"step": [], "seconds": []})
 
     def scalars(self, table: pd.DataFrame) -> dict[str, float]:
-        """A step's values of the latent vector and the outputs, named `eed/<name>/<layer>/<metric>_relative`, …"""
+        """A step's values of the latent vector and the outputs: `eed/<group>/<layer>/<metric>_relative`, `_estimate`, `_null`.
+
+        With `name=` the keys begin with `eed/<group>/<name>/`. Signs that some loggers refuse, such as brackets, become `_`.
+        `wandb.log`, `mlflow.log_metrics` and Lightning's `log_dict` take it as it is, tensorboard's `add_scalar` one by one.
+        """
         named = {}
         ends: pd.DataFrame = table.loc[table.layer.str.match("latent|output"), :]
         for row in ends.to_dict("records"):
             for column in ("relative", "estimate", "null"):
                 if pd.notna(row[column]):
-                    named[f"eed/{self.name}/{row['layer']}/{row['metric']}_{column}"] = float(row[column])
+                    key = f"eed/{self.name}/{row['layer']}/{row['metric']}_{column}"
+                    named[re.sub(r"[^\w\-./ ]", "_", key)] = float(row[column])
         return named
 
     def callback(self, *, every: int = 1) -> "lightning.Callback":

@@ -32,14 +32,10 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def test_report_is_made_and_found(home, tmp_path):
     out = tmp_path / "out"
-    result = CliRunner().invoke(
-        app, ["report", "--out", str(out), "--only", "00_check", "--code", "-p", "sizes=[3, 4]"]
-    )
+    result = CliRunner().invoke(app, ["report", "--out", str(out), "--only", "00_check", "-p", "sizes=[3, 4]"])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"The report: {out / 'index.html'}\n"
-    page = (out / "00_check.html").read_text()
-    assert "[3, 4]" in page
-    assert "asked to fail" in page
+    assert "[3, 4]" in (out / "00_check.html").read_text()
 
 
 def test_a_failing_notebook_exits_1_and_is_named(home, tmp_path):

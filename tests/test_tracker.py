@@ -175,7 +175,12 @@ def test_a_model_is_measured_in_its_own_type(precision, dtype):
 
 def test_trackers_in_one_trainer_share_no_key():
     net = network()
-    trackers = {"C4": tracked(net), "flip": tracked(net, group="flip"), "all layers": tracked(net, name="all layers")}
+    trackers = {
+        "C4": tracked(net),
+        "flip": tracked(net, group="flip"),
+        "C4/all layers": tracked(net, name="all layers"),
+        "SO_2__n_4": tracked(net, group="SO(2)?n=4"),
+    }
     logged = fit(training_of(net), *[tracker.callback() for tracker in trackers.values()])
     for name, tracker in trackers.items():
         relative = tracker.table.query("layer == 'latent'").relative.item()
@@ -188,7 +193,7 @@ def test_a_measurement_that_fails_ends_no_training():
     net = network()
     tracker = tracked(net, name="one")
     tracker.images = IMAGES[:3]
-    with pytest.warns(UserWarning, match="one was not measured after epoch 2: ValueError: the null .* needs 4 images"):
+    with pytest.warns(UserWarning, match="C4/one was not measured after epoch 2: ValueError: the null .* needs 4 images"):
         assert fit(training_of(net), tracker.callback(), epochs=2) == {}
     assert tracker.table.empty
     with pytest.raises(ValueError, match="needs 4 images, got 3"):

@@ -93,8 +93,6 @@ def augmentation_or_layers(
     metric : "channelwise" (eq. 5), or another of the maps, such as `channelwise_matched` [ours]
     """
     as_they_are, matched = interchanged["as they are"], interchanged["matched"]
-    for needed in (table, as_they_are, matched):
-        needs(needed, "recipe", "seed", "relative")
     of_features = _share_removed(table, {"recipe": "augmented"}, {"recipe": "plain"}, **FEATURES)
     worked = _comparison(
         "augmentation makes the features more invariant",
@@ -141,7 +139,7 @@ def dose_response(table: pd.DataFrame) -> pd.DataFrame:
     network's best map is the layer that loses most, seed by seed. Each seed's network of share 0 is what its others are
     compared with.
     """
-    needs(table, "share", "seed", "relative")
+    needs(table, "share")
     layers = _layers(table, "channelwise")
     rows = []
     for share in sorted(set(table.share) - {0}):
@@ -244,7 +242,7 @@ def without_learning(table: pd.DataFrame, *, margins: Mapping[str, float]) -> pd
     Claim: under some uncalibrated metric E(opponent) − E(random), as a share of the metric's scale, is above the margin, for
     some opponent, "augmented" or "equivariant". `margins` says for each metric which share of its scale counts.
     """
-    needs(table, "recipe", "seed", "scale")
+    needs(table, "recipe", "scale")
     cases = []
     for metric, margin in margins.items():
         of = {"metric": metric, "layer": _end(table, metric)}
@@ -330,7 +328,6 @@ def pretraining(table: pd.DataFrame, *, margin: float, metrics: Sequence[str]) -
     margin : the difference of relative values that counts
     metrics : distances; those of the same layer look at the same vector
     """
-    needs(table, "recipe", "seed", "relative")
 
     def compared_with(base: str) -> pd.DataFrame:
         changes = []
@@ -372,7 +369,6 @@ def self_supervision(table: pd.DataFrame, *, margin: float) -> pd.DataFrame:
 
     `margin` is the difference of relative values that counts.
     """
-    needs(table, "recipe", "seed", "relative")
     above, below = Claim("above", margin), Claim("below", margin)
 
     def gains(names: Sequence[str], claim: Claim) -> list[Comparison]:

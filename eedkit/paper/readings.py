@@ -7,7 +7,7 @@ table without any difference is read as having one about one time in twenty, how
 import itertools
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from scipy.special import stdtr, stdtrit
 
 from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
-from eedkit.paper.conclusions import accuracies
 from eedkit.paper.verdicts import needs
 from eedkit.results import schema
 from eedkit.results.labels import class_names, is_right
@@ -51,9 +50,6 @@ class Reading:
     headline: str
     details: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.headline}\n\n{self.details}".strip()
-
     def _repr_markdown_(self) -> str:
         if not self.details:
             return self.headline
@@ -81,11 +77,6 @@ class Mean:
         value = float(array.mean()) if n else math.nan
         error = float(array.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
         return cls(_code(name), value, error, n - 1, n, within)
-
-    @classmethod
-    def given(cls, name: object, value: float, low: float, high: float, within: tuple[float, float]) -> "Mean":
-        """One value that brings its own 95 % interval, as from many images."""
-        return cls(_code(name), value, (high - low) / (2 * 1.96), math.inf, 1, within)
 
     def minus(self, other: "Mean") -> "Mean":
         """The difference of two independent means, with Welch's degrees of freedom."""
@@ -162,25 +153,30 @@ def order(
     needs(rows, value, by, *([per] if per else []))
     start = f"{_capital(what or value.replace('_', ' '))}: "
     groups = dict(iter(rows.groupby(per, sort=False))) if per else {"": rows}
-    means = {name: _means(of_group, value, by) for name, of_group in groups.items()}
+    means = {name: _lowest_first(of_group, value, by) for name, of_group in groups.items()}
     is_clear = _clear_pairs(means)
-    details = _orders(means, is_clear, rows)
+    cuts = {name: _cuts(name, of_group, is_clear) for name, of_group in means.items()}
+    details = _orders(means, cuts, rows)
+    lacking = [_code(name) for name, of_kind in rows.groupby(by, sort=False) if of_kind[value].isna().any()]
+    if lacking:
+        details += f" Values are missing for {_joined(lacking)}."
     if per:
-        all_tiers = [_tiers(of_group, is_clear, name) for name, of_group in means.items()]
         ends = []
-        for end, place in (("lowest", 0), ("highest", -1)):
-            end_tiers = [tiers[place] for tiers in all_tiers if len(tiers) > 1]
-            names = [tier[0].name for tier in end_tiers if len(tier) == 1]
+        for way, end in (("lowest", 0), ("highest", -1)):
+            names = []
+            for name, of_group in means.items():
+                # nobody is beside it on its side of the first or the last cut
+                if (1 if end == 0 else len(of_group) - 1) in cuts[name]:
+                    names.append(of_group[end].name)
             if names:
                 most = max(names, key=names.count)
-                ends.append(f"{most} is clearly {end} in {names.count(most)}")
+                ends.append(f"{most} is clearly {way} in {names.count(most)}")
         said = f"{', '.join(ends) or 'none is clearly lowest or highest'} of {len(means)} by {_code(per)}."
         return Reading(_headline(said, f"{len(means)} orders by {_code(per)}.", start), details)
-    known = [mean for mean in means[""] if mean.n]
-    if not known:
+    if not means[""]:
         return Reading(f"{start}no value for any of them.")
-    lowest, highest = known[0], known[-1]
-    if len(known) == 1:
+    lowest, highest = means[""][0], means[""][-1]
+    if len(means[""]) == 1:
         said = f"{lowest}."
     elif is_clear["", lowest.name, highest.name]:
         said = f"lowest for {lowest}, highest for {highest}."
@@ -226,12 +222,10 @@ def ranks(rows: pd.DataFrame, value: str, *, one: str, by: str = "recipe", what:
 def depth_profile(table: pd.DataFrame, *, metric: str) -> Reading:
     """At how many layers each recipe's relative values lie clearly below or above plain's, seed by seed, and by how much.
 
-    Without "plain" the order of the recipes at the deepest layer is read.
-
     >>> table = pd.DataFrame({"recipe": ["plain"] * 3 + ["augmented"] * 3, "seed": [0, 1, 2] * 2, "metric": "latent"})
     >>> table = table.assign(layer="latent", depth=1.0, relative=[0.9, 0.91, 0.92, 0.1, 0.12, 0.11])
     >>> print(depth_profile(table, metric="latent").headline)
-    Against `plain`: `augmented` lower at 1 of 1 layers (most at `latent`: −0.80, −0.82 to −0.78).
+    Latent, against `plain`: `augmented` lower at 1 of 1 layers (most at `latent`: −0.80, −0.82 to −0.78).
     """
     needs(table, "recipe", "seed", "metric", "layer", "depth", "relative")
     rows = table.loc[(table.metric == metric) & table.relative.notna() & ~table.layer.str.endswith("[class]")]
@@ -241,8 +235,7 @@ def depth_profile(table: pd.DataFrame, *, metric: str) -> Reading:
     by_seed = rows.pivot(index=["layer", "seed"], columns="recipe", values="relative")
     others = [recipe for recipe in dict.fromkeys(rows.recipe) if recipe != "plain"]
     if "plain" not in by_seed or not others:
-        what = f"relative {metric.replace('_', ' ')} EED at {_code(layers[-1])}"
-        return order(rows.loc[rows.layer == layers[-1]], "relative", what=what)
+        raise ValueError(f"a profile is read against plain, got the recipes {', '.join(by_seed)}")
     differences = {}
     for recipe, layer in itertools.product(others, layers):
         of_layer = by_seed.loc[layer]
@@ -268,80 +261,9 @@ def depth_profile(table: pd.DataFrame, *, metric: str) -> Reading:
     leaving = {recipe for (recipe, _), sign in signs.items() if sign}
     short = f"{len(leaving)} of {len(others)} recipes leave `plain` clearly at some layer."
     note = f"Differences from `plain`, seed by seed, over {rows.seed.nunique()} seeds."
-    headline = _headline(f"Against `plain`: {'; '.join(texts)}.", short)
+    text = f"against `plain`: {'; '.join(texts)}."
+    headline = _headline(text, short, f"{metric.replace('_', ' ')}, ")
     return Reading(headline, f"{_listed(lines_of_details)}\n\n{note}".strip())
-
-
-def lines(table: pd.DataFrame, *, x: str, y: str, by: str = "recipe", what: str | None = None) -> Reading:
-    """Whether each line of a figure clearly rises or falls from its first point to its last.
-
-    Parameters
-    ----------
-    table : one row per replicate, as `plots.lines` draws it, or one per point with its own `low` and `high`
-    x, y, by : the columns of the axes, and the one that names the lines
-    what : what `y` holds, in words
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"epoch": [1, 1, 1, 9, 9, 9], "loss": [2.0, 2.1, 2.2, 0.1, 0.2, 0.3], "recipe": "plain"})
-    >>> print(lines(table, x="epoch", y="loss").headline)
-    From epoch 1 to 9, loss falls for `plain` (2.10 to 0.20).
-    """
-    needs(table, x, y, by)
-    rows = table.dropna(subset=[x, y])
-    if rows.empty:
-        raise ValueError(f"no row of the table has a value of {x} and of {y}")
-    points = {}
-    for name, of_line in rows.groupby(by, sort=False):
-        points[name] = [_mean(place, at, y) for place, at in of_line.groupby(x)]
-    signs = _clear({name: at[-1].minus(at[0]) for name, at in points.items()})
-    ways = {1: "rises", -1: "falls", 0: "no clear change"}
-    by_way: dict[str, list[str]] = {}
-    ends = []
-    for name, at in points.items():
-        way = ways[signs[name]]
-        by_way.setdefault(way, []).append(f"{_code(name)} ({number(at[0].value)} to {number(at[-1].value)})")
-        ends.append(f"{_code(name)}: {way}, from {at[0].numbers} to {at[-1].numbers}")
-    texts = [f"{way} for {_joined(of_way)}" for way, of_way in by_way.items()]
-    counts = [f"{way} for {len(of_way)}" for way, of_way in by_way.items()]
-    span = f"From {x} {rows[x].min():g} to {rows[x].max():g},"
-    short = f"{span} {', '.join(counts)} of {len(points)} lines."
-    headline = _headline(f"{span} {what or y} {'; '.join(texts)}.", short)
-    return Reading(headline, f"{_listed(ends)}\n\n{_replicates(rows, points)}")
-
-
-def calibration(table: pd.DataFrame, *, metric: str = "latent") -> Reading:
-    """Which recipes change places between the raw value, above its best, and the relative one.
-
-    A metric is read at the layer `latent`, or at the output.
-
-    >>> table = pd.DataFrame({"recipe": ["a"] * 3 + ["b"] * 3, "metric": "latent", "layer": "latent", "best": -1.0})
-    >>> table = table.assign(estimate=[-0.99] * 3 + [-0.9] * 3, relative=[0.9] * 3 + [0.1] * 3)
-    >>> print(calibration(table).headline)
-    `a` looks more invariant than `b` by the raw value, and less relative to other images.
-    """
-    needs(table, "metric", "layer", "estimate", "best", "relative", "recipe")
-    layer = "latent" if metric.startswith("latent") else "output"
-    rows = table.loc[(table.metric == metric) & (table.layer == layer)]
-    if rows.empty:
-        raise ValueError(unknown("metric", f"{metric} at {layer}", table.metric + " at " + table.layer))
-    means = {
-        "raw": _means(rows.assign(deviation=rows.estimate - rows.best), "deviation", "recipe"),
-        "relative": _means(rows, "relative", "recipe"),
-    }
-    is_clear = _clear_pairs(means)
-    pairs = itertools.combinations([mean.name for mean in means["raw"]], 2)
-    swapped = [pair for pair in pairs if is_clear["raw", *pair] and is_clear["relative", *reversed(pair)]]
-    details = _orders(means, is_clear, rows)
-    if not swapped:
-        return Reading("No two kinds clearly change places between the raw and the relative value.", details)
-    texts = [
-        f"{low} looks more invariant than {high} by the raw value, and less relative to other images."
-        for low, high in swapped
-    ]
-    count = f"{len(swapped)} pairs of kinds change places between the raw and the relative value"
-    text = texts[0] if len(texts) == 1 else f"{count}, among them {_joined(swapped[0])}."
-    return Reading(_headline(text, f"{count}."), f"{_listed(texts)}\n{details}")
 
 
 def extremes(ds: xr.Dataset, over: str, *, metric: str = "latent") -> Reading:
@@ -363,26 +285,15 @@ def extremes(ds: xr.Dataset, over: str, *, metric: str = "latent") -> Reading:
     if over == "element":
         # an image that is not moved does not deviate from itself
         values = values.sel(element=ds.element != ds.element.attrs.get("identity", "e"))
-    by = "recipe" if "recipe" in ds.coords else "model"
-    names = dict(enumerate(class_names(ds))) if over == "label" else {}
-    tables = []
-    for kind in dict.fromkeys(ds[by].values.tolist()):
-        of_kind = values.isel(model=np.flatnonzero(ds[by].values == kind))
-        # over networks where there are several of a kind, else over images
-        kept = "model" if of_kind.sizes["model"] > 1 else "sample"
-        for name, part in of_kind.groupby(over):
-            means = part.mean([dim for dim in part.dims if dim != kept]).values
-            tables.append(pd.DataFrame({"kind": kind, over: names.get(name, name), "deviation": means}))
-    rows = pd.concat(tables)
+    rows = _by_kind(values, over, "deviation")
+    if over == "label":
+        rows["label"] = rows.label.replace(dict(enumerate(class_names(ds))))
     per = "kind" if rows.kind.nunique() > 1 else None
     return order(rows, "deviation", by=over, per=per, what=f"deviation by {over}")
 
 
 def accuracy(ds: xr.Dataset) -> Reading:
     """Who reads moved images worse than upright ones, and how well each kind of network reads both.
-
-    The unit is the network, and the image for a kind of which there is one network. Kinds are recipes, or models where there
-    are none.
 
     >>> right = np.zeros((3, 2, 10), dtype=int)
     >>> right[:, 1, ::2] = 1
@@ -391,17 +302,14 @@ def accuracy(ds: xr.Dataset) -> Reading:
     >>> print(accuracy(ds.assign_coords(model=list("abc"))).headline)
     On moved images accuracy falls clearly for `plain` (by 0.50).
     """
-    by = "recipe" if "recipe" in ds.coords else "model"
     right = is_right(ds)
     is_upright = right.element == right.element.attrs.get("identity", "e")
-    lost_on_images = right.sel(element=is_upright).mean("element") - right.sel(element=~is_upright).mean("element")
-    rows = accuracies(ds).assign(kind=ds[by].values)
+    right = right.assign_coords(images=("element", np.where(is_upright, "upright", "moved")))
+    rows = _by_kind(right, "images", "accuracy")
     lost = {}
     for name, of_kind in rows.groupby("kind", sort=False):
-        losses = of_kind.upright - of_kind.moved
-        if len(of_kind) == 1:
-            losses = lost_on_images.sel(model=of_kind.index[0])
-        lost[name] = Mean.of(name, losses)
+        by_images = {images: part.accuracy.to_numpy() for images, part in of_kind.groupby("images")}
+        lost[name] = Mean.of(name, by_images["upright"] - by_images["moved"])
     signs = _clear(lost)
     losing = [f"{mean.name} (by {number(mean.value)})" for name, mean in lost.items() if signs[name] > 0]
     others = [mean.name for name, mean in lost.items() if signs[name] <= 0]
@@ -414,51 +322,28 @@ def accuracy(ds: xr.Dataset) -> Reading:
         f"On moved images accuracy {', and '.join(texts)}.",
         f"On moved images accuracy falls clearly for {len(losing)} of {len(lost)} kinds of network.",
     )
-    images = rows.melt("kind", ["upright", "moved"], "images", "accuracy")
-    return Reading(headline, order(images, "accuracy", by="kind", per="images").details)
-
-
-def removed(table: pd.DataFrame, *, metrics: Sequence[str] = ("latent", "channelwise")) -> Reading:
-    """Which share of plain's relative value augmentation removes, seed by seed, at each metric's layer that lost most.
-
-    >>> table = pd.DataFrame({"recipe": ["plain", "plain", "augmented", "augmented"], "seed": [0, 1, 0, 1]})
-    >>> table = table.assign(metric="latent", layer="latent", relative=[1.0, 1.0, 0.1, 0.1])
-    >>> print(removed(table, metrics=["latent"]).headline)
-    Of the relative value of `plain`, `augmented` lacks at most: latent 0.90.
-    """
-    needs(table, "recipe", "seed", "metric", "layer", "relative")
-    texts = []
-    ends = []
-    for metric in metrics:
-        shares = []
-        for layer, of_layer in table.loc[table.metric == metric].groupby("layer", sort=False):
-            by_seed = of_layer.pivot(index="seed", columns="recipe", values="relative")
-            if {"augmented", "plain"} <= set(by_seed):
-                shares.append(Mean.of(layer, 1 - by_seed.augmented / by_seed.plain, (-math.inf, 1.0)))
-        shares = [share for share in shares if share.n]
-        if not shares:
-            raise ValueError(f"{metric} has no layer at which augmented and plain share a seed with a relative value")
-        most = max(shares, key=lambda share: share.value)
-        texts.append(f"{metric.replace('_', ' ')} {number(most.value)}")
-        ends.append(f"{metric.replace('_', ' ')}: {', '.join(map(str, shares))}")
-    start = "Of the relative value of `plain`, `augmented` lacks at most:"
-    return Reading(_headline(f"{start} {', '.join(texts)}.", f"{start} {texts[0]}."), _listed(ends))
+    return Reading(headline, order(rows, "accuracy", by="kind", per="images").details)
 
 
 def comparisons(rows: pd.DataFrame) -> Reading:
-    """How many comparisons of `conclusions` got which verdict, and each of them with the numbers that it was read off.
+    """How many comparisons of `conclusions` got which verdict, and by part each of them with the numbers it was read off.
 
     >>> from eedkit.paper.verdicts import Claim, Comparison, concluded, mean_effect
     >>> rows = concluded("9", "it is large", {"size": Comparison("it is", Claim("above", 1), mean_effect([3.0] * 5))})
-    >>> print(comparisons(rows.head(1)))
-    1 **supported**.
+    >>> print(comparisons(rows.head(1)).details)
+    Conclusion 9, size:
     <BLANKLINE>
     - it is: **supported**, 3.00 (3.00 to 3.00), margin 1.00, 5 seeds
     """
     needs(rows, *verdicts.COLUMNS)
     counts = [(verdict, (rows.verdict == verdict).sum()) for verdict in verdicts.VERDICTS]
     texts = [f"{count} **{verdict}**" for verdict, count in counts if count]
-    return Reading(f"{', '.join(texts)}.", _compared(rows))
+    parts = []
+    for (name, beside, part), of_part in rows.groupby(["conclusion", "beside", "part"], sort=False):
+        where = part if beside in ("", part) else f"{beside}, {part}"
+        compared = [f"{printable(row.test)}: **{row.verdict}**, {_numbers(row)}" for _, row in of_part.iterrows()]
+        parts.append(f"{printable(f'Conclusion {name}, {where}')}:\n\n{_listed(compared)}")
+    return Reading(f"{', '.join(texts)}.", "\n\n".join(parts))
 
 
 def conclusion(rows: pd.DataFrame) -> Reading:
@@ -478,12 +363,7 @@ def conclusion(rows: pd.DataFrame) -> Reading:
         ends.append(f"{last.seeds_needed:,.0f} seeds would decide it.")
     elif last.verdict == verdicts.INCONCLUSIVE:
         ends.append("No number of seeds is known to decide it.")
-    parts = [" ".join(ends)]
-    for _, of_part in rows.iloc[:-1].groupby(["beside", "part"], sort=False):
-        beside, part = of_part.beside.iloc[0], of_part.part.iloc[0]
-        name = part if beside in ("", part) else f"{beside}, {part}"
-        parts.append(f"{_capital(printable(name))}:\n\n{_compared(of_part)}")
-    return Reading(_verdict(last, last.test), "\n\n".join(parts))
+    return Reading(_verdict(last, last.test), " ".join(ends))
 
 
 def headlines(page: pd.DataFrame) -> Reading:
@@ -517,12 +397,6 @@ def _verdict(row: pd.Series, claim: str, start: str = "") -> str:
         # how many seeds would decide stands in the details, too
         text = f"{text.partition(';')[0]}."
     return text
-
-
-def _compared(rows: pd.DataFrame) -> str:
-    """A list of comparisons with their verdicts and numbers."""
-    texts = [f"{printable(row.test)}: **{row.verdict}**, {_numbers(row)}" for _, row in rows.iterrows()]
-    return _listed(texts)
 
 
 def _numbers(row: pd.Series) -> str:
@@ -569,6 +443,22 @@ def _clear_pairs(groups: Mapping[Any, Sequence[Mean]]) -> dict[tuple, bool]:
     return is_below
 
 
+def _by_kind(values: xr.DataArray, over: str, column: str) -> pd.DataFrame:
+    """Means by kind and `over`, one row for each network, or for each image where there is one network of the kind.
+
+    Kinds are recipes, or models where there are none.
+    """
+    by = "recipe" if "recipe" in values.coords else "model"
+    tables = []
+    for kind in dict.fromkeys(values[by].values.tolist()):
+        of_kind = values.isel(model=np.flatnonzero(values[by].values == kind))
+        unit = "model" if of_kind.sizes["model"] > 1 else "sample"
+        for name, part in of_kind.groupby(over):
+            means = part.mean([dim for dim in part.dims if dim != unit]).values
+            tables.append(pd.DataFrame({"kind": kind, over: name, column: means}))
+    return pd.concat(tables)
+
+
 def _mean(name: object, rows: pd.DataFrame, value: str) -> Mean:
     """One kind's mean over its rows; a single row may bring its own interval."""
     within = RANGES.get(value, ANY)
@@ -577,49 +467,45 @@ def _mean(name: object, rows: pd.DataFrame, value: str) -> Mean:
     if len(values) == 1 and low in rows and high in rows:
         own = rows.loc[values.index[0]]
         if np.isfinite([own[low], own[high]]).all():
-            return Mean.given(name, own[value], own[low], own[high], within)
+            # 1.96 standard errors on each side, as from many images
+            return Mean(_code(name), own[value], (own[high] - own[low]) / (2 * 1.96), math.inf, 1, within)
     return Mean.of(name, values, within)
 
 
-def _means(rows: pd.DataFrame, value: str, by: str) -> list[Mean]:
-    """The kinds' means, the lowest first; kinds without a value last."""
-    means = [_mean(name, of_kind, value) for name, of_kind in rows.groupby(by, sort=False)]
-    return sorted(means, key=lambda mean: (mean.n == 0, mean.value))
+def _lowest_first(rows: pd.DataFrame, value: str, by: str) -> list[Mean]:
+    """The means of the kinds that have a value."""
+    means = [_mean(name, of_kind, value) for name, of_kind in rows.dropna(subset=[value]).groupby(by, sort=False)]
+    return sorted(means, key=lambda mean: mean.value)
 
 
-def _tiers(means: Sequence[Mean], is_clear: Mapping[tuple, bool], group: Hashable) -> list[list[Mean]]:
-    """Kinds with values in their order, cut where everything before lies clearly below everything after."""
-    known = [mean for mean in means if mean.n]
-    tiers: list[list[Mean]] = []
-    for place, mean in enumerate(known):
-        pairs = itertools.product(known[:place], known[place:])
+def _cuts(group: object, means: Sequence[Mean], is_clear: Mapping[tuple, bool]) -> list[int]:
+    """The places at which all before lie clearly below all from there on."""
+    cuts = []
+    for place in range(1, len(means)):
+        pairs = itertools.product(means[:place], means[place:])
         if all(is_clear[group, before.name, after.name] for before, after in pairs):
-            tiers.append([])
-        tiers[-1].append(mean)
-    return tiers
+            cuts.append(place)
+    return cuts
 
 
-def _orders(groups: Mapping[Any, Sequence[Mean]], is_clear: Mapping[tuple, bool], rows: pd.DataFrame) -> str:
-    """The kinds of each group in their order, and what the intervals in brackets are over."""
+def _orders(groups: Mapping[Any, Sequence[Mean]], cuts: Mapping[Any, list[int]], rows: pd.DataFrame) -> str:
+    """The kinds of each group in their order, with a "then" at its cuts, and what the intervals in brackets are over."""
     texts = []
     for group, means in groups.items():
-        start = f"{_code(group)}: " if group != "" else ""
-        tiers = []
-        for tier in _tiers(means, is_clear, group):
-            unclear = " in no clear order" if len(tier) > 1 else ""
-            tiers.append(f"{_joined([str(mean) for mean in tier])}{unclear}")
-        missing = [mean.name for mean in means if not mean.n]
-        missing_text = f"; no value: {_joined(missing)}" if missing else ""
-        order_text = f"lowest first: {', then '.join(tiers)}{missing_text}" if tiers else "no value for any of them"
-        texts.append(f"{start}{order_text}")
-    return f"{_listed(texts)}\n\n{_replicates(rows, groups)}".strip()
+        text = f"{_code(group)}, lowest first: " if group != "" else "lowest first: "
+        for place, mean in enumerate(means):
+            if place:
+                text += ", then " if place in cuts[group] else ", "
+            text += str(mean)
+        texts.append(text if means else f"{_code(group)}: no value for any of them")
+    return f"{_listed(texts)}\n\n{_replicates(groups, rows)} “Then” stands where the order is clear."
 
 
-def _replicates(rows: pd.DataFrame, groups: Mapping[Any, Sequence[Mean]]) -> str:
+def _replicates(groups: Mapping[Any, Sequence[Mean]], rows: pd.DataFrame) -> str:
     """What the intervals in brackets are over."""
     means = list(itertools.chain.from_iterable(groups.values()))
-    counts = sorted({mean.n for mean in means if mean.n})
-    if not counts or counts == [1]:
+    counts = sorted({mean.n for mean in means})
+    if counts in ([], [1]):
         has_interval = any(mean.interval for mean in means)
         return "In brackets: 95 % intervals." if has_interval else "A single replicate has no interval."
     unit = "seeds" if "seed" in rows and rows.seed.nunique() > 1 else "replicates"

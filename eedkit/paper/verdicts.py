@@ -8,7 +8,10 @@ that it may make, so that a wrong verdict on the whole is no likelier than `LEVE
 * "Some of these" is the mirror image: supported where some part is, with Holm's correction, and contradicted where all parts
   are, each at the full level.
 
-A bound that lies close to its margin decides nothing, so that no verdict hangs on the machine that computed it.
+A bound that lies close to its margin decides nothing. Simulated with the margin of conclusion 4 (0.02), a spread over seeds of
+0.045 and an effect at the margin, the worst case, two sets of 5, 10 or 20 seeds come to opposite verdicts in 0.3, 0.2 or 0.1 %
+of pairs; without that room in 0.5 %. That one set decides and the other stays open is no error but a lack of power: it happens
+to half of the pairs where the power is a half, under any rule, and only more seeds help.
 """
 
 import itertools
@@ -64,11 +67,7 @@ class Claim:
         return self.margin * (1 - ROOM), self.margin * (1 + ROOM)
 
     def tails(self, level: float, level_against: float) -> tuple[float, float]:
-        """How likely the lower and the upper bound may each be wrong: one-sided, but for `beyond`.
-
-        >>> Claim("above", 0.1).tails(0.05, 0.01), Claim("below", 0.1).tails(0.05, 0.01)
-        ((0.05, 0.01), (0.01, 0.05))
-        """
+        """How likely the lower and the upper bound may each be wrong: one-sided, but for `beyond`."""
         if self.direction == "above":
             return level, level_against
         if self.direction == "below":
@@ -77,17 +76,12 @@ class Claim:
         return each, each
 
     def distances(self, low: float, high: float) -> tuple[float, float]:
-        """How far the effect lies from the room about the margin at least and at most, in margins; claimed is positive.
-
-        >>> Claim("above", 0.5).distances(1.0, 2.0), Claim("below", 0.5).distances(1.0, 2.0)
-        ((0.8, 3.2), (-3.2, -0.8))
-        """
+        """How far the effect lies from the room about the margin at least and at most, in margins; claimed is positive."""
         lower_edge, upper_edge = self.edges
-        unit = self.margin or 1.0
-        if self.direction == "below":
-            return (lower_edge - high) / unit, (upper_edge - low) / unit
         low, high = self.outward(low, high)
-        return (low - upper_edge) / unit, (high - lower_edge) / unit
+        unit = self.margin or 1.0
+        past, short_of = (low - upper_edge) / unit, (high - lower_edge) / unit
+        return (-short_of, -past) if self.direction == "below" else (past, short_of)
 
     def outward(self, low: float, high: float) -> tuple[float, float]:
         """An interval of the effect, or of its distance from 0 where the claim has two sides."""
@@ -98,11 +92,8 @@ class Claim:
     def critical_margins(self, low: float, high: float) -> tuple[float, float]:
         """The margins at which these bounds would just support the claim, and just contradict it."""
         low, high = self.outward(low, high)
-        from_low = low / (1 + ROOM)
-        from_high = high / (1 - ROOM)
-        if self.direction == "below":
-            return from_high, from_low
-        return from_low, from_high
+        critical = low / (1 + ROOM), high / (1 - ROOM)
+        return critical[::-1] if self.direction == "below" else critical
 
 
 @dataclass(frozen=True)
@@ -436,13 +427,9 @@ def save(rows: pd.DataFrame, folder: str | os.PathLike) -> None:
     ...     load(folder).verdict.tolist()
     ['supported', 'supported']
     """
-    needs(rows, *COLUMNS)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, of_conclusion in rows.groupby("conclusion", sort=False):
-        name = str(name)
-        if Path(name).name != name:
-            raise ValueError(f"a conclusion's name is also a file's, got {name!r}")
         # another process may read the file, or write it, at any moment
         beside = folder / f".{name}.{os.getpid()}"
         beside.write_text(json.dumps(of_conclusion.to_dict("records"), indent=1), encoding="utf-8")
@@ -451,18 +438,10 @@ def save(rows: pd.DataFrame, folder: str | os.PathLike) -> None:
 
 def load(folder: str | os.PathLike) -> pd.DataFrame:
     """All tables of verdicts that `save` wrote into a folder, in the order of their files' names, one below the other."""
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.json"))]
+    if not texts:
         raise ValueError(f"no verdicts in {folder}; run the notebooks that judge first")
-    tables = []
-    for path in paths:
-        try:
-            table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
-            needs(table, *COLUMNS)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no verdicts ({error}); run the notebook that writes it again") from error
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([pd.DataFrame(json.loads(text)) for text in texts], ignore_index=True)
 
 
 def needs(table: pd.DataFrame, *columns: str) -> None:

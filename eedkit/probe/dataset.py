@@ -49,6 +49,10 @@ class Results:
         array = self.arrays[name] if layer is None else self.arrays[name][layer]
         array[..., rows] = numbers
 
+    def flaw_list(self) -> list[str]:
+        """Why samples have no value, in the order of the images."""
+        return [self.flaws[row] for row in sorted(self.flaws)]
+
     def record(self, batch: Batch, not_finite: Sequence[Sequence[int]], elements: Sequence[str]) -> None:
         """Write down the samples of a batch, and those of which the output is not finite under an element."""
         for number, places in enumerate(batch.chains):
@@ -98,6 +102,7 @@ class Measured:
     `law_errors` say by layer how far the action is from the group law, None where it is exact.
     """
 
+    metrics: Sequence[Metric]
     layers: list[Layer]
     results: Results
     reasons: dict[str, list[str]]
@@ -111,7 +116,6 @@ class Measured:
 def dataset(
     measured: Measured,
     group: Group,
-    metrics: Sequence[Metric],
     *,
     name: str,
     weights: str,
@@ -138,7 +142,7 @@ def dataset(
     }
     if any(label is not None for label in results.labels):
         coords["label"] = _label(results.labels, class_names)
-    for metric in metrics:
+    for metric in measured.metrics:
         variables |= _variables(metric, measured, precision)
         if metric.has_layers:
             reasons = _reasons(results.arrays[metric.name], measured.reasons[metric.name])
@@ -148,7 +152,7 @@ def dataset(
         if key in results.arrays:
             attrs = {"long_name": long_name, "units": "1"}
             variables[key] = (schema.BESIDE[key], results.arrays[key][None], attrs)
-    if any(metric.where == "maps" for metric in metrics):
+    if any(metric.where == "maps" for metric in measured.metrics):
         attrs = {"long_name": "part of the channels that is zero for gx and for x", "units": "1"}
         dead, channels = measured.dead.T
         fraction = np.divide(dead, channels, out=np.full(len(dead), np.nan), where=channels > 0)
@@ -283,8 +287,9 @@ def _undefined(values: np.ndarray) -> np.ndarray:
     return np.isnan(values).any(-2).sum(-1)
 
 
-def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
+def states(measured: Measured) -> xr.Dataset:
     """What a pass over one block leaves for joining it with others; `measure_block` says what is in it."""
+    metrics = measured.metrics
     layers = len(measured.layers)
     # as wide as any layer, so that every block has the same shape, whatever is undefined in it
     width = max([1, *(layer.channels for layer in measured.layers)])
@@ -302,7 +307,6 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
         reasons = measured.reasons[metric.name]  # one for every layer, or one for the output
         reason[i, : len(reasons)] = reasons
         undefined[i, : len(reasons)] = _undefined(measured.results.arrays[metric.name])
-    flaws = measured.results.flaws
     return xr.Dataset(
         {
             "pair_sum": (("normalised", "layer", "feature"), pair_sum),
@@ -313,7 +317,7 @@ def states(measured: Measured, metrics: Sequence[Metric]) -> xr.Dataset:
             "undefined": (("metric", "layer"), undefined),
         },
         {"metric": _text([metric.name for metric in metrics]), "normalised": _text(normalised)},
-        {"flaws": [flaws[row] for row in sorted(flaws)]},
+        {"flaws": measured.results.flaw_list()},
     )
 
 

@@ -84,11 +84,8 @@ def orbit_features(
         precision=precision,
         null=False,
     )
-    one_pass, about = run_pass(model, images, options, labels=labels, name=name, progress=progress)
-    measured = one_pass.result()
-    ds = dataset.dataset(measured, options.action.group, one_pass.metrics, **about)
-    flaws = measured.results.flaws
-    warn_of_flaws([flaws[row] for row in sorted(flaws)], ds.sizes["sample"])
+    ds, measured = run_pass(model, images, options, labels=labels, name=name, progress=progress)
+    warn_of_flaws(measured)
     if "orbit" not in measured.results.arrays:
         raise Undefined(f"there are no {of}: {measured.reasons[METRIC_OF[of]][-1]}")
     return dataset.orbits(measured.results.arrays["orbit"], of, DIM_OF[of], ds)

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from eedkit.errors import Undefined, unknown
-from eedkit.probe import dataset, guard
+from eedkit.probe import guard
 from eedkit.probe.collect import ABSENT, LayerPass, Place, Setting
 from eedkit.probe.layers import Layer
 from eedkit.probe.layouts import Layout
@@ -146,13 +146,10 @@ def interchange(
         null=null,
         seed=seed,
     )
-    one_pass, about = run_pass(model, images, options, labels=labels, name=name, progress=progress)
-    measured = one_pass.result()
-    ds = dataset.dataset(measured, options.action.group, one_pass.metrics, **about)
+    ds, measured = run_pass(model, images, options, labels=labels, name=name, progress=progress)
     ds.attrs["interchange"] = channels
     ds.latent.attrs["long_name"] += f", {TITLES[channels]}"
-    flaws = measured.results.flaws
-    warn_of_flaws([flaws[row] for row in sorted(flaws)], ds.sizes["sample"])
+    warn_of_flaws(measured)
     return ds
 
 

@@ -245,8 +245,8 @@ def measure(
         null=null,
         seed=seed,
     )
-    values, states = measure_block(model, images, options, labels=labels, name=name, progress=progress)
-    warn_of_flaws(states.attrs["flaws"], values.sizes["sample"])
+    values, measured = run_pass(model, images, options, labels=labels, name=name, progress=progress)
+    warn_of_flaws(measured)
     return values
 
 
@@ -281,10 +281,8 @@ def measure_block(
     >>> values.sizes["sample"], states.pair_n.values.tolist()
     (44, [[44, 44, 44]])
     """
-    one_pass, about = run_pass(model, images, options, places=places, labels=labels, name=name, progress=progress)
-    measured = one_pass.result()
-    values = dataset.dataset(measured, options.action.group, one_pass.metrics, **about)
-    return values, dataset.states(measured, one_pass.metrics)
+    values, measured = run_pass(model, images, options, places=places, labels=labels, name=name, progress=progress)
+    return values, dataset.states(measured)
 
 
 def run_pass(
@@ -296,8 +294,8 @@ def run_pass(
     labels: Any = None,
     name: str | None = None,
     progress: bool = False,
-) -> tuple["Pass", dict[str, Any]]:
-    """The pass of `measure_block` when it is done, and what its Dataset says of model and images."""
+) -> tuple[xr.Dataset, Measured]:
+    """What the pass of these options finds, with labels and without."""
     model = guard.unwrapped(model)
     device = options.torch_device
     if name is not None and not (isinstance(name, str) and name.strip()):
@@ -343,13 +341,17 @@ def run_pass(
         "output": ", ".join(layer.output.entry for layer in one_pass.outputs if layer.output),
         "output_kind": ", ".join(layer.output.kind for layer in one_pass.outputs if layer.output),
     }
-    return one_pass, {
-        "name": name,
-        "weights": weights,
-        "precision": precision,
-        "class_names": class_names,
-        "about": about,
-    }
+    measured = one_pass.result()
+    values = dataset.dataset(
+        measured,
+        options.action.group,
+        name=name,
+        weights=weights,
+        precision=precision,
+        class_names=class_names,
+        about=about,
+    )
+    return values, measured
 
 
 def layers(
@@ -554,6 +556,7 @@ class Pass:
                 pair_cosines[metric.name] = [self.passes[layer].pair_cosine(metric) for layer in self.inner]
         self.results.complete(self.metrics, reasons, kernel_orders, self.order, null=bool(self.options.null))
         return Measured(
+            metrics=self.metrics,
             layers=self.inner,
             results=self.results,
             reasons=reasons,
@@ -592,11 +595,14 @@ def _output_of(metric: Metric, outputs: Sequence[Layer]) -> Layer:
     return outputs[0]
 
 
-def warn_of_flaws(flaws: Sequence[str], n: int) -> None:
-    """Say why some of n samples have no value."""
+def warn_of_flaws(measured: Measured) -> None:
+    """Say why some samples have no value."""
+    flaws = measured.results.flaw_list()
     if flaws:
         more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
-        warnings.warn(f"{len(flaws)} of {n} samples have no value: {'; '.join(flaws[:3])}{more}", stacklevel=4)
+        warnings.warn(
+            f"{len(flaws)} of {measured.results.n} samples have no value: {'; '.join(flaws[:3])}{more}", stacklevel=4
+        )
 
 
 def warn_of_silent_blocks(paths: Sequence[str]) -> None:

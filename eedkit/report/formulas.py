@@ -18,19 +18,15 @@ _NOT_CONVERTED = re.compile(r"<m[io][^>]*>(?:\\[A-Za-z]+|&|[{}])</m[io]>")
 
 
 def markdown(source: str, attachments: dict | None = None) -> str:
-    """Markdown to HTML, its formulas (`$…$`, `$$…$$`, LaTeX environments) to MathML; a dollar in code stays a dollar."""
+    """Markdown to HTML, its formulas (`$…$`, `$$…$$`) to MathML; a dollar in code stays a dollar."""
     renderer = _Renderer(escape=False, exclude_anchor_links=True, attachments=attachments or {})
     return MarkdownWithMath(renderer, inline=_Inline(hard_wrap=False)).render(source)
 
 
 def mathml(tex: str, *, block: bool = False) -> str:
     """A formula as MathML; as code, readable, where it cannot be converted."""
-    known = re.sub(r"\\(begin|end)\{equation\*?\}", "", tex)
-    known = re.sub(r"\\(begin|end)\{(?:aligned|gathered)\}", r"\\\1{split}", known)
-    # Browsers know bold, script and double-struck letters as characters alone, which latex2mathml writes for the braced form.
-    known = re.sub(r"\\(math(?:bb|bf|cal|frak|sf|tt|rm))\s+(\w)", r"\\\1{\2}", known)
     try:
-        math = convert(known.strip(), display="block" if block else "inline")
+        math = convert(tex.strip(), display="block" if block else "inline")
     except Exception:
         # latex2mathml raises a dozen unrelated types, IndexError among them; the formula is shown as it was written
         math = ""
@@ -51,9 +47,6 @@ class _Renderer(IPythonRenderer):
 
     def block_math(self, body: str) -> str:
         return mathml(body, block=True)
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", block=True)
 
 
 class _Inline(MathInlineParser):

@@ -26,14 +26,14 @@ _BELOW_OUT = re.compile(r"""\{out\}/([^"'\n]+)["']""")
 def remember(run: Run, began: float) -> None:
     """Write into an executed notebook what it came from and what it left.
 
-    Of what was there before it began (a store that several notebooks share), only that it is there. One that is `last` reads
+    Of what was there before it began (a store that several notebooks share), only that it is there. One that starts last reads
     what the others leave, so there every file counts.
     """
     notebook = nbformat.read(run.executed, as_version=4)
     files = {}
     for name, stamp in _files(run).items():
         is_own = stamp[1] >= began * 1e9
-        files[name] = stamp if is_own or run.is_last else None
+        files[name] = stamp if is_own or run.start == "last" else None
     notebook.metadata[KEY] = {
         "inputs": inputs(run),
         "files": files,
@@ -56,7 +56,7 @@ def kept(run: Run) -> Run | None:
     for name, stamp in known["files"].items():
         if name not in files or stamp not in (None, files[name]):
             return None
-    if run.is_last and files.keys() != known["files"].keys():
+    if run.start == "last" and files.keys() != known["files"].keys():
         return None
     return replace(run, state="kept", seconds=known["seconds"], facts=known["facts"])
 

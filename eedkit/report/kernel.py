@@ -76,18 +76,18 @@ class Run:
         return self.state in ("done", "kept", "failed")
 
     @property
-    def is_last(self) -> bool:
-        """Whether it runs alone after all others, since it reads what they leave: `"eedkit": {"last": true}`."""
-        return bool(self.notebook.metadata.get("eedkit", {}).get("last", False))
+    def start(self) -> str:
+        """Its metadata's `"eedkit": {"start": …}`: `first`, before others, or `last`, alone, since it reads what they leave."""
+        return self.notebook.metadata.get("eedkit", {}).get("start", "")
 
 
 class Client(NotebookClient):
     """Executes a notebook with its parameters, and can be stopped from another thread.
 
-    `say` is told which cell runs ("3/20", "") and every line that it writes to stderr ("3/20", "training: 45%").
+    `say` is told every line that it writes to stderr.
     """
 
-    def __init__(self, run: Run, say: Callable[[str, str], None]) -> None:
+    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
         notebook = nbformat.v4.upgrade(deepcopy(run.notebook))
         tagged = next(place for place, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
         assignments = translate_parameters("python3", "python", run.parameters, "Parameters")
@@ -112,14 +112,12 @@ class Client(NotebookClient):
             *lines, self.unfinished_line = re.split(r"[\r\n]", self.unfinished_line + output.text)
             for line in lines:
                 if line.strip():
-                    self.say(self.place, line.strip())
+                    self.say(line.strip())
         return output
 
     def _starts(self, *, cell: NotebookNode, cell_index: int) -> None:
         self.cell = cell
         self.cell_number = len(_authors(self.nb.cells[: cell_index + 1]))
-        self.place = f"{self.cell_number}/{len(_authors(self.nb.cells))}"
-        self.say(self.place, "")
 
 
 def execute(run: Run, client: Client, environment: Mapping[str, str]) -> Run:

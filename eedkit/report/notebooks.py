@@ -4,7 +4,7 @@ Knows files and processes; must not know models, results or what a notebook comp
 """
 
 import os
-import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column
 
 from eedkit.errors import printable, short, unknown
 from eedkit.progress import TEXT_ON_STDERR
@@ -25,9 +22,6 @@ from eedkit.report.parameters import ReportError, check, parameters, read, read_
 
 KERNELS = 2
 """How many notebooks run at once, where there are as many cores."""
-_BAR = re.compile(r"\[(\d+:)?\d\d:\d\d")
-"""What a line of tqdm's has, and a warning has not."""
-
 __all__ = ["NotebooksFailed", "ReportError", "folder", "plan", "report"]
 
 
@@ -56,40 +50,9 @@ def plan(
     notebooks: Sequence[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> tuple[list[Run], list[str]]:
-    """What a report would run, with which parameters; nothing runs, and everything that can be refused is refused here.
+    """The runs of a report by the notebooks' names, and which notebooks cannot be run and why; takes what `report` takes.
 
-    A notebook is given its own defaults, over them what the profile says under `all` as far as the notebook has such
-    parameters, then what the profile says under its name, then `parameters`.
-
-    Parameters
-    ----------
-    out : str or Path
-        Folder of the report; every notebook gets its absolute path as its parameter `out`.
-    profile : str or Path
-        A name ("quick": `profiles/quick.yaml` beside the notebooks) or the path of a `.yaml` file.
-    notebooks : sequence of str, optional
-        Stems of those to run; all when None, but those that cannot be run.
-    parameters : mapping of str to object, optional
-        Values over the profile's, for every notebook that has the parameter.
-
-    Returns
-    -------
-    runs : list of Run
-        By the notebooks' names.
-    left_out : list of str
-        Notebooks that cannot be run, and why.
-
-    Raises
-    ------
-    ReportError
-        Something asked for does not exist or has another type.
-
-    Examples
-    --------
-    >>> import eedkit as ek
-    >>> runs, _ = ek.report.notebooks.plan(profile="tiny")
-    >>> runs[0].stem
-    '00_start_here'
+    Nothing runs, and everything that can be refused is refused here, by a ReportError.
     """
     out = Path(out).resolve()
     runs, left_out = _runs(out)
@@ -127,24 +90,30 @@ def report(
     profile: str | Path = "quick",
     notebooks: Sequence[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
-    code: bool = False,
     progress: bool = True,
 ) -> Path:
     """Run the notebooks, two at a time where there are two cores, and make their report.
 
-    Leaves in `out`: `index.html`, and for each notebook the executed `<stem>.ipynb`, `<stem>.html` and what it draws into
-    `figures/`. The index is there from the start and grows. A notebook that fails stops none of the others. One whose
-    metadata say `"eedkit": {"last": true}` waits for all others. One that was executed before is kept if neither its
-    parameters, its source, eedkit and the libraries nor the files that it named have changed.
+    Leaves in `out`: `index.html`, which is there from the start and grows, and for each notebook the executed `<stem>.ipynb`,
+    `<stem>.html` and what it draws into `figures/`. A notebook that fails stops none of the others. One that was executed
+    before is kept if neither its parameters, its source, eedkit and the libraries nor the files that it named have changed.
+
+    Notebooks start by their names. Those whose metadata say `"eedkit": {"start": "first"}`, as the longest should, come before
+    the others; those that say "last" come after all, alone.
 
     Parameters
     ----------
-    out, profile, notebooks, parameters
-        See `plan`.
-    code : bool
-        Show the notebooks' code on their pages.
+    out : str or Path
+        Folder of the report; every notebook gets its absolute path as its parameter `out`.
+    profile : str or Path
+        A name ("quick": `profiles/quick.yaml` beside the notebooks) or the path of a `.yaml` file. What it says under `all` is
+        for every notebook that has such parameters, over the notebook's own defaults; then comes what stands under its name.
+    notebooks : sequence of str, optional
+        Stems of those to run; all when None, but those that cannot be run.
+    parameters : mapping of str to object, optional
+        Values over the profile's, for every notebook that has the parameter.
     progress : bool
-        Tell on stderr what runs.
+        Say on stderr what runs, and what it writes there.
 
     Returns
     -------
@@ -159,28 +128,22 @@ def report(
         Some notebooks failed: their pages and the index say where.
     """
     runs, left_out = plan(out, profile=profile, notebooks=notebooks, parameters=parameters)
-    return _Report(runs, left_out, Path(profile).stem, code=code, progress=progress).make()
+    return _Report(runs, left_out, Path(profile).stem, progress=progress).make()
 
 
 class _Report:
     """A report while it is made: what ran, the pages, and what is told of it."""
 
-    def __init__(
-        self, runs: Sequence[Run], left_out: Sequence[str], profile: str, *, code: bool, progress: bool
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], left_out: Sequence[str], profile: str, *, progress: bool) -> None:
         self.left_out = left_out
         self.profile = profile
-        self.code = code
         self.out = runs[0].executed.parent
         self.names = {run.stem: f"[{number}/{len(runs)}] {run.stem}" for number, run in enumerate(runs, 1)}
         self.pages = {run.stem: pages.page_of(run) for run in runs}
         self.kernels = min(KERNELS, os.cpu_count() or 1)
         self.clients: list[Client] = []  # of the notebooks that were begun
-        console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
-        what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-        columns = SpinnerColumn(), TimeElapsedColumn(), what
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.environment = _environment(self.kernels, live=console.is_terminal)
+        self.progress = progress
+        self.environment = _environment(self.kernels)
 
     def make(self) -> Path:
         """Run everything; a report that is stopped half-way says on its pages what was not run."""
@@ -189,9 +152,9 @@ class _Report:
         for why in self.left_out:
             self._say(f"left out: {why}")
         try:
-            with self.progress:
-                self._execute([page.run for page in self.pages.values() if not page.run.is_last])
-                self._execute([page.run for page in self.pages.values() if page.run.is_last])
+            runs = sorted((page.run for page in self.pages.values()), key=lambda run: run.start != "first")
+            self._execute([run for run in runs if run.start != "last"])
+            self._execute([run for run in runs if run.start == "last"])
         finally:
             for page in self.pages.values():
                 if not page.run.has_ended:
@@ -224,23 +187,15 @@ class _Report:
                 raise
 
     def _execute_one(self, run: Run) -> Run:
-        """Run a notebook and say how far it is."""
+        """Run a notebook, and pass on what it writes to stderr."""
         name = self.names[run.stem]
         number = name.partition(" ")[0]
         self._say(name)
         self.pages[run.stem].run = replace(run, state="running")
-        task = self.progress.add_task(name, total=None)
-
-        def say(cell: str, line: str) -> None:
-            if line and (self.progress.disable or not _BAR.search(line)):
-                self._say(f"    {number} {line}")
-            self.progress.update(task, description=printable(f"{name}, cell {cell} {line}"))
-
-        client = Client(run, say)
+        client = Client(run, lambda line: self._say(f"    {number} {line}"))
         self.clients.append(client)
         began = time.time()
         ended = execute(run, client, self.environment)
-        self.progress.remove_task(task)
         if ended.state == "done":
             ended = replace(ended, facts=pages.provenance(self.profile, self.environment["OMP_NUM_THREADS"]))
             kept.remember(ended, began)
@@ -248,7 +203,7 @@ class _Report:
 
     def _ended(self, run: Run) -> None:
         """Make a notebook's page, and the index anew."""
-        page = pages.page_of(run, code=self.code)
+        page = pages.page_of(run)
         self.pages[run.stem] = page
         self._write(run.stem, running=True)
         how = {"done": f"done in {page.time}", "kept": "kept", "failed": f"FAILED after {page.time} in {run.failure}"}
@@ -258,12 +213,13 @@ class _Report:
         """Write the pages of some notebooks, and the index."""
         every = list(self.pages.values())
         for stem in stems:
-            pages.write_page(self.pages[stem], every, self.profile, running=running)
+            pages.write_page(self.pages[stem], every, self.profile)
         return pages.write_index(every, self.out, self.profile, running=running, left_out=self.left_out)
 
     def _say(self, line: str) -> None:
-        """One line above what is live."""
-        self.progress.console.print(printable(line))
+        """One line on stderr."""
+        if self.progress:
+            sys.stderr.write(f"{printable(line)}\n")
 
 
 def _runs(out: Path) -> tuple[dict[str, Run], dict[str, str]]:
@@ -312,10 +268,10 @@ def _profile(name_or_path: str | Path) -> tuple[str, dict[str, dict[str, Any]]]:
     return file.name, {stem: values or {} for stem, values in of_notebook.items()}
 
 
-def _environment(kernels: int, *, live: bool) -> dict[str, str]:
-    """What kernels inherit: their share of the cores, and bars that refresh at a bearable rate."""
+def _environment(kernels: int) -> dict[str, str]:
+    """What kernels inherit: their share of the cores, and bars of which each refresh is a line here."""
     values = {
-        "TQDM_MININTERVAL": "0.5" if live else "10",
+        "TQDM_MININTERVAL": "10",
         "TQDM_NCOLS": "60",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         # threads that spin at every barrier make small networks ten times slower as soon as another program wants a core

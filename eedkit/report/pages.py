@@ -3,7 +3,6 @@
 Knows notebooks and templates; must not know models or results. A second to import nbconvert, tenths of one for a page.
 """
 
-import html
 import math
 import os
 import platform
@@ -27,18 +26,14 @@ from traitlets.config import Config
 
 import eedkit
 from eedkit.machine import processor_name
-from eedkit.report import kept
 from eedkit.report.formulas import markdown
 from eedkit.report.kernel import Run, executed_cells, tags
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-"""What needs scripts."""
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.M)
 _QUOTE = re.compile(r"^ {0,3}>.*(?:\n {0,3}>.*)*", re.M)
-_SECTION = re.compile(r"<h2>(.*?)</h2>", re.S)
-_TITLE = re.compile(r"<title>(.*?)</title>", re.S)
 _DETAILS = re.compile(r"<details>.*?</details>", re.S)
-_IMAGES = ("image/svg+xml", "image/png", "image/jpeg")
+_SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+"""Kinds of output, the first one that there is; scripts and widgets are not among them."""
 
 
 @dataclass
@@ -53,10 +48,6 @@ class Page:
     opening: Markup
     """The outputs of its cells tagged `index`, which the index begins with."""
     body: Markup
-    sections: list[tuple[str, Markup]]
-    """Anchor and heading of each section of the body."""
-    stores: list[str]
-    """The stores that its code names and that there are."""
 
     @property
     def time(self) -> str:
@@ -64,13 +55,12 @@ class Page:
         return str(timedelta(seconds=math.ceil(self.run.seconds)))
 
 
-def page_of(run: Run, *, code: bool = False) -> Page:
+def page_of(run: Run) -> Page:
     """The parts of a notebook's page; title and question alone where it was not run.
 
-    Code is shown where `code` or the notebook's metadata `"eedkit": {"code": true}` say so.
+    Code is shown where the notebook's metadata say `"eedkit": {"code": true}`.
     """
-    out = run.executed.parent
-    code = code or run.notebook.metadata.get("eedkit", {}).get("code", False)
+    code = run.notebook.metadata.get("eedkit", {}).get("code", False)
     prose = [cell.source for cell in run.notebook.cells if cell.cell_type == "markdown"]
     heading = _HEADING.search("\n\n".join(prose))
     quoted = _QUOTE.search(prose[0] if prose else "")
@@ -79,35 +69,26 @@ def page_of(run: Run, *, code: bool = False) -> Page:
     cells = executed_cells(run)
     _take_out(heading, cells)
     _take_out(quoted, cells)
-    latest_heading = title
     for cell in cells:
-        if cell.cell_type == "markdown":
-            latest_heading = [latest_heading, *_HEADING.findall(cell.source)][-1]
-        elif cell.cell_type == "code":
-            cell.outputs = _outputs(cell, out, latest_heading)
+        if cell.cell_type == "code":
+            cell.outputs = _outputs(cell, run.executed.parent)
     answers = [cell for cell in cells if "answer" in tags(cell) and cell.cell_type == "code"]
     opening = _exported([cell for cell in cells if "index" in tags(cell)], code=False)
     answer = _exported(answers, code=False)
     for cell in answers:
         cell.outputs = []  # they stand above
-    body, sections = _with_anchors(_exported(cells, code=code))
     return Page(
         run,
         title=Markup(markdown(title).strip().removeprefix("<p>").removesuffix("</p>")),
         question=Markup(markdown(question)),
         answer=answer,
         opening=opening,
-        body=body,
-        sections=sections,
-        stores=[name for name in kept.names_below_out(run) if (out / name).is_dir()],
+        body=_exported(cells, code=code),
     )
 
 
-def write_page(page: Page, pages: Sequence[Page], profile: str, *, running: bool) -> None:
-    """Write one of the pages, which lead to each other in their order; also where it was not run, so that no link is dead.
-
-    While the report is `running`, a page that waits looks for news by itself.
-    """
+def write_page(page: Page, pages: Sequence[Page], profile: str) -> None:
+    """Write one of the pages, which lead to each other in their order; also where it was not run, so that no link is dead."""
     place = pages.index(page)
     template = _environment().get_template("page.html.j2")
     text = template.render(
@@ -117,7 +98,6 @@ def write_page(page: Page, pages: Sequence[Page], profile: str, *, running: bool
         after=pages[place + 1] if place + 1 < len(pages) else None,
         facts=page.run.facts or {},
         profile=profile,
-        refresh=running and not page.run.has_ended,
     )
     _write(page.run.executed.with_suffix(".html"), text)
 
@@ -131,10 +111,6 @@ def write_index(pages: Sequence[Page], out: Path, profile: str, *, running: bool
     for page in pages:
         if any("index" in tags(cell) for cell in page.run.notebook.cells):
             opening = page
-    further = []
-    for other in sorted(out.glob("*/index.html")):
-        title = _TITLE.search(other.read_text(encoding="utf-8"))
-        further.append((html.unescape(title[1]) if title else other.parent.name, _address(other, out)))
     template = _environment().get_template("index.html.j2")
     text = template.render(
         pages=pages,
@@ -142,7 +118,7 @@ def write_index(pages: Sequence[Page], out: Path, profile: str, *, running: bool
         answers=[Markup(_DETAILS.sub("", page.answer)) for page in pages],
         ended=sum(page.run.has_ended for page in pages),
         left_out=left_out,
-        further=further,
+        further=sorted(other.parent.name for other in out.glob("*/index.html")),
         facts=next((page.run.facts for page in pages if page.run.facts), {}),
         profile=profile,
         refresh=running,
@@ -177,36 +153,25 @@ def _take_out(match: re.Match | None, cells: list[NotebookNode]) -> None:
             return
 
 
-def _outputs(cell: NotebookNode, out: Path, heading: str) -> list[NotebookNode]:
-    """A cell's outputs as a page shows them."""
+def _outputs(cell: NotebookNode, out: Path) -> list[NotebookNode]:
+    """A cell's outputs as a page shows them: no warnings, no widgets, a figure as the file that `plots.save` left below `out`."""
     outputs = []
     for output in cell.outputs:
         data = output.get("data", {})
-        if output.output_type == "error" or output.get("name") == "stderr" or WIDGET in data:
+        is_widget = "application/vnd.jupyter.widget-view+json" in data
+        if output.output_type == "error" or output.get("name") == "stderr" or is_widget:
             continue
-        image = next((kind for kind in _IMAGES if kind in data), None)
         if data.get("text/html"):
             data["text/html"] = f'<div class="scroll" tabindex="0">{data["text/html"]}</div>'
-        elif image and "text/markdown" not in data:
-            data["text/html"] = _picture(image, output, out, f"Figure: {heading}")
-        elif "text/latex" in data:
-            data.setdefault("text/markdown", data["text/latex"])
+        for kind in ("image/svg+xml", "image/png"):
+            about = output.get("metadata", {}).get(kind, {})
+            file = Path(about.get("file", ""))
+            if kind in data and file.is_file() and file.is_relative_to(out):
+                address = quote(file.relative_to(out).as_posix())
+                image = f'<img alt="{escape(about["alt"])}" src="{address}">'
+                data["text/html"] = f'<a class="figure" href="{address}">{image}</a>'
         outputs.append(output)
     return outputs
-
-
-def _picture(kind: str, output: NotebookNode, out: Path, otherwise: str) -> str:
-    """An image as the file that the cell saved (`plots.save` says which), else in the page itself."""
-    about = output.metadata.get(kind, {})
-    alt = escape(about.get("alt") or otherwise)
-    file = Path(about.get("file", ""))
-    if file.is_file() and file.is_relative_to(out):
-        address = _address(file, out)
-        return f'<a class="figure" href="{address}"><img alt="{alt}" src="{address}"></a>'
-    content = output.data[kind]
-    if kind == "image/svg+xml":
-        return f'<span class="figure"><img alt="{alt}" src="data:{kind},{quote(content)}"></span>'
-    return f'<span class="figure"><img alt="{alt}" src="data:{kind};base64,{escape(content.strip())}"></span>'
 
 
 @jinja2.pass_context
@@ -224,7 +189,7 @@ def _exporter(code: bool) -> HTMLExporter:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         exclude_anchor_links=True,
-        config=Config(NbConvertBase={"display_data_priority": ["text/html", "text/markdown", "text/plain"]}),
+        config=Config(NbConvertBase={"display_data_priority": _SHOWN}),
     )
 
 
@@ -234,23 +199,6 @@ def _exported(cells: list[NotebookNode], *, code: bool) -> Markup:
         return Markup("")
     content = _exporter(code).from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
     return Markup(content.replace("<pre>", '<pre tabindex="0">'))
-
-
-def _with_anchors(content: str) -> tuple[Markup, list[tuple[str, Markup]]]:
-    """The page's text with an anchor at every section, and anchor and heading of each."""
-    sections = []
-
-    def anchored(heading: re.Match) -> str:
-        anchor = f"section-{len(sections) + 1}"
-        sections.append((anchor, Markup(heading[1])))
-        return f'<h2 id="{anchor}">{heading[1]}</h2>'
-
-    return Markup(_SECTION.sub(anchored, content)), sections
-
-
-def _address(file: Path, out: Path) -> str:
-    """The address of a file below the report's folder, as pages in that folder write it."""
-    return quote(file.relative_to(out).as_posix())
 
 
 def _write(file: Path, text: str) -> None:

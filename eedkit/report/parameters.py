@@ -58,8 +58,8 @@ def read(path: Path) -> NotebookNode:
 def parameters(notebook: NotebookNode, stem: str) -> dict[str, Parameter]:
     """The parameters of a notebook: what the lines of its one cell tagged `parameters` say.
 
-    The cell holds `name: type = literal` lines and comments, and nothing else, so that reading it runs nothing. A comment is
-    of the line that it ends, or of the line below it. ReportError, which names the notebook `stem`, for all else.
+    The cell holds `name: type = literal  # comment` lines, and nothing else, so that reading it runs nothing. ReportError,
+    which names the notebook `stem`, for all else.
     """
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     if len(tagged) != 1:
@@ -74,14 +74,10 @@ def parameters(notebook: NotebookNode, stem: str) -> dict[str, Parameter]:
         if token.type == tokenize.COMMENT:
             comments[token.start[0]] = token.string.lstrip("# ")
     declared = {}
-    last_line = 0
     for statement in statements:
-        lines = range(last_line + 1, statement.end_lineno + 1)
-        last_line = statement.end_lineno
-        comment = " ".join(comments[line] for line in lines if line in comments)
         try:
             name, hint, default = _line(statement)
-            declared[name] = Parameter(default, hint, comment)
+            declared[name] = Parameter(default, hint, comments.get(statement.end_lineno, ""))
             refusal = declared[name].refusal(default)
         except (ValueError, TypeError) as error:
             raise ReportError(f"{stem}: its parameters cell: {error}") from None

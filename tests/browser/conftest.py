@@ -109,7 +109,7 @@ def site(measured, tmp_path_factory):
         ("03_later", [nbformat.v4.new_markdown_cell("# Later")], "waiting"),
     ):
         path = out / f"{stem}.ipynb"
-        notebook = nbformat.v4.new_notebook(cells=cells)
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"eedkit": {"code": stem == "00_story"}})
         nbformat.write(notebook, path)
         run = Run(
             source=path,
@@ -122,9 +122,9 @@ def site(measured, tmp_path_factory):
             failure=failure if stem == "01_broken" else None,
             facts=FACTS,
         )
-        made.append(pages.page_of(run, code=stem == "00_story"))
+        made.append(pages.page_of(run))
     for page in made:
-        pages.write_page(page, made, "tiny", running=False)
+        pages.write_page(page, made, "tiny")
     pages.write_index(made, out, "tiny", running=False, left_out=["my_notes: no parameters"])
     ek.card(measured.results, measured.images).save(out / "card.html")
     return out

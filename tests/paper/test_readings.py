@@ -63,11 +63,6 @@ def predicted(right, recipes):
     return ds.assign_coords(model=names, recipe=("model", recipes), element=["e", "r180"], label=("sample", [0] * 100))
 
 
-def calibrated(raw, relative):
-    rows = seeds(raw, value="estimate", metric="latent", layer="latent", best=-1.0)
-    return rows.assign(relative=seeds(relative).relative)
-
-
 def judged(verdict=SUPPORTED, test="a claim", *, n=9, **columns):
     """A row of `conclusions`."""
     numbers = {"effect": 0.36, "low": 0.3, "high": 0.42, "margin": 0.5, "critical_margin": 0.42, "seeds_needed": np.nan}
@@ -110,20 +105,13 @@ def every_reading(names):
         layers = profile({f"blocks.{k}": of_kind for k in range(5)})
         recipes = [name for name in names for _ in range(5)]
         right = [[98 - 2 * (k % 5), 40 + k % 5] for k in range(len(recipes))]
-        raw = dict(zip(names, reversed([mean - 1 for mean in of_kind.values()]), strict=True))
         single = pd.concat([flat, pd.DataFrame({"recipe": ["one"], "relative": [0.3]})])
         yield f"order {kind}", readings.order(flat, "relative", what="the relative latent EED at the deepest layer")
         yield f"order per {kind}", readings.order(points, "relative", per="x", what="the relative latent EED by x")
         yield f"ranks {kind}", readings.ranks(single, "relative", one="one", what="the relative EED at the end")
         yield f"profile {kind}", readings.depth_profile(layers, metric="latent")
-        yield (
-            f"lines {kind}",
-            readings.lines(points, x="x", y="relative", what="the relative latent EED of the networks"),
-        )
-        yield f"calibration {kind}", readings.calibration(calibrated(raw, of_kind))
         yield f"extremes {kind}", readings.extremes(measured({"e": (0, 0), "r180": (0.2, 0.8)}, names), "label")
         yield f"accuracy {kind}", readings.accuracy(predicted(right, recipes))
-        yield f"removed {kind}", readings.removed(layers, metrics=["latent"] * 4)
     rows = [judged(verdict, f"{name} is more invariant") for name in names for verdict in verdicts.VERDICTS]
     yield "comparisons", readings.comparisons(pd.DataFrame(rows))
     open_row = judged(INCONCLUSIVE, " ".join(["word"] * 11), seeds_needed=1234.0, n=20)
@@ -149,21 +137,18 @@ def test_headlines_have_25_words_at_most(names):
 
 def test_tables_without_any_difference_are_rarely_read_as_having_one():
     rng = np.random.default_rng(20)
-    told = {"profile": 0, "order": 0, "lines": 0, "accuracy": 0, "calibration": 0}
+    told = {"profile": 0, "order": 0, "accuracy": 0}
     for _ in range(150):
         cells = itertools.product(("plain", "augmented", "equivariant", "random"), range(5), range(6))
-        table = pd.DataFrame(cells, columns=["recipe", "seed", "depth"]).assign(metric="latent", best=-1.0)
+        table = pd.DataFrame(cells, columns=["recipe", "seed", "depth"]).assign(metric="latent")
         table["layer"] = "b" + table.depth.astype(str)
         table["relative"] = rng.normal(0.5, 0.1, len(table))
-        table["estimate"] = rng.normal(-0.5, 0.1, len(table))
-        at_end = table[table.depth == 5].replace({"layer": {"b5": "latent"}})
         told["profile"] += "most at" in readings.depth_profile(table, metric="latent").headline
         told["order"] += ", then " in readings.order(table, "relative", per="layer").details
-        moved = readings.lines(table, x="depth", y="relative").headline
-        told["lines"] += "rises" in moved or "falls" in moved
-        told["calibration"] += ", then " in readings.calibration(at_end).details
         right = rng.integers(60, 90, (20, 2))
-        told["accuracy"] += "falls clearly for `" in readings.accuracy(predicted(right, list(at_end.recipe))).headline
+        told["accuracy"] += (
+            "falls clearly for `" in readings.accuracy(predicted(right, list(table[table.depth == 5].recipe))).headline
+        )
     # 150 tables at 5 %: 7.5, and 12 or more of them in one case of 14
     assert max(told.values()) <= 12, told
 
@@ -195,7 +180,7 @@ def test_order_follows_the_means():
     assert said.headline == f"Relative: lowest for {interval}."
     assert said.details == (
         "- lowest first: `augmented` 0.10 (0.080 to 0.12), then `plain` 0.90 (0.88 to 0.92)\n\n"
-        "In brackets: 95 % intervals over 5 seeds."
+        "In brackets: 95 % intervals over 5 seeds. “Then” stands where the order is clear."
     )
     turned = readings.order(seeds({"plain": 0.1, "augmented": 0.9}), "relative")
     assert turned.headline.startswith("Relative: lowest for `plain` 0.10")
@@ -204,11 +189,11 @@ def test_order_follows_the_means():
 @pytest.mark.parametrize(
     ("rows", "details"),
     [
-        (seeds({"a": 0.5, "b": 0.51, "c": 2.0}), "`a` 0.50 (0.48 to 0.52) and `b` 0.51 (0.49 to 0.53) in no clear order, then `c`"),
-        (pd.concat([seeds({"wide": 0.5}, FAR), seeds({"b": 0.9, "c": 1.2})]), "`wide` 0.50 (0 to 1.29), `b` 0.90 (0.88 to 0.92) and `c`"),
-        (seeds({"a": 0.5, "b": 0.5}, (0.0, 0.0)), "`a` 0.50 (0.50 to 0.50) and `b` 0.50 (0.50 to 0.50) in no clear order"),
-        (seeds({"a": 0.1, "b": 0.9}, (0.0,)), "`a` 0.10 and `b` 0.90 in no clear order\n\nA single replicate has no interval."),
-        (seeds({"a": 0.5, "b": np.nan}), "`a` 0.50 (0.48 to 0.52); no value: `b`"),
+        (seeds({"a": 0.5, "b": 0.51, "c": 2.0}), "`a` 0.50 (0.48 to 0.52), `b` 0.51 (0.49 to 0.53), then `c`"),
+        (pd.concat([seeds({"wide": 0.5}, FAR), seeds({"b": 0.9, "c": 1.2})]), "`wide` 0.50 (0 to 1.29), `b` 0.90 (0.88 to 0.92), `c`"),
+        (seeds({"a": 0.5, "b": 0.5}, (0.0, 0.0)), "`a` 0.50 (0.50 to 0.50), `b` 0.50 (0.50 to 0.50)\n"),
+        (seeds({"a": 0.1, "b": 0.9}, (0.0,)), "`a` 0.10, `b` 0.90\n\nA single replicate has no interval."),
+        (seeds({"a": 0.5, "b": np.nan}), "is clear. Values are missing for `b`."),
         (seeds({"a`\n\n<b>": 0.5, "b": 1.0}), "`a' <b>` 0.50"),
     ],
 )  # fmt: skip
@@ -229,7 +214,14 @@ def test_only_seeds_are_called_seeds():
     own = own.assign(relative_low=own.relative - 0.05, relative_high=own.relative + 0.05)
     said = readings.order(own, "relative")
     assert said.headline == "Relative: lowest for `a` 0.48 (0.43 to 0.53), highest for `b` 0.88 (0.83 to 0.93)."
-    assert said.details.endswith("In brackets: 95 % intervals.")
+    assert "\n\nIn brackets: 95 % intervals. " in said.details
+    response = pd.DataFrame(
+        {"what": ["best map", "features"], "effect": [0.1, 0.9], "low": [0.05, 0.8], "high": [0.15, 1.0]}
+    )
+    assert (
+        "`best map` 0.10 (0.050 to 0.15), then `features` 0.90 (0.80 to 1.00)"
+        in readings.order(response, "effect", by="what").details
+    )
 
 
 @pytest.mark.parametrize(("value", "mean", "interval"), [("accuracy", 0.9, "(0.11 to 1.00)"), ("relative", 0.1, "(0 to "), ("share", 0.9, "(0.11 to 1.00)")])  # fmt: skip
@@ -247,9 +239,9 @@ def test_one_order_for_each_value_of_another_column():
     said = readings.order(rows, "relative", per="domain")
     assert said.headline == "Relative: `a` is clearly lowest in 2, `b` is clearly highest in 3 of 5 by `domain`."
     near, far, odd = said.details.splitlines()[:3]
-    assert near.startswith("- `near`: lowest first: `a`")
-    assert far.startswith("- `far`: lowest first: `a`")
-    assert odd.startswith("- `odd`: lowest first: `b`")
+    assert near.startswith("- `near`, lowest first: `a`")
+    assert far.startswith("- `far`, lowest first: `a`")
+    assert odd.startswith("- `odd`, lowest first: `b`")
 
 
 def test_a_single_network_is_compared_by_ranks():
@@ -274,55 +266,21 @@ def test_a_single_network_is_compared_by_ranks():
 def test_a_profile_says_where_a_recipe_leaves_plain(means, headline):
     table = profile({layer: dict(zip(("plain", "augmented"), pair, strict=True)) for layer, pair in means.items()})
     said = readings.depth_profile(table, metric="latent")
-    assert said.headline.startswith(f"Against `plain`: {headline}")
+    assert said.headline.startswith(f"Latent, against `plain`: {headline}")
     assert said.details.endswith("Differences from `plain`, seed by seed, over 5 seeds.")
 
 
-def test_a_profile_of_one_recipe_is_read_at_its_deepest_layer_with_values():
-    table = profile({"one": {"plain": 0.5}, "two": {"plain": np.nan}, "one[class]": {"plain": 0.1}})
-    assert "at `one`: `plain` 0.50" in readings.depth_profile(table, metric="latent").headline
+def test_a_profile_is_of_maps_against_plain():
+    pair = {"plain": 0.5, "augmented": 0.5}
+    table = profile({"one": pair, "two": dict.fromkeys(pair, np.nan), "one[class]": {"plain": 0.5, "augmented": 0.1}})
+    assert "`augmented` nowhere" in readings.depth_profile(table, metric="latent").headline
+    with pytest.raises(ValueError, match="read against plain, got the recipes augmented"):
+        readings.depth_profile(table[table.recipe == "augmented"], metric="latent")
     with pytest.raises(ValueError, match="no metric with relative values 'channelwise'"):
         readings.depth_profile(table, metric="channelwise")
     two_data_sets = pd.concat([profile({"one": {"plain": 0.5, "augmented": 0.1}})] * 2)
     with pytest.raises(ValueError, match="duplicate"):
         readings.depth_profile(two_data_sets, metric="latent")
-
-
-@pytest.mark.parametrize(
-    ("raw", "relative", "headline"),
-    [
-        ((-0.95, -0.5), (0.97, 0.05), "`random` looks more invariant than `augmented` by the raw value, and less relative to other images."),
-        ((-0.5, -0.95), (0.97, 0.05), "No two kinds clearly change places between the raw and the relative value."),
-        ((-0.95, -0.5), (0.51, 0.5), "No two kinds clearly change places between the raw and the relative value."),
-        ((-0.51, -0.5), (0.97, 0.05), "No two kinds clearly change places between the raw and the relative value."),
-        ((-0.95, -0.5), (np.nan, np.nan), "No two kinds clearly change places between the raw and the relative value."),
-    ],
-)  # fmt: skip
-def test_calibration_names_who_changes_places(raw, relative, headline):
-    kinds = ("random", "augmented")
-    said = readings.calibration(calibrated(dict(zip(kinds, raw, strict=True)), dict(zip(kinds, relative, strict=True))))
-    assert said.headline == headline
-    assert "`raw`: lowest first: " in said.details
-
-
-def test_lines_have_a_direction_where_their_ends_are_apart():
-    first = seeds({"up": 0.1, "down": 0.9, "flat": 0.5}, x=1)
-    table = pd.concat([first, seeds({"up": 0.9, "down": 0.1, "flat": 0.5}, x=5)])
-    said = readings.lines(table, x="x", y="relative")
-    assert said.headline == "From x 1 to 5, relative rises for `up`; falls for `down`; no clear change for `flat`."
-    assert said.details.startswith("- `up`: rises, from 0.10 (0.080 to 0.12) to 0.90 (0.88 to 0.92)\n- `down`: falls")
-    with pytest.raises(ValueError, match="no row of the table"):
-        readings.lines(seeds({"a": np.nan}, x=1), x="x", y="relative")
-
-
-def test_a_dose_response_is_read_as_lines_with_their_own_intervals():
-    rows = pd.DataFrame({"share": [0.1, 0.1, 1.0, 1.0], "effect": [0.4, 0.1, 0.9, 0.12]})
-    rows = rows.assign(what=["features", "best map"] * 2, low=rows.effect - 0.1, high=rows.effect + 0.1, n=5)
-    said = readings.lines(rows, x="share", y="effect", by="what", what="the share of deviation gone")
-    assert said.headline == (
-        "From share 0.1 to 1, the share of deviation gone rises for `features` (0.40 to 0.90); "
-        "no clear change for `best map` (0.10 to 0.12)."
-    )
 
 
 @pytest.mark.parametrize(
@@ -362,21 +320,7 @@ def test_accuracy_names_who_loses_on_moved_images():
     assert said.headline == (
         "On moved images accuracy falls clearly for `plain` (by 0.58), and shows no clear loss for `augmented`."
     )
-    assert "- `upright`: lowest first: `augmented` 0.97 (0.96 to 0.99) and `plain` 0.98" in said.details
-
-
-def test_removed_takes_the_layer_that_lost_most():
-    maps = profile({"one": {"plain": 1.0, "augmented": 0.9}, "two": {"plain": 1.0, "augmented": 0.6}})
-    table = pd.concat([profile({"latent": {"plain": 1.0, "augmented": 0.1}}), maps.assign(metric="channelwise")])
-    said = readings.removed(table)
-    start = "Of the relative value of `plain`, `augmented` lacks at most:"
-    assert said.headline == f"{start} latent 0.90, channelwise 0.40."
-    assert "channelwise: `one` 0.10" in said.details
-    with pytest.raises(ValueError, match="share a seed"):
-        readings.removed(table[table.recipe == "plain"], metrics=["latent"])
-    wide = seeds({"plain": 1.0, "augmented": 0.3}, layer="latent", metric="latent")
-    wide["relative"] = [1.0] * 5 + [0.0, 0.9, 0.0, 0.9, 0.1]
-    assert "to 1.00)" in readings.removed(wide, metrics=["latent"]).details
+    assert "- `upright`, lowest first: `augmented` 0.97 (0.96 to 0.99), `plain` 0.98" in said.details
 
 
 # Verdicts
@@ -412,11 +356,16 @@ def test_a_long_headline_leaves_the_seeds_that_would_decide_to_the_details():
     assert "1,234 seeds would decide it." in said.details
 
 
-def test_a_conclusion_lists_its_comparisons_by_part():
+def test_comparisons_are_listed_by_part():
     rows = [judged(CONTRADICTED, "it works", part="premise"), judged(test="one"), judged(INCONCLUSIVE, "two", n=3)]
-    details = readings.conclusion(concluded(judged(NOT_TESTABLE), *rows)).details
-    assert "Premise:\n\n- it works: **contradicted**, 0.36 (0.30 to 0.42), margin 0.50, 9 seeds\n\n" in details
-    assert "Maps:\n\n- one: **supported**, 0.36 (0.30 to 0.42), margin 0.50, 9 seeds\n- two: **inconclusive**, 3 seeds" in details  # fmt: skip
+    rows.append(judged(test="three", beside="elsewhere"))
+    details = readings.comparisons(pd.DataFrame(rows)).details
+    assert (
+        "Conclusion 1, premise:\n\n- it works: **contradicted**, 0.36 (0.30 to 0.42), margin 0.50, 9 seeds\n\n"
+        in details
+    )
+    assert "Conclusion 1, elsewhere, maps:\n\n- three: **supp" in details
+    assert "1, maps:\n\n- one: **supported**, 0.36 (0.30 to 0.42), margin 0.50, 9 seeds\n- two: **inconclusive**, 3 seeds" in details  # fmt: skip
 
 
 def test_comparisons_are_counted_by_verdict():

@@ -423,22 +423,10 @@ def test_stored_verdicts_come_back_as_they_were(tmp_path):
     pd.testing.assert_frame_equal(loaded[loaded.conclusion == "9"][one.columns].reset_index(drop=True), one)
 
 
-@pytest.mark.parametrize("text", ["{", "", "[1, 2]", '[{"conclusion": "2"}]', '{"a": 1}', "[]"])
-def test_a_broken_file_of_verdicts_is_named(tmp_path, text):
-    verdicts.save(whole(YES), tmp_path)
-    (tmp_path / "2.json").write_text(text)
-    with pytest.raises(ValueError, match=r"2\.json holds no verdicts \(.*run the notebook that writes it again"):
-        verdicts.load(tmp_path)
-
-
-def test_an_empty_folder_and_odd_names_are_refused(tmp_path):
+def test_a_folder_without_verdicts_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match=r"no verdicts in .*run the notebooks that judge first"):
             verdicts.load(folder)
-    with pytest.raises(ValueError, match="a conclusion's name is also"):
-        verdicts.save(whole(YES).assign(conclusion="../9"), tmp_path)
-    with pytest.raises(ValueError, match="no column 'verdict'"):
-        verdicts.save(whole(YES).drop(columns="verdict"), tmp_path)
 
 
 def rows_of(recipe, values, **columns):

@@ -13,8 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from eedkit.report import notebooks
 
 DEFAULTS = """out: str = "../reports"
-# how many networks there are of a kind
-seeds: int = 2
+seeds: int = 2  # how many networks there are of a kind
 margin: float = 0.1  # declared beforehand
 name: str | None = None
 groups: list[str] = ["C4"]"""
@@ -89,8 +88,8 @@ def home(tmp_path_factory) -> Path:
     write(home / "00_story.ipynb", *story, tags={6: "answer"})
     write(home / "01_raises.ipynb", "# Broken", MEETS.format("01", "00"), "1 / 0", "# Never read", "print('after')")
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
-    write(home / "02_kernel_dies.ipynb", "# Killed", kill, "print('after')")
-    write(home / "03_verdicts.ipynb", "# Verdicts", VERDICTS, tags={1: "index"}, eedkit={"last": True})
+    write(home / "02_kernel_dies.ipynb", "# Killed", kill, "print('after')", eedkit={"start": "first"})
+    write(home / "03_verdicts.ipynb", "# Verdicts", VERDICTS, tags={1: "index"}, eedkit={"start": "last"})
     write(home / "my_notes.ipynb", "# Mine", defaults="x = 1")
     (home / "torn.ipynb").write_text('{"cells": [')
     (home / "profiles").mkdir()

@@ -14,10 +14,10 @@ def declared(source, tags=("parameters",)):
 
 
 def test_parameters_are_the_literals_of_the_tagged_cell_with_their_comments():
-    cell = '# all\n# of them\nseeds: int = 2  # of a kind\n\nx: dict[str, list[float]] | None = {\n    "a": [1.5],  # one\n}\ny: str = "# no"'
+    cell = '# all of them\nseeds: int = 2  # of a kind\n\nx: dict[str, list[float]] | None = {\n    "a": [1.5],  # one\n}\ny: str = "# no"'
     assert declared(cell) == {
-        "seeds": Parameter(2, "int", "all of them of a kind"),
-        "x": Parameter({"a": [1.5]}, "dict[str, list[float]] | None", "one"),
+        "seeds": Parameter(2, "int", "of a kind"),
+        "x": Parameter({"a": [1.5]}, "dict[str, list[float]] | None", ""),
         "y": Parameter("# no", "str", ""),
     }
 
