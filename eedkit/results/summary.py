@@ -192,7 +192,7 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False) -> pd.DataFra
         for metric in schema.metrics_of(ds):
             tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, full=full), **accuracy}))
     columns = tables[-1].columns
-    table = pd.concat([part for part in tables if len(part)], ignore_index=True)[columns]
+    table = pd.concat([part for part in tables if len(part)], ignore_index=True).loc[:, columns]
     return table if full else Summary(table)
 
 

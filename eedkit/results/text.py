@@ -110,13 +110,14 @@ def to_latex(summary: pd.DataFrame, *, caption: str = CAPTION, label: str = "") 
     <BLANKLINE>
     """
     frame = shown(summary)
-    same = [name for name in _tells_apart(frame) if frame[name].nunique() == 1]
+    same = [name for name in _tells_apart(frame) if len(set(frame[name])) == 1]
     frame = frame.drop(columns=same)
     texts = [name for name in frame if name not in NUMBERS]
     # a minus and not a hyphen
     numbers = frame[NUMBERS].apply(lambda column: column.str.replace(r"\B-", "$-$", regex=True))
-    style = frame.assign(**numbers).style.hide(axis="index").format(escape="latex", subset=texts)
-    return style.format_index(escape="latex", axis="columns").to_latex(
+    style = frame.assign(**numbers).style
+    style.hide(axis="index").format(escape="latex", subset=texts).format_index(escape="latex", axis="columns")
+    return style.to_latex(
         column_format="l" * len(texts) + "r" * len(NUMBERS),
         position_float="centering",
         hrules=True,
@@ -138,17 +139,20 @@ def table(
     Columns named in `once` stand above the table where they hold one value alone; those in `right` are texts that stand at
     the right, as numbers do. Long texts of the column `reason` become numbered notes below; an empty one is left out.
     """
-    same = [name for name in once if name in frame and frame[name].nunique() == 1 and len(frame) > 1]
-    rows = frame[:ROWS].drop(columns=same)
+    same = [name for name in once if name in frame and len(set(frame[name].dropna())) == 1 and len(frame) > 1]
+    rows = frame.head(ROWS).drop(columns=same)
     lines = []
     if same:
         lines.append(", ".join(f"{name}: {_cell(frame[name].dropna().iloc[0])}" for name in same))
     notes = {}
     if reason in rows:
-        reasons = rows[reason].fillna("").map(lambda text: cut(_cell(text), NOTE))
+        reasons = pd.Series([cut(_cell(text), NOTE) for text in rows[reason]], rows.index)
         long = [text for text in reasons.unique() if len(text) > REASON]
         notes = {text: f"[{place}]" for place, text in enumerate(long, 1)}
-        rows = rows.assign(**{reason: reasons.replace(notes)}) if reasons.any() else rows.drop(columns=reason)
+        if any(reasons):
+            rows[reason] = reasons.replace(notes)
+        else:
+            rows = rows.drop(columns=reason)
     lines += _aligned(rows, right, width)
     if len(frame) > ROWS:
         lines.append(f"… and {len(frame) - ROWS:,} more")
@@ -183,7 +187,7 @@ def _cut(rows: pd.DataFrame) -> list:
     of_elements = rows[(rows.element != "") & (rows.element != "moved")]
     for _, of_metric in of_elements.groupby([*_tells_apart(rows), "metric"]):
         if len(of_metric) > BY_ELEMENT:
-            by_value = of_metric[1:].sort_values("estimate", kind="stable")
+            by_value = of_metric.tail(-1).estimate.sort_values(kind="stable")
             hidden += by_value.index[BY_ELEMENT - 2 :].tolist()
     return hidden
 
@@ -215,7 +219,7 @@ def _aligned(frame: pd.DataFrame, right: Sequence[str], width: int) -> list[str]
 
 def _cell(value: object) -> str:
     """A value in one line, without control characters."""
-    if not isinstance(value, str) and pd.isna(value):
+    if value is None or value != value:
         return ""
     if pd.api.types.is_number(value):
         return f"{value:,.0f}"
