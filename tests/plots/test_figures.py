@@ -183,7 +183,7 @@ def test_heatmap_names_the_classes_of_the_labels_and_leaves_out_images_without_o
     named = results.assign_coords(label=("sample", label, {"class_names": '["ape", "bee", "cat"]'}))
     figure = plots.class_heatmap(named)
     assert {"ape", "bee", "cat"} <= drawn_texts(figure)
-    assert drawn_texts(figure).isdisjoint({"-1", "−1"})
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["ape", "bee", "cat"]
     no_label = named.assign_coords(label=("sample", np.full(len(label), -1)))
     with pytest.raises(ValueError, match="needs labels"):
         plots.class_heatmap(no_label)
