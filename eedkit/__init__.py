@@ -42,6 +42,7 @@ _load, __dir__, __all__ = _lazy.attach(
         "results": ["orbits"],
         "results.example": ["example"],
         "results.summary": ["compare", "concat", "summarise"],
+        "results.text": ["to_latex"],
         "study.join": ["open"],
         "study": ["Study"],
         "tracker": ["Tracker"],

@@ -24,6 +24,7 @@ from eedkit.results.example import example as example
 from eedkit.results.summary import compare as compare
 from eedkit.results.summary import concat as concat
 from eedkit.results.summary import summarise as summarise
+from eedkit.results.text import to_latex as to_latex
 from eedkit.study import Study as Study
 from eedkit.study.join import open as open
 from eedkit.theory import actions as actions

@@ -130,7 +130,6 @@ def measure(
         int | None, typer.Option(min=1, help="Images in a forward pass; does not change the results.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", parser=_path, help="Save the results there.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Also print E itself, its interval and its null.")] = False,
     quiet: Quiet = False,
     _: Annotated[
         bool,
@@ -140,8 +139,8 @@ def measure(
     """Measure one model on one data set. Prints accuracy by element, then relative values with 95 % intervals.
 
     Relative values are 0 where a layer is perfectly equivariant; at 1 a transformed copy is as far away as a different image.
-    With --full also E, the mean deviation of f(gx) from what an equivariant model would give, with its 95 % interval, and the
-    null, the same for a different image in place of x.
+    The estimate is E, the mean deviation of f(gx) from what an equivariant model would give, and the null the same for a
+    different image in place of x.
 
     Exit codes: 0 done; 1 the model failed on the images, or the results could not be saved; 2 wrong usage, nothing was
     measured.
@@ -150,7 +149,6 @@ def measure(
         _refuse_unwritable(out)
     with _plainly("measure", stopped="Stopped; nothing was saved."):
         import eedkit
-        from eedkit.report import tables
 
         options = {"metrics": metric, "layers": layers}
         given = {name: value for name, value in options.items() if value}
@@ -170,8 +168,6 @@ def measure(
         except RuntimeError as error:
             raise _failed("measure", str(error)) from None
         _say(ds.eed)
-        _say("")
-        _say(tables.estimates(eedkit.summarise(ds), full=full))
         if out is not None:
             try:
                 ds.eed.to_zarr(out)

@@ -193,7 +193,9 @@ def test_a_measurement_that_fails_ends_no_training():
     net = network()
     tracker = tracked(net, name="one")
     tracker.images = IMAGES[:3]
-    with pytest.warns(UserWarning, match="C4/one was not measured after epoch 2: ValueError: the null .* needs 4 images"):
+    with pytest.warns(
+        UserWarning, match="C4/one was not measured after epoch 2: ValueError: the null .* needs 4 images"
+    ):
         assert fit(training_of(net), tracker.callback(), epochs=2) == {}
     assert tracker.table.empty
     with pytest.raises(ValueError, match="needs 4 images, got 3"):

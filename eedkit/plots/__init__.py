@@ -1,6 +1,6 @@
 """The figures of eedkit's results, each a matplotlib Figure: `ek.plots`.
 
-Knows Datasets and tables of `summarise`; only `worst`, which shows images, also reads and moves them.
+Knows Datasets and tables of `summarise`; only `worst` and `flipbook`, which show images, also move them.
 
 .. include:: ../../notebooks/gallery/README.md
 """
@@ -16,8 +16,8 @@ _load, __dir__, __all__ = _lazy.attach(
         "figures": ["calibration", "class_heatmap", "depth_profile", "histogram", "orbit_rose"],
         "orbits": ["averaging_gain", "element_probe", "interchange", "orbit_variance"],
         "panels": ["cloud", "dose_response", "effects", "lines", "pictures"],
-        "alt": ["alt_text"],
         "style": ["FORMATS", "save", "width"],
+        "flipbook": ["flipbook"],
         "worst": ["worst"],
     },
 )

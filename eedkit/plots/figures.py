@@ -4,6 +4,7 @@ Knows Datasets and tables of `summarise`, never models. Every figure is a matplo
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -18,12 +19,13 @@ from eedkit.plots import style
 from eedkit.results import labels as labels_of_results
 from eedkit.results import schema
 from eedkit.results.intervals import mean_interval
-from eedkit.results.summary import summarise
+from eedkit.results.summary import as_relative, ratio_from_x, summarise
 
 FLOOR = 1e-7
 """Deviations under this are rounding errors of float32, and are drawn at it on logarithmic axes."""
 EXACT = 1e-5
 """Deviations under this part of their null are rounding errors."""
+AT_ONE = "at 1 a moved copy is as far away as a different image"
 LINE = 0.16
 """Inches that a layer's name takes beside the next."""
 LONGEST_NAME = 24
@@ -73,18 +75,22 @@ def depth_profile(
         for part_name, part in _parts(drawn[drawn.metric == name]).items():
             titles = [part_name] if len(metrics) == 1 else [style.literal(name.replace("_", " ")), part_name]
             panels.append((" · ".join(filter(None, titles)), name, part))
-    question = f"Where in the network is it equivariant? {_title(results, metrics[0])}"
+    question = "Where in the network is it equivariant?"
+    if len(metrics) == 1:
+        question += f" {_title(results, metrics[0])}"
     at_most = 2 if len(panels) == 4 else 3
     with style.panels(len(panels), title, question=question, ax=ax, at_most=at_most, shared=relative) as (fig, axes):
         for ax, (panel_title, name, part) in zip(axes, panels, strict=True):
             highest = np.inf if relative else _attribute(results, name, "upper", np.inf)
             _draw_profile(ax, part, by, looks, relative, highest)
-            ax.set_title(panel_title)
-            if ax.get_subplotspec().is_first_col():
+            if panel_title:
+                ax.set_title(panel_title)
+            if style.is_first_column(ax):
                 ax.set_ylabel(_label(results, name, relative) if len(metrics) == 1 else _VALUES[value])
         _name_layers(axes, drawn)
         if relative:
-            style.relative_scale(axes[0])
+            for ax in axes:
+                style.relative_scale(ax)
         note = _replicates(drawn, by, "relative_low" if relative else "low")
         if relative:
             note = f"0: perfectly equivariant, 1: as far away as a different image; {note}"
@@ -153,7 +159,7 @@ def _draw_round_trip(ax: Axes, part: pd.DataFrame, relative: bool) -> None:
 
 
 def orbit_rose(
-    results: xr.Dataset,
+    results: xr.Dataset | xr.DataTree,
     *,
     metric: str = "latent",
     layer: str | None = None,
@@ -161,60 +167,80 @@ def orbit_rose(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Deviation by group element on a polar axis: the angle is the rotation, the radius m(f(gx), g f(x)) − m* of that element.
+    """Deviation from the unmoved image by group element: the angle is the rotation, the radius m(f(gx), g f(x)).
 
-    Mirrored elements are drawn dashed. The elements of a group that is not made of rotations and mirrors are spread evenly.
-    With a recipe's seeds the points are means over them, with 95 % intervals.
+    On the scale of relative values where there is a null: on the grey circle, at 1, a moved copy is as far away as a
+    different image. Else the radius is m(f(gx), g f(x)) − m*. Mirrored elements are drawn dashed. The elements of a group
+    that is not made of rotations and mirrors are spread evenly. With a recipe's seeds the points are means over them, with
+    95 % intervals. A tree has a panel for each data set and group; `ax` are polar axes of your own.
     """
-    results = _checked(results)
-    names = _names(results, by)
-    angles = results.angle.values
-    elements = results.element.values
-    mirrored = np.array([_is_mirrored(str(element)) for element in elements])
-    turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
-    if np.isnan(angles).any() or len(set(angles.tolist())) == 1 or len(turns) < len(elements):
-        angles = 360 * np.arange(len(elements)) / len(elements)
-        mirrored = np.zeros(len(elements), dtype=bool)
-    pointwise = pointwise_values(results, metric, layer)
-    values = pointwise.mean("sample") - results[metric].attrs["best"]
-    best, upper = results[metric].attrs["best"], results[metric].attrs["upper"]
+    datasets = datasets_of(results)
     absent = []
+    entries = {}
     question = f"Under which element? {_title(results, metric)}"
-    with style.panels(1, title, question=question, ax=ax, polar=True) as (fig, (ax,)):
-        entries = []
-        for name, look in style.looks(names).items():
-            ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
-            ours = ours[:, ~np.isnan(ours).any(0)]
-            if not ours.size:
-                absent.append(style.literal(name))
-                continue
-            for part, line in ((~mirrored, "-"), (mirrored, "--")):
-                if not part.any():
+    with style.panels(len(datasets), title, question=question, ax=ax, polar=True) as (fig, axes):
+        for ax, (panel_title, ds) in zip(axes, datasets.items(), strict=True):
+            names = _names(ds, by)
+            far = from_unmoved(ds, metric, layer)
+            values = _with_identity(far.on_scale(far.values.mean("sample")), ds)
+            angles, mirrored = _turns(ds)
+            for name, look in style.looks(names).items():
+                ours = values.isel(model=np.flatnonzero(names == name)).transpose("element", "model").values
+                ours = ours[:, ~np.isnan(ours).any(0)]
+                if not ours.size:
+                    absent.append(style.literal(name))
                     continue
-                mid, low, high = np.array([_spread(row) for row in ours[part]]).T
-                low, high = np.clip([low, high], 0, np.inf if upper is None else upper - best)
-                turn = np.deg2rad(angles[part])
-                closed = np.append(np.arange(len(turn)), 0)
-                label = style.literal(name) if line == "-" else None
-                ax.plot(turn[closed], mid[closed], linestyle=line, color=look["color"], label=label)
-                ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", **look)
-            entries += style.entries({name: look})
+                entries[name] = look
+                for part, line in ((~mirrored, "-"), (mirrored, "--")):
+                    if not part.any():
+                        continue
+                    mid, low, high = np.array([_spread(row) for row in ours[part]]).T
+                    low = np.maximum(low, 0)
+                    turn = np.deg2rad(angles[part])
+                    closed = np.append(np.arange(len(turn)), 0)
+                    label = style.literal(name) if line == "-" else None
+                    ax.plot(turn[closed], mid[closed], linestyle=line, color=look["color"], label=label)
+                    ax.errorbar(turn, mid, [mid - low, high - mid], linestyle="", **look)
+            if far.is_relative:
+                ax.plot(np.linspace(0, 2 * np.pi, 100), np.ones(100), color="0.5", linewidth=1)
+            if panel_title:
+                ax.set_title(panel_title)
+            labels = dict(zip(angles[~mirrored], ds.element.values[~mirrored], strict=True))
+            ax.set_xticks(np.deg2rad(sorted(labels)), [style.literal(labels[a]) for a in sorted(labels)])
+            ax.set_rlabel_position(float(np.diff([*sorted(labels), 360])[0]) / 2)
+            ax.set_ylim(bottom=0)
+            ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
+        handles = style.entries(entries)
         if mirrored.any():
-            entries += style.entries({"dashed: mirrored": {"color": "0.3"}}, linestyle="--")
-        labels = dict(zip(angles[~mirrored], elements[~mirrored], strict=True))
-        ax.set_xticks(np.deg2rad(sorted(labels)), [style.literal(labels[a]) for a in sorted(labels)])
-        ax.set_rlabel_position(float(np.diff([*sorted(labels), 360])[0]) / 2)
-        ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
-        note = f"radius: {_label(results, metric, False)} from the unmoved image, mean over {pointwise.sizes['sample']} images"
+            handles += style.entries({"dashed: mirrored": {"color": "0.3"}}, linestyle="--")
+        note = f"radius: {far.label}, mean over {far.values.sizes['sample']} images"
+        if far.is_relative:
+            note += f"; {AT_ONE}"
         if absent:
             note += f"; no value: {', '.join(absent)}"
-        style.finish(fig, entries, note)
+        style.finish(fig, handles, note)
     return fig.figure
 
 
+def _with_identity(values: xr.DataArray, ds: xr.Dataset) -> xr.DataArray:
+    """Values by element, with 0 for the image that is not moved, in the order of the results."""
+    values = values.reindex(element=ds.element.values)
+    return values.where(values.element != ds.element.attrs.get("identity", "e"), 0.0)
+
+
+def _turns(ds: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The angle at which each element stands, and whether it mirrors; all spread evenly where angles do not tell them apart."""
+    angles = ds.angle.values
+    mirrored = np.array([_is_mirrored(str(element)) for element in ds.element.values])
+    turns = set(zip(angles.tolist(), mirrored.tolist(), strict=True))
+    if np.isnan(angles).any() or len(set(angles.tolist())) == 1 or len(turns) < len(angles):
+        angles = 360 * np.arange(len(angles)) / len(angles)
+        mirrored = np.zeros(len(angles), dtype=bool)
+    return angles, mirrored
+
+
 def histogram(
-    results: xr.Dataset,
+    results: xr.Dataset | xr.DataTree,
     *,
     metric: str = "latent",
     layer: str | None = None,
@@ -222,42 +248,43 @@ def histogram(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """How m(f(gx), g f(x)) − m* is spread over the images: one outline per model (or recipe), and dashed that of the null.
+    """How the deviation from the unmoved image is spread over the images: one outline per model (or recipe), dashed the null.
 
-    Where outline and dashes lie on each other, a transformed copy is as far away as a different image; outliers are single images
-    on which the model is not as invariant as on the others.
+    On the scale of relative values where there is a null. Where outline and dashes lie on each other, a moved copy is as far
+    away as a different image; outliers are single images on which the model is not as invariant as on the others. A tree has
+    a panel for each data set and group.
 
     Raises
     ------
     ValueError
         There is no such metric, layer or coordinate.
     """
-    results = _checked(results)
-    names = _names(results, by)
-    best = results[metric].attrs["best"] if metric in results else 0.0
-    of_images = pointwise_values(results, metric, layer).astype("float64").mean("element") - best
-    nulls = None
-    null = f"{schema.from_x(results, metric)}_null"
-    if null in results:
-        nulls = results[null].sel(sample=of_images["sample"].values)
-        if "layer" in nulls.dims:
-            nulls = nulls.sel(layer=of_images.layer.item())
-        nulls = nulls.compute().astype("float64").mean("element") - best
-    both = [of_images.values] if nulls is None else [of_images.values, nulls.values]
-    finite = np.concatenate([values[np.isfinite(values)] for values in both])
-    edges = np.histogram_bin_edges(finite, bins=BINS)
-    looks = style.looks(names)
+    datasets = datasets_of(results)
     question = f"How is it spread over the images? {_title(results, metric)}"
-    with style.panels(1, title, question=question, ax=ax) as (fig, (ax,)):
-        for name, look in looks.items():
-            ours = np.flatnonzero(names == name)
-            shares = _shares(of_images, ours, edges)
-            ax.stairs(shares, edges, color=look["color"], linewidth=1.8, label=style.literal(name))
-            if nulls is not None:
-                ax.stairs(_shares(nulls, ours, edges), edges, color=look["color"], linewidth=1, linestyle="--")
-        ax.set(xlabel=f"{_label(results, metric, False)} from the unmoved image", ylabel="share of the images")
-        ax.set_xlim(left=min(0.0, edges[0]))
-        dashed = "" if nulls is None else "dashed: the null, in which each element acts on another image; "
+    looks = {}
+    with style.panels(len(datasets), title, question=question, ax=ax) as (fig, axes):
+        for ax, (panel_title, ds) in zip(axes, datasets.items(), strict=True):
+            names = _names(ds, by)
+            far = from_unmoved(ds, metric, layer)
+            of_images = far.on_scale(far.values.mean("element"))
+            of_nulls = far.on_scale(far.nulls.mean("element"))
+            both = np.concatenate([of_images.values.ravel(), of_nulls.values.ravel()])
+            edges = np.histogram_bin_edges(both[np.isfinite(both)], bins=BINS)
+            looks |= style.looks(names)
+            for name, look in style.looks(names).items():
+                ours = np.flatnonzero(names == name)
+                shares = _shares(of_images, ours, edges)
+                ax.stairs(shares, edges, color=look["color"], linewidth=1.8, label=style.literal(name))
+                if far.is_relative:
+                    of_null = _shares(of_nulls, ours, edges)
+                    ax.stairs(of_null, edges, color=look["color"], linewidth=1, linestyle="--")
+            if panel_title:
+                ax.set_title(panel_title)
+            ax.set_xlabel(far.label if len(datasets) == 1 else far.label.replace(" from", "\nfrom"))
+            if style.is_first_column(ax):
+                ax.set_ylabel("share of the images")
+            ax.set_xlim(left=min(0.0, edges[0]))
+        dashed = "dashed: the null, in which each element acts on another image; " if far.is_relative else ""
         note = f"{dashed}{of_images.sizes['sample']} images, means over the elements"
         style.finish(fig, style.entries(looks, marker=""), note)
     return fig.figure
@@ -271,15 +298,18 @@ def _shares(values: xr.DataArray, models: np.ndarray, edges: np.ndarray) -> np.n
 
 
 def class_heatmap(
-    results: xr.Dataset,
+    results: xr.Dataset | xr.DataTree,
     *,
     metric: str = "latent",
     layer: str | None = None,
     by: str | None = None,
-    class_names: Sequence[str] | None = None,
     title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
-    """m(f(gx), g f(x)) − m* by class and element, one panel per model (or recipe, its seeds averaged), on one colour scale.
+    """Deviation from the unmoved image by class and element, one panel per model (or recipe, its seeds averaged).
+
+    On the scale of relative values where there is a null: at 1 a moved copy is as far away as a different image. All panels
+    have one scale of colours, and a tree has its panels for each data set and group.
 
     Raises
     ------
@@ -288,64 +318,61 @@ def class_heatmap(
     """
     import seaborn as sns  # a second to import, which no other figure needs
 
-    results = labels_of_results.labelled(_checked(results))
-    names = _names(results, by)
-    if not results.sizes["sample"]:
-        raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
-    values = (pointwise_values(results, metric, layer) - results[metric].attrs["best"]).groupby("label").mean("sample")
-    kinds = list(dict.fromkeys(names.tolist()))
-    known_names = labels_of_results.class_names(results) if class_names is None else class_names
-    labels = [style.literal(known_names[k] if len(known_names) else k) for k in values.label.values]
-    elements = [style.literal(element) for element in results.element.values]
-    panels = [
-        values.isel(model=np.flatnonzero(names == kind)).mean("model").transpose("label", "element") for kind in kinds
-    ]
-    low = np.nanmin([panel.min() for panel in panels])
-    high = np.nanmax([panel.max() for panel in panels])
-    numbered = _numbered(panels, len(kinds))
-    with style.theme(grid=False):
-        across = min(len(kinds), style.across(4))
-        down = -(-len(kinds) // across)
-        question = f"On which classes? {_title(results, metric)}"
-        height = 0.8 + (0.6 + 0.22 * len(labels)) * down
-        fig = style.blank(height, question if title is None else title)
-        grid = fig.subplots(down, across, sharey=True, squeeze=False)
-        axes = grid.ravel()[: len(kinds)].tolist()
-        for ax in grid.ravel()[len(kinds) :]:
-            ax.set_visible(False)
-        for ax, kind, panel in zip(axes, kinds, panels, strict=True):
-            texts = np.array([_cell_text(value) for value in panel.values.ravel()]).reshape(panel.shape)
+    panels: dict[str, pd.DataFrame] = {}
+    for panel_title, ds in datasets_of(results).items():
+        names = _names(ds, by)
+        if not labels_of_results.labelled(ds).sizes["sample"]:
+            raise ValueError("a class heatmap needs labels: measure(labels=…), or images that have labels of their own")
+        far = from_unmoved(ds, metric, layer)
+        by_class = far.on_scale(labels_of_results.labelled(far.values).groupby("label").mean("sample"))
+        by_class = _with_identity(by_class, ds)
+        class_names = labels_of_results.class_names(ds)
+        classes = [style.literal(class_names[k] if class_names else k) for k in by_class.label.values]
+        elements = [style.literal(element) for element in by_class.element.values]
+        for kind in dict.fromkeys(names.tolist()):
+            of_kind = by_class.isel(model=np.flatnonzero(names == kind)).mean("model").transpose("label", "element")
+            name = "\n".join(filter(None, (style.literal(kind), panel_title)))
+            panels[name] = pd.DataFrame(of_kind.values, classes, elements)
+    low = 0.0 if far.is_relative else np.nanmin([cells.min(axis=None) for cells in panels.values()])
+    high = np.nanmax([1.0 if far.is_relative else low, *(cells.max(axis=None) for cells in panels.values())])
+    numbered = _numbered(list(panels.values()))
+    options = {"at_most": 4, "height": 0.6 + 0.22 * max(map(len, panels.values())), "grid": False, "shared": False}
+    question = f"On which classes? {_title(results, metric)}"
+    with style.panels(len(panels), title, question=question, ax=ax, **options) as (fig, axes):
+        for ax, (name, cells) in zip(axes, panels.items(), strict=True):
             sns.heatmap(
-                panel.values,
+                cells,
                 ax=ax,
-                xticklabels=elements,
-                yticklabels=labels,
                 cmap="viridis",
                 vmin=low,
                 vmax=high,
                 cbar=False,
                 linewidths=0.5,
-                annot=texts if numbered else None,
+                xticklabels=cells.columns,
+                yticklabels=cells.index
+                if style.is_first_column(ax) or len(set(map(len, panels.values()))) > 1
+                else False,
+                annot=cells.map(_cell_text) if numbered else None,
                 fmt="",
                 annot_kws={"size": 7},
             )
-            ax.set_title(style.literal(kind))
+            if len(panels) > 1 or fig is not ax:
+                ax.set_title(name)
             ax.set_xlabel("element")
             ax.tick_params(axis="y", rotation=0)
-            if ax.get_subplotspec().is_first_col():
-                ax.set_ylabel("class")
+            ax.set_ylabel("class" if style.is_first_column(ax) else "")
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "viridis")
-        fig.colorbar(scale, ax=axes, label=f"{_label(results, metric, False)}\nfrom the unmoved image", shrink=0.8)
-        style.finish(fig, [])
-    return fig
+        fig.figure.colorbar(scale, ax=axes, label=far.label.replace(" from", "\nfrom"), shrink=0.8)
+        style.finish(fig, [], AT_ONE if far.is_relative else "")
+    return fig.figure
 
 
-def _numbered(panels: Sequence[xr.DataArray], n: int) -> bool:
-    """Whether the cells of so many panels have room for their numbers."""
-    values = np.concatenate([panel.values.ravel() for panel in panels])
-    longest = max(len(_cell_text(value)) for value in values)
-    room = 64 * style.inches() / style.WIDTHS["page"] / min(n, style.across(4))
-    return panels[0].sizes["label"] <= 12 and panels[0].sizes["element"] * (longest + 1) <= room
+def _numbered(panels: Sequence[pd.DataFrame]) -> bool:
+    """Whether the cells of all panels have room for their numbers."""
+    longest = max(len(_cell_text(value)) for cells in panels for value in cells.values.ravel())
+    rows, columns = np.max([cells.shape for cells in panels], axis=0)
+    room = 64 * style.inches() / style.WIDTHS["page"] / min(len(panels), style.across(4))
+    return rows <= 12 and columns * (longest + 1) <= room
 
 
 def calibration(
@@ -386,7 +413,8 @@ def calibration(
     question = f"Invariance, or insensitivity? {_title(results, metric)}"
     with style.panels(len(parts), title, question=question, ax=ax) as (fig, axes):
         for ax, (name, part) in zip(axes, parts.items(), strict=True):
-            ax.set_title(name)
+            if name:
+                ax.set_title(name)
             ax.set_xlabel("null − best value")
             for level in (1.0, 0.1, 0.01, 0.001):
                 ratio = level ** rows.order.iloc[0]
@@ -402,7 +430,7 @@ def calibration(
             ax.set_ylim(bottom, top)
             style.log_scale(ax, "x")
             style.log_scale(ax, "y")
-            if ax.get_subplotspec().is_first_col():
+            if style.is_first_column(ax):
                 ax.set_ylabel(f"{_label(results, metric, False)} − best value")
         exact = "; on the lower edge: exactly equivariant, up to rounding" if is_exact.any() else ""
         note = f"null: how far apart other images are; grey diagonals: relative value; on 1 a transformed copy is as far away as a different image{exact}"
@@ -441,10 +469,17 @@ def _table(results: xr.Dataset | xr.DataTree | pd.DataFrame, by: str | None) -> 
     return table, by
 
 
-def _checked(results: xr.Dataset) -> xr.Dataset:
-    if not isinstance(results, xr.Dataset):
+def datasets_of(results: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
+    """Every Dataset by its data set and group, as titles of panels; a single one has none."""
+    if isinstance(results, xr.Dataset):
+        return {"": schema.validate(results)}
+    if not isinstance(results, xr.DataTree):
         raise TypeError(f"expected a Dataset, whose elements and samples are shown, got {type(results).__name__}")
-    return schema.validate(results)
+    datasets = {}
+    for node in results.leaves:
+        data, _, group = node.path.strip("/").rpartition("/")
+        datasets[style.literal(f"{data} · {group}")] = schema.validate(node.to_dataset())
+    return datasets if len(datasets) > 1 else {"": next(iter(datasets.values()))}
 
 
 def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
@@ -456,25 +491,65 @@ def _names(results: xr.Dataset, by: str | None) -> np.ndarray:
     return results[by].values
 
 
-def pointwise_values(results: xr.Dataset, metric: str, layer: str | None = None) -> xr.DataArray:
-    """m(f(gx), g f(x)) of a metric at a layer, (model, element, sample), of the samples for which every model has a value.
+@dataclass(frozen=True)
+class FromUnmoved:
+    """How far moved copies are from their unmoved images, (model, element but the identity, sample), for means to be taken.
+
+    raw : m(f(gx), g f(x)) − m*, of the samples that every model has a value for
+    values, nulls : (m(f(gx), g f(x)) − m*) / (its null's mean − m*) of the copies and of other images' copies, or
+        `raw` where no model has a null
+    is_relative : which of both
+    order : by whose root means get on the scale of relative values
+    label : what a mean on its scale is, in words
+    """
+
+    raw: xr.DataArray
+    values: xr.DataArray
+    nulls: xr.DataArray
+    is_relative: bool
+    order: int
+    label: str
+
+    def on_scale(self, means: Any) -> Any:
+        """Means of values as they are shown."""
+        return as_relative(means, self.order) if self.is_relative else means
+
+
+def from_unmoved(ds: xr.Dataset, metric: str, layer: str | None = None) -> FromUnmoved:
+    """How far the moved copies are from their unmoved images, by a metric at a layer.
 
     None takes the layer `latent`, or the only one that a selection has left.
     """
-    if metric not in schema.metrics_of(results):
-        raise ValueError(unknown("metric", metric, schema.metrics_of(results)))
-    values = results[schema.from_x(results, metric)]
-    if "layer" not in values.dims:
-        return _on_shared_samples(values)
-    if layer is None:
-        layer = "latent" if results.sizes["layer"] > 1 else results.layer.values[0]
-    if layer not in results.layer.values:
-        raise ValueError(unknown("layer", layer, results.layer.values.tolist()))
-    reason = results[f"{metric}_nan_reason"].sel(layer=layer).values[0]
-    values = values.sel(layer=layer)
-    if reason and not schema.is_partial(reason) and values.isnull().all():
-        raise ValueError(f"{metric} is undefined at {layer}: {reason}; choose another layer=")
-    return _on_shared_samples(values)
+    if metric not in schema.metrics_of(ds):
+        raise ValueError(unknown("metric", metric, schema.metrics_of(ds)))
+    raw = ds[schema.from_x(ds, metric)]
+    if "layer" in raw.dims:
+        if layer is None:
+            layer = "latent" if ds.sizes["layer"] > 1 else ds.layer.values[0]
+        if layer not in ds.layer.values:
+            raise ValueError(unknown("layer", layer, ds.layer.values.tolist()))
+        reason = ds[f"{metric}_nan_reason"].sel(layer=layer).values[0]
+        raw = raw.sel(layer=layer)
+        if reason and not schema.is_partial(reason) and raw.isnull().all():
+            raise ValueError(f"{metric} is undefined at {layer}: {reason}; choose another layer=")
+    raw = _on_shared_samples(raw)
+    attrs = ds[metric].attrs
+    raw = (
+        raw.isel(element=raw.element.values != ds.element.attrs.get("identity", "e")).astype("float64") - attrs["best"]
+    )
+    shared = ds.sel(sample=raw["sample"].values)
+    models = [shared.isel(model=[place]) for place in range(ds.sizes["model"])]
+    values, nulls = (
+        xr.concat(
+            [ratio_from_x(one, metric, layer, of=of) for one in models], raw.model, coords="minimal", compat="override"
+        )
+        for of in ("_from_x", "_from_x_null")
+    )
+    is_relative = bool(values.notnull().any())
+    if not is_relative:
+        values = raw
+    label = f"{_label(ds, metric, is_relative)} from the unmoved image"
+    return FromUnmoved(raw, values, nulls, is_relative, attrs["order"], label)
 
 
 def _on_shared_samples(values: xr.DataArray) -> xr.DataArray:
@@ -528,6 +603,6 @@ def _attribute(results: xr.Dataset | xr.DataTree | pd.DataFrame, metric: str, na
     """An attribute of a metric; of a table, which keeps none, what stands for it."""
     if isinstance(results, xr.DataTree):
         results = next(iter(results.leaves)).to_dataset()
-    if isinstance(results, pd.DataFrame) or results[metric].attrs.get(name) in (None, ""):
+    if isinstance(results, pd.DataFrame) or metric not in results:
         return absent
-    return results[metric].attrs[name]
+    return results[metric].attrs.get(name) or absent

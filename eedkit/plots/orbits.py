@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
-from eedkit.errors import unknown
 from eedkit.plots import style
 from eedkit.plots.panels import rows_with_values
 from eedkit.results.intervals import mean_interval
@@ -36,7 +35,12 @@ LINEAR_NATS = 0.01
 """Up to which an axis of gains is linear, so that gains of 0 and below are seen."""
 
 
-def interchange(results: Mapping[str, xr.Dataset | pd.DataFrame], *, by: str | None = None, title: str = "") -> Figure:
+def interchange(
+    results: Mapping[str, xr.Dataset | pd.DataFrame],
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """The features' relative deviation when maps are exchanged, layer by layer; dashed, that of the turned image.
 
     A point on its dashed line says that turning the layer's maps is as good as turning the image; one far above it, that
@@ -46,15 +50,15 @@ def interchange(results: Mapping[str, xr.Dataset | pd.DataFrame], *, by: str | N
     ----------
     results : mapping
         Title of a panel -> what `ek.interchange` gave, joined over networks, or the table of `summarise`.
-    by : str, or None
-        Column whose values are a line each, over their networks; None takes `recipe` where there is one, else `model`.
-    title : str
-        Above the figure.
+    title : str, or None
+        None asks the figure's question, "" leaves it out.
+    ax : Axes, or None
+        Axes of your own.
 
     Raises
     ------
     ValueError
-        There is no such column, no layer `image`, or no relative value of `latent`.
+        There is no layer `image`, or no relative value of `latent`.
 
     Examples
     --------
@@ -70,25 +74,26 @@ def interchange(results: Mapping[str, xr.Dataset | pd.DataFrame], *, by: str | N
     rows = pd.concat(tables.values())
     if IMAGE not in set(rows.layer):
         raise ValueError("no relative value of latent at the layer 'image'; pass results of ek.interchange")
-    by = _kinds_column(rows, by)
+    by = _kinds_column(rows)
     looks = style.looks(rows[by].tolist())
     depths = rows.loc[rows.layer != IMAGE].groupby("layer")["depth"].mean().sort_values()
     layers = depths.index.tolist()
-    with style.panels(len(tables), title or "Where is the invariance made?") as (fig, axes):
+    with style.panels(len(tables), title, question="Where is the invariance made?", ax=ax) as (fig, axes):
         for ax, (name, table) in zip(axes, tables.items(), strict=True):
             for k, (kind, look) in enumerate(looks.items()):
                 aside = 0.5 * ((k + 0.5) / len(looks) - 0.5)
                 _draw_exchanged(ax, _of_kind(table, by, kind), layers, aside, look, style.literal(kind))
-            ax.set_title(style.literal(name))
+            if name:
+                ax.set_title(style.literal(name))
             ax.set_xticks(range(len(layers)), [style.literal(layer) for layer in layers], rotation=30, ha="right")
             ax.set_xlabel("exchanged layer")
-            place = ax.get_subplotspec()
-            if place is not None and place.is_first_col():
+            if style.is_first_column(ax):
                 ax.set_ylabel("relative EED of the features")
-        style.relative_scale(axes[0])
+        for ax in axes:
+            style.relative_scale(ax)
         note = f"dashed: the image itself is turned; 1: as far away as a different image; {_bars(rows, by)}"
         style.finish(fig, style.entries(looks, linestyle="-"), note, legend_below=True)
-    return fig
+    return fig.figure
 
 
 def _draw_exchanged(
@@ -107,22 +112,22 @@ def _draw_exchanged(
     ax.axhline(turned, color=look["color"], linestyle="--", linewidth=1.1, zorder=0.9)
 
 
-def orbit_variance(table: pd.DataFrame, *, by: str | None = None, title: str = "") -> Figure:
+def orbit_variance(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """What the variance of features over an orbit is made of: one bar for each kind, its parts one after the other.
 
     Parameters
     ----------
     table : DataFrame
         Of `ek.orbits.orbit_variance`, of one or more networks.
-    by : str, or None
-        Column whose values are a bar each; None takes `recipe` where there is one, else `model`.
-    title : str
-        Above the figure.
+    title : str, or None
+        None asks the figure's question, "" leaves it out.
+    ax : Axes, or None
+        Axes of your own.
 
     Raises
     ------
     ValueError
-        There is no such column, or no row has a share.
+        No row has a share.
 
     Examples
     --------
@@ -130,13 +135,12 @@ def orbit_variance(table: pd.DataFrame, *, by: str | None = None, title: str = "
     >>> len(orbit_variance(table).axes[0].patches)
     3
     """
-    by = _kinds_column(table, by)
+    by = _kinds_column(table)
     rows = rows_with_values(table, ("share",), "share")
     kinds = list(dict.fromkeys(rows[by]))
     parts = [part for part in PART_COLOURS if part in set(rows.part)]
-    with style.theme(grid=False):
-        fig = style.blank(0.7 + 0.38 * len(kinds), title or "What do the features of an orbit vary with?")
-        ax = fig.subplots()
+    question = "What do the features of an orbit vary with?"
+    with style.panels(1, title, question=question, ax=ax, height=0.1 + 0.38 * len(kinds), grid=False) as (fig, (ax,)):
         for place, kind in enumerate(kinds):
             shares = _of_kind(rows, by, kind).pivot_table(index="model", columns="part", values="share").loc[:, parts]
             _draw_bar(ax, place, shares)
@@ -148,7 +152,7 @@ def orbit_variance(table: pd.DataFrame, *, by: str | None = None, title: str = "
         note = f"bars: 95 % of where a part ends, over {networks} networks" if networks > 1 else ""
         patches = [Patch(color=PART_COLOURS[part], label=part) for part in parts]
         style.finish(fig, patches, note, legend_below=True)
-    return fig
+    return fig.figure
 
 
 def _draw_bar(ax: Axes, place: int, shares: pd.DataFrame) -> None:
@@ -169,22 +173,22 @@ def _draw_bar(ax: Axes, place: int, shares: pd.DataFrame) -> None:
         start = mid
 
 
-def element_probe(table: pd.DataFrame, *, by: str | None = None, title: str = "") -> Figure:
+def element_probe(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """How often a linear probe reads the element off the features; dashed, by chance: there the element is gone.
 
     Parameters
     ----------
     table : DataFrame
         Of `ek.orbits.element_probe`, of one or more networks.
-    by : str, or None
-        Column whose values are a point each; None takes `recipe` where there is one, else `model`.
-    title : str
-        Above the figure.
+    title : str, or None
+        None asks the figure's question, "" leaves it out.
+    ax : Axes, or None
+        Axes of your own.
 
     Raises
     ------
     ValueError
-        There is no such column, or no row has an accuracy.
+        No row has an accuracy.
 
     Examples
     --------
@@ -192,12 +196,11 @@ def element_probe(table: pd.DataFrame, *, by: str | None = None, title: str = ""
     >>> element_probe(table).axes[0].get_xlabel()
     'accuracy of the probe'
     """
-    by = _kinds_column(table, by)
+    by = _kinds_column(table)
     rows = rows_with_values(table, ("accuracy",), "accuracy")
     looks = style.looks(rows[by].tolist())
-    with style.theme():
-        fig = style.blank(0.7 + 0.3 * len(looks), title or "Is the element gone from the features, or only small?")
-        ax = fig.subplots()
+    question = "Is the element gone from the features, or only small?"
+    with style.panels(1, title, question=question, ax=ax, height=0.1 + 0.3 * len(looks)) as (fig, (ax,)):
         for place, (kind, look) in enumerate(looks.items()):
             mid, low, high = _interval(_of_kind(rows, by, kind), "accuracy", 0.0, 1.0)
             ax.errorbar(mid, place, xerr=[[mid - low], [high - mid]], linestyle="", **look, label=style.literal(kind))
@@ -208,25 +211,25 @@ def element_probe(table: pd.DataFrame, *, by: str | None = None, title: str = ""
         ax.set_xlabel("accuracy of the probe")
         chance = style.entries({"chance": {"color": "0.4"}}, linestyle="--", linewidth=1)
         style.finish(fig, chance, _bars(rows, by), legend_below=True)
-    return fig
+    return fig.figure
 
 
-def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "") -> Figure:
+def averaging_gain(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """What averaging over the orbit gains in log-loss: predicted without labels (filled) and real (open).
 
     Parameters
     ----------
     table : DataFrame
         Of `ek.orbits.averaging_gain`, of one or more networks.
-    by : str, or None
-        Column whose values are a line each; None takes `recipe` where there is one, else `model`.
-    title : str
-        Above the figure.
+    title : str, or None
+        None asks the figure's question, "" leaves it out.
+    ax : Axes, or None
+        Axes of your own.
 
     Raises
     ------
     ValueError
-        There is no such column, or no row has a value.
+        No row has a value.
 
     Examples
     --------
@@ -235,13 +238,12 @@ def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "
     >>> averaging_gain(pd.DataFrame(gain | ends)).axes[0].get_xlabel()
     'gain in log-loss, nats'
     """
-    by = _kinds_column(table, by)
+    by = _kinds_column(table)
     rows = rows_with_values(table, ("predicted",), "predicted")
     looks = style.looks(rows[by].tolist())
     fills = {"predicted": None, "real": "white"}
-    with style.theme():
-        fig = style.blank(0.7 + 0.36 * len(looks), title or "What would averaging over the orbit buy?")
-        ax = fig.subplots()
+    question = "What would averaging over the orbit buy?"
+    with style.panels(1, title, question=question, ax=ax, height=0.1 + 0.36 * len(looks)) as (fig, (ax,)):
         ends: list[float] = []
         for place, (kind, look) in enumerate(looks.items()):
             for aside, (name, fill) in zip((-0.14, 0.14), fills.items(), strict=True):
@@ -260,7 +262,7 @@ def averaging_gain(table: pd.DataFrame, *, by: str | None = None, title: str = "
         for name, fill in fills.items():
             entries += style.entries({name: black}, linestyle="", markerfacecolor=fill or "0.2")
         style.finish(fig, entries, _bars(rows, by), legend_below=True)
-    return fig
+    return fig.figure
 
 
 def _nats_scale(ax: Axes, least: float, most: float) -> None:
@@ -285,11 +287,9 @@ def _mark_kinds(ax: Axes, looks: Mapping) -> None:
     ax.grid(visible=False, axis="y")
 
 
-def _kinds_column(table: pd.DataFrame, by: str | None) -> str:
-    by = by or ("recipe" if "recipe" in table else "model")
-    if by not in table:
-        raise ValueError(unknown("column", by, table.columns))
-    return by
+def _kinds_column(table: pd.DataFrame) -> str:
+    """The column whose values have a line, bar or point each, over their networks."""
+    return "recipe" if "recipe" in table else "model"
 
 
 def _of_kind(rows: pd.DataFrame, by: str, kind: object) -> pd.DataFrame:

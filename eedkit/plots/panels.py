@@ -43,7 +43,7 @@ def lines(
     y: str,
     by: str = "recipe",
     panel: str | None = None,
-    title: str = "",
+    title: str | None = None,
     xlabel: str | None = None,
     ylabel: str | None = None,
     line: float | None = None,
@@ -51,6 +51,7 @@ def lines(
     log: bool = False,
     shared: bool = True,
     bounds: tuple[float, float] = (-np.inf, np.inf),
+    ax: Axes | None = None,
 ) -> Figure:
     """Mean of `y` at every `x`, one line per `by`, with 95 % intervals over the rows (seeds); a panel per value of `panel`.
 
@@ -66,6 +67,8 @@ def lines(
         is counted below the figure
     shared : whether all panels have one scale
     bounds : the range that `y` can have, in which intervals stay
+    title : None and "" draw none
+    ax : axes of your own, for one panel
 
     Raises
     ------
@@ -82,7 +85,14 @@ def lines(
     kinds = list(dict.fromkeys(rows[panel])) if panel else [None]
     looks = _looks(rows.loc[:, by])
     places = _Places(rows.loc[:, x])
-    with style.panels(len(kinds), title, at_most=2 if len(kinds) == 4 else 3, shared=shared) as (fig, axes):
+    with style.panels(
+        len(kinds),
+        title or "",
+        question=f"{style.literal(y)} against {style.literal(x)}",
+        ax=ax,
+        at_most=2 if len(kinds) == 4 else 3,
+        shared=shared,
+    ) as (fig, axes):
         for ax, kind in zip(axes, kinds, strict=True):
             part = rows if kind is None else rows.loc[rows[panel] == kind]
             for k, (name, look) in enumerate(looks.items()):
@@ -111,8 +121,7 @@ def lines(
             if kind is not None:
                 ax.set_title(style.literal(kind))
             ax.set_xlabel(style.literal(x) if xlabel is None else xlabel)
-            spec = ax.get_subplotspec()
-            if spec is not None and spec.is_first_col():
+            if style.is_first_column(ax):
                 ax.set_ylabel(style.literal(y) if ylabel is None else ylabel)
             _mark_scale(ax, y, best)
         entries = style.entries(looks, linestyle="-" if places.ordered else "")
@@ -123,7 +132,7 @@ def lines(
         if not_shown:
             note += f"; not shown: {not_shown} values that are not above 0"
         style.finish(fig, entries, note)
-    return fig
+    return fig.figure
 
 
 def _looks(column: pd.Series) -> dict:
@@ -211,15 +220,17 @@ def _bars(counts: pd.Series, log: bool) -> str:
     return f"bars: 95 % over {networks}" + (", geometric means" if log else "")
 
 
-def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
+def dose_response(rows: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """The share of the relative deviation that is gone, by the share of turned training images, with its intervals.
 
     Parameters
     ----------
     rows : DataFrame
         Of `paper.conclusions.dose_response`.
-    title : str
-        Above the figure.
+    title : str, or None
+        None asks the figure's question, "" leaves it out.
+    ax : Axes, or None
+        Axes of your own.
 
     Raises
     ------
@@ -229,7 +240,7 @@ def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
     rows = rows_with_values(rows, ("share", "what", "effect", "low", "high", "n"), "effect")
     looks = style.looks(rows.what)
     shares = sorted(rows.share.unique())
-    with style.panels(1, title) as (fig, (ax,)):
+    with style.panels(1, title, question="How many turned images does it take?", ax=ax) as (fig, (ax,)):
         for name, look in looks.items():
             ours = rows.loc[rows.what == name].sort_values(by="share")
             low = ours.low.where(np.isfinite(ours.low), ours.effect)
@@ -245,7 +256,7 @@ def dose_response(rows: pd.DataFrame, *, title: str = "") -> Figure:
         style.relative_scale(ax)
         note = f"0: as without turned images, 1: nothing is left of the deviation; bars: 95 % over {rows.n.max()} seeds"
         style.finish(fig, style.entries(looks, linestyle="-"), note)
-    return fig
+    return fig.figure
 
 
 def cloud(
@@ -254,14 +265,16 @@ def cloud(
     x: str,
     y: str,
     by: str = "recipe",
-    title: str = "",
+    title: str | None = None,
     xlabel: str | None = None,
     ylabel: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """One point per row of a table: `y` against `x`, coloured by `by`; a network may have several, told by `model`."""
     rows = rows_with_values(table, (x, y, by), y).dropna(subset=[x])
     looks = _looks(rows.loc[:, by])
-    with style.panels(1, title) as (fig, (ax,)):
+    question = f"{style.literal(y)} against {style.literal(x)}"
+    with style.panels(1, title or "", question=question, ax=ax) as (fig, (ax,)):
         for name, look in looks.items():
             ours = rows[rows[by] == name]
             ax.plot(ours[x], ours[y], linestyle="", alpha=0.85, **look, label=style.literal(name))
@@ -270,7 +283,7 @@ def cloud(
         _mark_scale(ax, y, _best(rows, y))
         networks = rows.model.nunique() if "model" in rows else len(rows)
         style.finish(fig, style.entries(looks, linestyle=""), f"{networks} networks")
-    return fig
+    return fig.figure
 
 
 def effects(rows: pd.DataFrame, *, title: str = "", labels: Mapping[str, str] | None = None) -> Figure:

@@ -24,7 +24,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from eedkit.errors import printable, unknown
-from eedkit.plots.alt import alt_text
 
 WIDTHS = {"column": 3.5, "neurips": 5.5, "page": 7.2}
 """Inches of one column of a two-column paper, of NeurIPS' single one, and of both columns."""
@@ -129,35 +128,40 @@ def panels(
     question: str = "",
     ax: Axes | None = None,
     at_most: int = 3,
+    height: float | None = None,
     shared: bool = True,
     polar: bool = False,
+    grid: bool = True,
 ) -> Iterator[tuple[Figure | Axes, list[Axes]]]:
     """A figure of n axes, on one scale or each on its own, so many at most beside each other; or the user's own axes.
 
-    The title is the question where it is None, and nothing where it is ""; on the user's axes there is none unless it is given.
+    The title is the question where it is None, and nothing where it is ""; on the user's axes there is none unless it is
+    given. `height` is that of a row of axes, in inches.
     """
     if ax is not None:
         if n != 1:
-            raise ValueError(f"ax= takes one panel, and there are {n}: select one metric, one group and one data set")
+            raise ValueError(
+                f"ax= takes one panel, and there are {n}: select one metric, model, group and data set of them"
+            )
         if polar != (ax.name == "polar"):
             raise ValueError(
                 f"expected {'polar' if polar else 'plain'} axes, got {ax.name} ones: plt.subplots(subplot_kw=…)"
             )
-        ax.set_title(title or "")
-        with theme():
+        if title:
+            ax.set_title(title)
+        _add_to_caption(ax.figure, title or question)
+        with theme(grid=grid):
             yield ax, [ax]
         return
-    title = question if title is None else title
     columns = min(n, across(at_most))
     rows = -(-n // columns)
-    height = 2.0 * rows + 0.6
-    if n == 1:
-        height = 0.55 * inches()
+    if height is None:
+        height = 2.0 if n > 1 else 0.55 * inches() - 0.6
     projection = {"projection": "polar"} if polar else {}
-    with theme():
-        fig = blank(height, title)
-        grid = fig.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False, subplot_kw=projection)
-        axes = grid.ravel().tolist()
+    with theme(grid=grid):
+        fig = blank(height * rows + 0.6, title, question)
+        grid_of_axes = fig.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False, subplot_kw=projection)
+        axes = grid_of_axes.ravel().tolist()
         for ax in axes[n:]:
             ax.set_visible(False)
         for ax in axes[:n]:
@@ -180,17 +184,29 @@ def across(at_most: int, *, narrow: int = 2) -> int:
     return min(at_most, narrow) if inches() < NARROW else at_most
 
 
-def blank(height: float, title: str) -> Figure:
-    """An empty figure, so many inches high, below its title.
+def blank(height: float, title: str | None, question: str = "") -> Figure:
+    """An empty figure, so many inches high, below its title, which is the question where it is None.
 
     Jupyter shows it where it is the value of a cell, and not a second time because pyplot holds it.
     """
+    shown = question if title is None else title
     size = text_size()
-    lines = _wrapped(title, inches(), size + 2)
+    lines = _wrapped(shown, inches(), size + 2)
     fig = plt.figure(figsize=(inches(), height + _inches(len(lines), size + 2)), layout="constrained")
     plt.close(fig)
     fig.suptitle("\n".join(lines))
+    _add_to_caption(fig, shown or question)
     return fig
+
+
+def _add_to_caption(fig: Any, text: str) -> None:
+    """`figure.caption` says what the figure asks and how it is read, also where its title is left out.
+
+    Texts become sentences, without what matplotlib alone reads.
+    """
+    words = " ".join(text.replace(r"\$", "$").split())
+    sentence = words[:1].upper() + words[1:] + ("" if words.endswith(("?", ".", "!")) else ".")
+    fig.caption = " ".join(filter(None, (getattr(fig, "caption", ""), sentence if words else "")))
 
 
 def finish(fig: Figure | Axes, entries: Sequence[Artist], note: str = "", *, legend_below: bool = False) -> None:
@@ -207,6 +223,7 @@ def finish(fig: Figure | Axes, entries: Sequence[Artist], note: str = "", *, leg
     legend_below : bool
         Put the legend below the axes whatever the width.
     """
+    _add_to_caption(fig.figure, note)
     if isinstance(fig, Axes):
         if entries:
             fig.legend(handles=list(entries), frameon=False)
@@ -229,7 +246,7 @@ def finish(fig: Figure | Axes, entries: Sequence[Artist], note: str = "", *, leg
         if legend_below:
             legend_height = extent.height / fig.dpi
         else:
-            legend_width = extent.width / fig.dpi
+            legend_width = extent.width / fig.dpi + 0.05  # the last number on the axis may stand out
     below = note_height + legend_height
     fig.set_figheight(fig.get_figheight() + below)
     note_share = note_height / fig.get_figheight()
@@ -318,6 +335,12 @@ def log_scale(ax: Axes, which: Literal["x", "y"]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def is_first_column(ax: Axes) -> bool:
+    """Whether no other panel stands to the left; so it is of axes that were put in place by hand."""
+    place = ax.get_subplotspec()
+    return place is None or place.is_first_col()
+
+
 def relative_scale(ax: Axes) -> None:
     """0 and 1 of a relative value are in sight, and marked."""
     low, high = ax.get_ylim()
@@ -342,8 +365,8 @@ def literal(name: object) -> str:
 def save(fig: Figure, path: str | PathLike, formats: str | Sequence[str] = "svg") -> Path:
     """Write a figure in some of the formats "svg", "png", "pdf", the same bytes every time; gives the first one's path.
 
-    Fonts are embedded, and each file says in words what is seen (`alt_text`). In a notebook the figure then shows that SVG
-    or PNG file, so that it is drawn once.
+    Fonts are embedded, and each file holds `figure.caption`. In a notebook the figure then shows that SVG or PNG file, so
+    that it is drawn once.
 
     Parameters
     ----------
@@ -378,7 +401,7 @@ def save(fig: Figure, path: str | PathLike, formats: str | Sequence[str] = "svg"
             raise ValueError(unknown("format", name, FORMATS))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    words = alt_text(fig)
+    words = getattr(fig, "caption", fig.get_suptitle())
     with mpl.rc_context({"svg.hashsalt": "eedkit", "svg.fonttype": "path", "pdf.fonttype": 42}):
         for name in formats:
             metadata = {FORMATS[name]: None, DESCRIPTIONS[name]: words}

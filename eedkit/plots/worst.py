@@ -13,11 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eedkit.plots import style
-from eedkit.plots.figures import pointwise_values
+from eedkit.plots.figures import datasets_of, from_unmoved
 from eedkit.probe import samples
 from eedkit.results import labels, schema
 from eedkit.results.predictions import predictions
-from eedkit.results.summary import as_relative, ratio_from_x
 
 ACROSS = 6
 """Pairs of images side by side."""
@@ -40,7 +39,7 @@ class _Case:
 
 
 def worst(
-    results: xr.Dataset,
+    results: xr.Dataset | xr.DataTree,
     images: Any,
     *,
     n: int = 6,
@@ -60,7 +59,7 @@ def worst(
 
     Parameters
     ----------
-    results : Dataset
+    results : Dataset, or a tree of one
         Of `measure`, or what a selection left of it.
     images : tensor, array or data set
         The images that were measured; they are found by their ids.
@@ -91,7 +90,12 @@ def worst(
     >>> len(worst(ds, images, n=2).axes)
     4
     """
-    one = schema.one_model(results, model)
+    datasets = datasets_of(results)
+    if len(datasets) > 1:
+        raise ValueError(
+            f"this shows the images of one data set, moved by one group; choose among {', '.join(datasets)}"
+        )
+    one = schema.one_model(datasets[""], model)
     if action is None and one.attrs.get("action") != SPATIAL:
         raise ValueError(
             f"the images were moved by the action {one.attrs.get('action')!r}; pass it as action= to see them moved"
@@ -109,7 +113,7 @@ def worst(
     name = style.literal(one.model.item())
     with style.theme(grid=False):
         question = f"Which images does {name} treat most differently when they move?"
-        fig = style.blank(3.1 * rows, question if title is None else title)
+        fig = style.blank(3.1 * rows, title, question)
         axes = fig.subplots(2 * rows, across, squeeze=False)
         for ax in axes.ravel():
             ax.set_axis_off()
@@ -134,26 +138,17 @@ def worst(
 
 def _ranked(one: xr.Dataset, metric: str, layer: str | None) -> list[_Case]:
     """Every sample that has a value, from the largest mean deviation on."""
-    values = pointwise_values(one, metric, layer).isel(model=0).transpose("sample", "element")
-    moves = values.element.values != one.element.attrs.get("identity", "e")
-    if not moves.any():
-        raise ValueError(
-            f"there is no element but the identity, so no image moves; got {values.element.values.tolist()}"
-        )
-    values = values.isel(element=moves)
-    deviations = values.astype(float) - one[metric].attrs["best"]
-    at = values.layer.item() if "layer" in values.coords else None
-    ratios = ratio_from_x(one, metric, at).sel(sample=values["sample"]).transpose("sample", "element")
-    has_relative = bool(ratios.notnull().all())
-    shown = as_relative(ratios, one[metric].attrs["order"]) if has_relative else deviations
-    elements = values.element.values.tolist()
+    far = from_unmoved(one, metric, layer)
+    raw = far.raw.isel(model=0).transpose("sample", "element")
+    shown = far.on_scale(far.values.isel(model=0).transpose("sample", "element")).values
+    elements = raw.element.values
+    if not len(elements):
+        raise ValueError(f"there is no element but the identity, so no image moves; got {one.element.values.tolist()}")
     cases = []
-    for sample, of_sample, of_sample_shown in zip(
-        values["sample"].values.tolist(), deviations.values, shown.values, strict=True
-    ):
+    for row, sample in enumerate(raw["sample"].values.tolist()):
+        of_sample = raw.values[row]
         place = of_sample.argmax()
-        largest = float(of_sample_shown[place])
-        cases.append(_Case(sample, float(of_sample.mean()), elements[place], largest, has_relative))
+        cases.append(_Case(sample, float(of_sample.mean()), elements[place], float(shown[row, place]), far.is_relative))
     return sorted(cases, key=lambda case: -case.mean)
 
 

@@ -9,7 +9,7 @@ the standard error of K units. So an estimate made of several others has their r
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 
 class Chains:
@@ -59,10 +59,10 @@ def ratio_residuals(numerators: np.ndarray, denominators: np.ndarray, ratio: np.
     return np.where(counted > 0, residuals, np.nan)
 
 
-def t_interval(estimate: np.ndarray, residuals: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+def t_interval(estimate: np.ndarray, residuals: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """The interval of an estimate (…) from its residuals (…, unit); NaN where fewer than two units have one.
 
-    >>> low, high = t_interval(np.array([2.0]), mean_residuals(np.array([[1.0, 2.0, 3.0]])), 0.95)
+    >>> low, high = t_interval(np.array([2.0]), mean_residuals(np.array([[1.0, 2.0, 3.0]])))
     >>> low, high
     (array([-0.48413771]), array([4.48413771]))
     """
@@ -86,6 +86,21 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0
         return float(mean), float("-inf"), float("inf")
     low, high = t_interval(mean, mean_residuals(array), confidence)
     return float(mean), float(low), float(high)
+
+
+def share_interval(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of shares of n units, which has a width at 0 and 1, too; NaN where n is 0.
+
+    >>> low, high = share_interval(np.array([1.0]), 10)
+    >>> low.round(2), high
+    (array([0.72]), array([1.]))
+    """
+    if n == 0:
+        return np.full(share.shape, np.nan), np.full(share.shape, np.nan)
+    z = ndtri(0.975)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return middle - half, middle + half
 
 
 def sampling_error(values: np.ndarray, circles: int) -> np.ndarray:

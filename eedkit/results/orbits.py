@@ -25,7 +25,7 @@ REVERSE = "softmax_reverse"
 """The metric that is mean KL(p̄ ‖ p_g)."""
 
 
-def element_probe(features: xr.DataArray, *, random_state: int = 0) -> pd.DataFrame:
+def element_probe(features: xr.DataArray) -> pd.DataFrame:
     """How well a linear probe reads the element off the features: accuracy, whose chance is 1 / |G| *[ours]*.
 
     At chance the element is gone; a small deviation alone does not say so. The probe is ridge regression on the elements'
@@ -36,8 +36,6 @@ def element_probe(features: xr.DataArray, *, random_state: int = 0) -> pd.DataFr
     ----------
     features : DataArray (element, sample, feature)
         Of `ek.orbit_features`.
-    random_state : int
-        Of the five parts into which images fall.
 
     Returns
     -------
@@ -62,7 +60,7 @@ def element_probe(features: xr.DataArray, *, random_state: int = 0) -> pd.DataFr
     order, n, _ = z.shape
     told = np.empty((order, n), dtype=bool)
     targets = np.repeat(np.eye(order), n, axis=0).reshape(order, n, order) - 1 / order
-    for train, test in _folds(n, random_state):
+    for train, test in _folds(n):
         mean = z[:, train].mean((0, 1))
         # where all are the same but for rounding there is nothing to read
         spread = z[:, train].std((0, 1))
@@ -131,7 +129,7 @@ def orbit_variance(features: xr.DataArray) -> pd.DataFrame:
     return _table(features, rows)
 
 
-def best_action(features: xr.DataArray, *, random_state: int = 0) -> pd.DataFrame:
+def best_action(features: xr.DataArray) -> pd.DataFrame:
     """How far f(gx) is from A_g f(x) for the best A_g of three kinds, relative to another image's f(gx′) *[ours]*.
 
     "identity" is invariance, "orthogonal" the best rotation or reflection of the features (Procrustes, Schönemann 1966),
@@ -142,8 +140,6 @@ def best_action(features: xr.DataArray, *, random_state: int = 0) -> pd.DataFram
     ----------
     features : DataArray (element, sample, feature)
         Of `ek.orbit_features`.
-    random_state : int
-        Of the five parts into which images fall.
 
     Returns
     -------
@@ -177,7 +173,7 @@ def best_action(features: xr.DataArray, *, random_state: int = 0) -> pd.DataFram
     rows = []
     for action, fit in fits.items():
         distances, nulls = [], []
-        for train, test in _folds(n, random_state):
+        for train, test in _folds(n):
             for of_element in z[1:]:
                 predicted = z[0, test] @ fit(z[0, train], of_element[train])
                 between = cdist(predicted, of_element[test])
@@ -283,9 +279,9 @@ def _table(features: xr.DataArray, rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def _folds(n: int, random_state: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _folds(n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images to fit on, images to predict), each image predicted once."""
-    shuffled = np.random.default_rng(random_state).permutation(n)
+    shuffled = np.random.default_rng(0).permutation(n)
     for test in np.array_split(shuffled, FOLDS):
         yield np.setdiff1d(shuffled, test), test
 

@@ -10,7 +10,11 @@ import pandas as pd
 import xarray as xr
 
 from eedkit.errors import Undefined
+from eedkit.results.intervals import share_interval
 from eedkit.results.labels import class_names, is_right
+
+MOVED = "moved"
+"""In the place of an element: the mean over all but the identity."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def predictions(one: xr.Dataset) -> Predictions:
     kept = pd.Series(np.nan, index=elements.drop(identity, errors="ignore"))
     null = np.nan
     classes = pd.Series(dtype=int)
-    if _has_predictions(one) and identity in elements:
+    if has_predictions(one) and identity in elements:
         predicted = one.prediction.transpose("element", "sample").to_pandas()
         of_unmoved = predicted.loc[identity]
         is_known = (predicted >= 0) & (of_unmoved >= 0)
@@ -89,9 +93,49 @@ def predictions(one: xr.Dataset) -> Predictions:
     return Predictions(accuracy, no_accuracy, kept, null, classes, int(classes.sum()), n_labelled, str(identity))
 
 
+def by_element(one: xr.Dataset) -> pd.DataFrame:
+    """Rows of `summarise`: accuracy by element where images have labels, and the part of predictions kept with its null.
+
+    The row "moved" is the mean over the elements but the identity. The intervals are Wilson's of so many images, which
+    have a width at 0 and 1, too; that of a mean is on the safe side, since copies of an image are no images of their own.
+    """
+    if not has_predictions(one):
+        return pd.DataFrame()
+    found = predictions(one)
+    shares = {}
+    if "label" in one.coords:
+        shares["accuracy"] = (found.accuracy, found.moved, np.nan, found.n_labelled, found.no_accuracy)
+    if found.n:
+        shares["prediction kept"] = (found.kept, found.kept.mean(), found.null, found.n, _says_nothing(one, found))
+    tables = []
+    for metric, (share, of_moved, null, n, reason) in shares.items():
+        if len(share) > 1:
+            share = pd.concat([share, pd.Series({MOVED: of_moved})])
+        low, high = share_interval(share.to_numpy(), n)
+        rows = {
+            "metric": metric,
+            "layer": "",
+            "element": [str(name) for name in share.index],
+            "estimate": share.to_numpy(),
+        }
+        tables.append(pd.DataFrame({**rows, "low": low, "high": high, "null": null, "n": n, "reason": reason}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _says_nothing(one: xr.Dataset, found: Predictions) -> str:
+    """Why a kept prediction says nothing of the model; empty where it does."""
+    if not found.names_one_class:
+        return ""
+    names = class_names(one)
+    named = int(found.classes.index[0])
+    return (
+        f"every unmoved image gets class {names[named] if named < len(names) else named}, so that it stays says nothing"
+    )
+
+
 def right_in_own_classes(one: xr.Dataset) -> xr.DataArray:
     """`is_right` of one model; Undefined, too, where labels do not count the classes that the model scores."""
-    right = is_right(one if _has_predictions(one) else one.drop_vars("prediction", errors="ignore"))
+    right = is_right(one if has_predictions(one) else one.drop_vars("prediction", errors="ignore"))
     if "classes" in one.coords and right.size:
         classes = one.classes.item()
         names = class_names(one)
@@ -103,7 +147,8 @@ def right_in_own_classes(one: xr.Dataset) -> xr.DataArray:
     return right
 
 
-def _has_predictions(one: xr.Dataset) -> bool:
+def has_predictions(one: xr.Dataset) -> bool:
+    """Whether the model gives classes."""
     return "prediction" in one and ("classes" not in one.coords or one.classes.item() > 0)
 
 

@@ -16,7 +16,8 @@ import xarray as xr
 from eedkit.errors import unknown
 from eedkit.results import schema
 from eedkit.results.intervals import Chains, mean_of, mean_residuals, ratio_residuals, sampling_error, t_interval
-from eedkit.results.predictions import predictions
+from eedkit.results.predictions import by_element, predictions
+from eedkit.results.text import Summary
 
 SMALL = 2**26
 """Bytes of results that are read at once."""
@@ -122,19 +123,25 @@ def _ratio(estimate: np.ndarray, null: np.ndarray, best: float, rounding: np.nda
     return np.divide(above_best, gap, out=np.full(gap.shape, np.nan), where=is_known)
 
 
-def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: float = 0.95) -> pd.DataFrame:
-    """E(f, G), the mean of the integrand over elements and samples (Kvinge et al. 2022, eq. 4), with its calibration.
+def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False) -> pd.DataFrame:
+    """How accurate each model is moved, and E(f, G), the mean of the integrand (Kvinge et al. 2022, eq. 4), calibrated.
 
-    One row per model, metric and layer; of a tree also per data set (by its spec) and group, in columns of these names.
-    Means are over the samples that have a value. Intervals are Student's t: that of E over images, that of the
-    relative value over the chains of images that share their shuffled orbits, from the residuals of E and of its
-    null together. Accuracy by element comes before: `ds.eed` shows it.
+    First, accuracy by element where images have labels, and the part of predictions that stay as the image moves: rows of
+    the metrics "accuracy" and "prediction kept", which are at no layer and have no relative value; the element "moved" is
+    the mean over all but the identity. The null of a prediction kept is how often two different images get the same class.
+
+    Then one row per metric and layer, at no element, since E is the mean over all; of a tree also per data set (by its
+    spec) and group, in columns of these names. Means are over the samples that have a value. Intervals are Student's t:
+    that of E over images, that of the relative value over the chains of images that share their shuffled orbits, from the
+    residuals of E and of its null together.
+
+    The table shows itself in 80 columns; `ek.to_latex` makes one for a paper.
 
     Columns
     -------
     relative, relative_low, relative_high : ((E − m*) / (E_null − m*)) ^ (1 / order): 0 is perfectly equivariant; at 1 a
         transformed copy is as far away as a different image *[ours]*
-    estimate, low, high : E and its interval
+    estimate, low, high : E, or a share of the images, and its interval
     null : E of the shuffled orbit, in which each element acts on another image *[ours]*
     best : m*, the value of a perfectly equivariant model
     order : 2 for distances that grow with the square of a small difference, 1 for the others
@@ -156,7 +163,7 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     Raises
     ------
     ValueError
-        The Dataset is not of eedkit's schema (`SchemaError`), or the confidence is not between 0 and 1.
+        The Dataset is not of eedkit's schema (`SchemaError`).
 
     Examples
     --------
@@ -166,28 +173,30 @@ def summarise(ds: xr.Dataset | xr.DataTree, *, full: bool = False, confidence: f
     >>> ek.summarise(ds).query("metric == 'latent' and layer == 'latent'").n.item()
     8
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if isinstance(ds, xr.DataTree):
         tables = []
         for leaf in ds.leaves:
             path, _, group = leaf.path.strip("/").rpartition("/")
             # the images' spec, where the tree tells it: a path of their own would be another in a tree
             spec = str(leaf.attrs.get("data", "")).rpartition(" [")[0]
-            table = summarise(leaf.to_dataset(), full=full, confidence=confidence)
+            table = summarise(leaf.to_dataset(), full=full)
             tables.append(table.assign(data=spec or path, group=group))
-        return pd.concat(tables, ignore_index=True)
+        table = pd.concat(tables, ignore_index=True)
+        return table if full else Summary(table)
     ds = schema.validate(ds)
     chains = _chains(ds)
     tables = []
     for about, one in _each_model(ds):
         accuracy = dict(zip(("accuracy", "accuracy_reason"), _accuracy(one), strict=True)) if full else {}
+        tables.append(by_element(one).assign(**about, **accuracy))
         for metric in schema.metrics_of(ds):
-            tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, confidence, full=full), **accuracy}))
-    return pd.concat(tables, ignore_index=True)
+            tables.append(pd.DataFrame({**about, **_summary(one, metric, chains, full=full), **accuracy}))
+    columns = tables[-1].columns
+    table = pd.concat([part for part in tables if len(part)], ignore_index=True).loc[:, columns]
+    return table if full else Summary(table)
 
 
-def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.DataFrame:
+def compare(ds: xr.Dataset, baseline: str) -> pd.DataFrame:
     """Paired differences of E between every model and a baseline, on the same samples.
 
     Positive means less invariant than the baseline. One row per other model, metric and layer that both have, with the
@@ -217,7 +226,7 @@ def compare(ds: xr.Dataset, baseline: str, *, confidence: float = 0.95) -> pd.Da
     tables = []
     for about, one in _each_model(ds.sel(model=[name for name in names if name != baseline])):
         for metric in schema.metrics_of(ds):
-            tables.append(pd.DataFrame({**about, **_differences(one, base, metric, chains, confidence)}))
+            tables.append(pd.DataFrame({**about, **_differences(one, base, metric, chains)}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -226,13 +235,17 @@ def ratio_from_x(one: xr.Dataset, metric: str, layer: str | None = None, *, of: 
 
     The null is the mean over the images under the same element, so that means over images, or over elements, are on the
     scale of relative values when `as_relative` has taken their root. NaN where the null gap lies within rounding, and
-    where there is no null. `of="_round_trip"` puts m(f(g⁻¹gx), f(x)) in the place of m(f(gx), g f(x)).
+    where there is no null. `of="_round_trip"` puts m(f(g⁻¹gx), f(x)) in the place of m(f(gx), g f(x)), and
+    `of="_from_x_null"` that of another image.
     """
-    name = schema.from_x(one, metric)
+    one = one.isel(model=0)
     attrs = one[metric].attrs
     scale, _ = _scale(one, metric)
-    values = one[name if of == "_from_x" else metric + of].isel(model=0)
-    null = one[f"{name}_null"].isel(model=0) if f"{name}_null" in one else xr.full_like(values, np.nan)
+    from_x = one[schema.from_x(one, metric)]
+    null = one.get(f"{from_x.name}_null", xr.full_like(from_x, np.nan))
+    values = {"_from_x": from_x, "_from_x_null": null}.get(of)
+    if values is None:
+        values = one[metric + of]
     if "layer" in values.dims:
         at = one.layer.values.tolist().index(layer)
         values = values.isel(layer=at)
@@ -348,12 +361,12 @@ def _each_model(ds: xr.Dataset) -> Iterator[tuple[dict[str, object], xr.Dataset]
         yield {name: one[name].item() for name in about}, one
 
 
-def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *, full: bool) -> dict[str, object]:
+def _summary(one: xr.Dataset, metric: str, chains: Chains, *, full: bool) -> dict[str, object]:
     """The columns of `summarise` for one metric of one model."""
     deviation = _deviation(one, metric, chains)
     n = deviation.n
-    low, high = t_interval(deviation.estimate, mean_residuals(deviation.values), confidence)
-    of_ratio = t_interval(deviation.ratio, deviation.residuals, confidence)
+    low, high = t_interval(deviation.estimate, mean_residuals(deviation.values))
+    of_ratio = t_interval(deviation.ratio, deviation.residuals)
     relative_low, relative_high = (as_relative(end, deviation.order) for end in of_ratio)
     places = _places(one, metric)
     of_output = one.attrs.get("latent", "")
@@ -398,9 +411,7 @@ def _summary(one: xr.Dataset, metric: str, chains: Chains, confidence: float, *,
     }
 
 
-def _differences(
-    one: xr.Dataset, base: xr.Dataset, metric: str, chains: Chains, confidence: float
-) -> dict[str, object]:
+def _differences(one: xr.Dataset, base: xr.Dataset, metric: str, chains: Chains) -> dict[str, object]:
     """The columns of `compare` for one metric of a model and the baseline, at the layers that both have."""
     if "layer" in one[metric].dims:
         shared = [layer for layer in one.layer.values if layer in base.layer.values]
@@ -412,10 +423,10 @@ def _differences(
     of_one = _deviation(one, metric, chains, ~np.isnan(differences))
     of_base = _deviation(base, metric, chains, ~np.isnan(differences))
     difference = mean_of(differences)
-    low, high = t_interval(difference, mean_residuals(differences), confidence)
+    low, high = t_interval(difference, mean_residuals(differences))
     relative_difference = of_one.relative - of_base.relative
     residuals = of_one.relative_residuals() - of_base.relative_residuals()
-    relative_low, relative_high = t_interval(relative_difference, residuals, confidence)
+    relative_low, relative_high = t_interval(relative_difference, residuals)
     missing = []
     for of_model, of_baseline in zip(
         _missing(one, metric, values), _missing(base, metric, of_base_values), strict=True
@@ -457,8 +468,8 @@ def _no_interval(low: np.ndarray, relative: np.ndarray, relative_low: np.ndarray
 def _places(one: xr.Dataset, metric: str) -> dict[str, Any]:
     """The columns that say where a metric was taken."""
     if "layer" not in one[metric].dims:
-        return {"metric": metric, "layer": ["output"], "depth": [1.0]}
-    return {"metric": metric, "layer": one.layer.values, "depth": one.depth.values}
+        return {"metric": metric, "layer": ["output"], "element": "", "depth": [1.0]}
+    return {"metric": metric, "layer": one.layer.values, "element": "", "depth": one.depth.values}
 
 
 def _by_layer(one: xr.Dataset, name: str, *, over: str = "element") -> np.ndarray:

@@ -47,7 +47,7 @@ def save(figure: Figure, picture: str) -> None:
     figure.savefig(drawn, format="png", dpi=DPI)
     image = Image.open(drawn).convert("RGB").quantize(COLOURS)
     words = PngInfo()
-    words.add_itxt("Description", ek.plots.alt_text(figure))
+    words.add_itxt("Description", figure.caption)
     image.save(HERE / picture, optimize=True, dpi=(DPI, DPI), pnginfo=words)
 
 

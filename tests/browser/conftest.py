@@ -86,7 +86,7 @@ def site(measured, tmp_path_factory):
         shown(html=table.style.to_html()),
     ]
     drawn = shown(svg=file.read_text())
-    drawn.metadata = {"image/svg+xml": {"alt": ek.plots.alt_text(figure), "file": str(file)}}
+    drawn.metadata = {"image/svg+xml": {"alt": figure.caption, "file": str(file)}}
     folded = "**It does.**\n\n<details><summary>How far</summary>\n\n- by *0.1*\n\n</details>"
     story = [
         nbformat.v4.new_markdown_cell(STORY),

@@ -1,8 +1,10 @@
 """Figures show the numbers of the table, and are the same bytes every time."""
 
+import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from torch import nn
 
 import eedkit as ek
 from eedkit import plots
 from eedkit.plots import style
-from eedkit.results import schema
 
 
 class Lit(nn.Module):
@@ -44,6 +46,18 @@ def results():
         for kind, seed, gain in kinds
     )
     return ek.concat(made, recipe=[k for k, _, _ in kinds], seed=[s for _, s, _ in kinds])
+
+
+def relative_from_x(ds, by):
+    """√(mean of the deviation from the unmoved image / mean of its null under that element), (model, *by), by hand."""
+    deviation, null = (
+        ds[name].sel(layer="latent").astype("float64") + 1 for name in ("latent_from_x", "latent_from_x_null")
+    )
+    ratio = deviation / null.mean("sample")
+    moved = ratio.where(ratio.element != "e")
+    if by == "label":
+        return np.sqrt(moved.groupby("label").mean("sample")).where(ratio.element != "e", 0)
+    return np.sqrt(moved.mean({"element": "sample", "sample": "element"}[by])).fillna(0)
 
 
 def drawn(figure, colour):
@@ -133,12 +147,29 @@ def test_calibration_draws_contours_of_the_relative_value(results, order):
 def test_rose_draws_rotations_solid_and_mirrored_dashed_closing_the_orbit(results):
     figure = plots.orbit_rose(results)
     angle, radius = drawn(figure, style.KNOWN["plain"][0])
-    values = results[schema.from_x(results, "latent")].sel(layer="latent").mean("sample") + 1
-    expected = values.where(results.recipe == "plain", drop=True).mean("model")
+    values = relative_from_x(results, "element").transpose("element", "model")
+    expected = values[:, [0, 1]].mean("model")
     assert np.rad2deg(angle) == pytest.approx([0, 90, 180, 270, 0])
     assert radius == pytest.approx(expected.values[[0, 1, 2, 3, 0]], abs=1e-6)
     dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 5]
     assert dashed[0].get_ydata() == pytest.approx(expected.values[[4, 5, 6, 7, 4]], abs=1e-6)
+    assert "radius: relative EED (latent) from the unmoved image" in note(figure)
+    (circle,) = (line for line in figure.axes[0].lines if line.get_color() == "0.5")
+    assert set(circle.get_ydata()) == {1}
+
+
+def test_without_a_null_the_deviation_itself_is_drawn(results):
+    raw = results.drop_vars(["latent_null", "latent_from_x_null"])
+    figure = plots.orbit_rose(raw)
+    _, radius = drawn(figure, style.KNOWN["plain"][0])
+    expected = raw.latent_from_x.sel(layer="latent", element="r90").values[[0, 1]].mean(dtype=float) + 1
+    assert radius[1] == pytest.approx(expected, abs=1e-6)
+    assert "radius: EED (latent) from the unmoved image" in note(figure)
+    assert len(plots.histogram(raw).axes[0].patches) == 2
+    cells = plots.class_heatmap(raw).axes[0].collections[0].get_array()
+    by_class = raw.latent_from_x.sel(layer="latent").groupby("label").mean("sample") + 1
+    expected = by_class.isel(model=[0, 1]).mean("model").transpose("label", "element").values
+    np.testing.assert_allclose(np.reshape(cells, expected.shape), expected, atol=1e-6)
 
 
 def test_rose_spreads_the_elements_of_a_group_without_rotations_evenly(results):
@@ -152,18 +183,19 @@ def test_heatmap_names_the_classes_of_the_labels_and_leaves_out_images_without_o
     named = results.assign_coords(label=("sample", label, {"class_names": '["ape", "bee", "cat"]'}))
     figure = plots.class_heatmap(named)
     assert {"ape", "bee", "cat"} <= drawn_texts(figure)
-    assert drawn_texts(figure).isdisjoint({"-1", "−1"})
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["ape", "bee", "cat"]
     no_label = named.assign_coords(label=("sample", np.full(len(label), -1)))
     with pytest.raises(ValueError, match="needs labels"):
         plots.class_heatmap(no_label)
 
 
 def test_heatmap_shows_class_means_on_one_scale(results):
-    figure = plots.class_heatmap(results, class_names=["ape", "bee", "cat"])
-    values = results[schema.from_x(results, "latent")].sel(layer="latent").groupby("label").mean("sample") + 1
+    results = results.assign_coords(label=("sample", results.label.values, {"class_names": '["ape", "bee", "cat"]'}))
+    figure = plots.class_heatmap(results)
+    values = relative_from_x(results, "label")
     panels = {ax.get_title().split()[0]: ax for ax in figure.axes if ax.get_title()}
     assert {ax.get_title() for ax in figure.axes if ax.get_title()} == {"plain", "dim"}
-    expected = values.where(results.recipe == "dim", drop=True).mean("model").transpose("label", "element")
+    expected = values.isel(model=[2, 3]).mean("model").transpose("label", "element")
     shown = panels["dim"].collections[0].get_array().reshape(3, 8)
     assert np.asarray(shown) == pytest.approx(expected.values, abs=1e-6)
     assert len({panel.collections[0].get_clim() for panel in panels.values()}) == 1
@@ -207,6 +239,19 @@ def test_saved_pdfs_are_the_same_bytes_at_another_time_and_in_another_process(re
     assert (tmp_path / "1.pdf").read_bytes().startswith(b"%PDF")
     for kind in ("pdf", "svg"):
         assert (tmp_path / f"1.{kind}").read_bytes() == (tmp_path / f"2.{kind}").read_bytes()
+
+
+def test_every_file_holds_the_caption(results, tmp_path):
+    figure = plots.orbit_rose(results, title="Cost $5 & <more>?")
+    assert figure.caption.startswith("Cost $5 & <more>? Radius: ")
+    plots.save(figure, tmp_path / "rose", ["svg", "png", "pdf"])
+    words = [element.text for element in ET.parse(tmp_path / "rose.svg").iter() if element.tag.endswith("description")]
+    assert words == [figure.caption]
+    assert Image.open(tmp_path / "rose.png").text["Description"] == figure.caption
+    assert b"/Subject" in (tmp_path / "rose.pdf").read_bytes()
+    unnamed = plots.cloud(ek.summarise(results), x="estimate", y="relative")
+    assert unnamed.caption == "Relative against estimate. 4 networks."
+    assert unnamed.get_suptitle() == ""
 
 
 def test_save_writes_what_is_asked_for_and_gives_the_first(results, tmp_path):
@@ -302,7 +347,8 @@ def test_elements_and_classes_are_shown_as_they_are(results, odd_names, drawn_te
     named = results.assign_coords(element=odd_names + list(results.element.values[4:]))
     assert shown(odd_names) <= drawn_texts(plots.orbit_rose(named))
     assert shown(odd_names) <= drawn_texts(plots.class_heatmap(named))
-    assert shown(odd_names[:3]) <= drawn_texts(plots.class_heatmap(results, class_names=odd_names))
+    classes = ("sample", results.label.values, {"class_names": json.dumps(odd_names[:3])})
+    assert shown(odd_names[:3]) <= drawn_texts(plots.class_heatmap(results.assign_coords(label=classes)))
 
 
 def test_metrics_and_units_are_shown_as_they_are(results, drawn_texts):
@@ -334,7 +380,8 @@ def test_figures_leave_out_what_has_no_value(torn, figure, metric):
 def test_rose_is_of_the_models_and_images_that_have_values(torn):
     figure = plots.orbit_rose(torn.drop_vars(["recipe", "seed"]))
     assert legend(figure)[:3] == ["plain/0", "plain/1", "dim/0"]
-    assert note(figure).endswith("mean over 23 images; no value: dim/1")
+    assert note(figure).endswith("different image; no value: dim/1")
+    assert "mean over 23 images" in note(figure)
     of_recipe, alone = plots.orbit_rose(torn), plots.orbit_rose(torn.sel(model=["dim/0"]))
     dim = style.looks(["plain", "dim"])["dim"]["color"]
     np.testing.assert_allclose(drawn(of_recipe, dim)[1], drawn(alone, style.looks(["dim"])["dim"]["color"])[1])
@@ -380,9 +427,8 @@ def test_a_histogram_shows_the_shares_of_images(results):
     one = results.sel(model=["dim/0"]).drop_vars(["recipe", "seed"])
     figure = plots.histogram(one, metric="latent")
     own, null = (patch.get_data() for patch in figure.axes[0].patches)
-    values = one[schema.from_x(one, "latent")].sel(layer="latent")
-    deviations = values.astype("float64").mean("element").values.ravel() + 1
-    counts, _ = np.histogram(deviations, bins=own.edges)
+    edges = own.edges + np.r_[-1e-9, np.zeros(19), 1e-9]
+    counts, _ = np.histogram(relative_from_x(one, "sample"), bins=edges)
     np.testing.assert_allclose(own.values, counts / 24)
     assert own.values.sum() == pytest.approx(1)
     assert null.values.sum() == pytest.approx(1)
@@ -506,6 +552,76 @@ def test_several_panels_do_not_fit_ones_own_axes(results):
         plots.orbit_rose(results, ax=ax)
 
 
+ON_OWN_AXES = {
+    "depth_profile": lambda ds, **given: plots.depth_profile(ds, metric="latent", **given),
+    "histogram": plots.histogram,
+    "class_heatmap": lambda ds, **given: plots.class_heatmap(ds.sel(model=["dim/0"]), **given),
+    "calibration": plots.calibration,
+    "lines": lambda ds, **given: plots.lines(ek.summarise(ds), x="metric", y="relative", **given),
+    "cloud": lambda ds, **given: plots.cloud(ek.summarise(ds), x="estimate", y="relative", **given),
+}
+
+
+@pytest.mark.parametrize("name", ON_OWN_AXES)
+def test_ones_own_axes_are_drawn_on_and_keep_their_title(results, name):
+    mine, (ax, other) = plt.subplots(1, 2)
+    plt.close(mine)
+    ax.set_title("mine")
+    assert ON_OWN_AXES[name](results, ax=ax) is mine
+    assert ax.has_data()
+    assert not other.has_data()
+    assert ax.get_title() == "mine"
+    ON_OWN_AXES[name](results, ax=other, title="given")
+    assert other.get_title() == "given"
+    assert ON_OWN_AXES[name](results, title="").get_suptitle() == ""
+
+
+@pytest.mark.parametrize(
+    "draw", [plots.depth_profile, plots.orbit_rose, plots.histogram, plots.class_heatmap, plots.calibration]
+)
+def test_a_tree_has_a_panel_for_each_data_set_and_group(results, draw):
+    other = results.isel(element=[0, 2]).assign_attrs(data="letters [x]")
+    one_kind = {"digits/D4": results.sel(model=["plain/0"]), "letters/C2": other.sel(model=["plain/0"])}
+    figure = draw(xr.DataTree.from_dict(one_kind), metric="latent")
+    panels = [ax for ax in figure.axes if ax.get_visible() and ax.get_label() != "<colorbar>"]
+    assert ["letters" in ax.get_title() for ax in panels] == [False, True]
+    alone = draw(other.sel(model=["plain/0"]), metric="latent").axes[0]
+    of_model, same = (
+        [line.get_ydata() for line in ax.lines if line.get_label() == "plain"] for ax in (panels[1], alone)
+    )
+    assert len(of_model) == (draw not in (plots.histogram, plots.class_heatmap))
+    np.testing.assert_array_equal(of_model, same)
+    for mesh, same in zip(panels[1].collections, alone.collections, strict=True):
+        np.testing.assert_array_equal(mesh.get_array(), same.get_array())
+    (single,) = draw(xr.DataTree.from_dict({"digits/D4": one_kind["digits/D4"]}), metric="latent").axes[:1]
+    assert "digits" not in single.get_title()
+
+
+def test_a_caption_asks_and_says_how_to_read_it(results):
+    figure = plots.depth_profile(results, metric="latent", title="")
+    assert figure.caption == (
+        "Where in the network is it equivariant? (latent negative cosine). 0: perfectly equivariant, 1: as far away as a "
+        "different image; bands: 95 % over 2 seeds; 24 images."
+    )
+    assert plots.depth_profile(results, metric="latent", title="Mine").caption.startswith("Mine. 0: ")
+    mine, axes = plt.subplots(1, 2)
+    plt.close(mine)
+    plots.histogram(results, ax=axes[0])
+    plots.calibration(results, ax=axes[1])
+    assert mine.caption.index("How is it spread") < mine.caption.index("Invariance, or insensitivity?")
+
+
+def test_xarrays_own_plots_show_layers_by_depth_and_elements_by_angle(results):
+    by_layer = results.latent.sel(model="plain/0").mean("sample")
+    (line,) = by_layer.sel(element="r90").plot(x="depth")
+    np.testing.assert_array_equal(line.get_ydata(), by_layer.sel(element="r90"))
+    plt.close("all")
+    turns = by_layer.sel(element=["e", "r90", "r180", "r270"])
+    lines = turns.plot.line(x="angle", hue="layer")
+    np.testing.assert_array_equal([line.get_ydata() for line in lines], turns)
+    plt.close("all")
+
+
 def test_a_title_is_the_question_ones_own_or_none(results):
     titles = [plots.depth_profile(results, title=title).get_suptitle() for title in (None, "", "mine")]
     assert titles[0].startswith("Where in the network")
@@ -532,8 +648,8 @@ def test_a_notebook_shows_the_file_that_was_saved_until_the_figure_changes(resul
     file = plots.save(figure, tmp_path / "a", ["pdf", "png", "svg"]).with_suffix(".svg")
     figure._ipython_display_()
     ((bundle,), how) = display.pop()
-    assert bundle == {"image/svg+xml": file.read_text(), "text/plain": plots.alt_text(figure)}
-    assert how["metadata"] == {"image/svg+xml": {"alt": plots.alt_text(figure), "file": str(file)}}
+    assert bundle == {"image/svg+xml": file.read_text(), "text/plain": figure.caption}
+    assert how["metadata"] == {"image/svg+xml": {"alt": figure.caption, "file": str(file)}}
     figure.axes[0].set_title("another")
     figure._ipython_display_()
     assert display == [((figure,), {})]

@@ -1,5 +1,6 @@
 """Figures of interchange and of the features of orbits: what is drawn are the table's means and intervals."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,11 +114,27 @@ def test_gains_predicted_and_real_stand_side_by_side():
 
 
 @pytest.mark.parametrize("figure", [plots.orbit_variance, plots.element_probe, plots.averaging_gain])
+def test_ones_own_axes_and_titles(figure):
+    shares = [{"part": part, "share": 0.5, "n": 9} for part in ("image", "element")]
+    values = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "chance": 0.25, "n": 9}
+    for name in ("predicted", "real"):
+        values |= {name: 0.2, f"{name}_low": 0.1, f"{name}_high": 0.3}
+    table = pd.DataFrame([{"model": "m", **values, **share} for share in shares])
+    mine, (ax, other) = plt.subplots(1, 2)
+    plt.close(mine)
+    assert figure(table, ax=ax, title="mine") is mine
+    assert ax.has_data()
+    assert not other.has_data()
+    assert ax.get_title() == "mine"
+    assert figure(table).get_suptitle().endswith("?")
+    assert figure(table, title="").get_suptitle() == ""
+    assert figure(table, title="").caption.startswith(figure(table).get_suptitle())
+
+
+@pytest.mark.parametrize("figure", [plots.orbit_variance, plots.element_probe, plots.averaging_gain])
 def test_what_is_refused(figure, exchanged):
     with pytest.raises(ValueError, match="no column"):
         figure(exchanged)
-    with pytest.raises(ValueError, match="no column 'kind'"):
-        figure(exchanged, by="kind")
     with pytest.raises(ValueError, match="at the layer 'image'"):
         plots.interchange({"": exchanged[exchanged.layer != "image"]})
 

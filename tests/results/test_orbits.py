@@ -101,10 +101,7 @@ def test_the_probe_reads_a_small_code_and_not_what_it_has_seen(draw):
     assert orbits.element_probe(features(small)).accuracy.item() == 1
     # a code of its own for each image can be learned by heart alone
     by_heart = draw.normal(size=(4, 60, 200))
-    accuracy = orbits.element_probe(features(by_heart)).accuracy.item()
-    assert accuracy == pytest.approx(0.25, abs=0.1)
-    other = orbits.element_probe(features(by_heart), random_state=5).accuracy.item()
-    assert other != accuracy
+    assert orbits.element_probe(features(by_heart)).accuracy.item() == pytest.approx(0.25, abs=0.1)
 
 
 def test_the_action_is_found(draw):

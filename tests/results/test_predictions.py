@@ -4,11 +4,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
 import eedkit as ek
-from eedkit.results.predictions import predictions
+from eedkit.results.predictions import by_element, predictions
 from eedkit.results.requirements import Requirement
 from eedkit.results.summary import as_relative, ratio_from_x
 
@@ -59,6 +60,35 @@ def test_relative_values_from_x_are_those_of_the_definition(ds):
     assert as_relative(ratio.mean("sample"), 2).sel(element="r180").item() == pytest.approx(wanted)
     without = ds.drop_vars(["latent_from_x_null", "latent_null"])
     assert ratio_from_x(without, "latent", "latent").isnull().all()
+
+
+def test_the_rows_of_summarise_are_these_numbers_with_wilsons_intervals(ds):
+    found = predictions(ds)
+    rows = by_element(ds).set_index(["metric", "element"])
+    assert rows.estimate["accuracy"].to_dict() == found.accuracy.to_dict() | {"moved": found.moved}
+    assert rows.estimate["prediction kept"].to_dict() == found.kept.to_dict() | {"moved": found.kept.mean()}
+    assert rows.null["accuracy"].isna().all()
+    assert set(rows.null["prediction kept"]) == {found.null}
+    assert set(rows.layer) == {""}
+    assert set(rows.n) == {24}
+    row = rows.loc[("accuracy", "r90")]
+    wanted = scipy.stats.binomtest(round(row.estimate * 24), 24).proportion_ci(0.95, method="wilson")
+    assert (row.low, row.high) == pytest.approx(tuple(wanted))
+
+
+def test_what_has_no_value_has_a_reason_or_no_row(ds):
+    assert by_element(ds.drop_vars("prediction")).empty
+    assert set(by_element(ds.drop_vars("label")).metric) == {"prediction kept"}
+    assert set(by_element(ds.sel(element=["r90"])).metric) == {"accuracy"}
+    named = ds.assign_coords(label=("sample", ["cat"] * 24))
+    row = by_element(named).iloc[0]
+    assert (row.metric, row.n, row.reason[:20]) == ("accuracy", 0, "the labels are names")
+    assert np.isnan([row.estimate, row.low, row.high]).all()
+    one_class = ds.assign(prediction=ds.prediction * 0 + 1)
+    one_class.label.attrs["class_names"] = '["cat", "dog", "ant"]'
+    kept = by_element(one_class).query("metric == 'prediction kept'")
+    assert set(kept.reason) == {"every unmoved image gets class dog, so that it stays says nothing"}
+    assert set(kept.null) == {1}
 
 
 @pytest.mark.parametrize(
