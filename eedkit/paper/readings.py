@@ -20,8 +20,8 @@ from scipy.special import stdtr, stdtrit
 from eedkit.errors import printable, unknown
 from eedkit.paper import verdicts
 from eedkit.paper.verdicts import needs
-from eedkit.results import schema
 from eedkit.results.labels import class_names, is_right
+from eedkit.results.summary import as_relative, ratio_from_x
 
 WORDS = 25
 """A headline has no more of them."""
@@ -269,27 +269,34 @@ def depth_profile(table: pd.DataFrame, *, metric: str) -> Reading:
 def extremes(ds: xr.Dataset, over: str, *, metric: str = "latent") -> Reading:
     """For which class, or under which element but the identity, each kind of network deviates least and most.
 
-    The metric is one of the features or of an output; `over` is "label" or "element".
+    Read are relative values from the unmoved image, as figures by class and by element show them. The metric is one of the
+    features or of an output, with its null; `over` is "label" or "element".
 
     >>> import eedkit as ek, torch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
     >>> ds = ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", name="net", progress=False)
-    >>> print(extremes(ds, "element").headline.partition(" ")[0])
-    Deviation
+    >>> print(extremes(ds, "element").headline.partition(":")[0])
+    Relative deviation by element
     """
     if over not in ("label", "element"):
         raise ValueError(f'extremes are read over "label" or "element", got {over!r}')
-    values = ds[schema.from_x(ds, metric)] - ds[metric].attrs["best"]
-    if "layer" in values.dims:
-        values = values.sel(layer="latent")
-    if over == "element":
-        # an image that is not moved does not deviate from itself
-        values = values.sel(element=ds.element != ds.element.attrs.get("identity", "e"))
-    rows = _by_kind(values, over, "deviation")
+    layer = "latent" if "layer" in ds[metric].dims else None
+    ratios = [ratio_from_x(ds.isel(model=[place]), metric, layer) for place in range(ds.sizes["model"])]
+    of_models = xr.concat(ratios, ds.model, coords="minimal", compat="override").assign_coords(ds.model.coords)
+    rows = _by_kind(of_models, over, "relative")
+    rows["relative"] = rows.groupby(["kind", over]).relative.transform(_roots, ds[metric].attrs["order"])
     if over == "label":
         rows["label"] = rows.label.replace(dict(enumerate(class_names(ds))))
     per = "kind" if rows.kind.nunique() > 1 else None
-    return order(rows, "deviation", by=over, per=per, what=f"deviation by {over}")
+    return order(rows, "relative", by=over, per=per, what=f"relative deviation by {over}")
+
+
+def _roots(ratios: pd.Series, power: int) -> pd.Series:
+    """Values on the relative scale, of which the mean is the root of the mean ratio, with the delta method's spread."""
+    mean = ratios.mean()
+    root = as_relative(mean, power)
+    slope = root / (power * mean) if mean > 0 else 0.0
+    return root + slope * (ratios - mean)
 
 
 def accuracy(ds: xr.Dataset) -> Reading:

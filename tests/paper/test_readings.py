@@ -37,15 +37,16 @@ def profile(means, **columns):
 
 
 def measured(by_element, recipes=("net",)):
-    """Latent values of images labelled 6 and 9 in turn: {element: (value of the sixes, of the nines)}, above −1."""
+    """Latent values of images labelled 6 and 9 in turn: {element: (value of the sixes, of the nines)}, above −1, null at 0."""
     rng = np.random.default_rng(0)
     values = np.empty((len(recipes), 1, len(by_element), 40))
     for place, (six, nine) in enumerate(by_element.values()):
         values[:, :, place, 0::2] = six - 1
         values[:, :, place, 1::2] = nine - 1
     values += 0.001 * rng.standard_normal(values.shape)
-    latent = xr.DataArray(values, dims=("model", "layer", "element", "sample"), attrs={"best": -1.0})
-    return xr.Dataset({"latent": latent}).assign_coords(
+    attrs = {"best": -1.0, "order": 1, "rounding": 1e-7, "scale": 2.0}
+    latent = xr.DataArray(values, dims=("model", "layer", "element", "sample"), attrs=attrs)
+    return xr.Dataset({"latent": latent, "latent_null": xr.zeros_like(latent)}).assign_coords(
         model=[f"model {k}" for k in range(len(recipes))],
         recipe=("model", list(recipes)),
         layer=["latent"],
@@ -286,22 +287,24 @@ def test_a_profile_is_of_maps_against_plain():
 @pytest.mark.parametrize(
     ("over", "recipes", "headline"),
     [
-        ("label", ("net",), "Deviation by label: lowest for `6` 0.15 (0.15 to 0.15), highest for `9` 0.55 "),
-        ("element", ("net",), "Deviation by element: lowest for `r90` 0.20 (0.17 to 0.23), highest for `r180` 0.50 "),
-        ("label", ("a", "a", "b"), "Deviation by label: `6` is clearly lowest in 2, `9` is clearly highest in 2 of 2 by `kind`."),
+        ("label", ("net",), "Relative deviation by label: lowest for `6` 0.15 (0.15 to 0.15), highest for `9` 0.55 "),
+        ("element", ("net",), "Relative deviation by element: lowest for `r90` 0.20 (0.17 to 0.23), highest for `r180` 0.50 "),
+        ("label", ("a", "a", "b"), "Relative deviation by label: `6` is clearly lowest in 2, `9` is clearly highest in 2 of 2 by `kind`."),
     ],
 )  # fmt: skip
 def test_extremes_name_the_class_and_the_element(over, recipes, headline):
-    moved = {"r90": (0.1, 0.3), "r180": (0.2, 0.8)}
-    if over == "element":
-        moved = {"e": (0.0, 0.0), **moved}
+    moved = {"e": (0.0, 0.0), "r90": (0.1, 0.3), "r180": (0.2, 0.8)}
     assert readings.extremes(measured(moved, recipes), over).headline.startswith(headline)
 
 
 def test_extremes_read_the_value_from_the_image_and_the_names_of_classes():
     ds = measured({"e": (0.1, 0.3), "r180": (0.2, 0.8)})
-    from_x = ds.assign(latent_from_x=measured({"e": (0, 0), "r180": (0.8, 0.2)}).latent)
-    assert "highest for `6` 0.40" in readings.extremes(from_x, "label").headline
+    from_x = ds.assign(
+        latent_from_x=measured({"e": (0, 0), "r180": (0.8, 0.2)}).latent, latent_from_x_null=ds.latent_null
+    )
+    assert "highest for `6` 0.80" in readings.extremes(from_x, "label").headline
+    squared = from_x.assign(latent=ds.latent.assign_attrs(order=2))
+    assert "highest for `6` 0.89 (0.89 to 0.89)" in readings.extremes(squared, "label").headline
     names = ds.assign_coords(label=("sample", [0, 1] * 20, {"class_names": '["boot", "bag"]'}))
     assert "lowest for `boot` 0.15" in readings.extremes(names, "label").headline
     with pytest.raises(ValueError, match='over "label" or "element"'):
@@ -310,7 +313,7 @@ def test_extremes_read_the_value_from_the_image_and_the_names_of_classes():
 
 def test_rounding_makes_no_order():
     ds = measured({"e": (0.0, 0.0), "r90": (0.1, 0.1), "r180": (0.9, 0.9)})
-    ds["latent"] = (-1 + 1e-8 * (ds.latent + 1)).assign_attrs(best=-1.0)
+    ds["latent"] = (-1 + 1e-8 * (ds.latent + 1)).assign_attrs(ds.latent.attrs)
     assert "no clear order, from `r90` 0 (0 to 0) to `r180` 0" in readings.extremes(ds, "element").headline
 
 
