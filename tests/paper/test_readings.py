@@ -306,7 +306,7 @@ def test_extremes_read_the_value_from_the_image_and_the_names_of_classes():
     squared = from_x.assign(latent=ds.latent.assign_attrs(order=2))
     assert "highest for `6` 0.89 (0.89 to 0.89)" in readings.extremes(squared, "label").headline
     names = ds.assign_coords(label=("sample", [0, 1] * 20, {"class_names": '["boot", "bag"]'}))
-    assert "lowest for `boot` 0.15" in readings.extremes(names, "label").headline
+    assert "lowest for `boot` 0.20" in readings.extremes(names, "label").headline
     with pytest.raises(ValueError, match='over "label" or "element"'):
         readings.extremes(ds, "layer")
 
