@@ -57,15 +57,12 @@ MOVES = {
 }
 """What the groups do to images."""
 STYLE = """
-:root { color-scheme: light dark; }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-img { max-width: 100%; background: white; border-radius: 4px; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.9rem; }
-th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid #8886; }
-th:first-child, td:first-child { text-align: left; }
-footer { margin-top: 2rem; font-size: 0.85rem; }
+.eedkit-card { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+.eedkit-card h1 { font-size: 1.5rem; }
+.eedkit-card h2 { font-size: 1.15rem; margin-top: 2rem; }
+.eedkit-card img { max-width: 100%; background: white; border-radius: 4px; }
 """
+"""It sets no colours: those of JupyterLab's theme show in a notebook, those of the browser's on a page."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,18 @@ class Card:
         """What was required and is not so, a line each; empty where the card passes, or nothing was required."""
         return self.facts["failures"]
 
-    @cached_property
+    @property
     def html(self) -> str:
         """The page, which loads nothing."""
+        head = (
+            '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            '<meta name="color-scheme" content="light dark">'
+            f"<title>{_escaped(self.title)}</title>"
+        )
+        return f'<!doctype html><html lang="en"><head>{head}</head><body>{self._repr_html_()}</body></html>'
+
+    @cached_property
+    def _body(self) -> str:
         parts = [f"<h1>{_escaped(self.title)}</h1>"]
         for section in self.sections:
             parts.append(f"<h2>{_escaped(section.title)}</h2>")
@@ -110,8 +116,7 @@ class Card:
             if section.figure is not None:
                 said = " ".join(section.sentences)
                 parts.append(f'<img alt="{_escaped(said)}" src="data:image/png;base64,{_png(section.figure)}">')
-        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_escaped(self.title)}</title>'
-        return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><main>{"".join(parts)}</main></body></html>'
+        return "".join(parts)
 
     @property
     def json(self) -> str:
@@ -140,9 +145,7 @@ class Card:
         return page
 
     def _repr_html_(self) -> str:
-        return (
-            f'<iframe srcdoc="{html.escape(self.html, quote=True)}" style="width:100%;height:40rem;border:0"></iframe>'
-        )
+        return f'<style>{STYLE}</style><main class="eedkit-card">{self._body}</main>'
 
 
 def card(

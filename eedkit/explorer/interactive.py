@@ -25,6 +25,11 @@ ALL = "all"
 """The choice of no single element or class."""
 FEW = 6
 """Models that are shown at first."""
+STYLE = """<style>
+.eedkit-figures { grid-template-columns: repeat(auto-fit, minmax(min(40rem, 100%), 1fr)); }
+.eedkit-figures img { width: 100%; max-width: 48rem; border-radius: 4px; }
+</style>"""
+"""Two figures side by side where there is room for them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Choice:
 
 
 def first_choice(results: xr.Dataset) -> Choice:
-    """What is shown before anything is chosen: the latent vector of the first models, over all elements and classes.
+    """What is shown before anything is chosen: the latent vector, or the last layer with values, of the first models.
 
     >>> import torch, eedkit as ek
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
@@ -48,14 +53,28 @@ def first_choice(results: xr.Dataset) -> Choice:
     Choice(metric='latent', models=('Sequential',), layer='latent', element='all', label='all', relative=True)
     """
     metrics = schema.metrics_of(results)
-    layers = results.layer.values.tolist() if "layer" in results.dims else [""]
     metric = "latent" if "latent" in metrics else metrics[0]
+    layers = _layers_with_values(results, metric) or _layers(results)
     return Choice(
         metric=metric,
         models=tuple(results.model.values.tolist()[:FEW]),
         layer="latent" if "latent" in layers else layers[-1],
         relative=f"{metric}_null" in results,
     )
+
+
+def _layers(results: xr.Dataset) -> list[str]:
+    """All layers; an empty name where the metrics are of the output alone."""
+    return results.layer.values.tolist() if "layer" in results.dims else [""]
+
+
+def _layers_with_values(results: xr.Dataset, metric: str) -> list[str]:
+    """The layers at which a metric has values; none for a metric of the output."""
+    values = results[metric]
+    if "layer" not in values.dims:
+        return []
+    has_values = values.notnull().any([dim for dim in values.dims if dim != "layer"])
+    return values.layer.values[has_values.values].tolist()
 
 
 def figures(results: xr.Dataset, choice: Choice, images: Any = None, *, n: int = 6) -> dict[str, Figure | str]:
@@ -169,7 +188,6 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
 def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywidgets.Widget":
     """The controls of one Dataset, and below them its figures."""
     start = first_choice(results)
-    layers = results.layer.values.tolist() if "layer" in results.dims else [start.layer]
     labels = [ALL]
     known = labelled(results)
     if known.sizes["sample"]:
@@ -177,16 +195,32 @@ def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywid
     controls = {
         "metric": widgets.Dropdown(options=schema.metrics_of(results), value=start.metric),
         "models": widgets.SelectMultiple(options=results.model.values.tolist(), value=start.models),
-        "layer": widgets.Dropdown(options=layers, value=start.layer),
+        "layer": widgets.Dropdown(options=_layers(results), value=start.layer),
         "element": widgets.Dropdown(options=[ALL, *results.element.values.tolist()], value=ALL),
         "label": widgets.Dropdown(options=labels, value=ALL),
         "relative": widgets.Checkbox(value=start.relative, description="relative depth profile"),
     }
     for name, control in controls.items():
         control.description = control.description or ("class" if name == "label" else name)
-    grid = widgets.GridBox(layout=widgets.Layout(grid_template_columns="repeat(auto-fit, minmax(24em, 1fr))"))
+    busy = widgets.HTML("drawing …")
+    grid = widgets.GridBox()
+    grid.add_class("eedkit-figures")
+
+    def follow_metric(_change: object) -> None:
+        layers = _layers_with_values(results, controls["metric"].value)
+        if layers and controls["layer"].value not in layers:
+            controls["layer"].value = layers[-1]  # which draws
+        else:
+            redraw()
 
     def redraw(_change: object = None) -> None:
+        busy.layout.visibility = "visible"
+        try:
+            draw()
+        finally:
+            busy.layout.visibility = "hidden"
+
+    def draw() -> None:
         choice = Choice(**{name: control.value for name, control in controls.items()})
         if not choice.models:
             grid.children = [widgets.HTML("choose at least one model")]
@@ -194,10 +228,11 @@ def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywid
         drawn = figures(results, choice, images, n=n)
         grid.children = [_shown(widgets, name, figure) for name, figure in drawn.items()]
 
-    for control in controls.values():
-        control.observe(redraw, "value")
+    for name, control in controls.items():
+        control.observe(follow_metric if name == "metric" else redraw, "value")
     redraw()
-    return widgets.VBox([widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap")), grid])
+    choices = widgets.HBox([*controls.values(), busy], layout=widgets.Layout(flex_flow="row wrap"))
+    return widgets.VBox([widgets.HTML(STYLE), choices, grid])
 
 
 def _shown(widgets: Any, name: str, figure: Figure | str) -> "ipywidgets.Widget":
@@ -205,7 +240,7 @@ def _shown(widgets: Any, name: str, figure: Figure | str) -> "ipywidgets.Widget"
         return widgets.HTML(f"<b>{name}</b>: {html.escape(figure)}")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return widgets.Image(value=picture.getvalue(), format="png", layout=widgets.Layout(max_width="100%"))
+    return widgets.Image(value=picture.getvalue(), format="png")
 
 
 def _places(results: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:

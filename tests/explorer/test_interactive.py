@@ -93,6 +93,25 @@ def test_a_tree_lets_its_groups_be_chosen(results, images):
     assert control(widget, "element").options == ("all", "e", "m")
 
 
+def test_a_layer_with_values_is_chosen_at_first_and_for_every_metric(results):
+    without_vector = results.assign(latent=results.latent.where(results.layer != "latent"))
+    assert interactive.first_choice(without_vector).layer == "3"
+    maps = results.assign(channelwise=results.channelwise.where(results.layer == "1"))
+    widget = ek.explore(maps)
+    control(widget, "metric").value = "channelwise"
+    assert control(widget, "layer").value == "1"
+    assert len(shown(widget)) == 4
+
+
+def test_a_busy_mark_shows_while_figures_are_drawn(results, monkeypatch):
+    widget = ek.explore(results)
+    busy = next(found for found in walk(widget) if getattr(found, "value", "") == "drawing …")
+    seen = []
+    monkeypatch.setattr(interactive, "figures", lambda *_, **__: seen.append(busy.layout.visibility) or {})
+    control(widget, "element").value = "r90"
+    assert (seen, busy.layout.visibility) == (["visible"], "hidden")
+
+
 def test_no_model_chosen_is_said(results):
     widget = ek.explore(results)
     control(widget, "models").value = ()
