@@ -50,6 +50,7 @@ from IPython.display import Markdown
 fig, ax = plt.subplots(figsize=(9, 3.5))
 ax.plot([1, 2, 3], range(3), marker="o", label="plain")
 ax.set(xlabel="depth", ylabel="EED (1)")
+fig.suptitle("EED by depth")
 plt.close(fig)
 ek.plots.save(fig, f"{out}/figures/00_story_depth")
 display(Markdown("**Yes.** It agrees.\\n\\n<details><summary>More</summary>\\n\\n- on *all*\\n\\n</details>"))

@@ -123,7 +123,7 @@ def test_a_page_says_title_question_answer_then_the_rest(made):
         "<blockquote><p>Does <code>measure</code> agree with <math",
         "<p><strong>Yes.</strong> It agrees.</p>",
         "<details><summary>More</summary>",
-        '<a class="figure" href="figures/00_story_depth.svg"><img alt="EED (1) against depth. plain: from 0 at 1 to 2 at 3."',
+        '<a class="figure" href="figures/00_story_depth.svg"><img alt="EED by depth"',
         "It costs $5 or $6",
         "<h2>What the table says</h2>",
         "seeds 3 margin 1",
@@ -168,7 +168,7 @@ def test_the_index_has_the_verdicts_and_a_card_for_each_notebook_with_its_answer
         '<a href="00_story.html">Is <math',
         "And on which images?",
         "<strong>Yes.</strong>",
-        "EED (1) against depth",
+        "EED by depth",
     ):
         assert part in story
     assert re.search(r"done · 0:0\d:\d\d", story)
