@@ -264,7 +264,8 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None, r
         raise ValueError(unknown("metric", "latent", schema.metrics_of(one)) + "; a card needs it")
     table = summarise(one, full=True)
     latent = table[(table.metric == "latent") & (table.layer == "latent")].iloc[0]
-    ratio = ratio_from_x(one, "latent", "latent")
+    has_value = one[schema.from_x(one, "latent")].sel(layer="latent").notnull().all(("model", "element"))
+    ratio = ratio_from_x(one, "latent", "latent").isel(sample=np.flatnonzero(has_value))
     of_labelled = labelled(ratio.mean("element"))
     by_class = pd.Series(dtype=float)
     if of_labelled.size:
@@ -297,7 +298,7 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None, r
             _how_accurate(found),
             _how_invariant(found),
             _where(found),
-            _is_it_real(found),
+            Section("Is it invariance, or insensitivity?", [_real(found)]),
             _on_which(found, images),
             _what_averaging_buys(found),
             Section("What to do?", [_advice(found)]),
@@ -412,10 +413,6 @@ def _where(found: _Findings) -> Section:
     else:
         sentence = f"Most {place}, where the relative value falls by {falls[at]:.2f}; it {course}."
     return Section(title, [sentence], [figure])
-
-
-def _is_it_real(found: _Findings) -> Section:
-    return Section("Is it invariance, or insensitivity?", [_real(found)])
 
 
 def _real(found: _Findings) -> str:

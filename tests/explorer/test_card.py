@@ -178,6 +178,15 @@ def test_one_class_is_not_called_a_class_that_stays(results):
     assert said.endswith("Every unmoved image is taken for class 2, so an unchanged class says nothing.")
 
 
+def test_images_without_a_value_under_some_element_are_left_out(results, images):
+    torn = saying(results, latent={"latent": -0.8})
+    torn.latent_from_x.loc[{"layer": "latent", "element": "r90", "sample": slice(0, 7)}] = np.nan
+    torn.latent_from_x.loc[{"layer": "latent", "element": "r180", "sample": slice(8, 14)}] = np.nan
+    assert figures(ek.card(torn, images), WHICH)
+    torn.latent_from_x.loc[{"layer": "latent", "element": "r180", "sample": 15}] = np.nan
+    assert not figures(ek.card(torn, images), WHICH)
+
+
 def test_a_model_without_a_head_and_without_labels_has_no_accuracy(images):
     features = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(2))
     card = ek.card(ek.measure(features, images, group="C4", progress=False), images)
