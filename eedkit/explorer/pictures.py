@@ -27,16 +27,16 @@ def svg(figure: Figure) -> str:
             for number in ax.texts:
                 # a light cell has dark numbers on any page
                 number.set_color("white" if mpl.colors.to_rgb(number.get_color())[0] > 0.5 else "black")
+    words = figure.get_suptitle() or getattr(figure, "caption", "")
     file = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "eedkit"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": words}):  # names differ from figure to figure
         figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     drawn = file.getvalue()
     size = re.search(r'viewBox="[^"]*"', drawn)[0]
     inside = drawn[drawn.index("<defs>") :]
-    inside = re.sub(r'<g id="[^"]*"', "<g", inside)  # the same names are in every figure
+    inside = re.sub(r'<g id="[^"]*"', "<g", inside)  # but for these
     inside = GREY.sub(_shade, inside)
-    words = html.escape(figure.get_suptitle() or getattr(figure, "caption", ""), quote=True)
-    return f'<svg role="img" aria-label="{words}" {size} xmlns:xlink="http://www.w3.org/1999/xlink">{inside}'
+    return f'<svg role="img" aria-label="{html.escape(words, quote=True)}" {size} xmlns:xlink="http://www.w3.org/1999/xlink">{inside}'
 
 
 def _shade(grey: re.Match) -> str:
