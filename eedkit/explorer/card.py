@@ -3,9 +3,7 @@
 Knows Datasets and figures, never models. Costs one `summarise` and a second for each figure.
 """
 
-import base64
 import html
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -22,56 +20,64 @@ from matplotlib.figure import Figure
 
 from eedkit import plots
 from eedkit.errors import Undefined, printable, unknown
+from eedkit.explorer.pictures import INK, inline_svg
+from eedkit.plots.figures import FromUnmoved, from_unmoved
 from eedkit.plots.worst import SPATIAL
 from eedkit.results import schema
 from eedkit.results.doubts import ONE_CLASS, doubts
 from eedkit.results.labels import class_names, labelled
 from eedkit.results.orbits import REVERSE, averaging_gain
-from eedkit.results.predictions import Predictions, predictions, right_in_own_classes
+from eedkit.results.predictions import MOVED, Predictions, predictions, right_in_own_classes
 from eedkit.results.requirements import Requirement
-from eedkit.results.summary import as_relative, ratio_from_x, summarise
+from eedkit.results.summary import summarise
 
 PAPER = "Kvinge et al. 2022, In What Ways Are Deep Neural Networks Invariant and How Should We Measure This? (NeurIPS; arXiv 2210.03773)"
 NUMBERS = ("relative", "relative.output", "accuracy.upright", "accuracy.moved", "accuracy.lowest", "kept")
-"""What a card can be required to have: relative values of features and class probabilities; accuracy on unmoved images,
-on moved ones, and under the element where it is lowest; the part of moved images whose class stays."""
+"""What a card can be required to have: relative values of features and output; accuracy on upright images, on moved ones,
+and under the element where it is lowest; the part of moved images whose class stays."""
 EXACT = 1e-3
 """Relative values below this are rounding: a cosine of float32 that is off by one unit reads 3e-4."""
 LOW = 0.5
-"""Relative values up to this are called invariance; it is half the way from none."""
+"""Relative values up to this are called small; it is half the way from none."""
 NEAR_ONE = 0.9
 """Relative values from this on are called as far away as a different image."""
 STEP = 0.05
 """The least fall from one layer to the next that is pointed out."""
 FALL = 0.02
 """The least fall of accuracy, and the least part of images whose class changes, that calls for something to be done."""
-LISTED = 8
-"""Elements that a sentence lists one by one."""
+LEAST_GAIN = 0.01
+"""The least gain in log-loss that is written as a number."""
+LISTED = 10
+"""Elements or classes that a sentence lists one by one."""
 MOVES = {
     r"C\d+|SO\(2\).*": "turns",
-    r"D\d+|O\(2\).*": "turns and mirrorings",
-    "flip": "mirrorings",
+    r"D\d+|O\(2\).*": "turns and reflections",
+    "flip": "reflections",
     r"shift\d+(x\d+)?|T\(2\).*": "shifts",
-    "rgb": "exchanges of colours",
+    "rgb": "swaps of colour channels",
     "sign": "changes of sign",
 }
 """What the groups do to images."""
-STYLE = """
-.eedkit-card { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-.eedkit-card h1 { font-size: 1.5rem; }
-.eedkit-card h2 { font-size: 1.15rem; margin-top: 2rem; }
-.eedkit-card img { max-width: 100%; background: white; border-radius: 4px; }
+HEAD = (
+    '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    '<meta name="color-scheme" content="light dark">'
+)
+STYLE = f"""
+.eedkit-card {{ color: {INK}; font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: auto; padding: 1rem; }}
+.eedkit-card h1 {{ font-size: 1.5rem; }}
+.eedkit-card h2 {{ font-size: 1.15rem; margin: 2rem 0 0; }}
+.eedkit-card p {{ margin: 0.5rem 0; }}
+.eedkit-card svg {{ display: block; max-width: 32rem; margin: 1rem 0; }}
 """
-"""It sets no colours: those of JupyterLab's theme show in a notebook, those of the browser's on a page."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A question, the sentences that answer it, and a figure of what they were read off."""
+    """A question, the sentences that answer it, and figures of what they were read off."""
 
     title: str
-    sentences: tuple[str, ...]
-    figure: Figure | None = None
+    sentences: list[str]
+    figures: tuple[Figure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,14 @@ class Card:
     ----------
     title : str
         The model's name.
-    sections : tuple of Section
+    sections : list of Section
         What the page says.
     facts : dict
         The same as numbers.
     """
 
     title: str
-    sections: tuple[Section, ...]
+    sections: list[Section]
     facts: dict[str, Any]
 
     @property
@@ -97,45 +103,31 @@ class Card:
         """What was required and is not so, a line each; empty where the card passes, or nothing was required."""
         return self.facts["failures"]
 
-    @property
-    def html(self) -> str:
-        """The page, which loads nothing."""
-        head = (
-            '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            '<meta name="color-scheme" content="light dark">'
-            f"<title>{_escaped(self.title)}</title>"
-        )
-        return f'<!doctype html><html lang="en"><head>{head}</head><body>{self._repr_html_()}</body></html>'
-
     @cached_property
     def _body(self) -> str:
-        parts = [f"<h1>{_escaped(self.title)}</h1>"]
+        parts = [f"<h1>{html.escape(self.title)}</h1>"]
         for section in self.sections:
-            parts.append(f"<h2>{_escaped(section.title)}</h2>")
-            parts += [f"<p>{_escaped(sentence)}</p>" for sentence in section.sentences]
-            if section.figure is not None:
-                said = " ".join(section.sentences)
-                parts.append(f'<img alt="{_escaped(said)}" src="data:image/png;base64,{_png(section.figure)}">')
-        return "".join(parts)
+            parts.append(f"<h2>{section.title}</h2>")
+            parts += [f"<p>{html.escape(printable(sentence))}</p>" for sentence in section.sentences]
+            parts += [inline_svg(figure, printable(" ".join(section.sentences))) for figure in section.figures]
+        return f'<style>{STYLE}</style><main class="eedkit-card">{"".join(parts)}</main>'
+
+    @property
+    def html(self) -> str:
+        """The page, which loads nothing and is light or dark as the browser is."""
+        head = f"{HEAD}<title>{html.escape(self.title)}</title>"
+        return f'<!doctype html><html lang="en"><head>{head}</head><body>{self._body}</body></html>'
+
+    def _repr_html_(self) -> str:
+        return self._body
 
     @property
     def json(self) -> str:
         """The facts as JSON; NaN is null."""
-        return json.dumps(self.facts, indent=1, default=str, allow_nan=False)
+        return json.dumps(self.facts, indent=1, allow_nan=False)
 
     def save(self, path: str | PathLike) -> Path:
-        """Write the page to `path`, and its JSON twin beside it.
-
-        Parameters
-        ----------
-        path : str or PathLike
-            Ends in .html.
-
-        Returns
-        -------
-        Path
-            Of the page.
-        """
+        """Write the page to `path`, which ends in .html, and its JSON twin beside it; returns the page's path."""
         page = Path(path)
         if page.suffix != ".html":
             raise ValueError(f"a card is a page, so its path must end in .html, got {str(path)!r}")
@@ -144,8 +136,44 @@ class Card:
         page.with_suffix(".json").write_text(self.json, encoding="utf-8")
         return page
 
-    def _repr_html_(self) -> str:
-        return f'<style>{STYLE}</style><main class="eedkit-card">{self._body}</main>'
+    def to_model_index(self) -> list[dict[str, Any]]:
+        """The `model-index` of a Hugging Face model card: accuracy upright and moved, relative values of features and output.
+
+        Returns
+        -------
+        list of dict
+            For the YAML block of a model's README, or `huggingface_hub.repocard_data.model_index_to_eval_results`. Every
+            metric has its interval, the number of images and the group in `args`; what has no value is left out.
+
+        Examples
+        --------
+        >>> import eedkit as ek
+        >>> [entry] = ek.card(ek.example(), model="plain").to_model_index()
+        >>> entry["results"][0]["metrics"][1]["name"]
+        'accuracy, moved (C4)'
+        """
+        group = self.facts["group"]
+        metrics = []
+        for row in self.facts["summary"]:
+            args = {"group": group, "n": row["n"]}
+            if row["metric"] == "accuracy" and row["element"] in (self.facts["identity"], MOVED):
+                name = f"accuracy, {'moved' if row['element'] == MOVED else 'upright'} ({group})"
+                value, low, high = row["estimate"], row["low"], row["high"]
+            elif row["layer"] in ("latent", "output"):
+                name = f"relative deviation of {row['metric']} ({group})"
+                value, low, high = row["relative"], row["relative_low"], row["relative_high"]
+                args["layer"] = row["layer"]
+            else:
+                continue
+            if value is not None:
+                interval = {} if low is None else {"low": low, "high": high, "confidence": 0.95}
+                metric_type = "accuracy" if row["metric"] == "accuracy" else f"relative_{row['metric']}"
+                metrics.append({"type": metric_type, "value": value, "name": name, "args": args | interval})
+        has_classes = self.facts["numbers"]["kept"] is not None
+        task = {"type": "image-classification" if has_classes else "image-feature-extraction"}
+        data = self.facts["data"].rpartition(" [")[0] or "images"
+        results = [{"task": task, "dataset": {"name": data, "type": data}, "metrics": metrics}]
+        return [{"name": self.title, "results": results}]
 
 
 def card(
@@ -176,7 +204,7 @@ def card(
     Returns
     -------
     Card
-        With `save(path)`, `html`, `json` and `failures`.
+        With `save(path)`, `html`, `json`, `failures` and `to_model_index()`.
 
     Raises
     ------
@@ -185,94 +213,93 @@ def card(
 
     Examples
     --------
-    >>> import torch, eedkit as ek
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
-    >>> made = card(ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", progress=False), require=["relative<=0"])
-    >>> made.facts["images"], made.facts["group"], len(made.failures)
-    (8, 'C4', 1)
+    >>> import eedkit as ek
+    >>> made = card(ek.example(), model="plain", require=["relative<=0.1"])
+    >>> made.facts["images"], made.facts["group"], made.failures
+    (60, 'C4', ['relative is 0.96, required <= 0.1'])
     """
     requirements = [Requirement.read(text, NUMBERS) for text in require]
     one = schema.one_model(results, model).compute()
     if "latent" not in schema.metrics_of(one):
         raise ValueError(unknown("metric", "latent", schema.metrics_of(one)) + "; a card needs it")
     table = summarise(one, full=True)
-    by_layer = table[table.metric == "latent"].set_index("layer")
-    latent = by_layer.loc["latent"]
+    features = table[table.metric == "latent"].set_index("layer")
+    latent = features.loc["latent"]
     found = predictions(one)
-    ratio = ratio_from_x(one, "latent", "latent")
-    by_element = as_relative(ratio.mean("sample"), latent.order).to_series()
     numbers = _numbers(table, found)
-    failures = []
-    for requirement in requirements:
-        failures.append(requirement.failure(*numbers[requirement.name]))
+    failures = [requirement.failure(*numbers[requirement.name]) for requirement in requirements]
     facts = {
-        "model": one.model.values[0],
+        "model": one.model.item(),
         "group": one.attrs["group"],
         "data": one.attrs.get("data", ""),
-        "images": int(one.sizes["sample"]),
+        "images": one.sizes["sample"],
         "elements": one.element.values.tolist(),
+        "identity": found.identity,
         "eedkit": one.attrs["eedkit_version"],
-        "weights": one.weights.values[0],
+        "weights": one.weights.item(),
         "created": one.attrs.get("created", ""),
-        "numbers": _plain(pd.Series({name: value for name, (value, _) in numbers.items()})),
-        "accuracy by element": _plain(found.accuracy),
-        "same class by element": _plain(found.kept),
-        "same class of different images": None if np.isnan(found.null) else found.null,
-        "relative by element": _plain(by_element),
-        "failures": [failure for failure in failures if failure],
-        "summary": [_plain(row) for _, row in table.iterrows()],
+        "numbers": {name: None if np.isnan(value) else value for name, (value, _) in numbers.items()},
+        "failures": list(filter(None, failures)),
+        "summary": json.loads(table.to_json(orient="records", double_precision=15)),
     }
-    sections = [_measured(one)]
-    if requirements:
-        sections.append(_does_it_pass(requirements, failures))
-    sections += [
-        _how_accurate(one, found),
-        _how_invariant(table),
-        _under_which_elements(one, by_element),
-        _where(one, by_layer),
-        _is_it_real(one, latent, found),
-    ]
-    of_labelled = labelled(ratio.mean("element"))
-    if of_labelled.size:
-        by_class = as_relative(of_labelled.groupby("label").mean(), latent.order).to_series()
-        facts["relative by class"] = _plain(by_class)
-        sections.append(_on_which_classes(one, by_class))
-    if images is not None:
-        sections.append(_on_which_images(one, images, action))
-    gain = _averaging(one)
-    if gain is not None:
-        sections.append(gain)
-    sections += [_what_to_do(one, found, latent), _how_to_cite(one)]
-    return Card(printable(str(facts["model"])), tuple(sections), facts)
+    far = _from_upright(one)
+    with plots.width("column"):
+        sections = [
+            _measured(one),
+            _does_it_pass(requirements, failures),
+            _how_accurate(one, found),
+            _how_invariant(one, table, far),
+            _where(one, features),
+            _on_which(one, far, images, action),
+            _is_it_real(one, latent, found),
+            _averaging(one),
+            Section("What to do?", [_advice(one, found, latent)]),
+            _how_to_cite(one),
+        ]
+    return Card(printable(str(facts["model"])), [section for section in sections if section.sentences], facts)
 
 
 def _numbers(table: pd.DataFrame, found: Predictions) -> dict[str, tuple[float, str]]:
     """The value of each of `NUMBERS`, and why it has none."""
-    no_kept = "no class is predicted for moved images"
-    values = {
+    numbers = {}
+    for name, rows in _features_and_output(table).items():
+        numbers[name] = (np.nan, "no metric of the output was measured")
+        if len(rows):
+            numbers[name] = (float(rows.relative.iloc[0]), str(rows.reason.iloc[0]))
+    return numbers | {
         "accuracy.upright": (found.upright, found.no_accuracy),
         "accuracy.moved": (found.moved, found.no_accuracy),
         "accuracy.lowest": (float(found.of_moved.min()), found.no_accuracy),
-        "kept": (float(found.kept.mean()), no_kept),
+        "kept": (float(found.kept.mean()), "no class is predicted for moved images"),
     }
-    for name, metric, layer in (("relative", "latent", "latent"), ("relative.output", "softmax", "output")):
-        rows = table[(table.metric == metric) & (table.layer == layer)]
-        values[name] = (np.nan, f"{metric} was not measured")
-        if len(rows):
-            values[name] = (float(rows.relative.iloc[0]), str(rows.reason.iloc[0]))
-    return {name: values[name] for name in NUMBERS}
+
+
+def _features_and_output(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The row of the features, and that of the first metric of the output, where there is one."""
+    of_features = (table.metric == "latent") & (table.layer == "latent")
+    of_output = (table.layer == "output") & (table.metric != REVERSE)
+    return {"relative": table[of_features], "relative.output": table[of_output].head(1)}
+
+
+def _from_upright(one: xr.Dataset) -> FromUnmoved | None:
+    """How far moved copies are from their upright images; None where nothing moves, or nothing has a value."""
+    try:
+        far = from_unmoved(one, "latent", "latent")
+    except ValueError:
+        return None
+    return far if far.values.size else None
 
 
 def _measured(one: xr.Dataset) -> Section:
     layers = [layer for layer in one.layer.values.tolist() if layer != "latent"]
-    said = (
+    extent = (
         f"{one.sizes['sample']} images, each moved by the {one.sizes['element']} elements of {one.attrs['group']}, "
         f"at {len(layers)} layers and the head's input."
     )
     preprocessing = one.attrs.get("preprocessing") or "not known; the images were taken as they were given"
-    sentences = [said, f"Preprocessing: {preprocessing}."]
-    sentences += [f"{doubt}." for doubt in doubts(one)]
-    return Section("What was measured", tuple(sentences))
+    # a doubt names the preprocessing, too
+    about_reading = doubts(one) or [f"Preprocessing: {preprocessing}"]
+    return Section("What was measured", [extent, *(f"{sentence}." for sentence in about_reading)])
 
 
 def _does_it_pass(requirements: Sequence[Requirement], failures: Sequence[str]) -> Section:
@@ -280,210 +307,167 @@ def _does_it_pass(requirements: Sequence[Requirement], failures: Sequence[str]) 
     for requirement, failure in zip(requirements, failures, strict=True):
         required = f"{requirement.name} {requirement.sign} {requirement.bound:g}"
         sentences.append(f"Fails: {failure}." if failure else f"Passes: {required}.")
-    return Section("Does it pass?", tuple(sentences))
+    return Section("Does it pass?", sentences)
 
 
 def _how_accurate(one: xr.Dataset, found: Predictions) -> Section:
     sentences = []
     if found.no_accuracy:
-        sentences.append(f"Its accuracy is not known: {found.no_accuracy}.")
-    else:
-        if not np.isnan(found.upright):
-            sentences.append(f"Unmoved, {found.upright:.0%} of {found.n_labelled} images are classified correctly.")
-        if len(found.of_moved):
-            by_element = _by_element(found.of_moved, "{:.0%}")
-            sentences.append(f"Moved, {found.moved:.0%} are: {by_element}.")
+        sentences.append(f"Not known: {found.no_accuracy}.")
+    if not np.isnan(found.upright):
+        sentences.append(f"Upright: {found.upright:.0%} of {found.n_labelled} images are classified correctly.")
+    if not np.isnan(found.moved):
+        by_element = _extremes(found.of_moved, "{:.0%}", "lowest under", "highest under")
+        if len(found.of_moved) <= LISTED:
+            by_element = ", ".join(f"{element} {value:.0%}" for element, value in found.of_moved.items())
+        sentences.append(f"Moved: {found.moved:.0%} ({by_element}).")
+    kept = found.kept.mean()
     if found.names_one_class:
-        named = _class_name(one, found.classes.index[0])
-        sentences.append(f"Every unmoved image is taken for class {named}, so that a class stays says nothing.")
-    elif found.n and found.kept.notna().any():
-        null = (
-            ""
-            if np.isnan(found.null)
-            else f"; two different images get the same class in {found.null:.0%} of all pairs"
-        )
-        sentences.append(f"The predicted class stays for {found.kept.mean():.0%} of the moved images{null}.")
-    return Section("How accurate is it, unmoved and moved?", tuple(sentences))
+        name = _class_name(one, found.classes.index[0])
+        sentences.append(f"Every upright image is called class {name}, so it means nothing that a class stays.")
+    elif not np.isnan(kept):
+        null = "" if np.isnan(found.null) else f"; two different images share a class in {found.null:.0%} of all pairs"
+        sentences.append(f"{kept:.0%} of the moved copies keep the class of their upright image{null}.")
+    return Section("How accurate is it, upright and moved?", sentences)
 
 
-def _how_invariant(table: pd.DataFrame) -> Section:
+def _how_invariant(one: xr.Dataset, table: pd.DataFrame, far: FromUnmoved | None) -> Section:
+    values = []
     sentences = []
-    for metric, layer, what in (("latent", "latent", "features"), ("softmax", "output", "class probabilities")):
-        rows = table[(table.metric == metric) & (table.layer == layer)]
-        if rows.empty:
-            continue
-        row = rows.iloc[0]
-        if np.isnan(row.estimate):
-            sentences.append(f"The {what} have no value: {row.reason}.")
-        elif np.isnan(row.relative):
-            sentences.append(
-                f"The {what} deviate by {row.estimate - row.best:.3g}, with no relative value: {row.reason}."
-            )
-        else:
-            sentences.append(
-                f"The {what} deviate by {row.relative:.2f}{_interval(row.relative_low, row.relative_high)} relative to "
-                "other images."
-            )
-    if table.relative[table.metric.isin(["latent", "softmax"])].notna().any():
-        sentences.append("At 0 they would be invariant; at 1 a moved copy would be as far away as a different image.")
-    return Section("How invariant is it?", tuple(sentences))
+    for what, rows in zip(("features", "output"), _features_and_output(table).values(), strict=True):
+        for _, row in rows.iterrows():
+            if np.isnan(row.relative):
+                sentences.append(f"Not known for the {what}: {row.reason}.")
+            else:
+                values.append(f"{row.relative:.2f}{_interval(row.relative_low, row.relative_high)} for the {what}")
+    if values:
+        scale = "At 0, nothing changes as images move; at 1, a moved copy is as far away as a different image."
+        sentences.insert(0, f"Relative deviation: {' and '.join(values)}. {scale}")
+    if far is None:
+        return Section("How invariant is it?", sentences)
+    by_element = far.on_scale(far.values.isel(model=0).mean("sample")).to_series()
+    extremes = _extremes(by_element, "{:.2f}", "Least under", "most under")
+    if not extremes:
+        extremes = f"{by_element.iloc[0]:.2f} under every element but the identity"
+    sentences.append(f"{extremes}, measured from the upright image.")
+    return Section("How invariant is it?", sentences, (plots.orbit_rose(one, title=""),))
 
 
-def _under_which_elements(one: xr.Dataset, by_element: pd.Series) -> Section:
-    ordered = by_element.dropna().sort_values(kind="stable")
-    figure = plots.orbit_rose(one, title="") if _has_values(one) and len(by_element) else None
-    if by_element.empty:
-        return Section("Under which elements?", ("No element moves the image.",))
-    if ordered.empty:
-        return Section("Under which elements?", ("No element has a relative value.",), figure)
-    if len(ordered) == 1:
-        said = (
-            f"Under {ordered.index[0]} the features deviate from those of the unmoved image by {ordered.iloc[0]:.2f}."
-        )
-    elif f"{ordered.iloc[0]:.2f}" == f"{ordered.iloc[-1]:.2f}":
-        said = f"The features deviate from those of the unmoved image by {ordered.iloc[0]:.2f} under every element."
-    else:
-        said = (
-            f"From those of the unmoved image, the features deviate least under {ordered.index[0]} "
-            f"({ordered.iloc[0]:.2f}) and most under {ordered.index[-1]} ({ordered.iloc[-1]:.2f}), relative to other "
-            "images."
-        )
-    return Section("Under which elements?", (said,), figure)
-
-
-def _where(one: xr.Dataset, latent: pd.DataFrame) -> Section:
+def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
     title = "Where in the network does invariance arise?"
-    value = "relative" if latent.relative.notna().any() else "estimate"
-    rows = latent[latent[value].notna() & ~latent.index.str.endswith("[class]")].sort_values("depth", kind="stable")
-    if len(rows) < 2:
-        return Section(title, ("Fewer than two layers have a value.",))
-    values = rows[value]
-    what = (
-        "The relative value of the features"
-        if value == "relative"
-        else "The deviation of the features, without a null,"
-    )
+    value = "relative" if features.relative.notna().any() else "estimate"
+    is_shown = features[value].notna() & ~features.index.str.endswith("[class]")
+    values = features[is_shown].sort_values("depth", kind="stable")[value]
+    if len(values) < 2:
+        return Section(title, ["Not known: fewer than two layers have a value."])
     falls = -values.diff().iloc[1:]
+    first, last = (f"{values.iloc[at]:.2f} at {values.index[at]}" for at in (0, -1))
+    what = "the relative deviation of the features" if value == "relative" else "their deviation, without a null,"
     if value == "relative" and values.max() < EXACT:
-        sentences = ["At every layer: the features are the same for an image and its moved copies, within rounding."]
-    else:
-        sentences = [
-            f"{what} is {values.iloc[0]:.2f} at {rows.index[0]} and {values.iloc[-1]:.2f} at {rows.index[-1]}."
-        ]
-        if falls.max() >= STEP:
-            at = int(falls.argmax()) + 1
-            sentences.append(f"It falls most from {rows.index[at - 1]} to {rows.index[at]}, by {falls.max():.2f}.")
-        elif falls.max() > 0:
-            sentences.append(f"From no layer to the next does it fall by {STEP:g} or more.")
-        else:
-            sentences.append("It falls nowhere.")
-    figure = plots.depth_profile(one, metric="latent", relative=value == "relative", title="")
-    return Section(title, tuple(sentences), figure)
-
-
-def _is_it_real(one: xr.Dataset, row: pd.Series, found: Predictions) -> Section:
-    said = _real(row, found)
-    if one.sizes["element"] < 2:
-        said = "That stays open: no element moves the image."
-    return Section("Is it invariance, or insensitivity?", (said,))
-
-
-def _real(row: pd.Series, found: Predictions) -> str:
-    """One sentence for each case."""
-    if np.isnan(row.estimate):
-        return f"That stays open: {row.reason}."
-    if np.isnan(row.null):
-        return "That stays open: there is no null, and so nothing to compare moved copies with."
-    apart = row.null - row.best
-    if np.isnan(row.relative):
-        if "the null gap" in row.reason:
-            return (
-                f"Insensitivity: different images have the same features within rounding ({apart:.1g} apart), so that "
-                "those of moved copies are the same, too."
-            )
-        return f"That stays open: {row.reason}."
-    moved = row.estimate - row.best
-    both = f"different images are {apart:.2g} apart, moved copies {moved:.2g}"
-    is_at_one = row.relative >= NEAR_ONE or (row.relative_low <= 1 <= row.relative_high)
-    if found.names_one_class and not is_at_one:
-        return f"Partly insensitivity: every image gets the same class, although the features differ ({both})."
-    if row.relative < EXACT:
-        return f"Invariance, exact within rounding: different images are {apart:.2g} apart, moved copies of one not at all."
-    if is_at_one:
-        return f"Neither: moved copies are about as far apart as different images, so there is nothing to explain ({both})."
-    if row.relative <= LOW:
-        return f"Invariance: {both}, so the features tell images apart and change little as these move."
-    return f"A part of invariance: {both}, which is closer but far from the same."
-
-
-def _on_which_classes(one: xr.Dataset, by_class: pd.Series) -> Section:
-    title = "On which classes does it fail?"
-    ordered = by_class.dropna().sort_values(kind="stable")
-    if len(by_class) < 2:
-        return Section(title, ("The images have one class.",))
-    sentences = []
-    accuracies = _accuracy_by_class(one)
-    if len(accuracies) > 1:
-        least, most = (_class_name(one, accuracies.index[at]) for at in (0, -1))
-        if f"{accuracies.iloc[0]:.0%}" == f"{accuracies.iloc[-1]:.0%}":
-            sentences.append(f"Moved, every class is right for {accuracies.iloc[0]:.0%} of its copies.")
-        else:
-            sentences.append(
-                f"Moved, class {least} is right least often ({accuracies.iloc[0]:.0%} of its copies) and class {most} "
-                f"most often ({accuracies.iloc[-1]:.0%})."
-            )
-    if len(ordered) < 2 or f"{ordered.iloc[0]:.2f}" == f"{ordered.iloc[-1]:.2f}":
-        if len(ordered):
-            sentences.append(f"The features deviate by {ordered.iloc[0]:.2f} on every class.")
-    else:
-        least, most = (_class_name(one, ordered.index[at]) for at in (0, -1))
-        sentences.append(
-            f"The features deviate most from those of the unmoved image on class {most} ({ordered.iloc[-1]:.2f} "
-            f"relative to other images) and least on class {least} ({ordered.iloc[0]:.2f})."
+        answer = "At every layer: the features are the same for an image and its moved copies, within rounding."
+    elif falls.max() >= STEP:
+        at = int(falls.argmax())
+        answer = (
+            f"Most from {values.index[at]} to {values.index[at + 1]}: there {what} falls by {falls.max():.2f}. "
+            f"It is {first} and {last}."
         )
-    is_drawn = _has_values(labelled(one)) and len(by_class) <= plots.draw.CLASSES
-    figure = plots.class_heatmap(one, title="") if is_drawn else None
-    return Section(title, tuple(sentences or ["No class has a value."]), figure)
+    else:
+        by = f" by {STEP:g} or more" if falls.max() > 0 else ""
+        answer = f"At no layer: {what} never falls{by} from one layer to the next. It is {first} and {last}."
+    figure = plots.depth_profile(one, metric="latent", relative=value == "relative", title="")
+    return Section(title, [answer], (figure,))
+
+
+def _on_which(one: xr.Dataset, far: FromUnmoved | None, images: Any, action: Any) -> Section:
+    title = "On which classes and images does it fail?"
+    if far is not None and far.is_relative and far.on_scale(far.values).max() < EXACT:
+        return Section(
+            title, ["On none: the features of moved copies are those of the upright image, within rounding."]
+        )
+    sentences, figures = _on_which_classes(one, far)
+    if images is not None:
+        if far is None:
+            sentences.append("No image has a value under an element that moves it.")
+        elif action is None and one.attrs.get("action") != SPATIAL:
+            name = one.attrs.get("action")
+            sentences.append(f"The images were moved by the action {name!r}; card(…, action=…) shows them moved.")
+        else:
+            sentences.append("The images that deviate most, each above its moved copy that differs most from it:")
+            figures.append(plots.worst(one, images, action=action, title=""))
+    return Section(title, sentences, tuple(figures))
+
+
+def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> tuple[list[str], list[Figure]]:
+    """Sentences about accuracy and features by class, and their heat map; nothing of images of one class."""
+    sentences = []
+    for values, form, least, most in (
+        (_accuracy_by_class(one), "{:.0%}", "Moved copies are right least often in class", "most often in class"),
+        (_deviation_by_class(far), "{:.2f}", "Features change least in class", "most in class"),
+    ):
+        extremes = _extremes(values.rename(lambda label: _class_name(one, label)), form, least, most)
+        if extremes:
+            sentences.append(f"{extremes}.")
+    classes = len(_deviation_by_class(far))
+    is_drawn = 1 < classes <= plots.draw.CLASSES
+    return sentences, [plots.class_heatmap(one, title="")] if is_drawn else []
 
 
 def _accuracy_by_class(one: xr.Dataset) -> pd.Series:
-    """The part of each class's moved copies that are right, in rising order; empty where there are no predictions."""
+    """The part of each class's moved copies that are right; empty where there are no predictions."""
     try:
         right = right_in_own_classes(one.isel(model=0))
     except Undefined:
         return pd.Series(dtype=float)
     moved = right.isel(element=right.element.values != one.element.attrs.get("identity", "e"))
-    by_class = moved.mean("element").groupby("label").mean().to_series()
-    return by_class.dropna().sort_values(kind="stable")
+    return moved.mean("element").groupby("label").mean().to_series().dropna()
 
 
-def _on_which_images(one: xr.Dataset, images: Any, action: Any) -> Section:
-    title = "On which images does it fail?"
-    if action is None and one.attrs.get("action") != SPATIAL:
-        name = one.attrs.get("action")
-        return Section(title, (f"The images were moved by the action {name!r}; card(…, action=…) shows them moved.",))
-    if one.sizes["element"] < 2 or not _has_values(one):
-        return Section(title, ("No image has a value under an element that moves it.",))
-    said = "Each of these images stands above its moved copy that differs most from it, with the predictions on both."
-    return Section(title, (said,), plots.worst(one, images, action=action, title=""))
+def _deviation_by_class(far: FromUnmoved | None) -> pd.Series:
+    """How far the features of each class's moved copies are from those of upright images; empty without labels."""
+    if far is None:
+        return pd.Series(dtype=float)
+    of_labelled = labelled(far.values.isel(model=0))
+    if not of_labelled.sizes["sample"]:
+        return pd.Series(dtype=float)
+    return far.on_scale(of_labelled.mean("element").groupby("label").mean()).to_series().dropna()
 
 
-def _averaging(one: xr.Dataset) -> Section | None:
-    if REVERSE not in one:
-        return None
-    row = averaging_gain(one).iloc[0]
-    if np.isnan(row.predicted):
-        return None
-    said = (
-        f"Where {_moves(one)} occur, averaging the class probabilities over the orbit would lower the log-loss by "
-        f"{row.predicted:.2g} nats{_interval(row.predicted_low, row.predicted_high)}, at {one.sizes['element']} times the "
-        "cost. This is predicted from the probabilities, without labels."
+def _is_it_real(one: xr.Dataset, row: pd.Series, found: Predictions) -> Section:
+    answer = _real(row, found) if one.sizes["element"] > 1 else "Not known: no element moves the image."
+    return Section("Is it invariance, or insensitivity?", [answer])
+
+
+def _real(row: pd.Series, found: Predictions) -> str:
+    """One sentence for each case."""
+    if np.isnan(row.relative):
+        if "the null gap" in row.reason:
+            return "Insensitivity: even different images have the same features, within rounding."
+        return f"Not known: {row.reason or 'there is no null to compare moved copies with'}."
+    times = f"moved copies are {row.relative:.2f} times as far apart as different images"
+    if row.relative >= NEAR_ONE or row.relative_low <= 1 <= row.relative_high:
+        return f"Neither: {times}, so there is no invariance to explain."
+    if found.names_one_class:
+        return f"Partly insensitivity: every image gets the same class, although features differ ({times})."
+    if row.relative < EXACT:
+        return (
+            "Invariance, exact within rounding: different images have different features, moved copies have the same."
+        )
+    return f"{'Invariance' if row.relative <= LOW else 'Invariance in part'}: {times}."
+
+
+def _averaging(one: xr.Dataset) -> Section:
+    title = "What would averaging over the orbit buy?"
+    if REVERSE not in one or np.isnan(averaging_gain(one).predicted[0]):
+        return Section(title, [])
+    gain = averaging_gain(one).iloc[0]
+    nats = f"{gain.predicted:.2f} nats of log-loss{_interval(gain.predicted_low, gain.predicted_high)}"
+    if gain.predicted < LEAST_GAIN:
+        nats = f"Less than {LEAST_GAIN:g} nats of log-loss"
+    answer = (
+        f"{nats} at {one.sizes['element']} times the cost, where all elements are equally frequent. This is predicted from the "
+        "class probabilities, without labels."
     )
-    return Section("What would averaging over the orbit buy?", (said,))
-
-
-def _what_to_do(one: xr.Dataset, found: Predictions, latent: pd.Series) -> Section:
-    return Section("What to do?", (_advice(one, found, latent),))
+    return Section(title, [answer])
 
 
 def _advice(one: xr.Dataset, found: Predictions, latent: pd.Series) -> str:
@@ -495,22 +479,20 @@ def _advice(one: xr.Dataset, found: Predictions, latent: pd.Series) -> str:
     if found.names_one_class and not found.upright >= ONE_CLASS:
         return "First see why every image gets the same class; until then nothing follows from what moving them does."
     moves = _moves(one)
-    choice = f"if {moves} occur in use, train with them; if the class depends on the {moves}, do not"
+    train = f"if {moves} occur in use, train with them; if the class depends on the {moves}, do not"
     nothing = f"nothing needs to be done for {moves}, unless the class depends on them"
     fall = found.upright - found.moved
+    changed = 1 - found.kept.mean()
     if fall >= FALL:
         lowest = found.of_moved.idxmin()
-        largest = found.upright - found.of_moved[lowest]
-        most = f", most under {lowest} (by {largest:.2f})" if len(found.of_moved) > 1 else ""
-        return f"Accuracy falls by {fall:.2f} under {moves}{most}: {choice}."
+        most = f", most under {lowest} (by {found.upright - found.of_moved[lowest]:.2f})"
+        return f"Accuracy falls by {fall:.2f} under {moves}{most if len(found.of_moved) > 1 else ''}: {train}."
     if not np.isnan(fall):
-        return f"Accuracy is {found.upright:.2f} unmoved and {found.moved:.2f} under {moves}: {nothing}."
-    changed = 1 - found.kept.mean()
-    if changed >= FALL:
-        unknown_fall = "Labels would tell whether accuracy falls"
-        return f"The predicted class changes for {changed:.0%} of the moved images: {choice}. {unknown_fall}."
-    if not np.isnan(changed) and not found.names_one_class:
-        return f"The predicted class changes for {changed:.0%} of the moved images: {nothing}."
+        return f"Accuracy is {found.upright:.2f} upright and {found.moved:.2f} under {moves}: {nothing}."
+    if not np.isnan(changed):
+        labels = " Labels would tell whether accuracy falls." if changed >= FALL else ""
+        changes = f"The predicted class changes for {changed:.0%} of the moved images"
+        return f"{changes}: {train if changed >= FALL else nothing}.{labels}"
     if np.isnan(latent.relative):
         return "Nothing follows from these numbers: neither predictions nor features say what moving the images does."
     if latent.relative > LOW:
@@ -527,25 +509,28 @@ def _advice(one: xr.Dataset, found: Predictions, latent: pd.Series) -> str:
 def _moves(one: xr.Dataset) -> str:
     """What the group does to images, as a noun in the plural."""
     group = one.attrs["group"]
-    if one.attrs.get("action") == "spatial":
+    if one.attrs.get("action") == SPATIAL:
         for pattern, noun in MOVES.items():
             if re.fullmatch(pattern, group):
                 return noun
     return f"moves of {group}"
 
 
-def _has_values(one: xr.Dataset) -> bool:
-    """Whether some image has features under every element, so that there is something to draw."""
-    from_x = one[schema.from_x(one, "latent")].sel(layer="latent")
-    return bool(from_x.notnull().all("element").any())
+def _extremes(values: pd.Series, form: str, least: str, most: str) -> str:
+    """The lowest and the highest value with all the names that have it, as it is written; "" where all are the same.
 
-
-def _by_element(values: pd.Series, form: str) -> str:
-    """The values by element, or of many the lowest and the highest."""
-    if len(values) <= LISTED:
-        return ", ".join(f"{element} {form.format(value)}" for element, value in values.items())
-    low, high = values.idxmin(), values.idxmax()
-    return f"least under {low} ({form.format(values[low])}) and most under {high} ({form.format(values[high])})"
+    >>> _extremes(pd.Series({"r90": 0.5, "r180": 0.2, "r270": 0.5}), "{:.1f}", "least under", "most under")
+    'least under r180 (0.2), most under r90, r270 (0.5)'
+    """
+    texts = values.dropna().sort_values(kind="stable").map(form.format)
+    if texts.nunique() < 2:
+        return ""
+    ends = []
+    for what, text in ((least, texts.iloc[0]), (most, texts.iloc[-1])):
+        names = texts.index[texts == text].map(str).tolist()
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        ends.append(f"{what} {', '.join(names[:LISTED])}{more} ({text})")
+    return ", ".join(ends)
 
 
 def _class_name(one: xr.Dataset, label: Any) -> Any:
@@ -555,36 +540,18 @@ def _class_name(one: xr.Dataset, label: Any) -> Any:
 
 
 def _how_to_cite(one: xr.Dataset) -> Section:
-    return Section(
-        "How to cite", (f"The measure is the G-empirical equivariance deviation of {PAPER}.", _provenance(one))
+    provenance = [
+        one.attrs.get("data"),
+        f"seed {one.attrs.get('seed')}",
+        one.attrs.get("precision"),
+        one.attrs.get("created"),
+    ]
+    made = (
+        f"Made by eedkit {one.attrs['eedkit_version']} from weights {one.weights.item()} and images "
+        f"{', '.join(filter(None, provenance))}."
     )
-
-
-def _provenance(one: xr.Dataset) -> str:
-    return (
-        f"Made by eedkit {one.attrs['eedkit_version']} from weights {one.weights.values[0]} and images {one.attrs.get('data', '')}, "
-        f"seed {one.attrs.get('seed')}, {one.attrs.get('precision')}, {one.attrs.get('created', '')}."
-    )
+    return Section("How to cite", [f"The measure is the G-empirical equivariance deviation of {PAPER}.", made])
 
 
 def _interval(low: float, high: float) -> str:
     return "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
-
-
-def _plain(row: pd.Series) -> dict[str, Any]:
-    """By name, as JSON has it."""
-    values = {}
-    for name, value in row.items():
-        value = value.item() if hasattr(value, "item") else value
-        values[str(name)] = None if isinstance(value, float) and not np.isfinite(value) else value
-    return values
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text), quote=True)
-
-
-def _png(figure: Figure) -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    return base64.b64encode(picture.getvalue()).decode()

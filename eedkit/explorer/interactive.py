@@ -4,141 +4,35 @@ Knows Datasets and ipywidgets. Computes what the current choice shows, so result
 """
 
 import html
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from eedkit import plots
 from eedkit.errors import naming_extras
+from eedkit.explorer.pictures import inline_svg
+from eedkit.plots.figures import datasets_of
 from eedkit.results import schema
-from eedkit.results.labels import labelled
+from eedkit.results.labels import class_names, labelled
 
 if TYPE_CHECKING:
     import ipywidgets
 
 ALL = "all"
 """The choice of no single element or class."""
-FEW = 6
+FEW = 4
 """Models that are shown at first."""
-STYLE = """<style>
-.eedkit-figures { grid-template-columns: repeat(auto-fit, minmax(min(40rem, 100%), 1fr)); }
-.eedkit-figures img { width: 100%; max-width: 48rem; border-radius: 4px; }
-</style>"""
-"""Two figures side by side where there is room for them."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is looked at: a slice of the results, and whether depth profiles are relative."""
-
-    metric: str
-    models: tuple[str, ...]
-    layer: str
-    element: str = ALL
-    label: Any = ALL
-    relative: bool = True
-
-
-def first_choice(results: xr.Dataset) -> Choice:
-    """What is shown before anything is chosen: the latent vector, or the last layer with values, of the first models.
-
-    >>> import torch, eedkit as ek
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
-    >>> first_choice(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))
-    Choice(metric='latent', models=('Sequential',), layer='latent', element='all', label='all', relative=True)
-    """
-    metrics = schema.metrics_of(results)
-    metric = "latent" if "latent" in metrics else metrics[0]
-    layers = _layers_with_values(results, metric) or _layers(results)
-    return Choice(
-        metric=metric,
-        models=tuple(results.model.values.tolist()[:FEW]),
-        layer="latent" if "latent" in layers else layers[-1],
-        relative=f"{metric}_null" in results,
-    )
-
-
-def _layers(results: xr.Dataset) -> list[str]:
-    """All layers; an empty name where the metrics are of the output alone."""
-    return results.layer.values.tolist() if "layer" in results.dims else [""]
-
-
-def _layers_with_values(results: xr.Dataset, metric: str) -> list[str]:
-    """The layers at which a metric has values; none for a metric of the output."""
-    values = results[metric]
-    if "layer" not in values.dims:
-        return []
-    has_values = values.notnull().any([dim for dim in values.dims if dim != "layer"])
-    return values.layer.values[has_values.values].tolist()
-
-
-def figures(results: xr.Dataset, choice: Choice, images: Any = None, *, n: int = 6) -> dict[str, Figure | str]:
-    """What `explore` shows for a choice: by name a figure, or why there is none.
-
-    Parameters
-    ----------
-    results : Dataset
-        Of one data set and one group.
-    choice : Choice
-        The slice.
-    images : tensor, array or data set, or None
-        The images that were measured; with them those of the first chosen model that deviate most are shown.
-    n : int
-        How many of these.
-
-    Examples
-    --------
-    >>> import torch, eedkit as ek
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
-    >>> ds = ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False)
-    >>> figures(ds, first_choice(ds))["class heatmap"]
-    'a class heatmap needs labels: measure(labels=…), or images that have labels of their own'
-    """
-    chosen = _sliced(results, choice)
-    at_layer = {"metric": choice.metric}
-    if "layer" in chosen[choice.metric].dims:
-        at_layer["layer"] = choice.layer
-    drawn: dict[str, Figure | str] = {}
-
-    def attempt(name: str, draw: Callable[..., Figure], *arguments: Any, **options: Any) -> None:
-        try:
-            drawn[name] = draw(*arguments, **options)
-        except ValueError as error:
-            drawn[name] = str(error)
-
-    attempt("depth profile", plots.depth_profile, chosen, metric=choice.metric, relative=choice.relative)
-    attempt("histogram", plots.histogram, chosen, **at_layer)
-    attempt("orbit rose", plots.orbit_rose, chosen, **at_layer)
-    attempt("class heatmap", plots.class_heatmap, chosen, **at_layer)
-    if images is not None:
-        attempt("worst images", plots.worst, chosen, images, n=n, model=choice.models[0], **at_layer)
-    return drawn
-
-
-def _sliced(results: xr.Dataset, choice: Choice) -> xr.Dataset:
-    """The chosen models, element and class, without the variables of other metrics."""
-    of_others = []
-    for metric in schema.metrics_of(results):
-        if metric != choice.metric:
-            of_others += [metric, *(metric + ending for ending in schema.ENDINGS)]
-    chosen = results.drop_vars(of_others, errors="ignore").sel(model=list(choice.models))
-    if choice.element != ALL:
-        chosen = chosen.sel(element=[choice.element])
-    if choice.label != ALL:
-        chosen = chosen.isel(sample=np.flatnonzero(results.label.values == choice.label))
-    return chosen
+BUSY = "<label>Drawing … <progress></progress></label>"
+COLUMNS = "repeat(auto-fit, minmax(min(100%, 30rem), 1fr))"
+"""One figure beside the other where each has room to be read."""
 
 
 def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6) -> "ipywidgets.Widget":
     """Slice results by hand in Jupyter: depth profile, histogram over samples, orbit rose, classes, and the worst images.
 
-    Every figure follows the controls: data set and group, metric, models, layer, element, class, raw or relative. The depth
-    profile is drawn before them, so that an executed notebook shows it where widgets are blank.
+    Every figure follows the controls: data set and group, metric, models, layer, element, class.
 
     Parameters
     ----------
@@ -161,91 +55,110 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
 
     Examples
     --------
-    >>> import torch, eedkit as ek
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
-    >>> widget = explore(ek.measure(net, torch.rand(4, 1, 5, 5), group="C4", progress=False))
-    Figure(...)
+    >>> import eedkit as ek
+    >>> widget = explore(ek.example())
     """
     with naming_extras():
         import ipywidgets as widgets
-        from IPython.display import display
 
-    places = _places(results)
-    title, first = next(iter(places.items()))
-    start = first_choice(first)
-    display(plots.depth_profile(_sliced(first, start), metric=start.metric, relative=start.relative))
-    where = widgets.Dropdown(options=list(places), value=title, description="results")
+    places = datasets_of(results)
+    where = widgets.Dropdown(options=list(places), description="results")
     below = widgets.VBox()
 
     def show_place(_change: object = None) -> None:
-        below.children = [_controls(widgets, places[where.value], images, n)]
+        below.children = _controls_and_figures(widgets, places[where.value], images, n)
 
     where.observe(show_place, "value")
     show_place()
     return widgets.VBox([where, below] if len(places) > 1 else [below])
 
 
-def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywidgets.Widget":
-    """The controls of one Dataset, and below them its figures."""
-    start = first_choice(results)
-    labels = [ALL]
-    known = labelled(results)
-    if known.sizes["sample"]:
-        labels += np.unique(known.label.values).tolist()
+def _controls_and_figures(widgets: Any, results: xr.Dataset, images: Any, n: int) -> list["ipywidgets.Widget"]:
+    models = results.model.values.tolist()
+    metrics = schema.metrics_of(results)
     controls = {
-        "metric": widgets.Dropdown(options=schema.metrics_of(results), value=start.metric),
-        "models": widgets.SelectMultiple(options=results.model.values.tolist(), value=start.models),
-        "layer": widgets.Dropdown(options=_layers(results), value=start.layer),
-        "element": widgets.Dropdown(options=[ALL, *results.element.values.tolist()], value=ALL),
-        "label": widgets.Dropdown(options=labels, value=ALL),
-        "relative": widgets.Checkbox(value=start.relative, description="relative depth profile"),
+        "metric": widgets.Dropdown(options=metrics, value="latent" if "latent" in metrics else metrics[0]),
+        "models": widgets.SelectMultiple(options=models, value=models[:FEW]),
+        "layer": widgets.Dropdown(),
+        "element": widgets.Dropdown(options=[ALL, *results.element.values.tolist()]),
+        "class": widgets.Dropdown(options=[(ALL, ALL), *_classes(results)]),
     }
     for name, control in controls.items():
-        control.description = control.description or ("class" if name == "label" else name)
-    busy = widgets.HTML("drawing …")
-    grid = widgets.GridBox()
-    grid.add_class("eedkit-figures")
+        control.description = name
+    layer = controls["layer"]
+    busy = widgets.HTML(BUSY)
+    grid = widgets.GridBox(layout=widgets.Layout(grid_template_columns=COLUMNS))
 
-    def follow_metric(_change: object) -> None:
-        layers = _layers_with_values(results, controls["metric"].value)
-        if layers and controls["layer"].value not in layers:
-            controls["layer"].value = layers[-1]  # which draws
-        else:
-            redraw()
-
-    def redraw(_change: object = None) -> None:
+    def draw(_change: object = None) -> None:
         busy.layout.visibility = "visible"
         try:
-            draw()
+            chosen = {name: control.value for name, control in controls.items()}
+            if not chosen["models"]:
+                grid.children = [widgets.HTML("Choose at least one model.")]
+                return
+            layers = _layers_with_values(results, chosen["metric"], chosen["models"])
+            if list(layer.options) != layers:
+                layer.unobserve_all("value")
+                layer.options = layers
+                layer.value = chosen["layer"] if chosen["layer"] in layers else next(reversed(layers), None)
+                layer.observe(draw, "value")
+            drawn = _figures(_sliced(results, chosen), chosen["metric"], layer.value, images, n)
+            grid.children = [widgets.HTML(picture) for picture in drawn]
         finally:
             busy.layout.visibility = "hidden"
 
-    def draw() -> None:
-        choice = Choice(**{name: control.value for name, control in controls.items()})
-        if not choice.models:
-            grid.children = [widgets.HTML("choose at least one model")]
-            return
-        drawn = figures(results, choice, images, n=n)
-        grid.children = [_shown(widgets, name, figure) for name, figure in drawn.items()]
-
-    for name, control in controls.items():
-        control.observe(follow_metric if name == "metric" else redraw, "value")
-    redraw()
-    choices = widgets.HBox([*controls.values(), busy], layout=widgets.Layout(flex_flow="row wrap"))
-    return widgets.VBox([widgets.HTML(STYLE), choices, grid])
+    draw()
+    for name in ("metric", "models", "element", "class"):
+        controls[name].observe(draw, "value")
+    row = widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+    return [row, busy, grid]
 
 
-def _shown(widgets: Any, name: str, figure: Figure | str) -> "ipywidgets.Widget":
-    if isinstance(figure, str):
-        return widgets.HTML(f"<b>{name}</b>: {html.escape(figure)}")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return widgets.Image(value=picture.getvalue(), format="png")
+def _classes(results: xr.Dataset) -> list[tuple[str, Any]]:
+    """Every class that some image has, by its name, or by its number where it has none."""
+    names = class_names(results)
+    labels = np.unique(labelled(results).label.values).tolist() if "label" in results.coords else []
+    return [(str(names[label]) if names else str(label), label) for label in labels]
 
 
-def _places(results: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
-    """Every Dataset by its place in the tree; one alone by its group."""
-    if isinstance(results, xr.Dataset):
-        results = schema.validate(results)
-        return {str(results.attrs["group"]): results}
-    return {leaf.path.strip("/"): schema.validate(leaf.to_dataset()) for leaf in results.leaves}
+def _layers_with_values(results: xr.Dataset, metric: str, models: tuple[str, ...]) -> list[str]:
+    """The layers at which a metric has a value for some image, for one of the models; none of an output's."""
+    values = results[metric].sel(model=list(models)).isel(element=0)
+    if "layer" not in values.dims:
+        return []
+    return values.layer.values[values.notnull().any(["model", "sample"]).values].tolist()
+
+
+def _sliced(results: xr.Dataset, chosen: dict[str, Any]) -> xr.Dataset:
+    """The chosen models, element and class, without the variables of other metrics."""
+    of_others = []
+    for metric in schema.metrics_of(results):
+        if metric != chosen["metric"]:
+            of_others += [metric, *(metric + ending for ending in schema.ENDINGS)]
+    part = results.drop_vars(of_others, errors="ignore").sel(model=list(chosen["models"]))
+    if chosen["element"] != ALL:
+        part = part.sel(element=[chosen["element"]])
+    if chosen["class"] != ALL:
+        part = part.isel(sample=np.flatnonzero(results.label.values == chosen["class"]))
+    return part
+
+
+def _figures(results: xr.Dataset, metric: str, layer: str | None, images: Any, n: int) -> list[str]:
+    """What is shown of a slice, as HTML: figures, and in the place of one that cannot be drawn why."""
+    drawings = {
+        "depth profile": partial(plots.depth_profile, results, metric=metric, relative=f"{metric}_null" in results),
+        "histogram": partial(plots.histogram, results, metric=metric, layer=layer),
+        "orbit rose": partial(plots.orbit_rose, results, metric=metric, layer=layer),
+        "class heatmap": partial(plots.class_heatmap, results, metric=metric, layer=layer),
+    }
+    if images is not None:
+        model = results.model.values[0]
+        drawings["worst images"] = partial(plots.worst, results, images, n=n, model=model, metric=metric, layer=layer)
+    shown = []
+    with plots.width("neurips"):
+        for name, draw in drawings.items():
+            try:
+                shown.append(inline_svg(draw(), name))
+            except ValueError as why:
+                shown.append(f"<p>No {name}: {html.escape(str(why))}.</p>")
+    return shown

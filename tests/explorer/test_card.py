@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from torch import nn
 
 import eedkit as ek
@@ -24,14 +27,12 @@ def results(images):
     return ek.measure(net, images, group="C4", labels=[0, 1, 2, 0] * 4, name="<b>net</b>", progress=False)
 
 
-ACCURATE, INVARIANT, ELEMENTS, WHERE, REAL, CLASSES, PICTURES, AVERAGING, ADVICE = (
-    "How accurate is it, unmoved and moved?",
+ACCURATE, INVARIANT, WHERE, WHICH, REAL, AVERAGING, ADVICE = (
+    "How accurate is it, upright and moved?",
     "How invariant is it?",
-    "Under which elements?",
     "Where in the network does invariance arise?",
+    "On which classes and images does it fail?",
     "Is it invariance, or insensitivity?",
-    "On which classes does it fail?",
-    "On which images does it fail?",
     "What would averaging over the orbit buy?",
     "What to do?",
 )
@@ -41,8 +42,8 @@ def sentences(card, title):
     return " ".join(next(section.sentences for section in card.sections if section.title == title))
 
 
-def figure(card, title):
-    return next(section.figure for section in card.sections if section.title == title)
+def figures(card, title):
+    return next(section.figures for section in card.sections if section.title == title)
 
 
 def saying(results, *, accuracy=(1.0, 0.5), latent=None, null=-0.5):
@@ -63,21 +64,20 @@ def saying(results, *, accuracy=(1.0, 0.5), latent=None, null=-0.5):
 
 def test_sentences_hold_the_numbers_of_the_summary(results):
     said = sentences(ek.card(results), INVARIANT)
-    for metric, layer, what in (("latent", "latent", "features"), ("softmax", "output", "class probabilities")):
+    for metric, layer, what in (("latent", "latent", "features"), ("softmax", "output", "output")):
         row = ek.summarise(results).set_index(["metric", "layer"]).loc[(metric, layer)]
-        interval = f"({row.relative_low:.2f} to {row.relative_high:.2f})"
-        assert f"The {what} deviate by {row.relative:.2f} {interval} relative to other images" in said
+        assert f"{row.relative:.2f} ({row.relative_low:.2f} to {row.relative_high:.2f}) for the {what}" in said
 
 
 def test_accuracy_is_told_by_element_with_how_often_the_class_stays(results):
     right = (results.prediction == results.label).mean("sample").isel(model=0).values
     card = ek.card(results)
     said = sentences(card, ACCURATE)
-    assert f"Unmoved, {right[0]:.0%} of 16 images are classified correctly" in said
+    assert f"Upright: {right[0]:.0%} of 16 images are classified correctly." in said
     by_element = ", ".join(f"{name} {part:.0%}" for name, part in zip(("r90", "r180", "r270"), right[1:], strict=True))
-    assert f"Moved, {right[1:].mean():.0%} are: {by_element}." in said
+    assert f"Moved: {right[1:].mean():.0%} ({by_element})." in said
     kept = float((results.prediction.isel(element=slice(1, None)) == results.prediction.isel(element=0)).mean())
-    assert f"stays for {kept:.0%} of the moved images; two different images get the same class in " in said
+    assert f"{kept:.0%} of the moved copies keep the class of their upright image; two different images share a" in said
     assert card.facts["numbers"]["accuracy.lowest"] == pytest.approx(right[1:].min())
 
 
@@ -88,20 +88,25 @@ def test_extremes_are_named_as_they_lie(results):
     card = ek.card(tilted)
     # of 16 images 14 at .4 of the null's gap, and 2 at twice that gap
     high = ((14 * 0.4 + 2 * 2.0) / 16) ** 0.5
-    assert f"least under r180 (0.63) and most under r90 ({high:.2f})" in sentences(card, ELEMENTS)
-    assert card.facts["relative by element"]["r90"] == pytest.approx(high, abs=1e-6)
-    on_classes = sentences(card, CLASSES)
-    assert "most from those of the unmoved image on class 2" in on_classes
-    assert "class 2 is right least often (0% of its copies)" in on_classes
+    assert f"Least under r180, r270 (0.63), most under r90 ({high:.2f})" in sentences(card, INVARIANT)
+    on_classes = sentences(card, WHICH)
+    assert "Features change least in class 0, 1 (0.63), most in class 2" in on_classes
+    assert "right least often in class 2 (0%), most often in class 0" in on_classes
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         # from √0.9 / √0.5 to √0.2 / √0.5
-        ((-0.1, -0.1, -0.1, -0.8, -0.8), "It falls most from 2 to latent, by 0.71."),
-        ((-0.9, -0.8, -0.7, -0.6, -0.6), "is 0.45 at 0 and 0.89 at 3. It falls nowhere."),
-        ((-0.6, -0.61, -0.6, -0.6, -0.6), "From no layer to the next does it fall by 0.05 or more."),
+        (
+            (-0.1, -0.1, -0.1, -0.8, -0.8),
+            "Most from 2 to latent: there the relative deviation of the features falls by 0.71.",
+        ),
+        ((-0.9, -0.8, -0.7, -0.6, -0.6), "never falls from one layer to the next. It is 0.45 at 0 and 0.89 at 3."),
+        (
+            (-0.6, -0.61, -0.6, -0.6, -0.6),
+            "At no layer: the relative deviation of the features never falls by 0.05 or more from one layer to the next.",
+        ),
         ((-1, -1, -1, -1, -1), "At every layer: the features are the same for an image and its moved copies"),
     ],
     ids=["falls", "rises", "hardly changes", "exact everywhere"],
@@ -133,19 +138,19 @@ def undefined(ds):
 @pytest.mark.parametrize(
     ("make", "real", "advice"),
     [
-        (lambda ds: saying(ds, accuracy=(1, 1), latent={"latent": -1}), "Invariance, exact within rounding: different images are 0.5 apart, moved copies of one not at all.", "Accuracy is 1.00 unmoved and 1.00 under turns: nothing needs to be done for turns, unless the class depends on them."),
-        (lambda ds: saying(ds, latent={"latent": -0.95}), "Invariance: different images are 0.5 apart, moved copies 0.05, so", "Accuracy falls by 0.50 under turns, most under r90 (by 0.50): if turns occur in use, train with them; if the class depends on the turns, do not."),
-        (lambda ds: saying(ds, latent={"latent": -0.75}), "A part of invariance: different images are 0.5 apart, moved copies 0.25, which", "Accuracy falls by 0.50"),
-        (lambda ds: saying(ds, latent={"latent": -0.5}), "Neither: moved copies are about as far apart as different images, so there is nothing to explain (different images are 0.5 apart, moved copies 0.5).", "Accuracy falls by 0.50"),
-        (lambda ds: saying(ds, latent={"latent": -1}, null=-1), "Insensitivity: different images have the same features within rounding", "Accuracy falls by 0.50"),
-        (lambda ds: without_null(saying(ds)), "That stays open: there is no null", "Accuracy falls by 0.50"),
-        (lambda ds: one_class(saying(ds, latent={"latent": -0.95})), "Partly insensitivity: every image gets the same class, although the features differ (different images are 0.5 apart, moved copies 0.05)", "First see why every image gets the same class; until then nothing follows"),
+        (lambda ds: saying(ds, accuracy=(1, 1), latent={"latent": -1}), "Invariance, exact within rounding: different images have different features, moved copies have the same.", "Accuracy is 1.00 upright and 1.00 under turns: nothing needs to be done for turns, unless the class depends on them."),
+        (lambda ds: saying(ds, latent={"latent": -0.95}), "Invariance: moved copies are 0.32 times as far apart as different images.", "Accuracy falls by 0.50 under turns, most under r90 (by 0.50): if turns occur in use, train with them; if the class depends on the turns, do not."),
+        (lambda ds: saying(ds, latent={"latent": -0.75}), "Invariance in part: moved copies are 0.71 times as far apart", "Accuracy falls by 0.50"),
+        (lambda ds: saying(ds, latent={"latent": -0.5}), "Neither: moved copies are 1.00 times as far apart as different images, so there is no invariance to explain.", "Accuracy falls by 0.50"),
+        (lambda ds: saying(ds, latent={"latent": -1}, null=-1), "Insensitivity: even different images have the same features, within rounding.", "Accuracy falls by 0.50"),
+        (lambda ds: without_null(saying(ds)), "Not known: measured without a null", "Accuracy falls by 0.50"),
+        (lambda ds: one_class(saying(ds, latent={"latent": -0.95})), "Partly insensitivity: every image gets the same class, although features differ (moved copies are 0.32 times as far apart", "First see why every image gets the same class; until then nothing follows"),
         (lambda ds: saying(ds, latent={"latent": -0.95}).drop_vars("label"), "Invariance: ", "The predicted class changes for 50% of the moved images: if turns occur in use, train with them; if the class depends on the turns, do not. Labels would tell"),
         (lambda ds: one_class(saying(ds, latent={"latent": -0.95})).drop_vars("label"), "Partly insensitivity: ", "First see why every image gets the same class"),
         (lambda ds: saying(ds, latent={"latent": -0.95}).drop_vars(["prediction", "confidence", "label"]), "Invariance: ", "The features change little under turns: nothing needs to be done for turns, unless what is read"),
         (lambda ds: saying(ds, latent={"latent": -0.5}).drop_vars(["prediction", "confidence"]), "Neither: ", "The features change under turns: if what is read off them must not depend on turns, train with them or average"),
-        (undefined, "That stays open: ", "Nothing follows from these numbers"),
-        (lambda ds: ds.sel(element=["e"]), "That stays open: ", "Measure under a group that moves images."),
+        (undefined, "Not known: ", "Nothing follows from these numbers"),
+        (lambda ds: ds.sel(element=["e"]), "Not known: ", "Measure under a group that moves images."),
     ],
     ids=["exact", "low", "in part", "near one", "null within rounding", "no null", "one class", "no labels", "one class, no labels", "no head", "no head, not invariant", "NaN everywhere", "nothing moves"],
 )  # fmt: skip
@@ -160,15 +165,14 @@ def test_every_case_reads_true(results, images, make, real, advice):
 
 def test_one_class_is_not_called_a_class_that_stays(results):
     said = sentences(ek.card(one_class(results)), ACCURATE)
-    assert said.endswith("Every unmoved image is taken for class 2, so that a class stays says nothing.")
+    assert said.endswith("Every upright image is called class 2, so it means nothing that a class stays.")
 
 
 def test_a_model_without_a_head_and_without_labels_has_no_accuracy(images):
     features = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(2))
     card = ek.card(ek.measure(features, images, group="C4", progress=False), images)
-    assert sentences(card, ACCURATE) == "Its accuracy is not known: the images have no labels."
-    assert "The class probabilities have no value" in sentences(card, INVARIANT)
-    assert "how often" not in sentences(card, PICTURES)
+    assert sentences(card, ACCURATE) == "Not known: the images have no labels."
+    assert "Not known for the output: " in sentences(card, INVARIANT)
 
 
 def test_a_model_that_tells_nothing_apart_is_called_insensitive(images):
@@ -176,16 +180,19 @@ def test_a_model_that_tells_nothing_apart_is_called_insensitive(images):
     nn.init.zeros_(blind[1].weight)
     head = nn.Sequential(blind, nn.Linear(3, 3))
     card = ek.card(ek.measure(head, images, group="C4", progress=False))
-    assert sentences(card, REAL).startswith("Insensitivity: different images have the same features within rounding")
+    assert sentences(card, REAL).startswith(
+        "Insensitivity: even different images have the same features, within rounding."
+    )
 
 
 def test_what_averaging_buys_is_told_where_it_was_measured(results, images):
     assert all(section.title != AVERAGING for section in ek.card(results).sections)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 3))
+    net[2].weight.data *= 30
     ds = ek.measure(net, images, group="flip", metrics=["latent", "softmax_reverse"], progress=False)
     gain = float(ds.softmax_reverse.mean())
-    assert f"Where mirrorings occur, averaging the class probabilities over the orbit would lower the log-loss by {gain:.2g} nats" in sentences(ek.card(ds), AVERAGING)  # fmt: skip
+    assert f"{gain:.2f} nats of log-loss (" in sentences(ek.card(ds), AVERAGING)  # fmt: skip
 
 
 def test_a_custom_action_is_asked_for_and_shown(images):
@@ -194,11 +201,11 @@ def test_a_custom_action_is_asked_for_and_shown(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     ds = ek.measure(net, images, group=action, progress=False)
     card = ek.card(ds, images)
-    assert sentences(card, PICTURES).endswith("card(…, action=…) shows them moved.")
+    assert sentences(card, WHICH).endswith("card(…, action=…) shows them moved.")
     assert "moves of up-down" in sentences(card, ADVICE)
     assert card.html.endswith("</html>")
-    shown = figure(ek.card(ds, images, action=action), PICTURES)
-    upright, moved = (np.asarray(ax.images[0].get_array()).squeeze() for ax in shown.axes[0:7:6])
+    shown = figures(ek.card(ds, images, action=action), WHICH)[-1]
+    upright, moved = (np.asarray(ax.images[0].get_array()).squeeze() for ax in shown.axes[0:4:3])
     np.testing.assert_allclose(moved, upright[::-1])
 
 
@@ -223,12 +230,47 @@ def test_requirements_pass_or_name_the_number_that_failed(results):
 
 def test_the_page_loads_nothing_and_escapes_names(results, images):
     page = ek.card(results, images).html
-    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)|url\((?!#)|@import", page)
     assert "<b>net" not in page
     assert "&lt;b&gt;net" in page
-    pictures = re.findall(r"<img alt=\"([^\"]*)\"", page)
-    assert len(pictures) == 4
-    assert all(pictures)
+    labels = re.findall(r"<svg [^>]*aria-label=\"([^\"]*)\"", page)
+    assert len(labels) == 4
+    assert all(labels)
+
+
+def test_figures_have_the_colours_of_their_page(results, images):
+    page = ek.card(results, images).html
+    greys = set(re.findall(r"(?:fill|stroke): #([0-9a-f]{2})\1\1", page))
+    assert greys == set()
+    # text on the cells of a heat map is near white or black, whatever the page is
+    assert re.search(r"fill: #(fffffe|262627)", page)
+    viridis = re.findall(r"fill: #440154", page)  # its least value
+    assert viridis
+
+
+def test_a_model_index_is_what_hugging_face_reads_and_writes(results):
+    names = ["accuracy, upright (C4)", "accuracy, moved (C4)", "relative deviation of latent (C4)"]
+    card = ek.card(results)
+    index = card.to_model_index()
+    title, evaluated = model_index_to_eval_results(index)
+    assert title == "<b>net</b>"
+    assert [one.metric_name for one in evaluated] == [*names, "relative deviation of softmax (C4)"]
+    right = (results.prediction == results.label).mean("sample").isel(model=0).values
+    assert [one.metric_value for one in evaluated[:2]] == pytest.approx([right[0], right[1:].mean()])
+    row = ek.summarise(results).set_index(["metric", "layer"]).loc[("latent", "latent")]
+    assert evaluated[2].metric_value == pytest.approx(row.relative)
+    interval = {"low": row.relative_low, "high": row.relative_high, "confidence": 0.95}
+    args = dict(evaluated[2].metric_args)
+    assert (args.pop("group"), args.pop("layer"), args.pop("n")) == ("C4", "latent", 16)
+    assert args == pytest.approx(interval)
+    read = ModelCardData(model_name=title, eval_results=evaluated)
+    assert yaml.safe_load(read.to_yaml())["model-index"] == index
+
+
+def test_a_model_index_leaves_out_what_has_no_value(results):
+    [entry] = ek.card(without_null(results).drop_vars(["label", "prediction", "confidence"])).to_model_index()
+    assert entry["results"][0]["metrics"] == []
+    assert entry["results"][0]["task"] == {"type": "image-feature-extraction"}
 
 
 def test_page_and_twin_are_written_together(results, tmp_path):
