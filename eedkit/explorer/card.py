@@ -73,11 +73,11 @@ STYLE = f"""
 
 @dataclass(frozen=True)
 class Section:
-    """A question, the sentences that answer it, and figures of what they were read off."""
+    """A question, the sentences that answer it, and a figure of what they were read off."""
 
     title: str
     sentences: list[str]
-    figures: tuple[Figure, ...] = ()
+    figure: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Card:
         for section in self.sections:
             parts.append(f"<h2>{section.title}</h2>")
             parts += [f"<p>{html.escape(printable(sentence))}</p>" for sentence in section.sentences]
-            parts += [inline_svg(figure, printable(" ".join(section.sentences))) for figure in section.figures]
+            if section.figure is not None:
+                parts.append(inline_svg(section.figure, printable(" ".join(section.sentences))))
         return f'<style>{STYLE}</style><main class="eedkit-card">{"".join(parts)}</main>'
 
     @property
@@ -250,7 +251,8 @@ def card(
             _how_accurate(one, found),
             _how_invariant(one, table, far),
             _where(one, features),
-            _on_which(one, far, images, action),
+            _on_which_classes(one, far),
+            _on_which_images(one, far, images, action),
             _is_it_real(one, latent, found),
             _averaging(one),
             Section("What to do?", [_advice(one, found, latent)]),
@@ -291,10 +293,10 @@ def _from_upright(one: xr.Dataset) -> FromUnmoved | None:
 
 
 def _measured(one: xr.Dataset) -> Section:
-    layers = [layer for layer in one.layer.values.tolist() if layer != "latent"]
+    layers = one.sizes["layer"] - 1
     extent = (
         f"{one.sizes['sample']} images, each moved by the {one.sizes['element']} elements of {one.attrs['group']}, "
-        f"at {len(layers)} layers and the head's input."
+        f"at {f'{layers} layers and ' if layers else ''}the head's input."
     )
     preprocessing = one.attrs.get("preprocessing") or "not known; the images were taken as they were given"
     # a doubt names the preprocessing, too
@@ -350,7 +352,7 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame, far: FromUnmoved | None
     if not extremes:
         extremes = f"{by_element.iloc[0]:.2f} under every element but the identity"
     sentences.append(f"{extremes}, measured from the upright image.")
-    return Section("How invariant is it?", sentences, (plots.orbit_rose(one, title=""),))
+    return Section("How invariant is it?", sentences, plots.orbit_rose(one, title=""))
 
 
 def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
@@ -375,41 +377,44 @@ def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
         by = f" by {STEP:g} or more" if falls.max() > 0 else ""
         answer = f"At no layer: {what} never falls{by} from one layer to the next. It is {first} and {last}."
     figure = plots.depth_profile(one, metric="latent", relative=value == "relative", title="")
-    return Section(title, [answer], (figure,))
+    return Section(title, [answer], figure)
 
 
-def _on_which(one: xr.Dataset, far: FromUnmoved | None, images: Any, action: Any) -> Section:
-    title = "On which classes and images does it fail?"
-    if far is not None and far.is_relative and far.on_scale(far.values).max() < EXACT:
+def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> Section:
+    title = "On which classes does it fail?"
+    if _is_exact(far):
         return Section(
             title, ["On none: the features of moved copies are those of the upright image, within rounding."]
         )
-    sentences, figures = _on_which_classes(one, far)
-    if images is not None:
-        if far is None:
-            sentences.append("No image has a value under an element that moves it.")
-        elif action is None and one.attrs.get("action") != SPATIAL:
-            name = one.attrs.get("action")
-            sentences.append(f"The images were moved by the action {name!r}; card(…, action=…) shows them moved.")
-        else:
-            sentences.append("The images that deviate most, each above its moved copy that differs most from it:")
-            figures.append(plots.worst(one, images, action=action, title=""))
-    return Section(title, sentences, tuple(figures))
-
-
-def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> tuple[list[str], list[Figure]]:
-    """Sentences about accuracy and features by class, and their heat map; nothing of images of one class."""
+    deviations = _deviation_by_class(far)
     sentences = []
     for values, form, least, most in (
         (_accuracy_by_class(one), "{:.0%}", "Moved copies are right least often in class", "most often in class"),
-        (_deviation_by_class(far), "{:.2f}", "Features change least in class", "most in class"),
+        (deviations, "{:.2f}", "Features change least in class", "most in class"),
     ):
         extremes = _extremes(values.rename(lambda label: _class_name(one, label)), form, least, most)
         if extremes:
             sentences.append(f"{extremes}.")
-    classes = len(_deviation_by_class(far))
-    is_drawn = 1 < classes <= plots.draw.CLASSES
-    return sentences, [plots.class_heatmap(one, title="")] if is_drawn else []
+    is_drawn = 1 < len(deviations) <= plots.draw.CLASSES
+    return Section(title, sentences, plots.class_heatmap(one, title="") if is_drawn else None)
+
+
+def _on_which_images(one: xr.Dataset, far: FromUnmoved | None, images: Any, action: Any) -> Section:
+    title = "On which images does it fail?"
+    if images is None or _is_exact(far):
+        return Section(title, [])
+    if far is None:
+        return Section(title, ["No image has a value under an element that moves it."])
+    if action is None and one.attrs.get("action") != SPATIAL:
+        name = one.attrs.get("action")
+        return Section(title, [f"The images were moved by the action {name!r}; card(…, action=…) shows them moved."])
+    answer = "On these most: each stands above its moved copy that differs most from it."
+    return Section(title, [answer], plots.worst(one, images, action=action, title=""))
+
+
+def _is_exact(far: FromUnmoved | None) -> bool:
+    """Whether moved copies have the features of their upright image, but for rounding."""
+    return far is not None and far.is_relative and bool(far.on_scale(far.values).max() < EXACT)
 
 
 def _accuracy_by_class(one: xr.Dataset) -> pd.Series:

@@ -8,9 +8,12 @@ import matplotlib as mpl
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
+from eedkit.plots.style import COLOURS
+
 INK = "var(--jp-content-font-color1, CanvasText)"
 """The colour of text: that of JupyterLab's theme, elsewhere that of the browser's scheme."""
-GREY = re.compile(r"#([0-9a-f]{2})\1\1\b")
+GREY_OF_DATA = next(colour for colour in COLOURS if len(set(colour[1::2])) == len(set(colour[2::2])) == 1)
+GREY = re.compile(rf"#(?!{GREY_OF_DATA[1:]})([0-9a-f]{{2}})\1\1\b")
 NO_METADATA: dict = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 

@@ -27,11 +27,12 @@ def results(images):
     return ek.measure(net, images, group="C4", labels=[0, 1, 2, 0] * 4, name="<b>net</b>", progress=False)
 
 
-ACCURATE, INVARIANT, WHERE, WHICH, REAL, AVERAGING, ADVICE = (
+ACCURATE, INVARIANT, WHERE, CLASSES, PICTURES, REAL, AVERAGING, ADVICE = (
     "How accurate is it, upright and moved?",
     "How invariant is it?",
     "Where in the network does invariance arise?",
-    "On which classes and images does it fail?",
+    "On which classes does it fail?",
+    "On which images does it fail?",
     "Is it invariance, or insensitivity?",
     "What would averaging over the orbit buy?",
     "What to do?",
@@ -42,8 +43,8 @@ def sentences(card, title):
     return " ".join(next(section.sentences for section in card.sections if section.title == title))
 
 
-def figures(card, title):
-    return next(section.figures for section in card.sections if section.title == title)
+def figure(card, title):
+    return next(section.figure for section in card.sections if section.title == title)
 
 
 def saying(results, *, accuracy=(1.0, 0.5), latent=None, null=-0.5):
@@ -89,7 +90,7 @@ def test_extremes_are_named_as_they_lie(results):
     # of 16 images 14 at .4 of the null's gap, and 2 at twice that gap
     high = ((14 * 0.4 + 2 * 2.0) / 16) ** 0.5
     assert f"Least under r180, r270 (0.63), most under r90 ({high:.2f})" in sentences(card, INVARIANT)
-    on_classes = sentences(card, WHICH)
+    on_classes = sentences(card, CLASSES)
     assert "Features change least in class 0, 1 (0.63), most in class 2" in on_classes
     assert "right least often in class 2 (0%), most often in class 0" in on_classes
 
@@ -201,10 +202,10 @@ def test_a_custom_action_is_asked_for_and_shown(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     ds = ek.measure(net, images, group=action, progress=False)
     card = ek.card(ds, images)
-    assert sentences(card, WHICH).endswith("card(…, action=…) shows them moved.")
+    assert sentences(card, PICTURES).endswith("card(…, action=…) shows them moved.")
     assert "moves of up-down" in sentences(card, ADVICE)
     assert card.html.endswith("</html>")
-    shown = figures(ek.card(ds, images, action=action), WHICH)[-1]
+    shown = figure(ek.card(ds, images, action=action), PICTURES)
     upright, moved = (np.asarray(ax.images[0].get_array()).squeeze() for ax in shown.axes[0:4:3])
     np.testing.assert_allclose(moved, upright[::-1])
 
