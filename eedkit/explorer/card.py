@@ -67,7 +67,7 @@ STYLE = f"""
 .eedkit-card h1 {{ font-size: 1.5rem; }}
 .eedkit-card h2 {{ font-size: 1.15rem; margin: 2rem 0 0; }}
 .eedkit-card p {{ margin: 0.5rem 0; }}
-.eedkit-card svg {{ display: block; max-width: 32rem; margin: 1rem 0; }}
+.eedkit-card svg {{ display: block; margin: 1rem 0; }}
 """
 
 
@@ -182,7 +182,6 @@ def card(
     images: Any = None,
     *,
     model: str | None = None,
-    action: Any = None,
     require: Sequence[str] = (),
 ) -> Card:
     """One page about one model: how accurate is it moved, how invariant, where, on which images, is it real, what to do?
@@ -197,8 +196,6 @@ def card(
         The images that were measured, to show those that deviate most.
     model : str, or None
         Which model's; None where there is one.
-    action : Action, or None
-        How the group acted on the images, where that was a custom action; without it these are not shown moved.
     require : sequence of str
         What numbers must be for the card to pass: "relative<=0.1", "accuracy.moved>=0.9". `NUMBERS` lists them.
 
@@ -252,7 +249,7 @@ def card(
             _how_invariant(one, table, far),
             _where(one, features),
             _on_which_classes(one, far),
-            _on_which_images(one, far, images, action),
+            _on_which_images(one, far, images),
             _is_it_real(one, latent, found),
             _averaging(one),
             Section("What to do?", [_advice(one, found, latent)]),
@@ -374,8 +371,8 @@ def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
             f"It is {first} and {last}."
         )
     else:
-        by = f" by {STEP:g} or more" if falls.max() > 0 else ""
-        answer = f"At no layer: {what} never falls{by} from one layer to the next. It is {first} and {last}."
+        never = f"never falls by {STEP:g} or more from one layer to the next"
+        answer = f"At no layer: {what} {never}. It is {first} and {last}."
     figure = plots.depth_profile(one, metric="latent", relative=value == "relative", title="")
     return Section(title, [answer], figure)
 
@@ -399,17 +396,17 @@ def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> Section:
     return Section(title, sentences, plots.class_heatmap(one, title="") if is_drawn else None)
 
 
-def _on_which_images(one: xr.Dataset, far: FromUnmoved | None, images: Any, action: Any) -> Section:
+def _on_which_images(one: xr.Dataset, far: FromUnmoved | None, images: Any) -> Section:
     title = "On which images does it fail?"
     if images is None or _is_exact(far):
         return Section(title, [])
     if far is None:
         return Section(title, ["No image has a value under an element that moves it."])
-    if action is None and one.attrs.get("action") != SPATIAL:
+    if one.attrs.get("action") != SPATIAL:
         name = one.attrs.get("action")
-        return Section(title, [f"The images were moved by the action {name!r}; card(…, action=…) shows them moved."])
+        return Section(title, [f"Not shown: the images were moved by the action {name!r}; pass it to ek.plots.worst."])
     answer = "On these most: each stands above its moved copy that differs most from it."
-    return Section(title, [answer], plots.worst(one, images, action=action, title=""))
+    return Section(title, [answer], plots.worst(one, images, title=""))
 
 
 def _is_exact(far: FromUnmoved | None) -> bool:
@@ -462,9 +459,11 @@ def _real(row: pd.Series, found: Predictions) -> str:
 
 def _averaging(one: xr.Dataset) -> Section:
     title = "What would averaging over the orbit buy?"
-    if REVERSE not in one or np.isnan(averaging_gain(one).predicted[0]):
+    if REVERSE not in one:
         return Section(title, [])
     gain = averaging_gain(one).iloc[0]
+    if np.isnan(gain.predicted):
+        return Section(title, [])
     nats = f"{gain.predicted:.2f} nats of log-loss{_interval(gain.predicted_low, gain.predicted_high)}"
     if gain.predicted < LEAST_GAIN:
         nats = f"Less than {LEAST_GAIN:g} nats of log-loss"
@@ -484,31 +483,24 @@ def _advice(one: xr.Dataset, found: Predictions, latent: pd.Series) -> str:
     if found.names_one_class and not found.upright >= ONE_CLASS:
         return "First see why every image gets the same class; until then nothing follows from what moving them does."
     moves = _moves(one)
-    train = f"if {moves} occur in use, train with them; if the class depends on the {moves}, do not"
-    nothing = f"nothing needs to be done for {moves}, unless the class depends on them"
     fall = found.upright - found.moved
     changed = 1 - found.kept.mean()
-    if fall >= FALL:
-        lowest = found.of_moved.idxmin()
-        most = f", most under {lowest} (by {found.upright - found.of_moved[lowest]:.2f})"
-        return f"Accuracy falls by {fall:.2f} under {moves}{most if len(found.of_moved) > 1 else ''}: {train}."
     if not np.isnan(fall):
-        return f"Accuracy is {found.upright:.2f} upright and {found.moved:.2f} under {moves}: {nothing}."
-    if not np.isnan(changed):
-        labels = " Labels would tell whether accuracy falls." if changed >= FALL else ""
-        changes = f"The predicted class changes for {changed:.0%} of the moved images"
-        return f"{changes}: {train if changed >= FALL else nothing}.{labels}"
-    if np.isnan(latent.relative):
+        matters = fall >= FALL
+        finding = f"Accuracy is {found.upright:.2f} upright and {found.moved:.2f} under {moves}"
+        if matters:
+            finding = f"Accuracy falls by {fall:.2f} under {moves}"
+    elif not np.isnan(changed):
+        matters = changed >= FALL
+        finding = f"The predicted class changes for {changed:.0%} of the moved images"
+    elif not np.isnan(latent.relative):
+        matters = latent.relative > LOW
+        finding = f"The features change under {moves} by {latent.relative:.2f}"
+    else:
         return "Nothing follows from these numbers: neither predictions nor features say what moving the images does."
-    if latent.relative > LOW:
-        return (
-            f"The features change under {moves}: if what is read off them must not depend on {moves}, train with them "
-            f"or average the features over the orbit; if it does depend on {moves}, do not."
-        )
-    return (
-        f"The features change little under {moves}: nothing needs to be done for {moves}, unless what is read off the "
-        "features depends on them."
-    )
+    if matters:
+        return f"{finding}: if {moves} occur in use, train with them; if the answer depends on the {moves}, do not."
+    return f"{finding}: nothing needs to be done for {moves}, unless the answer depends on them."
 
 
 def _moves(one: xr.Dataset) -> str:

@@ -144,9 +144,15 @@ def _sliced(results: xr.Dataset, chosen: dict[str, Any]) -> xr.Dataset:
 
 
 def _figures(results: xr.Dataset, metric: str, layer: str | None, images: Any, n: int) -> list[str]:
-    """What is shown of a slice, as HTML: figures, and in the place of one that cannot be drawn why."""
-    drawings = {
-        "depth profile": partial(plots.depth_profile, results, metric=metric, relative=f"{metric}_null" in results),
+    """What is shown of a slice, as HTML: figures, and in the place of one that cannot be drawn why.
+
+    Without a layer, as an output is, it has no depth.
+    """
+    drawings = {}
+    if layer is not None:
+        is_relative = f"{metric}_null" in results
+        drawings["depth profile"] = partial(plots.depth_profile, results, metric=metric, relative=is_relative)
+    drawings |= {
         "histogram": partial(plots.histogram, results, metric=metric, layer=layer),
         "orbit rose": partial(plots.orbit_rose, results, metric=metric, layer=layer),
         "class heatmap": partial(plots.class_heatmap, results, metric=metric, layer=layer),
