@@ -67,17 +67,17 @@ STYLE = f"""
 .eedkit-card h1 {{ font-size: 1.5rem; }}
 .eedkit-card h2 {{ font-size: 1.15rem; margin: 2rem 0 0; }}
 .eedkit-card p {{ margin: 0.5rem 0; }}
-.eedkit-card svg {{ display: block; max-width: 32rem; margin: 1rem 0; }}
+.eedkit-card svg {{ display: block; margin: 1rem 0; }}
 """
 
 
 @dataclass(frozen=True)
 class Section:
-    """A question, the sentences that answer it, and figures of what they were read off."""
+    """A question, the sentences that answer it, and a figure of what they were read off."""
 
     title: str
     sentences: list[str]
-    figures: tuple[Figure, ...] = ()
+    figure: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Card:
         for section in self.sections:
             parts.append(f"<h2>{section.title}</h2>")
             parts += [f"<p>{html.escape(printable(sentence))}</p>" for sentence in section.sentences]
-            parts += [inline_svg(figure, printable(" ".join(section.sentences))) for figure in section.figures]
+            if section.figure is not None:
+                parts.append(inline_svg(section.figure, printable(" ".join(section.sentences))))
         return f'<style>{STYLE}</style><main class="eedkit-card">{"".join(parts)}</main>'
 
     @property
@@ -181,7 +182,6 @@ def card(
     images: Any = None,
     *,
     model: str | None = None,
-    action: Any = None,
     require: Sequence[str] = (),
 ) -> Card:
     """One page about one model: how accurate is it moved, how invariant, where, on which images, is it real, what to do?
@@ -196,8 +196,6 @@ def card(
         The images that were measured, to show those that deviate most.
     model : str, or None
         Which model's; None where there is one.
-    action : Action, or None
-        How the group acted on the images, where that was a custom action; without it these are not shown moved.
     require : sequence of str
         What numbers must be for the card to pass: "relative<=0.1", "accuracy.moved>=0.9". `NUMBERS` lists them.
 
@@ -250,7 +248,8 @@ def card(
             _how_accurate(one, found),
             _how_invariant(one, table, far),
             _where(one, features),
-            _on_which(one, far, images, action),
+            _on_which_classes(one, far),
+            _on_which_images(one, far, images),
             _is_it_real(one, latent, found),
             _averaging(one),
             Section("What to do?", [_advice(one, found, latent)]),
@@ -291,10 +290,10 @@ def _from_upright(one: xr.Dataset) -> FromUnmoved | None:
 
 
 def _measured(one: xr.Dataset) -> Section:
-    layers = [layer for layer in one.layer.values.tolist() if layer != "latent"]
+    layers = one.sizes["layer"] - 1
     extent = (
         f"{one.sizes['sample']} images, each moved by the {one.sizes['element']} elements of {one.attrs['group']}, "
-        f"at {len(layers)} layers and the head's input."
+        f"at {f'{layers} layers and ' if layers else ''}the head's input."
     )
     preprocessing = one.attrs.get("preprocessing") or "not known; the images were taken as they were given"
     # a doubt names the preprocessing, too
@@ -350,7 +349,7 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame, far: FromUnmoved | None
     if not extremes:
         extremes = f"{by_element.iloc[0]:.2f} under every element but the identity"
     sentences.append(f"{extremes}, measured from the upright image.")
-    return Section("How invariant is it?", sentences, (plots.orbit_rose(one, title=""),))
+    return Section("How invariant is it?", sentences, plots.orbit_rose(one, title=""))
 
 
 def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
@@ -372,44 +371,47 @@ def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
             f"It is {first} and {last}."
         )
     else:
-        by = f" by {STEP:g} or more" if falls.max() > 0 else ""
-        answer = f"At no layer: {what} never falls{by} from one layer to the next. It is {first} and {last}."
+        never = f"never falls by {STEP:g} or more from one layer to the next"
+        answer = f"At no layer: {what} {never}. It is {first} and {last}."
     figure = plots.depth_profile(one, metric="latent", relative=value == "relative", title="")
-    return Section(title, [answer], (figure,))
+    return Section(title, [answer], figure)
 
 
-def _on_which(one: xr.Dataset, far: FromUnmoved | None, images: Any, action: Any) -> Section:
-    title = "On which classes and images does it fail?"
-    if far is not None and far.is_relative and far.on_scale(far.values).max() < EXACT:
+def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> Section:
+    title = "On which classes does it fail?"
+    if _is_exact(far):
         return Section(
             title, ["On none: the features of moved copies are those of the upright image, within rounding."]
         )
-    sentences, figures = _on_which_classes(one, far)
-    if images is not None:
-        if far is None:
-            sentences.append("No image has a value under an element that moves it.")
-        elif action is None and one.attrs.get("action") != SPATIAL:
-            name = one.attrs.get("action")
-            sentences.append(f"The images were moved by the action {name!r}; card(…, action=…) shows them moved.")
-        else:
-            sentences.append("The images that deviate most, each above its moved copy that differs most from it:")
-            figures.append(plots.worst(one, images, action=action, title=""))
-    return Section(title, sentences, tuple(figures))
-
-
-def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> tuple[list[str], list[Figure]]:
-    """Sentences about accuracy and features by class, and their heat map; nothing of images of one class."""
+    deviations = _deviation_by_class(far)
     sentences = []
     for values, form, least, most in (
         (_accuracy_by_class(one), "{:.0%}", "Moved copies are right least often in class", "most often in class"),
-        (_deviation_by_class(far), "{:.2f}", "Features change least in class", "most in class"),
+        (deviations, "{:.2f}", "Features change least in class", "most in class"),
     ):
         extremes = _extremes(values.rename(lambda label: _class_name(one, label)), form, least, most)
         if extremes:
             sentences.append(f"{extremes}.")
-    classes = len(_deviation_by_class(far))
-    is_drawn = 1 < classes <= plots.draw.CLASSES
-    return sentences, [plots.class_heatmap(one, title="")] if is_drawn else []
+    is_drawn = 1 < len(deviations) <= plots.draw.CLASSES
+    return Section(title, sentences, plots.class_heatmap(one, title="") if is_drawn else None)
+
+
+def _on_which_images(one: xr.Dataset, far: FromUnmoved | None, images: Any) -> Section:
+    title = "On which images does it fail?"
+    if images is None or _is_exact(far):
+        return Section(title, [])
+    if far is None:
+        return Section(title, ["No image has a value under an element that moves it."])
+    if one.attrs.get("action") != SPATIAL:
+        name = one.attrs.get("action")
+        return Section(title, [f"Not shown: the images were moved by the action {name!r}; pass it to ek.plots.worst."])
+    answer = "On these most: each stands above its moved copy that differs most from it."
+    return Section(title, [answer], plots.worst(one, images, title=""))
+
+
+def _is_exact(far: FromUnmoved | None) -> bool:
+    """Whether moved copies have the features of their upright image, but for rounding."""
+    return far is not None and far.is_relative and bool(far.on_scale(far.values).max() < EXACT)
 
 
 def _accuracy_by_class(one: xr.Dataset) -> pd.Series:
@@ -457,9 +459,11 @@ def _real(row: pd.Series, found: Predictions) -> str:
 
 def _averaging(one: xr.Dataset) -> Section:
     title = "What would averaging over the orbit buy?"
-    if REVERSE not in one or np.isnan(averaging_gain(one).predicted[0]):
+    if REVERSE not in one:
         return Section(title, [])
     gain = averaging_gain(one).iloc[0]
+    if np.isnan(gain.predicted):
+        return Section(title, [])
     nats = f"{gain.predicted:.2f} nats of log-loss{_interval(gain.predicted_low, gain.predicted_high)}"
     if gain.predicted < LEAST_GAIN:
         nats = f"Less than {LEAST_GAIN:g} nats of log-loss"
@@ -479,31 +483,24 @@ def _advice(one: xr.Dataset, found: Predictions, latent: pd.Series) -> str:
     if found.names_one_class and not found.upright >= ONE_CLASS:
         return "First see why every image gets the same class; until then nothing follows from what moving them does."
     moves = _moves(one)
-    train = f"if {moves} occur in use, train with them; if the class depends on the {moves}, do not"
-    nothing = f"nothing needs to be done for {moves}, unless the class depends on them"
     fall = found.upright - found.moved
     changed = 1 - found.kept.mean()
-    if fall >= FALL:
-        lowest = found.of_moved.idxmin()
-        most = f", most under {lowest} (by {found.upright - found.of_moved[lowest]:.2f})"
-        return f"Accuracy falls by {fall:.2f} under {moves}{most if len(found.of_moved) > 1 else ''}: {train}."
     if not np.isnan(fall):
-        return f"Accuracy is {found.upright:.2f} upright and {found.moved:.2f} under {moves}: {nothing}."
-    if not np.isnan(changed):
-        labels = " Labels would tell whether accuracy falls." if changed >= FALL else ""
-        changes = f"The predicted class changes for {changed:.0%} of the moved images"
-        return f"{changes}: {train if changed >= FALL else nothing}.{labels}"
-    if np.isnan(latent.relative):
+        matters = fall >= FALL
+        finding = f"Accuracy is {found.upright:.2f} upright and {found.moved:.2f} under {moves}"
+        if matters:
+            finding = f"Accuracy falls by {fall:.2f} under {moves}"
+    elif not np.isnan(changed):
+        matters = changed >= FALL
+        finding = f"The predicted class changes for {changed:.0%} of the moved images"
+    elif not np.isnan(latent.relative):
+        matters = latent.relative > LOW
+        finding = f"The features change under {moves} by {latent.relative:.2f}"
+    else:
         return "Nothing follows from these numbers: neither predictions nor features say what moving the images does."
-    if latent.relative > LOW:
-        return (
-            f"The features change under {moves}: if what is read off them must not depend on {moves}, train with them "
-            f"or average the features over the orbit; if it does depend on {moves}, do not."
-        )
-    return (
-        f"The features change little under {moves}: nothing needs to be done for {moves}, unless what is read off the "
-        "features depends on them."
-    )
+    if matters:
+        return f"{finding}: if {moves} occur in use, train with them; if the answer depends on the {moves}, do not."
+    return f"{finding}: nothing needs to be done for {moves}, unless the answer depends on them."
 
 
 def _moves(one: xr.Dataset) -> str:

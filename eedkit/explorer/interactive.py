@@ -25,7 +25,7 @@ ALL = "all"
 FEW = 4
 """Models that are shown at first."""
 BUSY = "<label>Drawing … <progress></progress></label>"
-COLUMNS = "repeat(auto-fit, minmax(min(100%, 30rem), 1fr))"
+COLUMNS = "repeat(auto-fit, minmax(min(100%, 34rem), 1fr))"
 """One figure beside the other where each has room to be read."""
 
 
@@ -87,7 +87,7 @@ def _controls_and_figures(widgets: Any, results: xr.Dataset, images: Any, n: int
         control.description = name
     layer = controls["layer"]
     busy = widgets.HTML(BUSY)
-    grid = widgets.GridBox(layout=widgets.Layout(grid_template_columns=COLUMNS))
+    grid = widgets.GridBox(layout=widgets.Layout(grid_template_columns=COLUMNS, grid_gap="1.5rem"))
 
     def draw(_change: object = None) -> None:
         busy.layout.visibility = "visible"
@@ -144,9 +144,15 @@ def _sliced(results: xr.Dataset, chosen: dict[str, Any]) -> xr.Dataset:
 
 
 def _figures(results: xr.Dataset, metric: str, layer: str | None, images: Any, n: int) -> list[str]:
-    """What is shown of a slice, as HTML: figures, and in the place of one that cannot be drawn why."""
-    drawings = {
-        "depth profile": partial(plots.depth_profile, results, metric=metric, relative=f"{metric}_null" in results),
+    """What is shown of a slice, as HTML: figures, and in the place of one that cannot be drawn why.
+
+    Without a layer, as an output is, it has no depth.
+    """
+    drawings = {}
+    if layer is not None:
+        is_relative = f"{metric}_null" in results
+        drawings["depth profile"] = partial(plots.depth_profile, results, metric=metric, relative=is_relative)
+    drawings |= {
         "histogram": partial(plots.histogram, results, metric=metric, layer=layer),
         "orbit rose": partial(plots.orbit_rose, results, metric=metric, layer=layer),
         "class heatmap": partial(plots.class_heatmap, results, metric=metric, layer=layer),
@@ -155,8 +161,9 @@ def _figures(results: xr.Dataset, metric: str, layer: str | None, images: Any, n
         model = results.model.values[0]
         drawings["worst images"] = partial(plots.worst, results, images, n=n, model=model, metric=metric, layer=layer)
     shown = []
-    with plots.width("neurips"):
-        for name, draw in drawings.items():
+    for name, draw in drawings.items():
+        # three images beside each other, so that what stands above them has room
+        with plots.width("column" if name == "worst images" else "neurips"):
             try:
                 shown.append(inline_svg(draw(), name))
             except ValueError as why:

@@ -8,9 +8,14 @@ import matplotlib as mpl
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
+from eedkit.plots.style import COLOURS
+
 INK = "var(--jp-content-font-color1, CanvasText)"
 """The colour of text: that of JupyterLab's theme, elsewhere that of the browser's scheme."""
-GREY = re.compile(r"#([0-9a-f]{2})\1\1\b")
+REM = 8
+"""Of the page for an inch of a figure, at most: its text is then as large as the page's."""
+GREY_OF_DATA = next(colour for colour in COLOURS if len(set(colour[1::2])) == len(set(colour[2::2])) == 1)
+GREY = re.compile(rf"#(?!{GREY_OF_DATA[1:]})([0-9a-f]{{2}})\1\1\b")
 NO_METADATA: dict = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -38,7 +43,7 @@ def inline_svg(figure: Figure, says: str) -> str:
     inside = drawing.partition(">")[2].replace("*{stroke-linejoin", ".eedkit-figure *{stroke-linejoin")
     label = html.escape(says, quote=True)
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="eedkit-figure" role="img" aria-label="{label}" {size}'
-    return f'{opening} style="width: 100%; color: {INK}">{GREY.sub(_ink, inside)}'
+    return f'{opening} style="width: 100%; max-width: {figure.get_figwidth() * REM:g}rem; color: {INK}">{GREY.sub(_ink, inside)}'
 
 
 def _keep_colours_of_numbers(ax: mpl.axes.Axes) -> None:

@@ -52,7 +52,7 @@ def results(images):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("metric", "softmax"), ("models", ("b",)), ("layer", "0"), ("element", "r90"), ("class", 2)],
+    [("metric", "channelwise"), ("models", ("b",)), ("layer", "0"), ("element", "r90"), ("class", 2)],
 )
 def test_every_control_changes_what_is_shown(results, images, name, value):
     widget = ek.explore(results, images, n=2)
@@ -90,6 +90,7 @@ def test_layers_without_a_value_are_not_offered(results):
     assert all(picture.startswith("<svg") for picture in shown(widget))
     control(widget, "metric").value = "softmax"
     assert layer.options == ()
+    assert len(shown(widget)) == 3  # an output has no depth
 
 
 def test_it_says_that_it_is_busy_while_it_draws(results, monkeypatch):
