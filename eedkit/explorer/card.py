@@ -18,11 +18,12 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from eedkit import plots
 from eedkit.errors import Undefined, printable, unknown
 from eedkit.explorer.pictures import INK, inline_svg
-from eedkit.plots.figures import FromUnmoved, from_unmoved
-from eedkit.plots.worst import SPATIAL
+from eedkit.plots.draw import CLASSES
+from eedkit.plots.figures import FromUnmoved, class_heatmap, depth_profile, from_unmoved, orbit_rose
+from eedkit.plots.style import width
+from eedkit.plots.worst import SPATIAL, worst
 from eedkit.results import schema
 from eedkit.results.doubts import ONE_CLASS, doubts
 from eedkit.results.labels import class_names, labelled
@@ -45,8 +46,6 @@ STEP = 0.05
 """The least fall from one layer to the next that is pointed out."""
 FALL = 0.02
 """The least fall of accuracy, and the least part of images whose class changes, that calls for something to be done."""
-LEAST_GAIN = 0.01
-"""The least gain in log-loss that is written as a number."""
 LISTED = 10
 """Elements or classes that a sentence lists one by one."""
 MOVES = {
@@ -238,10 +237,10 @@ def card(
         "created": one.attrs.get("created", ""),
         "numbers": {name: None if np.isnan(value) else value for name, (value, _) in numbers.items()},
         "failures": list(filter(None, failures)),
-        "summary": json.loads(table.to_json(orient="records", double_precision=15)),
+        "summary": json.loads(str(table.to_json(orient="records", double_precision=15))),
     }
     far = _from_upright(one)
-    with plots.width("column"):
+    with width("column"):
         sections = [
             _measured(one),
             _does_it_pass(requirements, failures),
@@ -250,7 +249,7 @@ def card(
             _where(one, features),
             _on_which_classes(one, far),
             _on_which_images(one, far, images),
-            _is_it_real(one, latent, found),
+            Section("Is it invariance, or insensitivity?", [_real(one, latent, found)]),
             _averaging(one),
             Section("What to do?", [_advice(one, found, latent)]),
             _how_to_cite(one),
@@ -277,7 +276,7 @@ def _features_and_output(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The row of the features, and that of the first metric of the output, where there is one."""
     of_features = (table.metric == "latent") & (table.layer == "latent")
     of_output = (table.layer == "output") & (table.metric != REVERSE)
-    return {"relative": table[of_features], "relative.output": table[of_output].head(1)}
+    return {"relative": table.loc[of_features], "relative.output": table.loc[of_output].head(1)}
 
 
 def _from_upright(one: xr.Dataset) -> FromUnmoved | None:
@@ -349,20 +348,19 @@ def _how_invariant(one: xr.Dataset, table: pd.DataFrame, far: FromUnmoved | None
     if not extremes:
         extremes = f"{by_element.iloc[0]:.2f} under every element but the identity"
     sentences.append(f"{extremes}, measured from the upright image.")
-    return Section("How invariant is it?", sentences, plots.orbit_rose(one, title=""))
+    return Section("How invariant is it?", sentences, orbit_rose(one, title=""))
 
 
 def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
     title = "Where in the network does invariance arise?"
-    value = "relative" if features.relative.notna().any() else "estimate"
-    is_shown = features[value].notna() & ~features.index.str.endswith("[class]")
-    values = features[is_shown].sort_values("depth", kind="stable")[value]
+    is_shown = features.relative.notna() & ~features.index.str.endswith("[class]")
+    values = features.loc[is_shown].sort_values(by="depth", kind="stable").relative
     if len(values) < 2:
-        return Section(title, ["Not known: fewer than two layers have a value."])
+        return Section(title, ["Not known: fewer than two layers have a relative value."])
     falls = -values.diff().iloc[1:]
     first, last = (f"{values.iloc[at]:.2f} at {values.index[at]}" for at in (0, -1))
-    what = "the relative deviation of the features" if value == "relative" else "their deviation, without a null,"
-    if value == "relative" and values.max() < EXACT:
+    what = "the relative deviation of the features"
+    if values.max() < EXACT:
         answer = "At every layer: the features are the same for an image and its moved copies, within rounding."
     elif falls.max() >= STEP:
         at = int(falls.argmax())
@@ -373,16 +371,13 @@ def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
     else:
         never = f"never falls by {STEP:g} or more from one layer to the next"
         answer = f"At no layer: {what} {never}. It is {first} and {last}."
-    figure = plots.depth_profile(one, metric="latent", relative=value == "relative", title="")
-    return Section(title, [answer], figure)
+    return Section(title, [answer], depth_profile(one, metric="latent", title=""))
 
 
 def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> Section:
     title = "On which classes does it fail?"
     if _is_exact(far):
-        return Section(
-            title, ["On none: the features of moved copies are those of the upright image, within rounding."]
-        )
+        return Section(title, ["On none: moved copies have the features of their upright image, within rounding."])
     deviations = _deviation_by_class(far)
     sentences = []
     for values, form, least, most in (
@@ -392,8 +387,8 @@ def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> Section:
         extremes = _extremes(values.rename(lambda label: _class_name(one, label)), form, least, most)
         if extremes:
             sentences.append(f"{extremes}.")
-    is_drawn = 1 < len(deviations) <= plots.draw.CLASSES
-    return Section(title, sentences, plots.class_heatmap(one, title="") if is_drawn else None)
+    is_drawn = 1 < len(deviations) <= CLASSES
+    return Section(title, sentences, class_heatmap(one, title="") if is_drawn else None)
 
 
 def _on_which_images(one: xr.Dataset, far: FromUnmoved | None, images: Any) -> Section:
@@ -406,7 +401,7 @@ def _on_which_images(one: xr.Dataset, far: FromUnmoved | None, images: Any) -> S
         name = one.attrs.get("action")
         return Section(title, [f"Not shown: the images were moved by the action {name!r}; pass it to ek.plots.worst."])
     answer = "On these most: each stands above its moved copy that differs most from it."
-    return Section(title, [answer], plots.worst(one, images, title=""))
+    return Section(title, [answer], worst(one, images, title=""))
 
 
 def _is_exact(far: FromUnmoved | None) -> bool:
@@ -434,13 +429,10 @@ def _deviation_by_class(far: FromUnmoved | None) -> pd.Series:
     return far.on_scale(of_labelled.mean("element").groupby("label").mean()).to_series().dropna()
 
 
-def _is_it_real(one: xr.Dataset, row: pd.Series, found: Predictions) -> Section:
-    answer = _real(row, found) if one.sizes["element"] > 1 else "Not known: no element moves the image."
-    return Section("Is it invariance, or insensitivity?", [answer])
-
-
-def _real(row: pd.Series, found: Predictions) -> str:
+def _real(one: xr.Dataset, row: pd.Series, found: Predictions) -> str:
     """One sentence for each case."""
+    if one.sizes["element"] < 2:
+        return "Not known: no element moves the image."
     if np.isnan(row.relative):
         if "the null gap" in row.reason:
             return "Insensitivity: even different images have the same features, within rounding."
@@ -465,8 +457,6 @@ def _averaging(one: xr.Dataset) -> Section:
     if np.isnan(gain.predicted):
         return Section(title, [])
     nats = f"{gain.predicted:.2f} nats of log-loss{_interval(gain.predicted_low, gain.predicted_high)}"
-    if gain.predicted < LEAST_GAIN:
-        nats = f"Less than {LEAST_GAIN:g} nats of log-loss"
     answer = (
         f"{nats} at {one.sizes['element']} times the cost, where all elements are equally frequent. This is predicted from the "
         "class probabilities, without labels."

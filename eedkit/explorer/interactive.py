@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from eedkit import plots
 from eedkit.errors import naming_extras
 from eedkit.explorer.pictures import inline_svg
-from eedkit.plots.figures import datasets_of
+from eedkit.plots.figures import class_heatmap, datasets_of, depth_profile, histogram, orbit_rose
+from eedkit.plots.style import width
+from eedkit.plots.worst import worst
 from eedkit.results import schema
 from eedkit.results.labels import class_names, labelled
 
@@ -66,7 +67,7 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
     below = widgets.VBox()
 
     def show_place(_change: object = None) -> None:
-        below.children = _controls_and_figures(widgets, places[where.value], images, n)
+        below.children = _controls_and_figures(widgets, places[str(where.value)], images, n)
 
     where.observe(show_place, "value")
     show_place()
@@ -151,19 +152,19 @@ def _figures(results: xr.Dataset, metric: str, layer: str | None, images: Any, n
     drawings = {}
     if layer is not None:
         is_relative = f"{metric}_null" in results
-        drawings["depth profile"] = partial(plots.depth_profile, results, metric=metric, relative=is_relative)
+        drawings["depth profile"] = partial(depth_profile, results, metric=metric, relative=is_relative)
     drawings |= {
-        "histogram": partial(plots.histogram, results, metric=metric, layer=layer),
-        "orbit rose": partial(plots.orbit_rose, results, metric=metric, layer=layer),
-        "class heatmap": partial(plots.class_heatmap, results, metric=metric, layer=layer),
+        "histogram": partial(histogram, results, metric=metric, layer=layer),
+        "orbit rose": partial(orbit_rose, results, metric=metric, layer=layer),
+        "class heatmap": partial(class_heatmap, results, metric=metric, layer=layer),
     }
     if images is not None:
         model = results.model.values[0]
-        drawings["worst images"] = partial(plots.worst, results, images, n=n, model=model, metric=metric, layer=layer)
+        drawings["worst images"] = partial(worst, results, images, n=n, model=model, metric=metric, layer=layer)
     shown = []
     for name, draw in drawings.items():
         # three images beside each other, so that what stands above them has room
-        with plots.width("column" if name == "worst images" else "neurips"):
+        with width("column" if name == "worst images" else "neurips"):
             try:
                 shown.append(inline_svg(draw(), name))
             except ValueError as why:

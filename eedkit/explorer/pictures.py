@@ -5,7 +5,9 @@ import io
 import re
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from eedkit.plots.style import COLOURS
@@ -39,17 +41,18 @@ def inline_svg(figure: Figure, says: str) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": says}):
         figure.savefig(file, format="svg", dpi=200, metadata=NO_METADATA)
     drawing = file.getvalue().partition("<svg ")[2]
-    size = re.search(r'viewBox="[^"]*"', drawing).group()
+    width, height = 72 * figure.get_size_inches()
+    size = f'viewBox="0 0 {width:g} {height:g}"'
     inside = drawing.partition(">")[2].replace("*{stroke-linejoin", ".eedkit-figure *{stroke-linejoin")
     label = html.escape(says, quote=True)
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="eedkit-figure" role="img" aria-label="{label}" {size}'
-    return f'{opening} style="width: 100%; max-width: {figure.get_figwidth() * REM:g}rem; color: {INK}">{GREY.sub(_ink, inside)}'
+    return f'{opening} style="width: 100%; max-width: {width / 72 * REM:g}rem; color: {INK}">{GREY.sub(_ink, inside)}'
 
 
-def _keep_colours_of_numbers(ax: mpl.axes.Axes) -> None:
+def _keep_colours_of_numbers(ax: Axes) -> None:
     """Numbers on coloured cells are not on the page: a grey that is none by one step stays as it is."""
     for text in ax.texts:
-        red, green, blue = mpl.colors.to_rgb(text.get_color())
+        red, green, blue = to_rgb(text.get_color())
         text.set_color((red, green, blue - 1 / 255 if blue > 0.5 else blue + 1 / 255))
 
 

@@ -193,7 +193,7 @@ def test_what_averaging_buys_is_told_where_it_was_measured(results, images):
     assert all(section.title != AVERAGING for section in ek.card(results).sections)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 3))
-    net[2].weight.data *= 30
+    net[2].weight.data *= 30  # or the gain would be 0.00
     ds = ek.measure(net, images, group="flip", metrics=["latent", "softmax_reverse"], progress=False)
     gain = float(ds.softmax_reverse.mean())
     assert f"{gain:.2f} nats of log-loss (" in sentences(ek.card(ds), AVERAGING)  # fmt: skip
