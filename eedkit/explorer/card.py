@@ -63,7 +63,7 @@ HEAD = (
 )
 STYLE = f"""
 .eedkit-card {{ color: {INK}; font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: auto; padding: 1rem; }}
-.eedkit-card h1 {{ font-size: 1.5rem; }}
+.eedkit-card h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
 .eedkit-card h2 {{ font-size: 1.15rem; margin: 2rem 0 0; }}
 .eedkit-card p {{ margin: 0.5rem 0; }}
 .eedkit-card svg {{ display: block; margin: 1rem 0; }}
@@ -239,11 +239,12 @@ def card(
         "failures": list(filter(None, failures)),
         "summary": json.loads(str(table.to_json(orient="records", double_precision=15))),
     }
+    one = one.assign_coords(model=["this model"])  # figures have no room for a long name
     far = _from_upright(one)
     with width("column"):
         sections = [
-            _measured(one),
             _does_it_pass(requirements, failures),
+            Section("What to do?", [_advice(one, found, latent)]),
             _how_accurate(one, found),
             _how_invariant(one, table, far),
             _where(one, features),
@@ -251,7 +252,7 @@ def card(
             _on_which_images(one, far, images),
             Section("Is it invariance, or insensitivity?", [_real(one, latent, found)]),
             _averaging(one),
-            Section("What to do?", [_advice(one, found, latent)]),
+            _measured(one),
             _how_to_cite(one),
         ]
     return Card(printable(str(facts["model"])), [section for section in sections if section.sentences], facts)
