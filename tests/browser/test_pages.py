@@ -45,10 +45,10 @@ def test_pages_load_whole_and_quietly(visit, name):
     for image in page.locator("img").all():
         assert image.get_attribute("alt")
         assert image.evaluate("image => image.complete && image.naturalWidth > 0")
-    for drawing in page.locator("main svg").all():
+    for drawing in page.locator("svg.eedkit-figure").all():
         assert drawing.get_attribute("aria-label")
         assert drawing.evaluate("drawing => drawing.getBoundingClientRect().width") > 300
-    assert page.locator("img, main svg").count() >= (name in ("index", "00_story", "card"))
+    assert page.locator("img, svg.eedkit-figure").count() >= (name in ("index", "00_story", "card"))
 
 
 def test_what_fails_is_seen(visit, site):
