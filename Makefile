@@ -14,17 +14,18 @@ help:  ## this text
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 	@echo "  VENV=path uses another environment, PROFILE=name another profile of notebooks/profiles/"
 
-# An environment that another clone made stays that clone's.
+# An environment runs the clone that it was installed from, as pip notes there; one whose clone is gone is free.
+OWNER = $(wildcard $(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' $(VENV)/lib/python*/site-packages/eedkit-*.dist-info/direct_url.json 2>/dev/null))
 .PHONY: owner
 owner:
-	@test ! -s $(INSTALLED) || grep -qxF '$(CURDIR)' $(INSTALLED) || { echo "$(VENV) is the environment of $$(cat $(INSTALLED)); name another with VENV=path, or delete it"; exit 2; }
+	@test -z '$(OWNER)' || test '$(OWNER)' -ef . || { echo "$(VENV) runs the eedkit of $(OWNER); name another environment with VENV=path"; exit 2; }
 
 $(INSTALLED): pyproject.toml constraints.txt | owner
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "eedkit needs Python 3.11 or newer; name one with PYTHON=path"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@echo '$(CURDIR)' > $@
+	@touch $@
 
 # What the index links to is made before it.
 report: $(INSTALLED) docs  ## run the bundled study on real images, leave an illustrated report in reports/

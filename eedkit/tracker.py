@@ -8,6 +8,7 @@ import inspect
 import re
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,9 @@ class Tracker:
         be iterated is read into memory, once.
     group : str, Group or Action
         As `measure`.
+    logger : callable or object, or None
+        Takes every step's `scalars`: as `logger(scalars, step=step)`, or by its method `log_metrics` (loggers of Lightning,
+        `mlflow`), `log` (`wandb`) or `add_scalar` (tensorboard's `SummaryWriter`).
     **options
         Further options of `measure`. Without `device=` the model stays on its own.
 
@@ -60,12 +64,15 @@ class Tracker:
     (2, [0, 1])
     """
 
-    def __init__(self, model: nn.Module, images: Any, *, group: str | Group | Action, **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, images: Any, *, group: str | Group | Action, logger: Any = None, **options: Any
+    ) -> None:
         known = list(inspect.signature(measure).parameters)
         for option in options:
             if option not in known:
                 raise TypeError(unknown("option", option, known))
         how = Options(group, **{option: value for option, value in options.items() if option not in NOT_HOW})
+        self._log = _log_of(logger)
         self.model = model
         self.images = samples.by_number(images)
         self.options = {"progress": False, **options, "group": how.action}
@@ -92,6 +99,7 @@ class Tracker:
         table = summarise(results).assign(step=step, seconds=seconds)
         self._results.append(results.assign_coords(step=step, seconds=seconds))
         self._tables.append(table)
+        self._log(self.scalars(table), step=step)
         return table
 
     @property
@@ -110,10 +118,9 @@ class Tracker:
         """A step's values of the latent vector and the outputs: `eed/<group>/<layer>/<metric>_relative`, `_estimate`, `_null`.
 
         With `name=` the keys begin with `eed/<group>/<name>/`. Signs that some loggers refuse, such as brackets, become `_`.
-        `wandb.log`, `mlflow.log_metrics` and Lightning's `log_dict` take it as it is, tensorboard's `add_scalar` one by one.
         """
         named = {}
-        ends: pd.DataFrame = table.loc[table.layer.str.match("latent|output"), :]
+        ends: pd.DataFrame = table.loc[table.layer.isin(["latent", "output"]), :]
         for row in ends.to_dict("records"):
             for column in ("relative", "estimate", "null"):
                 if pd.notna(row[column]):
@@ -158,6 +165,21 @@ class Tracker:
                 pl_module.log_dict(self.tracker.scalars(table))
 
         return Tracking()
+
+
+def _log_of(logger: Any) -> Callable[..., object]:
+    """What takes scalars and a step."""
+    if logger is None:
+        return lambda scalars, step: None
+    if hasattr(logger, "add_scalar"):
+        return lambda scalars, step: [logger.add_scalar(key, value, step) for key, value in scalars.items()]
+    for method in ("log_metrics", "log"):
+        if hasattr(logger, method):
+            return getattr(logger, method)
+    if not callable(logger):
+        kind = type(logger).__name__
+        raise TypeError(f"logger must be callable or have log_metrics, log or add_scalar, got {kind}")
+    return logger
 
 
 def _random_state_kept() -> AbstractContextManager[None]:

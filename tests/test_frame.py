@@ -1,7 +1,9 @@
 """The frame holds together: one list of dependencies, tested versions for all of them, only the agreed top level."""
 
 import ast
+import json
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -61,6 +63,27 @@ def test_conda_installs_the_same_package_with_the_same_versions():
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
     assert last == {"pip": ["--constraint constraints.txt", "--editable .[dev]"]}
     assert "--constraint constraints.txt --editable '.[dev]'" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_make_installs_into_no_other_clones_environment(tmp_path):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    note = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "eedkit-0.1.0.dist-info" / "direct_url.json"
+    note.parent.mkdir(parents=True)
+
+    def owner_of(place):
+        note.write_text(json.dumps({"dir_info": {"editable": True}, "url": place.as_uri()}))
+        command = ["make", "owner", f"VENV={tmp_path / 'env'}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    refused = owner_of(clone)
+    assert refused.returncode == 2
+    assert refused.stdout == f"{tmp_path / 'env'} runs the eedkit of {clone}; name another environment with VENV=path\n"
+    assert owner_of(ROOT.resolve()).returncode == 0
+    assert owner_of(tmp_path / "gone").returncode == 0
+    ask = subprocess.run(["make", "--dry-run", "lint"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "runs the eedkit of" in ask
 
 
 def test_only_the_agreed_top_level_is_tracked():

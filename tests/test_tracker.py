@@ -1,8 +1,10 @@
 """Measuring while a model trains changes nothing about the training."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -114,6 +116,60 @@ def test_a_step_cannot_be_measured_twice():
 def test_what_cannot_be_measured_is_refused_before_the_training(options, error, message):
     with pytest.raises(error, match=message):
         tracked(**options)
+
+
+class Log(dict):
+    """What loggers were told: the scalars by step. Each method has the signature of the real one."""
+
+    def mlflow(self, metrics, step=None, synchronous=None, run_id=None, timestamp=None, model_id=None, dataset=None):
+        self.setdefault(step, {}).update(metrics)
+
+    def wandb(self, data, step=None, commit=None):
+        self.setdefault(step, {}).update(data)
+
+    def tensorboard(self, tag, scalar_value, global_step=None, walltime=None, new_style=False, double_precision=False):
+        self.setdefault(global_step, {})[tag] = scalar_value
+
+
+@pytest.mark.parametrize(
+    "logger_of",
+    [
+        lambda log: log.wandb,
+        lambda log: SimpleNamespace(log=log.wandb),
+        lambda log: SimpleNamespace(log_metrics=log.mlflow, log_metric=None),
+        lambda log: SimpleNamespace(add_scalar=log.tensorboard, log_dir=""),
+    ],
+    ids=["function", "wandb", "mlflow", "tensorboard"],
+)
+def test_a_logger_takes_every_step(logger_of):
+    log = Log()
+    tracker = tracked(logger=logger_of(log), metrics=["latent", "softmax"])
+    for step in (3, 5):
+        tracker.step(step)
+    assert list(log) == [3, 5]
+    rows = tracker.table.query("step == 5").set_index(["metric", "layer"])
+    expected = {}
+    for metric, layer in (("latent", "latent"), ("softmax", "output")):
+        for column in ("relative", "estimate", "null"):
+            expected[f"eed/C4/{layer}/{metric}_{column}"] = rows.loc[(metric, layer), column]
+    assert log[5] == expected
+
+
+def test_lightnings_csv_holds_the_steps(tmp_path):
+    loggers = pytest.importorskip("lightning.pytorch.loggers")
+    logger = loggers.CSVLogger(tmp_path, name="", version="")
+    tracker = tracked(logger=logger)
+    tracker.step(10)
+    tracker.step(20)
+    logger.save()
+    written = pd.read_csv(tmp_path / "metrics.csv").set_index("step")
+    of_features = tracker.table.query("layer == 'latent'").set_index("step")
+    assert written["eed/C4/latent/latent_relative"].to_dict() == of_features.relative.to_dict()
+
+
+def test_what_logs_nothing_is_refused():
+    with pytest.raises(TypeError, match="logger must be callable or have log_metrics, log or add_scalar, got str"):
+        tracked(logger="wandb")
 
 
 def training_of(net):
