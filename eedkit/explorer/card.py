@@ -18,28 +18,28 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from eedkit import plots
 from eedkit.errors import Undefined, printable, unknown
-from eedkit.explorer.pictures import svg
-from eedkit.plots.worst import SPATIAL
+from eedkit.explorer.pictures import INK, inline_svg
+from eedkit.plots.draw import CLASSES
+from eedkit.plots.figures import FromUnmoved, class_heatmap, depth_profile, from_unmoved, orbit_rose
+from eedkit.plots.style import width
+from eedkit.plots.worst import SPATIAL, worst
 from eedkit.results import schema
 from eedkit.results.doubts import ONE_CLASS, doubts
 from eedkit.results.labels import class_names, labelled
 from eedkit.results.orbits import REVERSE, averaging_gain
-from eedkit.results.predictions import Predictions, predictions, right_in_own_classes
+from eedkit.results.predictions import MOVED, Predictions, predictions, right_in_own_classes
 from eedkit.results.requirements import Requirement
-from eedkit.results.summary import as_relative, ratio_from_x, summarise
+from eedkit.results.summary import summarise
 
 PAPER = "Kvinge et al. 2022, In What Ways Are Deep Neural Networks Invariant and How Should We Measure This? (NeurIPS; arXiv 2210.03773)"
 NUMBERS = ("relative", "relative.output", "accuracy.upright", "accuracy.moved", "accuracy.lowest", "kept")
-"""What a card can be required to have: relative values of features and class probabilities; accuracy on unmoved images,
-on moved ones, and under the element where it is lowest; the part of moved images whose class stays."""
-ENDS = {("latent", "latent"): "features", ("softmax", "output"): "class probabilities"}
-"""The metrics, and where they are taken, that say how invariant a model is."""
+"""What a card can be required to have: relative values of features and output; accuracy on upright images, on moved ones,
+and under the element where it is lowest; the part of moved images whose class stays."""
 EXACT = 1e-3
 """Relative values below this are rounding: a cosine of float32 that is off by one unit reads 3e-4."""
 LOW = 0.5
-"""Relative values up to this are called invariance; it is half the way from none."""
+"""Relative values up to this are called small; it is half the way from none."""
 NEAR_ONE = 0.9
 """Relative values from this on are called as far away as a different image."""
 STEP = 0.05
@@ -47,36 +47,38 @@ STEP = 0.05
 FALL = 0.02
 """The least fall of accuracy, and the least part of images whose class changes, that calls for something to be done."""
 GAIN = 0.005
-"""The least gain in nats that is called one."""
-LISTED = 8
-"""Elements that a sentence lists one by one."""
-TIED = 2
-"""Elements or classes that share the highest or lowest value and are named."""
+"""The least gain in nats that is given as a number."""
+LISTED = 10
+"""Elements or classes that a sentence lists one by one."""
 MOVES = {
     r"C\d+|SO\(2\).*": "turns",
-    r"D\d+|O\(2\).*": "turns and mirrorings",
-    "flip": "mirrorings",
+    r"D\d+|O\(2\).*": "turns and reflections",
+    "flip": "reflections",
     r"shift\d+(x\d+)?|T\(2\).*": "shifts",
-    "rgb": "exchanges of colours",
+    "rgb": "swaps of colour channels",
     "sign": "changes of sign",
 }
 """What the groups do to images."""
-STYLE = """
-.eedkit-card { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-.eedkit-card h1 { font-size: 1.5rem; }
-.eedkit-card h2 { font-size: 1.15rem; margin-top: 2rem; }
-.eedkit-card svg { display: block; width: 100%; max-width: 32rem; }
+HEAD = (
+    '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    '<meta name="color-scheme" content="light dark">'
+)
+STYLE = f"""
+.eedkit-card {{ color: {INK}; font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: auto; padding: 1rem; }}
+.eedkit-card h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
+.eedkit-card h2 {{ font-size: 1.15rem; margin: 2rem 0 0; }}
+.eedkit-card p {{ margin: 0.5rem 0; }}
+.eedkit-card svg {{ display: block; margin: 1rem 0; }}
 """
-"""It sets no colours: those of JupyterLab's theme show in a notebook, those of the browser's on a page."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A question, the sentences that answer it, and figures of what they were read off."""
+    """A question, the sentences that answer it, and a figure of what they were read off."""
 
     title: str
-    sentences: Sequence[str]
-    figures: Sequence[Figure] = ()
+    sentences: list[str]
+    figure: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,14 @@ class Card:
     ----------
     title : str
         The model's name.
-    sections : sequence of Section
+    sections : list of Section
         What the page says.
     facts : dict
         The same as numbers.
     """
 
     title: str
-    sections: Sequence[Section]
+    sections: list[Section]
     facts: dict[str, Any]
 
     @property
@@ -102,35 +104,32 @@ class Card:
         """What was required and is not so, a line each; empty where the card passes, or nothing was required."""
         return self.facts["failures"]
 
-    @property
-    def html(self) -> str:
-        """The page, which loads nothing."""
-        head = (
-            '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            '<meta name="color-scheme" content="light dark">'
-            f"<title>{_escaped(self.title)}</title>"
-        )
-        return f'<!doctype html><html lang="en"><head>{head}</head><body>{self._repr_html_()}</body></html>'
-
     @cached_property
     def _body(self) -> str:
-        parts = [f"<h1>{_escaped(self.title)}</h1>"]
+        parts = [f"<h1>{html.escape(self.title)}</h1>"]
         for section in self.sections:
-            parts.append(f"<h2>{_escaped(section.title)}</h2>")
-            parts += [f"<p>{_escaped(sentence)}</p>" for sentence in section.sentences]
-            parts += [svg(figure) for figure in section.figures]
-        return "".join(parts)
+            parts.append(f"<h2>{section.title}</h2>")
+            parts += [f"<p>{html.escape(printable(sentence))}</p>" for sentence in section.sentences]
+            if section.figure is not None:
+                parts.append(inline_svg(section.figure, printable(" ".join(section.sentences))))
+        return f'<style>{STYLE}</style><main class="eedkit-card">{"".join(parts)}</main>'
+
+    @property
+    def html(self) -> str:
+        """The page, which loads nothing and is light or dark as the browser is."""
+        head = f"{HEAD}<title>{html.escape(self.title)}</title>"
+        return f'<!doctype html><html lang="en"><head>{head}</head><body>{self._body}</body></html>'
 
     def _repr_html_(self) -> str:
-        return f'<style>{STYLE}</style><main class="eedkit-card">{self._body}</main>'
+        return self._body
 
     @property
     def json(self) -> str:
         """The facts as JSON; NaN is null."""
-        return json.dumps(self.facts, indent=1, default=str, allow_nan=False)
+        return json.dumps(self.facts, indent=1, allow_nan=False)
 
     def save(self, path: str | PathLike) -> Path:
-        """Write the page to `path`, which ends in .html, and its JSON twin beside it; gives the path of the page."""
+        """Write the page to `path`, which ends in .html, and its JSON twin beside it; returns the page's path."""
         page = Path(path)
         if page.suffix != ".html":
             raise ValueError(f"a card is a page, so its path must end in .html, got {str(path)!r}")
@@ -140,91 +139,52 @@ class Card:
         return page
 
     def to_model_index(self) -> list[dict[str, Any]]:
-        """The evaluation results as `model-index` of a model card on Hugging Face.
-
-        Accuracy, and the relative values of features and class probabilities; each says in `args` under which group, at
-        which layer, on how many images and with which 95 % interval.
+        """The `model-index` of a Hugging Face model card: accuracy upright and moved, relative values of features and output.
 
         Returns
         -------
         list of dict
-            For `huggingface_hub.ModelCardData(**{"model-index": …})`, or for the head of a README as YAML.
+            For the YAML block of a model's README, or `huggingface_hub.repocard_data.model_index_to_eval_results`. Every
+            metric has its interval, the number of images and the group in `args`; what has no value is left out.
 
         Examples
         --------
         >>> import eedkit as ek
-        >>> index = card(ek.example(), model="plain").to_model_index()
-        >>> index[0]["results"][0]["metrics"][1]
-        {'type': 'accuracy', 'name': 'accuracy (r90)', 'value': 0.1, 'args': {'group': 'C4', 'element': 'r90', 'n': 60, ...}}
+        >>> [entry] = ek.card(ek.example(), model="plain").to_model_index()
+        >>> entry["results"][0]["metrics"][1]["name"]
+        'accuracy, moved (C4)'
         """
+        group = self.facts["group"]
         metrics = []
         for row in self.facts["summary"]:
-            if row["metric"] == "accuracy":
-                metric = {"type": "accuracy", "name": f"accuracy ({row['element']})"}
+            args = {"group": group, "n": row["n"]}
+            if row["metric"] == "accuracy" and row["element"] in (self.facts["identity"], MOVED):
+                name = f"accuracy, {'moved' if row['element'] == MOVED else 'upright'} ({group})"
                 value, low, high = row["estimate"], row["low"], row["high"]
-            elif (row["metric"], row["layer"]) in ENDS:
-                metric = {"type": "relative_eed", "name": f"relative EED of the {ENDS[row['metric'], row['layer']]}"}
+            elif row["layer"] in ("latent", "output"):
+                name = f"relative deviation of {row['metric']} ({group})"
                 value, low, high = row["relative"], row["relative_low"], row["relative_high"]
+                args["layer"] = row["layer"]
             else:
                 continue
             if value is not None:
-                where = {name: row[name] for name in ("element", "layer") if row[name]}
-                interval = {"low": low, "high": high} if low is not None else {}
-                args = {"group": self.facts["group"], **where, "n": row["n"], **interval}
-                metrics.append({**metric, "value": value, "args": args})
-        data = self.facts["data"] or "unknown"
-        result = {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": data, "type": data},
-            "metrics": metrics,
-        }
-        return [{"name": self.title, "results": [result]}]
+                interval = {} if low is None else {"low": low, "high": high, "confidence": 0.95}
+                metric_type = "accuracy" if row["metric"] == "accuracy" else f"relative_{row['metric']}"
+                metrics.append({"type": metric_type, "value": value, "name": name, "args": args | interval})
+        has_classes = self.facts["numbers"]["kept"] is not None
+        task = {"type": "image-classification" if has_classes else "image-feature-extraction"}
+        data = self.facts["data"].rpartition(" [")[0] or "images"
+        results = [{"task": task, "dataset": {"name": data, "type": data}, "metrics": metrics}]
+        return [{"name": self.title, "results": results}]
 
 
-@dataclass(frozen=True)
-class _Findings:
-    """What the sections read.
-
-    results : of one model
-    table, latent : its summary, and the row of the features
-    predictions : accuracy, and how often the predicted class stays
-    by_element, by_class : relative values of the features, from the unmoved image; by class none without labels
-    """
-
-    results: xr.Dataset
-    table: pd.DataFrame
-    latent: pd.Series
-    predictions: Predictions
-    by_element: pd.Series
-    by_class: pd.Series
-
-    @property
-    def moves(self) -> str:
-        """What the group does to images, as a noun in the plural."""
-        group = self.results.attrs["group"]
-        if self.results.attrs.get("action") == SPATIAL:
-            for pattern, noun in MOVES.items():
-                if re.fullmatch(pattern, group):
-                    return noun
-        return f"moves of {group}"
-
-    @property
-    def nothing_moves(self) -> bool:
-        """Whether the identity is the only element."""
-        return self.results.sizes["element"] < 2
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether the features of moved images differ from the unmoved ones' by more than rounding, which is no picture."""
-        return self.by_element.max() >= EXACT
-
-    def class_name(self, label: Any) -> str:
-        """The name of a class, or its number where it has none."""
-        names = class_names(self.results)
-        return f"class {names[int(label)] if not isinstance(label, str) and label < len(names) else label}"
-
-
-def card(results: xr.Dataset, images: Any = None, *, model: str | None = None, require: Sequence[str] = ()) -> Card:
+def card(
+    results: xr.Dataset,
+    images: Any = None,
+    *,
+    model: str | None = None,
+    require: Sequence[str] = (),
+) -> Card:
     """One page about one model: how accurate is it moved, how invariant, where, on which images, is it real, what to do?
 
     Every sentence is made from the numbers, and says no more than they do.
@@ -234,7 +194,7 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None, r
     results : Dataset
         Of `measure`, `Study.run` or `open`, with the latent metric.
     images : tensor, array or data set, or None
-        The images that were measured, to show those whose features change most.
+        The images that were measured, to show those that deviate most.
     model : str, or None
         Which model's; None where there is one.
     require : sequence of str
@@ -252,89 +212,95 @@ def card(results: xr.Dataset, images: Any = None, *, model: str | None = None, r
 
     Examples
     --------
-    >>> import torch, eedkit as ek
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
-    >>> made = card(ek.measure(net, torch.rand(8, 1, 5, 5), group="C4", progress=False), require=["relative<=0"])
-    >>> made.facts["images"], made.facts["group"], len(made.failures)
-    (8, 'C4', 1)
+    >>> import eedkit as ek
+    >>> made = card(ek.example(), model="plain", require=["relative<=0.1"])
+    >>> made.facts["images"], made.facts["group"], made.failures
+    (60, 'C4', ['relative is 0.96, required <= 0.1'])
     """
     requirements = [Requirement.read(text, NUMBERS) for text in require]
     one = schema.one_model(results, model).compute()
     if "latent" not in schema.metrics_of(one):
         raise ValueError(unknown("metric", "latent", schema.metrics_of(one)) + "; a card needs it")
     table = summarise(one, full=True)
-    latent = table[(table.metric == "latent") & (table.layer == "latent")].iloc[0]
-    has_value = one[schema.from_x(one, "latent")].sel(layer="latent").notnull().all(("model", "element"))
-    ratio = ratio_from_x(one, "latent", "latent").isel(sample=np.flatnonzero(has_value))
-    of_labelled = labelled(ratio.mean("element"))
-    by_class = pd.Series(dtype=float)
-    if of_labelled.size:
-        by_class = as_relative(of_labelled.groupby("label").mean(), latent.order).to_series()
-    by_element = as_relative(ratio.mean("sample"), latent.order).to_series()
-    found = _Findings(one, table, latent, predictions(one), by_element, by_class)
-    numbers = _numbers(found)
-    failures = []
-    for requirement in requirements:
-        failures.append(requirement.failure(*numbers[requirement.name]))
+    features = table[table.metric == "latent"].set_index("layer")
+    latent = features.loc["latent"]
+    found = predictions(one)
+    numbers = _numbers(table, found)
+    failures = [requirement.failure(*numbers[requirement.name]) for requirement in requirements]
     facts = {
-        "model": one.model.values[0],
+        "model": one.model.item(),
         "group": one.attrs["group"],
         "data": one.attrs.get("data", ""),
-        "images": int(one.sizes["sample"]),
+        "images": one.sizes["sample"],
         "elements": one.element.values.tolist(),
+        "identity": found.identity,
         "eedkit": one.attrs["eedkit_version"],
-        "weights": one.weights.values[0],
+        "weights": one.weights.item(),
         "created": one.attrs.get("created", ""),
-        "numbers": _plain(pd.Series({name: value for name, (value, _) in numbers.items()})),
-        "relative by element": _plain(by_element),
-        "relative by class": _plain(by_class),
-        "failures": [failure for failure in failures if failure],
-        "summary": [_plain(row) for _, row in table.iterrows()],
+        "numbers": {name: None if np.isnan(value) else value for name, (value, _) in numbers.items()},
+        "failures": list(filter(None, failures)),
+        "summary": json.loads(str(table.to_json(orient="records", double_precision=15))),
     }
-    with plots.width("column"):  # a phone's width, and half a notebook's
+    one = one.assign_coords(model=["this model"])  # figures have no room for a long name
+    far = _from_upright(one)
+    with width("column"):
         sections = [
-            _what_was_measured(found),
             _does_it_pass(requirements, failures),
-            _how_accurate(found),
-            _how_invariant(found),
-            _where(found),
-            Section("Is it invariance, or insensitivity?", [_real(found)]),
-            _on_which(found, images),
-            _what_averaging_buys(found),
-            Section("What to do?", [_advice(found)]),
+            Section("What to do?", [_advice(one, found, latent)]),
+            _how_accurate(one, found),
+            _how_invariant(one, table, far),
+            _where(one, features),
+            _on_which_classes(one, found, far),
+            _on_which_images(one, far, images),
+            Section("Is it invariance, or insensitivity?", [_real(one, latent, found)]),
+            _averaging(one),
+            _measured(one),
             _how_to_cite(one),
         ]
     return Card(printable(str(facts["model"])), [section for section in sections if section.sentences], facts)
 
 
-def _numbers(found: _Findings) -> dict[str, tuple[float, str]]:
+def _numbers(table: pd.DataFrame, found: Predictions) -> dict[str, tuple[float, str]]:
     """The value of each of `NUMBERS`, and why it has none."""
-    predicted = found.predictions
-    values = {
-        "accuracy.upright": (predicted.upright, predicted.no_accuracy),
-        "accuracy.moved": (predicted.moved, predicted.no_accuracy),
-        "accuracy.lowest": (float(predicted.of_moved.min()), predicted.no_accuracy),
-        "kept": (float(predicted.kept.mean()), "no class is predicted for moved images"),
-        "relative": (found.latent.relative, found.latent.reason),
-        "relative.output": (np.nan, "softmax was not measured"),
+    numbers = {}
+    for name, rows in _features_and_output(table).items():
+        numbers[name] = (np.nan, "no metric of the output was measured")
+        if len(rows):
+            numbers[name] = (float(rows.relative.iloc[0]), str(rows.reason.iloc[0]))
+    return numbers | {
+        "accuracy.upright": (found.upright, found.no_accuracy),
+        "accuracy.moved": (found.moved, found.no_accuracy),
+        "accuracy.lowest": (float(found.of_moved.min()), found.no_accuracy),
+        "kept": (float(found.kept.mean()), "no class is predicted for moved images"),
     }
-    output = found.table[found.table.metric == "softmax"]
-    if len(output):
-        values["relative.output"] = (float(output.relative.iloc[0]), output.reason.iloc[0])
-    return {name: values[name] for name in NUMBERS}
 
 
-def _what_was_measured(found: _Findings) -> Section:
-    one = found.results
-    depth = (one.layer != "latent").sum().item()
-    places = "at the head's input"
-    if depth:
-        places = f"at {depth} layer{'s' if depth > 1 else ''} and the head's input"
-    moved = f"{one.sizes['sample']} images, each moved by the {one.sizes['element']} elements of {one.attrs['group']}"
-    sentences = [f"{moved}, {places}."]
-    doubtful = [f"{doubt}." for doubt in doubts(one)]  # which say how the images were prepared
-    prepared = one.attrs.get("preprocessing") or "unknown, the images were taken as given"
-    return Section("What was measured", sentences + (doubtful or [f"Preprocessing: {prepared}."]))
+def _features_and_output(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The row of the features, and that of the first metric of the output, where there is one."""
+    of_features = (table.metric == "latent") & (table.layer == "latent")
+    of_output = (table.layer == "output") & (table.metric != REVERSE)
+    return {"relative": table.loc[of_features], "relative.output": table.loc[of_output].head(1)}
+
+
+def _from_upright(one: xr.Dataset) -> FromUnmoved | None:
+    """How far moved copies are from their upright images; None where nothing moves, or nothing has a value."""
+    try:
+        far = from_unmoved(one, "latent", "latent")
+    except ValueError:
+        return None
+    return far if far.values.size else None
+
+
+def _measured(one: xr.Dataset) -> Section:
+    layers = one.sizes["layer"] - 1
+    extent = (
+        f"{one.sizes['sample']} images, each moved by the {one.sizes['element']} elements of {one.attrs['group']}, "
+        f"at {f'{layers} layers and ' if layers else ''}the head's input."
+    )
+    preprocessing = one.attrs.get("preprocessing") or "not known; the images were taken as they were given"
+    # a doubt names the preprocessing, too
+    about_reading = [doubt[0].upper() + doubt[1:] for doubt in doubts(one)] or [f"Preprocessing: {preprocessing}"]
+    return Section("What was measured", [extent, *(f"{sentence}." for sentence in about_reading)])
 
 
 def _does_it_pass(requirements: Sequence[Requirement], failures: Sequence[str]) -> Section:
@@ -345,130 +311,111 @@ def _does_it_pass(requirements: Sequence[Requirement], failures: Sequence[str]) 
     return Section("Does it pass?", sentences)
 
 
-def _how_accurate(found: _Findings) -> Section:
-    predicted = found.predictions
+def _how_accurate(one: xr.Dataset, found: Predictions) -> Section:
     sentences = []
-    if predicted.no_accuracy:
-        sentences.append(f"Not known: {predicted.no_accuracy}.")
-    else:
-        parts = []
-        if not np.isnan(predicted.upright):
-            parts.append(f"{predicted.upright:.0%} unmoved")
-        if len(predicted.of_moved):
-            parts.append(f"{predicted.moved:.0%} moved{_by_element(predicted.of_moved)}")
-        sentences.append(f"{', '.join(parts)}; {predicted.n_labelled} images have a label.")
-    if predicted.names_one_class:
-        named = found.class_name(predicted.classes.index[0])
-        sentences.append(f"Every unmoved image is taken for {named}, so an unchanged class says nothing.")
-    elif predicted.kept.notna().any():
-        null = ""
-        if not np.isnan(predicted.null):
-            null = f"; two different images share a class in {predicted.null:.0%} of all pairs"
-        sentences.append(f"The predicted class is the same for {predicted.kept.mean():.0%} of the moved images{null}.")
-    return Section("How accurate is it, unmoved and moved?", sentences)
+    if found.no_accuracy:
+        sentences.append(f"Not known: {found.no_accuracy}.")
+    if not np.isnan(found.upright):
+        sentences.append(f"Upright: {found.upright:.0%} of {found.n_labelled} images are classified correctly.")
+    if not np.isnan(found.moved):
+        by_element = _extremes(found.of_moved, "{:.0%}", "lowest under", "highest under")
+        if found.of_moved.nunique() == 1:
+            by_element = "the same under every element"
+        elif len(found.of_moved) <= LISTED:
+            by_element = ", ".join(f"{element} {value:.0%}" for element, value in found.of_moved.items())
+        sentences.append(f"Moved: {found.moved:.0%} ({by_element}).")
+    kept = found.kept.mean()
+    if found.names_one_class:
+        name = _class_name(one, found.classes.index[0])
+        sentences.append(f"Every upright image is called class {name}, so it means nothing that a class stays.")
+    elif not np.isnan(kept):
+        null = "" if np.isnan(found.null) else f"; two different images share a class in {found.null:.0%} of all pairs"
+        sentences.append(f"{kept:.0%} of the moved copies keep the class of their upright image{null}.")
+    return Section("How accurate is it, upright and moved?", sentences)
 
 
-def _how_invariant(found: _Findings) -> Section:
-    known, sentences = [], []
-    for (metric, layer), what in ENDS.items():
-        for row in found.table[(found.table.metric == metric) & (found.table.layer == layer)].itertuples():
+def _how_invariant(one: xr.Dataset, table: pd.DataFrame, far: FromUnmoved | None) -> Section:
+    values = []
+    sentences = []
+    for what, rows in zip(("features", "output"), _features_and_output(table).values(), strict=True):
+        for _, row in rows.iterrows():
             if np.isnan(row.relative):
-                deviation = "" if np.isnan(row.estimate) else f", only a deviation of {row.estimate - row.best:.3g}"
-                sentences.append(f"No relative value for the {what}{deviation}: {row.reason}.")
-            elif row.relative < EXACT:
-                known.append(f"0 within rounding in the {what}")
+                sentences.append(f"Not known for the {what}: {row.reason}.")
             else:
-                known.append(f"{row.relative:.2f}{_interval(row.relative_low, row.relative_high)} in the {what}")
-    if known:
-        scale = "where 0 is invariant and at 1 a moved copy is as far away as a different image"
-        sentences.insert(0, f"{' and '.join(known)}, {scale}.")
-    of_elements = found.by_element.dropna()
-    if found.nothing_moves:
-        sentences.append("No element moves the image.")
-    elif len(of_elements) > 1 and found.is_drawn:
-        extremes = _extremes(of_elements, "{:.2f}", "under", "elements")
-        sentences.append(f"From those of the unmoved image, the features differ {extremes}.")
-    figures = [plots.orbit_rose(found.results, title="")] if found.is_drawn else []
-    return Section("How invariant is it?", sentences, figures)
+                values.append(f"{row.relative:.2f}{_interval(row.relative_low, row.relative_high)} for the {what}")
+    if values:
+        scale = "At 0, nothing changes as images move; at 1, a moved copy is as far away as a different image."
+        sentences.insert(0, f"Relative deviation: {' and '.join(values)}. {scale}")
+    if far is None:
+        return Section("How invariant is it?", sentences)
+    by_element = far.on_scale(far.values.isel(model=0).mean("sample")).to_series()
+    extremes = _extremes(by_element, "{:.2f}", "Least under", "most under")
+    if not extremes:
+        extremes = f"{by_element.iloc[0]:.2f} under every element but the identity"
+    sentences.append(f"{extremes}, measured from the upright image.")
+    return Section("How invariant is it?", sentences, orbit_rose(one, title=""))
 
 
-def _where(found: _Findings) -> Section:
+def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
     title = "Where in the network does invariance arise?"
-    latent = found.table[found.table.metric == "latent"]
-    rows = latent[latent.relative.notna() & ~latent.layer.str.endswith("[class]")].sort_values("depth", kind="stable")
-    if len(rows) < 2:
-        return Section(title, ["That stays open: fewer than two layers have a relative value."])
-    figure = plots.depth_profile(found.results, metric="latent", title="")
-    values, layers = rows.relative.to_numpy(), rows.layer.tolist()
+    is_shown = features.relative.notna() & ~features.index.str.endswith("[class]")
+    values = features.loc[is_shown].sort_values(by="depth", kind="stable").relative
+    if len(values) < 2:
+        return Section(title, ["Not known: fewer than two layers have a relative value."])
+    falls = -values.diff().iloc[1:]
+    first, last = (f"{values.iloc[at]:.2f} at {values.index[at]}" for at in (0, -1))
+    what = "the relative deviation of the features"
     if values.max() < EXACT:
-        return Section(title, ["At every layer: moving an image changes its features by no more than rounding."])
-    course = f"goes from {values[0]:.2f} at {layers[0]} to {values[-1]:.2f} at {layers[-1]}"
-    falls = -np.diff(values)
-    at = int(falls.argmax())
-    place = f"between {layers[at]} and {layers[at + 1]}"
-    if falls[at] < STEP:
-        sentence = f"Nowhere: the relative value {course}, and no layer lowers it by {STEP:g} or more."
-    elif values[-1] >= values[0]:
-        sentence = f"Not on the whole: the relative value {course}. Its largest fall is {falls[at]:.2f}, {place}."
+        answer = "At every layer: the features are the same for an image and its moved copies, within rounding."
+    elif falls.max() >= STEP:
+        at = int(falls.argmax())
+        place = f"from {values.index[at]} to {values.index[at + 1]}"
+        answer = f"Most {place}: there {what} falls by {falls.max():.2f}. It is {first} and {last}."
+        if values.iloc[-1] >= values.iloc[0]:
+            answer = f"On the whole nowhere: {what} is {first} and {last}. It falls most {place}, by {falls.max():.2f}."
     else:
-        sentence = f"Most {place}, where the relative value falls by {falls[at]:.2f}; it {course}."
-    return Section(title, [sentence], [figure])
+        never = f"never falls by {STEP:g} or more from one layer to the next"
+        answer = f"At no layer: {what} {never}. It is {first} and {last}."
+    return Section(title, [answer], depth_profile(one, metric="latent", title=""))
 
 
-def _real(found: _Findings) -> str:
-    """One sentence for each case."""
-    row = found.latent
-    if found.nothing_moves:
-        return "That stays open: no element moves the image."
-    if np.isnan(row.estimate):
-        return f"That stays open: {row.reason}."
-    if np.isnan(row.null):
-        return "That stays open: there is no null, and so nothing to compare moved copies with."
-    apart = row.null - row.best
-    if np.isnan(row.relative):
-        if "the null gap" in row.reason:
-            return (
-                f"Insensitivity: different images have the same features within rounding ({apart:.1g} apart), so that "
-                "those of moved copies are the same, too."
-            )
-        return f"That stays open: {row.reason}."
-    both = f"different images are {apart:.2g} apart, moved copies {row.estimate - row.best:.2g}"
-    is_at_one = row.relative >= NEAR_ONE or (row.relative_low <= 1 <= row.relative_high)
-    if found.predictions.names_one_class and not is_at_one:
-        return f"Partly insensitivity: every image gets the same class, although the features differ ({both})."
-    if row.relative < EXACT:
-        return f"Invariance, exact within rounding: different images are {apart:.2g} apart, moved copies of one not at all."
-    if is_at_one:
-        return f"Neither: moved copies are no closer than different images, or hardly ({both})."
-    if row.relative <= LOW:
-        return f"Invariance: {both}, so the features tell images apart and change little as these move."
-    return f"A part of invariance: {both}, which is closer but far from the same."
+def _on_which_classes(one: xr.Dataset, found: Predictions, far: FromUnmoved | None) -> Section:
+    title = "On which classes does it fail?"
+    if _is_exact(far):
+        return Section(
+            title,
+            ["Moving makes it fail on none: moved copies have the features of their upright image, within rounding."],
+        )
+    deviations = _deviation_by_class(far)
+    accuracies = pd.Series(dtype=float) if found.names_one_class else _accuracy_by_class(one)
+    sentences = []
+    for values, form, least, most in (
+        (accuracies, "{:.0%}", "Moved copies are right least often in class", "most often in class"),
+        (deviations, "{:.2f}", "Features change least in class", "most in class"),
+    ):
+        extremes = _extremes(values.rename(lambda label: _class_name(one, label)), form, least, most)
+        if extremes:
+            sentences.append(f"{extremes}.")
+    is_drawn = 1 < len(deviations) <= CLASSES
+    return Section(title, sentences, class_heatmap(one, title="") if is_drawn else None)
 
 
-def _on_which(found: _Findings, images: Any) -> Section:
-    sentences, figures = [], []
-    accuracies = _accuracy_by_class(found.results)
-    if len(accuracies) > 1 and not found.predictions.names_one_class:
-        extremes = _extremes(accuracies.rename(found.class_name), "{:.0%}", "on", "classes", " often")
-        sentences.append(f"Moved copies are classified correctly {extremes}.")
-    of_classes = found.by_class.dropna()
-    if found.by_element.max() < EXACT:
-        sentences.append("The features of no image change as it moves, within rounding.")
-    if found.is_drawn:
-        if len(of_classes) > 1:
-            extremes = _extremes(of_classes.rename(found.class_name), "{:.2f}", "on", "classes")
-            sentences.append(f"The features change {extremes}, relative to other images.")
-            if len(found.by_class) <= plots.draw.CLASSES:
-                figures.append(plots.class_heatmap(found.results, title=""))
-        if images is not None and found.results.attrs.get("action") != SPATIAL:
-            action = found.results.attrs.get("action")
-            sentences.append(f"The action {action!r} moved the images; ek.plots.worst(…, action=…) shows them.")
-        elif images is not None:
-            sentences.append(
-                "Of these images the features change most; below each is the moved copy that differs most."
-            )
-            figures.append(plots.worst(found.results, images, title=""))
-    return Section("On which classes and images does it fail?", sentences, figures)
+def _on_which_images(one: xr.Dataset, far: FromUnmoved | None, images: Any) -> Section:
+    title = "On which images does it fail?"
+    if images is None or _is_exact(far):
+        return Section(title, [])
+    if far is None:
+        return Section(title, ["No image has a value under an element that moves it."])
+    if one.attrs.get("action") != SPATIAL:
+        name = one.attrs.get("action")
+        return Section(title, [f"Not shown: the images were moved by the action {name!r}; pass it to ek.plots.worst."])
+    answer = "On these most: each stands above its moved copy that differs most from it."
+    return Section(title, [answer], worst(one, images, title=""))
+
+
+def _is_exact(far: FromUnmoved | None) -> bool:
+    """Whether moved copies have the features of their upright image, but for rounding."""
+    return far is not None and far.is_relative and bool(far.on_scale(far.values).max() < EXACT)
 
 
 def _accuracy_by_class(one: xr.Dataset) -> pd.Series:
@@ -481,108 +428,128 @@ def _accuracy_by_class(one: xr.Dataset) -> pd.Series:
     return moved.mean("element").groupby("label").mean().to_series().dropna()
 
 
-def _what_averaging_buys(found: _Findings) -> Section:
-    title = "What would averaging over the orbit buy?"
-    if REVERSE not in found.results:
-        return Section(title, [])
-    row = averaging_gain(found.results).iloc[0]
-    if np.isnan(row.predicted):
-        return Section(title, [])
-    cost = f"at {found.results.sizes['element']} times the cost"
-    gain = f"{row.predicted:.2f} nats{_interval(row.predicted_low, row.predicted_high)}"
-    if row.predicted < GAIN:
-        gain = f"Less than {GAIN:g} nats"
-    return Section(
-        title,
-        [f"{gain} of log-loss where {found.moves} occur, {cost}, as predicted from the probabilities without labels."],
-    )
+def _deviation_by_class(far: FromUnmoved | None) -> pd.Series:
+    """How far the features of each class's moved copies are from those of upright images; empty without labels."""
+    if far is None:
+        return pd.Series(dtype=float)
+    of_labelled = labelled(far.values.isel(model=0))
+    if not of_labelled.sizes["sample"]:
+        return pd.Series(dtype=float)
+    return far.on_scale(of_labelled.mean("element").groupby("label").mean()).to_series().dropna()
 
 
-def _advice(found: _Findings) -> str:
+def _real(one: xr.Dataset, row: pd.Series, found: Predictions) -> str:
     """One sentence for each case."""
-    predicted = found.predictions
-    if found.nothing_moves:
-        return "Measure under a group that moves images."
-    if doubts(found.results) or (predicted.names_one_class and not predicted.upright >= ONE_CLASS):
-        return "First see whether the model can read these images; until then, what moving them does means nothing."
-    moves = found.moves
-    choice = f"if {moves} occur in use, train with them; if the class depends on the {moves}, do not"
-    nothing = f"nothing needs to be done for {moves}, unless the class depends on them"
-    fall = predicted.upright - predicted.moved
-    if fall >= FALL:
-        falls = predicted.upright - predicted.of_moved
-        most = ""
-        if falls.nunique() > 1:
-            most = f", most under {_named(falls, falls.idxmax(), 'by {:.2f}', 'elements')}"
-        return f"Accuracy falls by {fall:.2f} under {moves}{most}: {choice}."
-    if not np.isnan(fall):
-        return f"Accuracy is {predicted.upright:.2f} unmoved and {predicted.moved:.2f} under {moves}: {nothing}."
-    changed = 1 - predicted.kept.mean()
-    if not np.isnan(changed) and not predicted.names_one_class:
-        mend = f"{choice}. Labels would tell whether accuracy falls" if changed >= FALL else nothing
-        return f"The predicted class changes for {changed:.0%} of the moved images: {mend}."
-    if np.isnan(found.latent.relative):
-        return "Nothing follows from these numbers: neither predictions nor features say what moving the images does."
-    if found.latent.relative > LOW:
+    if one.sizes["element"] < 2:
+        return "Not known: no element moves the image."
+    if np.isnan(row.relative):
+        if "the null gap" in row.reason:
+            return "Insensitivity: even different images have the same features, within rounding."
+        return f"Not known: {row.reason or 'there is no null to compare moved copies with'}."
+    times = f"moved copies are {row.relative:.2f} times as far apart as different images"
+    if row.relative >= NEAR_ONE or row.relative_low <= 1 <= row.relative_high:
+        return f"Neither: {times}, so there is no invariance to explain."
+    if found.names_one_class:
+        return f"Partly insensitivity: every image gets the same class, although features differ ({times})."
+    if row.relative < EXACT:
         return (
-            f"The features change under {moves}: if what is read off them must not depend on {moves}, train with them "
-            f"or average the features over the orbit; if it does depend on {moves}, do not."
+            "Invariance, exact within rounding: different images have different features, moved copies have the same."
         )
-    return (
-        f"The features change little under {moves}: nothing needs to be done for {moves}, unless what is read off the "
-        "features depends on them."
+    return f"{'Invariance' if row.relative <= LOW else 'Invariance in part'}: {times}."
+
+
+def _averaging(one: xr.Dataset) -> Section:
+    title = "What would averaging over the orbit buy?"
+    if REVERSE not in one:
+        return Section(title, [])
+    gain = averaging_gain(one).iloc[0]
+    if np.isnan(gain.predicted):
+        return Section(title, [])
+    nats = f"{gain.predicted:.2f} nats of log-loss{_interval(gain.predicted_low, gain.predicted_high)}"
+    if gain.predicted < GAIN:
+        nats = f"Less than {GAIN:g} nats of log-loss"
+    answer = (
+        f"{nats} at {one.sizes['element']} times the cost, where all elements are equally frequent. This is predicted from the "
+        "class probabilities, without labels."
     )
+    return Section(title, [answer])
+
+
+def _advice(one: xr.Dataset, found: Predictions, latent: pd.Series) -> str:
+    """One sentence for each case."""
+    if one.sizes["element"] < 2:
+        return "Measure under a group that moves images."
+    if doubts(one):
+        return "First see that the model can read these images; until then nothing follows from what moving them does."
+    if found.names_one_class and not found.upright >= ONE_CLASS:
+        return "First see why every image gets the same class; until then nothing follows from what moving them does."
+    moves = _moves(one)
+    fall = found.upright - found.moved
+    changed = 1 - found.kept.mean()
+    if not np.isnan(fall):
+        matters = fall >= FALL
+        finding = f"Accuracy is {found.upright:.2f} upright and {found.moved:.2f} under {moves}"
+        if matters:
+            finding = f"Accuracy falls by {fall:.2f} under {moves}"
+    elif not np.isnan(changed):
+        matters = changed >= FALL
+        finding = f"The predicted class changes for {changed:.0%} of the moved images"
+    elif not np.isnan(latent.relative):
+        matters = latent.relative > LOW
+        finding = f"The features change under {moves} by {latent.relative:.2f}"
+    else:
+        return "Nothing follows from these numbers: neither predictions nor features say what moving the images does."
+    if matters:
+        return f"{finding}: if {moves} occur in use, train with them; if the answer depends on the {moves}, do not."
+    return f"{finding}: nothing needs to be done for {moves}, unless the answer depends on them."
+
+
+def _moves(one: xr.Dataset) -> str:
+    """What the group does to images, as a noun in the plural."""
+    group = one.attrs["group"]
+    if one.attrs.get("action") == SPATIAL:
+        for pattern, noun in MOVES.items():
+            if re.fullmatch(pattern, group):
+                return noun
+    return f"moves of {group}"
+
+
+def _extremes(values: pd.Series, form: str, least: str, most: str) -> str:
+    """The lowest and the highest value with all the names that have it, as it is written; "" where all are the same.
+
+    >>> _extremes(pd.Series({"r90": 0.5, "r180": 0.2, "r270": 0.5}), "{:.1f}", "least under", "most under")
+    'least under r180 (0.2), most under r90, r270 (0.5)'
+    """
+    texts = values.dropna().sort_values(kind="stable").map(form.format)
+    if texts.nunique() < 2:
+        return ""
+    ends = []
+    for what, text in ((least, texts.iloc[0]), (most, texts.iloc[-1])):
+        names = texts.index[texts == text].map(str).tolist()
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        ends.append(f"{what} {', '.join(names[:LISTED])}{more} ({text})")
+    return ", ".join(ends)
+
+
+def _class_name(one: xr.Dataset, label: Any) -> Any:
+    """The name of a class, or its number where it has none."""
+    names = class_names(one)
+    return names[int(label)] if not isinstance(label, str) and label < len(names) else label
 
 
 def _how_to_cite(one: xr.Dataset) -> Section:
-    attrs = one.attrs
-    images, created = attrs.get("data"), attrs.get("created")
-    made = [f"Made by eedkit {attrs['eedkit_version']} from weights {one.weights.values[0]}"]
-    made.append(f"images {images}" if images else "")
-    made += [f"seed {attrs.get('seed')}", str(attrs.get("precision")), created or ""]
-    measure = f"The measure is the G-empirical equivariance deviation of {PAPER}."
-    return Section("How to cite", [measure, ", ".join(filter(None, made)) + "."])
-
-
-def _by_element(values: pd.Series) -> str:
-    """The shares by element, or of many the lowest and the highest; nothing of a single one."""
-    if len(values) == 1:
-        return ""
-    if values.nunique() == 1:
-        return ", the same under every element"
-    if len(values) > LISTED:
-        return f" ({_extremes(values, '{:.0%}', 'under', 'elements')})"
-    return " (" + ", ".join(f"{element} {value:.0%}" for element, value in values.items()) + ")"
-
-
-def _extremes(values: pd.Series, form: str, at: str, nouns: str, often: str = "") -> str:
-    """ "least under r180 (0.80) and most under r90 (1.02)", or "equally under all elements (0.80)"."""
-    least, most = (_named(values, end, form, nouns) for end in (values.idxmin(), values.idxmax()))
-    if least == most:
-        return f"equally{often} {at} all {nouns} ({form.format(values.iloc[0])})"
-    return f"least{often} {at} {least} and most{often} {at} {most}"
-
-
-def _named(values: pd.Series, end: Any, form: str, nouns: str) -> str:
-    """A name with its value, and those whose value looks the same: "r90 and r270 (1.02)"; many are counted."""
-    shown = values.map(form.format)
-    names = shown.index[shown == shown[end]].map(str)
-    named = " and ".join(names) if len(names) <= TIED else f"{len(names)} of {len(values)} {nouns}"
-    return f"{named} ({shown[end]})"
+    provenance = [
+        one.attrs.get("data"),
+        f"seed {one.attrs.get('seed')}",
+        one.attrs.get("precision"),
+        one.attrs.get("created"),
+    ]
+    made = (
+        f"Made by eedkit {one.attrs['eedkit_version']} from weights {one.weights.item()} and images "
+        f"{', '.join(filter(None, provenance))}."
+    )
+    return Section("How to cite", [f"The measure is the G-empirical equivariance deviation of {PAPER}.", made])
 
 
 def _interval(low: float, high: float) -> str:
     return "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
-
-
-def _plain(row: pd.Series) -> dict[str, Any]:
-    """By name, as JSON has it."""
-    values = {}
-    for name, value in row.items():
-        value = value.item() if hasattr(value, "item") else value
-        values[str(name)] = None if isinstance(value, float) and not np.isfinite(value) else value
-    return values
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text), quote=True)

@@ -4,38 +4,36 @@ Knows Datasets and ipywidgets. Computes what the current choice shows, so result
 """
 
 import html
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
-from eedkit import plots
 from eedkit.errors import naming_extras
-from eedkit.explorer.pictures import svg
+from eedkit.explorer.pictures import inline_svg
+from eedkit.plots.figures import class_heatmap, datasets_of, depth_profile, histogram, orbit_rose
+from eedkit.plots.style import width
+from eedkit.plots.worst import worst
 from eedkit.results import schema
-from eedkit.results.labels import labelled
+from eedkit.results.labels import class_names, labelled
 
 if TYPE_CHECKING:
     import ipywidgets
 
 ALL = "all"
 """The choice of no single element or class."""
-FEW = 6
+FEW = 4
 """Models that are shown at first."""
-STYLE = """<style>
-.eedkit-figures { grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
-.eedkit-figures svg { display: block; width: 100%; max-width: 34rem; color: var(--jp-ui-font-color1, currentColor); }
-</style>"""
-"""Three figures side by side where there is room for them, in JupyterLab's text colour."""
+BUSY = "<label>Drawing … <progress></progress></label>"
+COLUMNS = "repeat(auto-fit, minmax(min(100%, 34rem), 1fr))"
+"""One figure beside the other where each has room to be read."""
 
 
 def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6) -> "ipywidgets.Widget":
     """Slice results by hand in Jupyter: depth profile, histogram over samples, orbit rose, classes, and the worst images.
 
-    Every figure follows the controls: data set and group, metric, models, layer, element and class.
+    Every figure follows the controls: data set and group, metric, models, layer, element, class.
 
     Parameters
     ----------
@@ -64,126 +62,111 @@ def explore(results: xr.Dataset | xr.DataTree, images: Any = None, *, n: int = 6
     with naming_extras():
         import ipywidgets as widgets
 
-    places = _places(results)
+    places = datasets_of(results)
     where = widgets.Dropdown(options=list(places), description="results")
     below = widgets.VBox()
 
     def show_place(_change: object = None) -> None:
-        below.children = [_controls(widgets, places[where.value], images, n)]
+        below.children = _controls_and_figures(widgets, places[str(where.value)], images, n)
 
     where.observe(show_place, "value")
     show_place()
     return widgets.VBox([where, below] if len(places) > 1 else [below])
 
 
-def _places(results: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
-    """Every Dataset by its place in the tree; one alone by its group."""
-    if isinstance(results, xr.Dataset):
-        results = schema.validate(results)
-        return {str(results.attrs["group"]): results}
-    return {leaf.path.strip("/"): schema.validate(leaf.to_dataset()) for leaf in results.leaves}
-
-
-def _controls(widgets: Any, results: xr.Dataset, images: Any, n: int) -> "ipywidgets.Widget":
-    """The controls of one Dataset, and below them its figures."""
-    metrics = sorted(schema.metrics_of(results), key=lambda metric: metric != "latent")
+def _controls_and_figures(widgets: Any, results: xr.Dataset, images: Any, n: int) -> list["ipywidgets.Widget"]:
     models = results.model.values.tolist()
-    classes = np.unique(labelled(results).label.values).tolist() if "label" in results.coords else []
+    metrics = schema.metrics_of(results)
     controls = {
-        "metric": widgets.Dropdown(options=metrics, description="metric"),
-        "layer": widgets.Dropdown(description="layer"),
-        "models": widgets.SelectMultiple(options=models, value=models[:FEW], description="models"),
-        "element": widgets.Dropdown(options=[ALL, *results.element.values.tolist()], description="element"),
-        "label": widgets.Dropdown(options=[ALL, *classes], description="class"),
+        "metric": widgets.Dropdown(options=metrics, value="latent" if "latent" in metrics else metrics[0]),
+        "models": widgets.SelectMultiple(options=models, value=models[:FEW]),
+        "layer": widgets.Dropdown(),
+        "element": widgets.Dropdown(options=[ALL, *results.element.values.tolist()]),
+        "class": widgets.Dropdown(options=[(ALL, ALL), *_classes(results)]),
     }
-    busy = widgets.HTML("drawing …")
-    grid = widgets.GridBox()
-    grid.add_class("eedkit-figures")
+    for name, control in controls.items():
+        control.description = name
+    layer = controls["layer"]
+    busy = widgets.HTML(BUSY)
+    grid = widgets.GridBox(layout=widgets.Layout(grid_template_columns=COLUMNS, grid_gap="1.5rem"))
 
-    def choose_layer() -> None:
-        layers = _layers_with_values(results, controls["metric"].value)
-        chosen = controls["layer"].value
-        controls["layer"].options = layers
-        if layers:
-            controls["layer"].value = chosen if chosen in layers else layers[-1]
-
-    def draw(change: Any = None) -> None:
+    def draw(_change: object = None) -> None:
         busy.layout.visibility = "visible"
         try:
-            if change is None or change.owner is controls["metric"]:
-                controls["layer"].unobserve(draw, "value")
-                choose_layer()
-                controls["layer"].observe(draw, "value")
-            choice = {name: control.value for name, control in controls.items()}
-            drawn = figures(results, **choice, images=images, n=n)
-            grid.children = [_shown(widgets, name, figure) for name, figure in drawn.items()]
+            chosen = {name: control.value for name, control in controls.items()}
+            if not chosen["models"]:
+                grid.children = [widgets.HTML("Choose at least one model.")]
+                return
+            layers = _layers_with_values(results, chosen["metric"], chosen["models"])
+            if list(layer.options) != layers:
+                layer.unobserve_all("value")
+                layer.options = layers
+                layer.value = chosen["layer"] if chosen["layer"] in layers else next(reversed(layers), None)
+                layer.observe(draw, "value")
+            drawn = _figures(_sliced(results, chosen), chosen["metric"], layer.value, images, n)
+            grid.children = [widgets.HTML(picture) for picture in drawn]
         finally:
             busy.layout.visibility = "hidden"
 
-    for control in controls.values():
-        control.observe(draw, "value")
     draw()
-    choices = widgets.HBox([*controls.values(), busy], layout=widgets.Layout(flex_flow="row wrap"))
-    return widgets.VBox([widgets.HTML(STYLE), choices, grid])
+    for name in ("metric", "models", "element", "class"):
+        controls[name].observe(draw, "value")
+    row = widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+    return [row, busy, grid]
 
 
-def _layers_with_values(results: xr.Dataset, metric: str) -> list[str]:
-    """The layers at which a metric has values; none for a metric of the output."""
-    values = results[metric]
+def _classes(results: xr.Dataset) -> list[tuple[str, Any]]:
+    """Every class that some image has, by its name, or by its number where it has none."""
+    names = class_names(results)
+    labels = np.unique(labelled(results).label.values).tolist() if "label" in results.coords else []
+    return [(str(names[label]) if names else str(label), label) for label in labels]
+
+
+def _layers_with_values(results: xr.Dataset, metric: str, models: tuple[str, ...]) -> list[str]:
+    """The layers at which a metric has a value for some image, for one of the models; none of an output's."""
+    values = results[metric].sel(model=list(models)).isel(element=0)
     if "layer" not in values.dims:
         return []
-    has_values = values.notnull().any([dim for dim in values.dims if dim != "layer"])
-    return values.layer.values[has_values.values].tolist()
+    return values.layer.values[values.notnull().any(["model", "sample"]).values].tolist()
 
 
-def _shown(widgets: Any, name: str, figure: Figure | str) -> "ipywidgets.Widget":
-    return widgets.HTML(svg(figure) if isinstance(figure, Figure) else f"<b>{name}</b>: {html.escape(figure)}")
-
-
-def figures(
-    results: xr.Dataset,
-    *,
-    metric: str = "latent",
-    layer: str | None = "latent",
-    models: Sequence[str],
-    element: str = ALL,
-    label: Any = ALL,
-    images: Any = None,
-    n: int = 6,
-) -> dict[str, Figure | str]:
-    """What `explore` shows for a choice: by name a figure, or why there is none.
-
-    >>> import eedkit as ek
-    >>> drawn = figures(ek.example().drop_vars("label"), models=["plain"])
-    >>> drawn["class heatmap"]
-    'a class heatmap needs labels: measure(labels=…), or images that have labels of their own'
-    """
-    if not models:
-        return {"models": "choose at least one"}
+def _sliced(results: xr.Dataset, chosen: dict[str, Any]) -> xr.Dataset:
+    """The chosen models, element and class, without the variables of other metrics."""
     of_others = []
-    for other in schema.metrics_of(results):
-        if other != metric:
-            of_others += [other, *(other + ending for ending in schema.ENDINGS)]
-    chosen = results.drop_vars(of_others, errors="ignore").sel(model=list(models))
-    if element != ALL:
-        chosen = chosen.sel(element=[element])
-    if label != ALL:
-        chosen = chosen.isel(sample=np.flatnonzero(results.label.values == label))
-    at_layer = {"metric": metric, "layer": layer}
-    is_relative = f"{metric}_null" in results
-    draw = {
-        "depth profile": partial(plots.depth_profile, chosen, metric=metric, relative=is_relative),
-        "histogram": partial(plots.histogram, chosen, **at_layer),
-        "orbit rose": partial(plots.orbit_rose, chosen, **at_layer),
-        "class heatmap": partial(plots.class_heatmap, chosen, **at_layer),
+    for metric in schema.metrics_of(results):
+        if metric != chosen["metric"]:
+            of_others += [metric, *(metric + ending for ending in schema.ENDINGS)]
+    part = results.drop_vars(of_others, errors="ignore").sel(model=list(chosen["models"]))
+    if chosen["element"] != ALL:
+        part = part.sel(element=[chosen["element"]])
+    if chosen["class"] != ALL:
+        part = part.isel(sample=np.flatnonzero(results.label.values == chosen["class"]))
+    return part
+
+
+def _figures(results: xr.Dataset, metric: str, layer: str | None, images: Any, n: int) -> list[str]:
+    """What is shown of a slice, as HTML: figures, and in the place of one that cannot be drawn why.
+
+    Without a layer, as an output is, it has no depth.
+    """
+    drawings = {}
+    if layer is not None:
+        is_relative = f"{metric}_null" in results
+        drawings["depth profile"] = partial(depth_profile, results, metric=metric, relative=is_relative)
+    drawings |= {
+        "histogram": partial(histogram, results, metric=metric, layer=layer),
+        "orbit rose": partial(orbit_rose, results, metric=metric, layer=layer),
+        "class heatmap": partial(class_heatmap, results, metric=metric, layer=layer),
     }
     if images is not None:
-        draw["worst images"] = partial(plots.worst, chosen, images, n=n, model=models[0], **at_layer)
-    drawn: dict[str, Figure | str] = {}
-    for name, figure in draw.items():
-        try:
-            with plots.width("column"):
-                drawn[name] = figure()
-        except ValueError as error:
-            drawn[name] = str(error)
-    return drawn
+        model = results.model.values[0]
+        drawings["worst images"] = partial(worst, results, images, n=n, model=model, metric=metric, layer=layer)
+    shown = []
+    for name, draw in drawings.items():
+        # three images beside each other, so that what stands above them has room
+        with width("column" if name == "worst images" else "neurips"):
+            try:
+                shown.append(inline_svg(draw(), name))
+            except ValueError as why:
+                shown.append(f"<p>No {name}: {html.escape(str(why))}.</p>")
+    return shown

@@ -1,48 +1,62 @@
-"""Figures as SVG inside a page, in the colours of the page: dark on light, light on dark. Knows matplotlib and HTML alone."""
+"""Figures as a part of a page, in the page's own colours, light or dark. Knows matplotlib and never results."""
 
 import html
 import io
 import re
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from eedkit.plots.style import COLOURS
 
-GREY = re.compile(r"#([0-9a-f]{2})\1\1\b")
-"""A colour that is read against the page, but for black and white, which are read against a heat map's cells."""
+INK = "var(--jp-content-font-color1, CanvasText)"
+"""The colour of text: that of JupyterLab's theme, elsewhere that of the browser's scheme."""
+REM = 8
+"""Of the page for an inch of a figure, at most: its text is then as large as the page's."""
+GREY_OF_DATA = next(colour for colour in COLOURS if len(set(colour[1::2])) == len(set(colour[2::2])) == 1)
+GREY = re.compile(rf"#(?!{GREY_OF_DATA[1:]})([0-9a-f]{{2}})\1\1\b")
+NO_METADATA: dict = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an element of a page, as wide as its place: its greys become shades of the page's text colour.
+def inline_svg(figure: Figure, says: str) -> str:
+    """A figure as SVG without a background, whose greys are mixed from the colour of the page's text.
 
-    >>> figure = Figure()
-    >>> _ = figure.text(0, 0, "on the page", color="0.5")
-    >>> "fill: color-mix(in srgb, currentColor 59%, transparent)" in svg(figure)
-    True
+    So white paper becomes none at all, and black lines are white on a dark page. Data keep their colours.
+
+    Parameters
+    ----------
+    figure : Figure
+        As `ek.plots` makes it.
+    says : str
+        What is seen, for those who do not see it.
     """
     for ax in figure.axes:
-        if any(isinstance(drawn, QuadMesh) for drawn in ax.collections):
-            for number in ax.texts:
-                # a light cell has dark numbers on any page
-                number.set_color("white" if mpl.colors.to_rgb(number.get_color())[0] > 0.5 else "black")
-    words = figure.get_suptitle() or getattr(figure, "caption", "")
+        if any(isinstance(artist, QuadMesh) for artist in ax.collections):
+            _keep_colours_of_numbers(ax)
     file = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": words}):  # names differ from figure to figure
-        figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
-    drawn = file.getvalue()
-    size = re.search(r'viewBox="[^"]*"', drawn)[0]
-    inside = drawn[drawn.index("<defs>") :]
-    inside = re.sub(r'<g id="[^"]*"', "<g", inside)  # but for these
-    inside = GREY.sub(_shade, inside)
-    return f'<svg role="img" aria-label="{html.escape(words, quote=True)}" {size} xmlns:xlink="http://www.w3.org/1999/xlink">{inside}'
+    # identifiers that are the same every time, and no other figure's on the page
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": says}):
+        figure.savefig(file, format="svg", dpi=200, metadata=NO_METADATA)
+    drawing = file.getvalue().partition("<svg ")[2]
+    width, height = 72 * figure.get_size_inches()
+    size = f'viewBox="0 0 {width:g} {height:g}"'
+    inside = drawing.partition(">")[2].replace("*{stroke-linejoin", ".eedkit-figure *{stroke-linejoin")
+    inside = re.sub(r'<g id="[^"]*"', "<g", inside)  # which every figure has
+    label = html.escape(says, quote=True)
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="eedkit-figure" role="img" aria-label="{label}" {size}'
+    return f'{opening} style="width: 100%; max-width: {width / 72 * REM:g}rem; color: {INK}">{GREY.sub(_ink, inside)}'
 
 
-def _shade(grey: re.Match) -> str:
-    """So much of the text's colour as the grey has of the figures' text, which is 0.15."""
-    level = int(grey[1], 16) / 255
-    if level in (0, 1) or grey[0] in COLOURS:
-        return grey[0]
-    share = min(100, round(100 * (1 - level) / 0.85))
-    return f"color-mix(in srgb, currentColor {share}%, transparent)"
+def _keep_colours_of_numbers(ax: Axes) -> None:
+    """Numbers on coloured cells are not on the page: a grey that is none by one step stays as it is."""
+    for text in ax.texts:
+        red, green, blue = to_rgb(text.get_color())
+        text.set_color((red, green, blue - 1 / 255 if blue > 0.5 else blue + 1 / 255))
+
+
+def _ink(grey: re.Match) -> str:
+    part = 1 - int(grey[1], 16) / 255
+    return f"color-mix(in srgb, currentColor {part:.0%}, transparent)"

@@ -3,6 +3,7 @@
 The one module of `plots` that shows images, and so reads and moves them. Costs the images that are shown.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from eedkit.results.predictions import predictions
 
 ACROSS = 6
 """Pairs of images side by side."""
+LINE = 20
+"""Characters of a line above an image, which are as wide as it."""
 SPATIAL = "spatial"
 """The action of exact turns, mirrors and shifts, as results name it."""
 
@@ -204,7 +207,8 @@ def _predicted(one: xr.Dataset, sample: Any, element: str, class_names: Sequence
     if "confidence" in one:
         confidence = one.confidence.sel(sample=sample, element=element).values.item()
         probability = "" if np.isnan(confidence) else f" ({confidence:.0%})"
-    return style.literal(f"predicted {_name(number, class_names)}{probability}")
+    said = f"predicted {_name(number, class_names)}{probability}"
+    return style.literal("\n".join(textwrap.wrap(said, LINE)))
 
 
 def _name(label: Any, class_names: Sequence[str]) -> Any:

@@ -15,6 +15,8 @@ from eedkit.report import notebooks
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
+FIGURES = ".jupyter-widgets svg.eedkit-figure"
+DARK = "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
 RUN_ALL = "jupyterapp.commands.execute('notebook:run-all-cells')"
 OUTPUTS = """jupyterapp.shell.currentWidget.content.model.toJSON().cells
     .filter(cell => cell.cell_type == 'code').map(cell => cell.outputs)"""
@@ -67,7 +69,7 @@ def wait_for(url, server):
 
 
 def pictures(page):
-    return [picture.inner_html() for picture in page.locator(".eedkit-figures svg").all()]
+    return [drawing.inner_html() for drawing in page.locator(FIGURES).all()]
 
 
 def test_the_first_notebook_runs_and_its_explorer_moves(lab, browser, tmp_path):
@@ -84,17 +86,18 @@ def test_the_first_notebook_runs_and_its_explorer_moves(lab, browser, tmp_path):
     # its figures stand where `make report` writes them
     assert (tmp_path / "reports" / "figures" / "00_start_here_depth.svg").is_file()
 
-    page.locator(".eedkit-figures svg").first.scroll_into_view_if_needed()
+    page.locator(FIGURES).first.scroll_into_view_if_needed()
     before = pictures(page)
     assert len(before) == 5
     page.get_by_label("metric", exact=True).select_option("softmax")
-    page.wait_for_function("before => document.querySelector('.eedkit-figures svg').innerHTML != before", arg=before[0])
+    page.wait_for_function(
+        "([figures, before]) => document.querySelector(figures).innerHTML != before", arg=[FIGURES, before[0]]
+    )
     after = pictures(page)
     assert after
     assert not set(before) & set(after)
 
-    colour = "getComputedStyle(document.querySelector('.eedkit-figures svg')).color"
-    dark_on_light = page.evaluate(colour)
-    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function(f"dark_on_light => {colour} != dark_on_light", arg=dark_on_light)
+    page.evaluate(DARK)
+    white = "figures => getComputedStyle(document.querySelector(figures)).color == 'rgb(255, 255, 255)'"
+    page.wait_for_function(white, arg=FIGURES)
     page.close()

@@ -42,12 +42,13 @@ def is_here(url, site):
 def test_pages_load_whole_and_quietly(visit, name):
     page = visit(name)
     assert page.trouble == []
-    images = page.locator("img")
-    for image in images.all():
+    for image in page.locator("img").all():
         assert image.get_attribute("alt")
         assert image.evaluate("image => image.complete && image.naturalWidth > 0")
-    assert images.count() >= (name in ("index", "00_story"))
-    assert page.locator("svg").count() >= 4 * (name == "card")
+    for drawing in page.locator("svg.eedkit-figure").all():
+        assert drawing.get_attribute("aria-label")
+        assert drawing.evaluate("drawing => drawing.getBoundingClientRect().width") > 300
+    assert page.locator("img, svg.eedkit-figure").count() >= (name in ("index", "00_story", "card"))
 
 
 def test_what_fails_is_seen(visit, site):

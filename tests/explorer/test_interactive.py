@@ -1,7 +1,9 @@
 """The explorer's controls change its figures, which are those of the chosen slice."""
 
+import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -23,14 +25,13 @@ def control(widget, description):
 
 
 def shown(widget):
-    """All pictures that a widget shows."""
-    values = [getattr(found, "value", "") for found in walk(widget)]
-    return [value for value in values if str(value).startswith("<svg")]
+    """What stands in the grid: figures as SVG, and sentences."""
+    grid = next(found for found in walk(widget) if type(found).__name__ == "GridBox")
+    return [child.value for child in grid.children]
 
 
-def html_of(widget):
-    """All texts that a widget shows."""
-    return "".join(str(getattr(found, "value", "")) for found in walk(widget))
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
 
 @pytest.fixture(scope="module")
@@ -51,80 +52,74 @@ def results(images):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("metric", "softmax"), ("models", ("b",)), ("layer", "0"), ("element", "r90"), ("class", 2)],
+    [("metric", "channelwise"), ("models", ("b",)), ("layer", "0"), ("element", "r90"), ("class", 2)],
 )
 def test_every_control_changes_what_is_shown(results, images, name, value):
     widget = ek.explore(results, images, n=2)
     before = shown(widget)
     assert len(before) == 5
+    assert all(picture.startswith("<svg") for picture in before)
     control(widget, name).value = value
-    assert before != shown(widget)
+    after = shown(widget)
+    changed = [old != new for old, new in zip(before, after, strict=True)]
+    # a depth profile has all layers
+    assert changed == [name != "layer", True, True, True, True]
 
 
-def test_figures_are_of_the_chosen_class_and_element(results, images):
-    drawn = interactive.figures(results, label=1, element="r90", models=("b",), images=images, n=9)
-    (rows, columns) = drawn["class heatmap"].axes[0].get_yticklabels(), drawn["class heatmap"].axes[0].get_xticklabels()
-    assert [text.get_text() for text in rows] == ["1"]
-    assert [text.get_text() for text in columns] == ["r90"]
-    pairs = [ax for ax in drawn["worst images"].axes if ax.images]
-    assert len(pairs) == 2 * 4
+def test_figures_are_of_the_chosen_class_element_and_model(results, images):
+    widget = ek.explore(results, images, n=9)
+    control(widget, "models").value = ("b",)
+    control(widget, "class").value = 1
+    control(widget, "element").value = "r90"
+    *_, heatmap, worst = shown(widget)
+    ticks = [text for text in texts(heatmap) if text in ("0", "1", "2", "e", "r90", "r180", "r270", "a", "b")]
+    assert sorted(ticks) == ["1", "b", "r90"]
+    assert worst.count("<image") == 2 * 4
+
+
+def test_layers_without_a_value_are_not_offered(results):
+    """Channelwise has none at the last layers, which are vectors: another layer is chosen, and it is drawn once."""
+    widget = ek.explore(results)
+    assert control(widget, "layer").value == "latent"
+    control(widget, "metric").value = "channelwise"
+    layer = control(widget, "layer")
+    has_value = results.channelwise.notnull().any(["model", "element", "sample"])
+    assert list(layer.options) == results.layer.values[has_value.values].tolist()
+    assert "latent" not in layer.options
+    assert layer.value in layer.options
+    assert all(picture.startswith("<svg") for picture in shown(widget))
+    control(widget, "metric").value = "softmax"
+    assert layer.options == ()
+    assert len(shown(widget)) == 3  # an output has no depth
+
+
+def test_it_says_that_it_is_busy_while_it_draws(results, monkeypatch):
+    widget = ek.explore(results)
+    busy = next(found for found in walk(widget) if "progress" in str(getattr(found, "value", "")))
+    seen = []
+    monkeypatch.setattr(interactive, "_figures", lambda *_: seen.append(busy.layout.visibility) or [])
+    control(widget, "element").value = "r90"
+    assert [*seen, busy.layout.visibility] == ["visible", "hidden"]
 
 
 def test_what_cannot_be_drawn_says_why(results):
-    page = html_of(ek.explore(results.drop_vars("label")))
-    assert "<b>class heatmap</b>: a class heatmap needs labels" in page
+    widget = ek.explore(results.drop_vars("label"))
+    assert shown(widget)[3].startswith("<p>No class heatmap: a class heatmap needs labels")
+    control(widget, "models").value = ()
+    assert shown(widget) == ["Choose at least one model."]
 
 
-def test_what_has_no_null_is_drawn_as_it_is(results):
-    raw = results.drop_vars([name for name in results.data_vars if name.endswith("_null")])
-    drawn = interactive.figures(raw, models=("a",))
-    assert drawn["depth profile"].axes[0].get_ylabel() == "EED (latent)"
-    assert interactive.figures(results, models=("a",))["depth profile"].axes[0].get_ylabel() == "relative EED (latent)"
+def test_classes_are_offered_by_their_names(results):
+    named = results.assign_coords(label=("sample", np.arange(12) % 2, {"class_names": '["cat", "dog"]'}))
+    assert control(ek.explore(named), "class").options == (("all", "all"), ("cat", 0), ("dog", 1))
 
 
 def test_a_tree_lets_its_groups_be_chosen(results, images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     flips = ek.measure(net, images, group="flip", name="c", progress=False)
     widget = ek.explore(xr.DataTree.from_dict({"noise/C4": results, "noise/flip": flips}))
-    control(widget, "results").value = "noise/flip"
+    control(widget, "results").value = "noise · flip"
     assert control(widget, "element").options == ("all", "e", "m")
-
-
-def test_a_layer_with_values_is_chosen_at_first_and_for_every_metric(results):
-    without_vector = results.assign(latent=results.latent.where(results.layer != "latent"))
-    assert control(ek.explore(without_vector), "layer").value == "3"
-    maps = results.assign(channelwise=results.channelwise.where(results.layer == "1"))
-    widget = ek.explore(maps)
-    control(widget, "metric").value = "channelwise"
-    assert control(widget, "layer").value == "1"
-    assert control(widget, "layer").options == ("1",)
-    assert len(shown(widget)) == 4
-
-
-def test_a_new_metric_is_drawn_once(results, monkeypatch):
-    widget = ek.explore(results)
-    drawn = []
-    monkeypatch.setattr(interactive, "figures", lambda *_, **choice: drawn.append(choice["layer"]) or {})
-    control(widget, "metric").value = "channelwise"
-    assert drawn == [control(widget, "layer").value]
-    control(widget, "layer").value = "0"
-    assert drawn[1:] == ["0"]
-
-
-def test_a_busy_mark_shows_while_figures_are_drawn(results, monkeypatch):
-    widget = ek.explore(results)
-    busy = next(found for found in walk(widget) if getattr(found, "value", "") == "drawing …")
-    seen = []
-    monkeypatch.setattr(interactive, "figures", lambda *_, **__: seen.append(busy.layout.visibility) or {})
-    control(widget, "element").value = "r90"
-    assert (seen, busy.layout.visibility) == (["visible"], "hidden")
-
-
-def test_no_model_chosen_is_said(results):
-    widget = ek.explore(results)
-    control(widget, "models").value = ()
-    assert not shown(widget)
-    assert "<b>models</b>: choose at least one" in html_of(widget)
 
 
 def test_without_ipywidgets_the_extra_is_named(results, monkeypatch):

@@ -156,7 +156,11 @@ def test_the_first_notebook_slices_by_layer_element_and_class(out):
     notebook = nbformat.read(out / "00_start_here.ipynb", 4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
-    for name in ("blocks.4", "Relative deviation by element: lowest for `r180`", "Relative deviation by label: lowest for"):
+    for name in (
+        "blocks.4",
+        "Relative deviation by element: lowest for `r180`",
+        "Relative deviation by label: lowest for",
+    ):
         assert name in texts
     assert 'src="figures/00_start_here_' in (out / "index.html").read_text()
 

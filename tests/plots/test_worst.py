@@ -65,7 +65,7 @@ def test_class_and_predictions_with_confidence_stand_on_both(results, images):
     labels = ("sample", np.array([0, 0, 1, 0, 0, 1, 0, 1]), {"class_names": '["dark", "bright"]'})
     upright, moved = plots.worst(results.assign_coords(label=labels), images, n=1).axes
     # e / (√e + e) and √e / (√e + e^.2)
-    assert upright.get_title() == "class bright\npredicted bright (62%)"
+    assert upright.get_title() == "class bright\npredicted bright\n(62%)"
     assert moved.get_title().startswith("m: ")
     assert moved.get_title().endswith("\npredicted dark (57%)")
     given = plots.worst(results, images, n=1, class_names=["night", "day"]).axes[0]
