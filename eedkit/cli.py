@@ -24,7 +24,6 @@ MESSAGE = 1000
 """Characters of a message: what was thrown may be a whole log."""
 
 app = typer.Typer(
-    help="In what ways is a vision model invariant or equivariant, where, on which images?",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -45,9 +44,9 @@ A study is a YAML file, such as first.yaml:
     store: runs/first
 
 \b
-Further keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block
-(see `help(eedkit.Study)`). Groups and metrics of the form "module:name" are Python code that is imported: run only
-files that you trust.
+Other keys: metrics, layers, head, layouts, output, null, seed, precision, device, batch_size, block;
+see `help(eedkit.Study)`. A group or metric written as "module:name" is imported as Python code: run only files
+that you trust.
 """
 study = typer.Typer(
     help=STUDY, epilog="Example: eedkit study plan first.yaml", no_args_is_help=True, rich_markup_mode=None
@@ -69,11 +68,13 @@ class Format(StrEnum):
     PDF = "pdf"
 
 
-File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="The study, as YAML.")]  # fmt: skip
+File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="YAML file of the study.")]  # fmt: skip
 Store = Annotated[Path, typer.Argument(metavar="STORE", exists=True, help="Store written by a study or `measure`.")]
-OnlyData = Annotated[str | None, typer.Option("--data", metavar="NAME", help="Only this data set of the study.")]
-OnlyGroup = Annotated[str | None, typer.Option("--group", metavar="NAME", help="Only this group of the study.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+OnlyData = Annotated[str | None, typer.Option("--data", metavar="NAME", help="Use only this data set of the study.")]
+OnlyGroup = Annotated[str | None, typer.Option("--group", metavar="NAME", help="Use only this group of the study.")]
+Head = Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier within the model, such as fc.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Hide the progress bar.")]
 
 
 def _version(asked: bool) -> None:
@@ -98,7 +99,10 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """In what ways is a vision model invariant or equivariant, where, on which images?"""
+    """Find out in what ways a vision model is invariant or equivariant, where in the network, and on which images.
+
+    Commands exit with 0 when done, 1 when something failed, 2 when called wrongly, and 130 on Ctrl-C.
+    """
 
 
 @app.command(epilog="\b\nExample: eedkit measure 'recipe:plain?seed=0' digits/test --group C4 --out plain.zarr")
@@ -112,38 +116,36 @@ def measure(
     ],
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Bundled images, a folder, a parquet file, or hub:…, with ?size=33&n=100."),
+        typer.Argument(
+            metavar="DATA", help="Bundled images, a folder, a Parquet file or hub:…, such as photos/?size=33&n=100."
+        ),
     ],
     group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")],
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Can be repeated; by default channelwise, latent and softmax."),
+        typer.Option(
+            metavar="NAME", help="Metric to compute; repeat for several. Default: channelwise, latent, softmax."
+        ),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="blocks (default), all, or a regular expression.")] = None,
-    head: Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier in the model.")] = None,
-    null: Annotated[
-        bool, typer.Option("--null/--no-null", help="Also compare each image with transformed other images.")
-    ] = True,
+    layers: Annotated[str | None, typer.Option(help="blocks (the default), all, or a regular expression.")] = None,
+    head: Head = None,
     seed: Annotated[int, typer.Option(help="Seed for the image order.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in a forward pass; does not change the results.")
+        int | None, typer.Option(min=1, help="Images per forward pass; the results do not depend on it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", parser=_path, help="Save the results there.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PATH.zarr", parser=_path, help="Save the results here.")] = None,
     quiet: Quiet = False,
     _: Annotated[
         bool,
-        typer.Option("--specs", callback=_specs, is_eager=True, help="Show what MODEL and DATA may be, and exit."),
+        typer.Option("--specs", callback=_specs, is_eager=True, help="Show how to write MODEL and DATA, and exit."),
     ] = False,
 ) -> None:
-    """Measure one model on one data set. Prints accuracy by element, then relative values with 95 % intervals.
+    """Measure how invariant and equivariant a model is.
 
-    Relative values are 0 where a layer is perfectly equivariant; at 1 a transformed copy is as far away as a different image.
-    The estimate is E, the mean deviation of f(gx) from what an equivariant model would give, and the null the same for a
-    different image in place of x.
-
-    Exit codes: 0 done; 1 the model failed on the images, or the results could not be saved; 2 wrong usage, nothing was
-    measured.
+    Prints accuracy by group element, then relative values with 95 % intervals. At 0 a layer is perfectly equivariant; at 1, a
+    transformed copy is as far away as a different image. The estimate is the mean deviation itself, and the null is the same
+    deviation between different images.
     """
     if out is not None:
         _refuse_unwritable(out)
@@ -158,7 +160,6 @@ def measure(
                 data,
                 group=group,
                 head=head,
-                null=null,
                 seed=seed,
                 device=device,
                 batch_size=batch_size,
@@ -190,22 +191,20 @@ def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `eedkit measure`.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="As for `eedkit measure`.")],
     group: Annotated[str, typer.Option(help="C4, D4, flip, shift4, …")] = "C4",
-    expect: Annotated[Expected, typer.Option(help="Of every layer with maps, or of features and output.")] = (
-        Expected.EQUIVARIANT
-    ),
+    expect: Annotated[
+        Expected, typer.Option(help="equivariant: every layer with maps; invariant: features and output.")
+    ] = (Expected.EQUIVARIANT),
     tolerance: Annotated[
-        float, typer.Option(min=0, help="The largest relative value that passes; 1 is as far as a different image.")
+        float, typer.Option(min=0, help="Largest relative value that passes; 1 is as far away as a different image.")
     ] = 0.02,
-    layers: Annotated[str, typer.Option(help="all (default), blocks, or a regular expression.")] = "all",
-    head: Annotated[str | None, typer.Option(metavar="PATH", help="Path of the classifier in the model.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    layers: Annotated[str, typer.Option(help="all (the default), blocks, or a regular expression.")] = "all",
+    head: Head = None,
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Check that a network is equivariant or invariant.
+    """Check that a model is equivariant or invariant.
 
-    If a layer exceeds the tolerance, says which one, under which element, why, and how to fix it.
-
-    Exit codes: 0 it is; 1 it is not, or the model failed on the images; 2 wrong usage.
+    If it is not, exits with 1 and says which layer exceeds the tolerance, under which element, why, and how to fix it.
     """
     with _plainly("check", stopped="Stopped; nothing was checked."):
         import eedkit
@@ -226,11 +225,10 @@ def check(
 
 @study.command(epilog="Example: eedkit study plan first.yaml")
 def plan(file: File) -> None:
-    """Show what is left to do and what it will cost. Nothing is trained, downloaded or written.
+    """Show what is left to do and what it will cost.
 
-    Every model is built with random weights and timed on noise, on the device that a run would use.
-
-    Exit codes: 0 done; 1 something cannot be planned (the notes say why), or the store cannot be read; 2 wrong usage.
+    Nothing is trained, downloaded or written: models are built with random weights and timed on noise, on the device that a
+    run would use.
     """
     with _plainly("study plan", stopped="Stopped; nothing was written."):
         from eedkit.report import tables
@@ -251,21 +249,19 @@ def plan(file: File) -> None:
 @study.command(epilog="Example: eedkit study run first.yaml --workers 4")
 def run(
     file: File,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes on this machine.")] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="tcp://HOST:PORT", help="Scheduler of a Dask cluster that can reach the store."),
+        typer.Option(metavar="tcp://HOST:PORT", help="Address of a Dask scheduler whose workers can reach the store."),
     ] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="First check the finished blocks, and compute damaged ones again.")
+        bool, typer.Option("--repair", help="First check the finished blocks, and recompute damaged ones.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute what is not done yet. It can be killed and resumed; finished blocks are kept.
+    """Compute what is left to do.
 
-    Exit codes: 0 done; 1 some cells failed or lack samples (listed), the store is damaged, full or holds another study, or
-    the connection to the scheduler was lost; 2 wrong usage: a misspelt study, models or images that do not exist or cannot
-    be fetched, no scheduler; 130 Ctrl-C.
+    Can be killed and resumed: finished blocks are kept. Exits with 1 if cells failed or lack samples, and lists them.
     """
     if workers is not None and scheduler is not None:
         raise _usage("study run", "give --workers or --scheduler, not both")
@@ -304,17 +300,16 @@ def run(
     opens = f' Open: ek.open("{chosen.store}")' if has_blocks else ""
     _say(f"{done} of {len(cells)} cells done, {failed} failed.{opens}")
     if failed:
-        _say(f"To try again what failed: {again}", err=True)
+        _say(f"To retry: {again}", err=True)
     if len(flawed):
         raise typer.Exit(1)
 
 
 @study.command(epilog="Example: eedkit study status first.yaml")
 def status(file: File) -> None:
-    """Show which blocks are done, running, failed and missing. Nothing is computed or written.
+    """Show which blocks are done, running, failed or missing.
 
-    Exit codes: 0 done, or still to do; 1 some cells failed or lack samples (the notes say why), or the store cannot be
-    read; 2 wrong usage.
+    Nothing is computed or written. Exits with 1 if cells failed or lack samples, and says why.
     """
     with _plainly("study status"):
         from eedkit.report import tables
@@ -329,30 +324,21 @@ def status(file: File) -> None:
 @app.command(epilog="\b\nExample: eedkit figures runs/first --out figures --format png --format pdf")
 def figures(
     store: Store,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=_path, help="Folder for the figures.")] = Path(
-        "figures"
-    ),
-    format: Annotated[list[Format] | None, typer.Option(help="Can be repeated; by default all three.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=_path, help="Folder to write to.")] = Path("figures"),
+    format: Annotated[list[Format] | None, typer.Option(help="Repeat for several; all three by default.")] = None,
     data: OnlyData = None,
     group: OnlyGroup = None,
-    by: Annotated[
-        str | None,
-        typer.Option(metavar="COORDINATE", help="Average over models that share it, such as recipe; model: over none."),
-    ] = None,
 ) -> None:
-    """Draw the figures of a store.
+    """Draw all figures of a store.
 
-    Depth profiles, calibration, and deviation by group element and by class.
-
-    Exit codes: 0 done, with a note on what cannot be drawn; 1 nothing is measured yet, or the store is damaged; 2 wrong
-    usage.
+    Depth profiles, calibration, and deviation by group element and by class. Notes say what cannot be drawn.
     """
     with _plainly("figures", stopped=f"Stopped; the figures drawn so far are in {out}."):
         import eedkit
         from eedkit.plots import draw as drawn
 
         results = eedkit.open(store, data=data, group=group)
-        files = drawn.draw(results, out, formats=[str(name) for name in format or Format], by=by)
+        files = drawn.draw(results, out, formats=[str(name) for name in format or Format])
         for file in dict.fromkeys(file.with_suffix("") for file in files):
             _say(file)
         _say(f"{len(files)} files, as {', '.join(format or Format)}")
@@ -366,14 +352,16 @@ def card(
     store: Store,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE.html", parser=_path, help="The page; its numbers go into a .json file beside it."),
+        typer.Option(
+            metavar="FILE.html", parser=_path, help="Page to write; its numbers go into a .json file beside it."
+        ),
     ] = Path("card.html"),
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which model; needed where there are several.")
+        str | None, typer.Option(metavar="NAME", help="Model to report on, if the store holds several.")
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="The images that were measured, to show those with the largest deviation."),
+        typer.Option(metavar="SPEC", help="The measured images, to show the ones whose features change most."),
     ] = None,
     data: OnlyData = None,
     group: OnlyGroup = None,
@@ -381,17 +369,14 @@ def card(
         list[str] | None,
         typer.Option(
             metavar="NUMBER<=BOUND",
-            help="Exit with 1 if it does not hold; can be repeated. Numbers: relative, relative.output, accuracy.upright, "
-            "accuracy.moved, accuracy.lowest, kept.",
+            help="Exit with 1 if this does not hold; repeat for several. NUMBER is relative, relative.output, "
+            "accuracy.upright, accuracy.moved, accuracy.lowest or kept.",
         ),
     ] = None,
 ) -> None:
     """Write a one-page report on one model.
 
-    The page needs no other files. With --require it passes or fails.
-
-    Exit codes: 0 done, and all that was required holds; 1 something required does not hold (the page says what), nothing is
-    measured yet, or the store is damaged; 2 wrong usage.
+    The page needs no other files. With --require, it passes or fails.
     """
     with _plainly("card", stopped="Stopped; no page was written."):
         import xarray as xr
@@ -415,21 +400,21 @@ def card(
 
 @app.command(epilog="Example: eedkit report --profile quick --only 00_start_here -p seeds=3")
 def report(
-    profile: Annotated[str, typer.Option(help="Name of a profile, or path of a .yaml file.")] = "quick",
-    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=_path, help="Folder for the report.")] = Path("reports"),
+    profile: Annotated[str, typer.Option(help="Name of a profile, or path to a .yaml file.")] = "quick",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=_path, help="Folder to write to.")] = Path("reports"),
     only: Annotated[
-        list[str] | None, typer.Option(metavar="STEM", help="Run only this notebook; can be repeated.")
+        list[str] | None, typer.Option(metavar="STEM", help="Run only this notebook; repeat for several.")
     ] = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option(
-            "-p", metavar="NAME=VALUE", help="Set a parameter, over the profile, as YAML: -p 'groups=[C4, D4]'."
+            "-p", metavar="NAME=VALUE", help="Override a parameter of the profile, as YAML: -p 'groups=[C4, D4]'."
         ),
     ] = None,
 ) -> None:
     """Run the notebooks and build the HTML report.
 
-    Exit codes: 0 done; 1 a notebook failed, the report says where; 2 something asked for does not exist, nothing was run.
+    If a notebook fails, the others still run, the report shows the error, and the command exits with 1.
     """
     from eedkit.report.parameters import read_yaml
 
@@ -514,7 +499,9 @@ def _plainly(command: str, *, stopped: str = "Stopped.") -> Iterator[None]:
         except (ValueError, OSError, ImportError) as error:
             raise _usage(command, str(error)) from None
         except Exception as error:
-            unforeseen = f"{type(error).__name__}: {error}. This was not foreseen; the same call in Python shows where"
+            unforeseen = (
+                f"{type(error).__name__}: {error}. This is a bug or an odd input; the same call in Python shows where"
+            )
             raise _failed(command, unforeseen) from None
 
 
@@ -528,5 +515,5 @@ def _progress(study: "Study", again: str) -> str:
     cells = study.status()
     blocks = int(cells.blocks.sum())
     done = int((cells.done + cells.flawed).sum())
-    begun = f"{done} of {blocks} blocks are done and stay. " if blocks else "Nothing was begun. "
-    return f"Stopped: {begun}The same command goes on from there: {again}"
+    begun = f"{done} of {blocks} blocks are done and kept" if blocks else "nothing was started"
+    return f"Stopped: {begun}. To resume: {again}"
