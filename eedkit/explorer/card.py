@@ -241,7 +241,8 @@ def card(
         "failures": list(filter(None, failures)),
         "summary": json.loads(str(table.to_json(orient="records", double_precision=15))),
     }
-    one = one.assign_coords(model=["this model"])  # figures have no room for a long name
+    # figures have no room for a long name
+    one = one.drop_vars("recipe", errors="ignore").assign_coords(model=["this model"])
     far = _from_upright(one)
     with width("column"):
         sections = [

@@ -277,8 +277,6 @@ def _environment(kernels: int) -> dict[str, str]:
         # threads that spin at every barrier make small networks ten times slower as soon as another program wants a core
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str((os.cpu_count() or 1) // kernels),
-        # how many processes a training starts; where it is one, it trains in the kernel itself
-        "LOKY_MAX_CPU_COUNT": str((os.cpu_count() or 1) // kernels),
     }
     # a backend of the shell's, such as agg on a server, would leave the pages without figures
     always = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"} | TEXT_ON_STDERR

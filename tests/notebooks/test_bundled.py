@@ -21,6 +21,7 @@ def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EEDKIT_CACHE", str(folder / "cache"))
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")  # processes would take longer to start than these networks to train
         notebooks.report(folder / "out", profile="tiny", progress=False)
     return folder / "out"
 
