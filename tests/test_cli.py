@@ -426,7 +426,7 @@ def test_a_card_is_written_with_its_twin(done, tmp_path):
     result = run("card", done.parent / "a", "--out", page, *chosen)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [str(page), str(page.with_suffix(".json"))]
-    assert "below each is the moved copy that differs most" in page.read_text()
+    assert "On which images does it fail?" in page.read_text()
 
 
 def test_a_card_fails_by_what_is_required(done, tmp_path):
