@@ -46,6 +46,8 @@ STEP = 0.05
 """The least fall from one layer to the next that is pointed out."""
 FALL = 0.02
 """The least fall of accuracy, and the least part of images whose class changes, that calls for something to be done."""
+GAIN = 0.005
+"""The least gain in nats that is given as a number."""
 LISTED = 10
 """Elements or classes that a sentence lists one by one."""
 MOVES = {
@@ -249,7 +251,7 @@ def card(
             _how_accurate(one, found),
             _how_invariant(one, table, far),
             _where(one, features),
-            _on_which_classes(one, far),
+            _on_which_classes(one, found, far),
             _on_which_images(one, far, images),
             Section("Is it invariance, or insensitivity?", [_real(one, latent, found)]),
             _averaging(one),
@@ -298,7 +300,7 @@ def _measured(one: xr.Dataset) -> Section:
     )
     preprocessing = one.attrs.get("preprocessing") or "not known; the images were taken as they were given"
     # a doubt names the preprocessing, too
-    about_reading = doubts(one) or [f"Preprocessing: {preprocessing}"]
+    about_reading = [doubt[0].upper() + doubt[1:] for doubt in doubts(one)] or [f"Preprocessing: {preprocessing}"]
     return Section("What was measured", [extent, *(f"{sentence}." for sentence in about_reading)])
 
 
@@ -318,7 +320,9 @@ def _how_accurate(one: xr.Dataset, found: Predictions) -> Section:
         sentences.append(f"Upright: {found.upright:.0%} of {found.n_labelled} images are classified correctly.")
     if not np.isnan(found.moved):
         by_element = _extremes(found.of_moved, "{:.0%}", "lowest under", "highest under")
-        if len(found.of_moved) <= LISTED:
+        if found.of_moved.nunique() == 1:
+            by_element = "the same under every element"
+        elif len(found.of_moved) <= LISTED:
             by_element = ", ".join(f"{element} {value:.0%}" for element, value in found.of_moved.items())
         sentences.append(f"Moved: {found.moved:.0%} ({by_element}).")
     kept = found.kept.mean()
@@ -366,24 +370,28 @@ def _where(one: xr.Dataset, features: pd.DataFrame) -> Section:
         answer = "At every layer: the features are the same for an image and its moved copies, within rounding."
     elif falls.max() >= STEP:
         at = int(falls.argmax())
-        answer = (
-            f"Most from {values.index[at]} to {values.index[at + 1]}: there {what} falls by {falls.max():.2f}. "
-            f"It is {first} and {last}."
-        )
+        place = f"from {values.index[at]} to {values.index[at + 1]}"
+        answer = f"Most {place}: there {what} falls by {falls.max():.2f}. It is {first} and {last}."
+        if values.iloc[-1] >= values.iloc[0]:
+            answer = f"On the whole nowhere: {what} is {first} and {last}. It falls most {place}, by {falls.max():.2f}."
     else:
         never = f"never falls by {STEP:g} or more from one layer to the next"
         answer = f"At no layer: {what} {never}. It is {first} and {last}."
     return Section(title, [answer], depth_profile(one, metric="latent", title=""))
 
 
-def _on_which_classes(one: xr.Dataset, far: FromUnmoved | None) -> Section:
+def _on_which_classes(one: xr.Dataset, found: Predictions, far: FromUnmoved | None) -> Section:
     title = "On which classes does it fail?"
     if _is_exact(far):
-        return Section(title, ["On none: moved copies have the features of their upright image, within rounding."])
+        return Section(
+            title,
+            ["Moving makes it fail on none: moved copies have the features of their upright image, within rounding."],
+        )
     deviations = _deviation_by_class(far)
+    accuracies = pd.Series(dtype=float) if found.names_one_class else _accuracy_by_class(one)
     sentences = []
     for values, form, least, most in (
-        (_accuracy_by_class(one), "{:.0%}", "Moved copies are right least often in class", "most often in class"),
+        (accuracies, "{:.0%}", "Moved copies are right least often in class", "most often in class"),
         (deviations, "{:.2f}", "Features change least in class", "most in class"),
     ):
         extremes = _extremes(values.rename(lambda label: _class_name(one, label)), form, least, most)
@@ -459,6 +467,8 @@ def _averaging(one: xr.Dataset) -> Section:
     if np.isnan(gain.predicted):
         return Section(title, [])
     nats = f"{gain.predicted:.2f} nats of log-loss{_interval(gain.predicted_low, gain.predicted_high)}"
+    if gain.predicted < GAIN:
+        nats = f"Less than {GAIN:g} nats of log-loss"
     answer = (
         f"{nats} at {one.sizes['element']} times the cost, where all elements are equally frequent. This is predicted from the "
         "class probabilities, without labels."

@@ -99,7 +99,7 @@ def _controls_and_figures(widgets: Any, results: xr.Dataset, images: Any, n: int
                 return
             layers = _layers_with_values(results, chosen["metric"], chosen["models"])
             if list(layer.options) != layers:
-                layer.unobserve_all("value")
+                layer.unobserve(draw, "value")
                 layer.options = layers
                 layer.value = chosen["layer"] if chosen["layer"] in layers else next(reversed(layers), None)
                 layer.observe(draw, "value")
@@ -108,9 +108,9 @@ def _controls_and_figures(widgets: Any, results: xr.Dataset, images: Any, n: int
         finally:
             busy.layout.visibility = "hidden"
 
+    for control in controls.values():
+        control.observe(draw, "value")
     draw()
-    for name in ("metric", "models", "element", "class"):
-        controls[name].observe(draw, "value")
     row = widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
     return [row, busy, grid]
 

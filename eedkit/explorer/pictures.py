@@ -44,6 +44,7 @@ def inline_svg(figure: Figure, says: str) -> str:
     width, height = 72 * figure.get_size_inches()
     size = f'viewBox="0 0 {width:g} {height:g}"'
     inside = drawing.partition(">")[2].replace("*{stroke-linejoin", ".eedkit-figure *{stroke-linejoin")
+    inside = re.sub(r'<g id="[^"]*"', "<g", inside)  # which every figure has
     label = html.escape(says, quote=True)
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="eedkit-figure" role="img" aria-label="{label}" {size}'
     return f'{opening} style="width: 100%; max-width: {width / 72 * REM:g}rem; color: {INK}">{GREY.sub(_ink, inside)}'

@@ -87,6 +87,8 @@ def test_layers_without_a_value_are_not_offered(results):
     assert list(layer.options) == results.layer.values[has_value.values].tolist()
     assert "latent" not in layer.options
     assert layer.value in layer.options
+    # what the browser shows is the index
+    assert layer.options[layer.index] == layer.value
     assert all(picture.startswith("<svg") for picture in shown(widget))
     control(widget, "metric").value = "softmax"
     assert layer.options == ()
