@@ -74,7 +74,7 @@ def test_make_installs_into_no_other_clones_environment(tmp_path):
 
     def owner_of(place):
         note.write_text(json.dumps({"dir_info": {"editable": True}, "url": place.as_uri()}))
-        command = ["make", "owner", f"VENV={tmp_path / 'env'}"]
+        command = ["make", "--no-print-directory", "owner", f"VENV={tmp_path / 'env'}"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     refused = owner_of(clone)
