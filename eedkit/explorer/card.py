@@ -160,10 +160,14 @@ class Card:
             args = {"group": group, "n": row["n"]}
             if row["metric"] == "accuracy" and row["element"] in (self.facts["identity"], MOVED):
                 name = f"accuracy, {'moved' if row['element'] == MOVED else 'upright'} ({group})"
-                value, low, high = row["estimate"], row["low"], row["high"]
+                value = row["estimate"]
+                low = row["low"]
+                high = row["high"]
             elif row["layer"] in ("latent", "output"):
                 name = f"relative deviation of {row['metric']} ({group})"
-                value, low, high = row["relative"], row["relative_low"], row["relative_high"]
+                value = row["relative"]
+                low = row["relative_low"]
+                high = row["relative_high"]
                 args["layer"] = row["layer"]
             else:
                 continue
