@@ -16,7 +16,7 @@ TARGET = Path(__file__).parents[1] / "verdicts.md"
 HEAD = """# Tests of the paper's five stated conclusions
 
 Made by `notebooks/gallery/verdicts.py` from finished reports: `make report` is the profile *quick*, `make report PROFILE=full`
-the profiles *full* and *fashion*. Margins were declared before anything was measured; what a comparison compares, and how it
+the profiles *full* and *fashion*. What a comparison compares, and how it
 is judged, stands in `eedkit.paper.conclusions`. In brackets: the bounds over seeds. A verdict that is *inconclusive* says how
 many seeds would decide it, if the effect stays.
 """
