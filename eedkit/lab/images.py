@@ -90,7 +90,8 @@ class Preprocessing:
             made = f"central square resized to {self.size}×{self.size} ({self.interpolation})"
         else:
             made = f"resized to {self.resized} ({self.interpolation}), central {self.size}×{self.size}"
-        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        mean = ", ".join(f"{value:g}" for value in self.mean)
+        std = ", ".join(f"{value:g}" for value in self.std)
         return f"{made}, {_in_words(self.channels)}, normalised by mean ({mean}) and std ({std})"
 
 

@@ -97,7 +97,7 @@ def depth_profile(
         elif drawn.best.nunique() == 1:
             note = f"grey line: perfectly equivariant ({drawn.best.iloc[0]:g}); {note}"
         if "round_trip" in drawn and drawn.round_trip.notna().any():
-            note += "; dotted: round trip, the most that interpolation can add"
+            note += "; dotted: round trip, what moving there and back adds"
         absent = [style.literal(kind) for kind in dict.fromkeys(table[by]) if kind not in looks]
         if absent:
             note += f"; no {value} value: {', '.join(absent)}"
@@ -369,7 +369,8 @@ def class_heatmap(
 
 def _numbered(panels: Sequence[pd.DataFrame]) -> bool:
     """Whether the cells of all panels have room for their numbers."""
-    longest = max(len(_cell_text(value)) for cells in panels for value in cells.values.ravel())
+    values = np.concatenate([cells.values.ravel() for cells in panels])
+    longest = max(len(_cell_text(value)) for value in values)
     rows, columns = np.max([cells.shape for cells in panels], axis=0)
     room = 64 * style.inches() / style.WIDTHS["page"] / min(len(panels), style.across(4))
     return rows <= 12 and columns * (longest + 1) <= room
@@ -539,12 +540,13 @@ def from_unmoved(ds: xr.Dataset, metric: str, layer: str | None = None) -> FromU
     )
     shared = ds.sel(sample=raw["sample"].values)
     models = [shared.isel(model=[place]) for place in range(ds.sizes["model"])]
-    values, nulls = (
-        xr.concat(
-            [ratio_from_x(one, metric, layer, of=of) for one in models], raw.model, coords="minimal", compat="override"
-        )
-        for of in ("_from_x", "_from_x_null")
-    )
+
+    def ratios(of: str) -> xr.DataArray:
+        of_models = [ratio_from_x(one, metric, layer, of=of) for one in models]
+        return xr.concat(of_models, raw.model, coords="minimal", compat="override")
+
+    values = ratios("_from_x")
+    nulls = ratios("_from_x_null")
     is_relative = bool(values.notnull().any())
     if not is_relative:
         values = raw

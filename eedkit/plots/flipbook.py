@@ -1,4 +1,4 @@
-"""One channel of a layer as one image moves. Runs the model once, on the image under all elements, as `measure` does."""
+"""One channel of a layer as one image moves. Draws what `moved_maps` gives, and knows nothing of models."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -6,18 +6,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
 
-from eedkit.errors import unknown
 from eedkit.plots import style
-from eedkit.probe import run
-from eedkit.probe.collect import Place
-from eedkit.probe.measure import Options
-from eedkit.probe.metrics import METRICS
-from eedkit.probe.samples import as_float, open_stream
+from eedkit.probe.features import moved_maps
 
 LOOKS = {"gx": "gray", "f(gx)": "viridis", "g f(x)": "viridis", "difference": "RdBu"}
 """The colours of each row."""
@@ -28,7 +21,7 @@ MILLISECONDS = 800
 
 
 def flipbook(
-    model: nn.Module,
+    model: Any,
     image: Any,
     *,
     group: Any,
@@ -49,35 +42,21 @@ def flipbook(
     layer : its name, as `ek.layers` lists them
     film : path of a GIF to write as well, of each column side by side, one after the other
 
+    >>> import torch
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(50, 3))
     >>> len(flipbook(net, torch.rand(1, 5, 5), group="C4", layer="0", channel=1).axes)
     16
     """
-    images = as_float(image)[None]
-    how = Options(group, metrics="channelwise", layers="all", **options)
-    elements = how.action.group.elements
-    seen = []
-    with run.prepared(model, open_stream(images), how) as ready:
-        layers = {found.name: found for found in ready.found.layers if found.role == "module"}
-        if layer not in layers:
-            raise ValueError(unknown("layer", layer, layers))
-        chosen = layers[layer]
-        METRICS["channelwise"].refuse(chosen)
-        if not 0 <= channel < chosen.channels:
-            raise ValueError(f"channel must be from 0 to {chosen.channels - 1} at {layer}, got {channel}")
-        nobody = torch.zeros(1, dtype=torch.int64)
-        place = Place([*range(len(elements))], 0, slice(0, 1), nobody.expand(len(elements), 1), nobody)
-        with run.watched(ready, lambda *given: seen.append(chosen.read(given[-1])), layers=[chosen]) as forward:
-            forward(place, images)
-        moved_images = ready.forward.orbit(place.elements, images).float().cpu()
-    orbit = seen[0].float().cpu()
-    action = how.action.on(chosen.grid, chosen.channels)
-    moved = torch.stack([action(g, orbit[0]) for g in place.elements])
-    maps = torch.stack([orbit, moved, orbit - moved])[..., channel].unflatten(-1, chosen.grid)
-    tiny = torch.finfo(maps.dtype).tiny
-    span = (maps[:2].max() - maps[:2].min()).clamp_min(tiny)
-    scaled = [moved_images.mean(1), *((maps[:2] - maps[:2].min()) / span), maps[2] / (2 * span) + 0.5]
-    rows = [mpl.colormaps[look](values.numpy()) for look, values in zip(LOOKS.values(), scaled, strict=True)]
+    elements, moved_images, orbit, moved = moved_maps(
+        model, image, group=group, layer=layer, channel=channel, **options
+    )
+    difference = orbit - moved
+    lowest = min(orbit.min(), moved.min())
+    tiny = np.finfo(orbit.dtype).tiny
+    span = max(orbit.max() - lowest, moved.max() - lowest, tiny)
+    scaled = [moved_images.mean(1), (orbit - lowest) / span, (moved - lowest) / span, difference / (2 * span) + 0.5]
+    rows = [mpl.colormaps[look](values) for look, values in zip(LOOKS.values(), scaled, strict=True)]
     if film is not None:
         _write_film(film, rows)
     with style.theme(grid=False):
@@ -90,7 +69,8 @@ def flipbook(
                 ax.imshow(picture)
         for k, element in enumerate(elements):
             axes[0, k].set_title(style.literal(element))
-            axes[-1, k].set(xlabel=f"{maps[2, k].norm() / maps[0, k].norm().clamp_min(tiny):.2g}")
+            size_of_difference = np.linalg.norm(difference[k]) / max(np.linalg.norm(orbit[k]), tiny)
+            axes[-1, k].set(xlabel=f"{size_of_difference:.2g}")
         style.finish(fig, [], "below: the size of the difference, relative to that of f(gx)")
     return fig
 

@@ -1,4 +1,4 @@
-"""The features of every moved copy of every image, as one labelled array: `ek.orbit_features`.
+"""What the model makes of every moved copy: the features of every image (`ek.orbit_features`), or one image's maps.
 
 Knows the pass of `measure`. Costs |G| forwards of every image and holds what it gives: |G| vectors of each.
 """
@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import nn
 
 from eedkit.errors import Undefined, unknown
-from eedkit.probe import dataset, guard
-from eedkit.probe.collect import WhenWhole
+from eedkit.probe import dataset, guard, run
+from eedkit.probe.collect import Place, WhenWhole
 from eedkit.probe.measure import Options, Pass, run_pass, warn_of_flaws
+from eedkit.probe.metrics import METRICS
 from eedkit.probe.run import Ready
-from eedkit.probe.samples import Batch
+from eedkit.probe.samples import Batch, as_float, open_stream
 from eedkit.probe.tracing import Call
 from eedkit.theory.actions import Action
 from eedkit.theory.groups import Group
@@ -113,3 +115,31 @@ class _KeepingPass(Pass):
                 if isinstance(collector, WhenWhole):
                     orbit = collector.orbit[:, : len(rows)].cpu().masked_fill(is_lost[:, None], torch.nan)
                     self.results.put("orbit", orbit.mT.numpy(), rows, None)
+
+
+def moved_maps(
+    model: nn.Module, image: Any, *, group: Any, layer: str, channel: int, **options: Any
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """The group's elements; and for each gx (g, C, H, W), and one channel of f(gx) and of g f(x), (g, h, w), for one image x."""
+    images = as_float(image)[None]
+    how = Options(group, metrics="channelwise", layers="all", **options)
+    elements = how.action.group.elements
+    seen = []
+    with run.prepared(model, open_stream(images), how) as ready:
+        layers = {found.name: found for found in ready.found.layers if found.role == "module"}
+        if layer not in layers:
+            raise ValueError(unknown("layer", layer, layers))
+        chosen = layers[layer]
+        METRICS["channelwise"].refuse(chosen)
+        if not 0 <= channel < chosen.channels:
+            raise ValueError(f"channel must be from 0 to {chosen.channels - 1} at {layer}, got {channel}")
+        nobody = torch.zeros(1, dtype=torch.int64)
+        place = Place([*range(len(elements))], 0, slice(0, 1), nobody.expand(len(elements), 1), nobody)
+        with run.watched(ready, lambda *given: seen.append(chosen.read(given[-1])), layers=[chosen]) as forward:
+            forward(place, images)
+        moved_images = ready.forward.orbit(place.elements, images)
+    orbit = seen[0].float().cpu()
+    action = how.action.on(chosen.grid, chosen.channels)
+    moved = torch.stack([action(g, orbit[0]) for g in place.elements])
+    maps = torch.stack([orbit, moved])[..., channel].unflatten(-1, chosen.grid)
+    return elements, moved_images.float().cpu().numpy(), *maps.numpy()

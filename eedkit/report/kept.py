@@ -116,7 +116,10 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return [text for part in value for text in _texts(part)]
+        texts = []
+        for part in value:
+            texts += _texts(part)
+        return texts
     return []
 
 
